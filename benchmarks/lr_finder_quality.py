@@ -1,0 +1,173 @@
+"""Can the LR finder be trusted? Train a grid of LR max × LR min on a small budget and see where its pair falls.
+
+Every cell trains the baseline recipe from the same start on a stratified subset of the training set and is scored on a
+validation split; the test set is never read. LR max takes the finder's value and multiples of it; LR min is the
+finder's, a tenth and a hundredth of LR max. Cells are written down as they are done: started again with the same
+settings, an interrupted study goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from onecycle import environment, hardware
+from onecycle.assembly import assemble
+from onecycle.config import BASELINE, Config
+from onecycle.errors import InputError
+from onecycle.lr_finder import find_lr
+from onecycle.run_folder import replacing
+from onecycle.training import fit
+from onecycle.visualizations import save_png
+
+MULTIPLES = (1 / 9, 1 / 3, 1, 3, 9)  # of the finder's LR max
+RULES = ("finder", "max/10", "max/100")  # for LR min
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
+    parser.add_argument("--images", type=int, default=7680, help="training images of a cell")
+    parser.add_argument("--validation", type=int, default=5000, help="images that score a cell")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of a cell's cycle")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/lr_finder_quality"), help="folder for JSON and PNG")
+    options = parser.parse_args()
+    try:
+        config = replace(
+            BASELINE,
+            data=options.data,
+            validation=options.validation,
+            limit=options.images,
+            epochs=options.epochs,
+            seed=options.seed,
+        )
+        study = load_or_start(options.out / "study.json", config)
+    except InputError as error:
+        print(f"lr_finder_quality: {error}", file=sys.stderr)
+        return 2
+    for multiple in sorted(MULTIPLES, key=lambda multiple: abs(multiple - 1)):
+        for rule in RULES:
+            if not any((cell["multiple"], cell["rule"]) == (multiple, rule) for cell in study["cells"]):
+                study["cells"].append(score(config, study["curve"], multiple, rule))
+                write(options.out / "study.json", study)
+                print(json.dumps(study["cells"][-1]), flush=True)
+    study["verdict"] = verdict(study["cells"])
+    write(options.out / "study.json", study)
+    save_png(draw(study), options.out / "study.png")
+    print(json.dumps(study["verdict"], indent=2))
+    return 0
+
+
+def load_or_start(path: Path, config: Config) -> dict[str, Any]:
+    """The study that was begun with `config`, or a new one with the finder's curve and no cell."""
+    if path.exists():
+        study: dict[str, Any] = json.loads(path.read_text())
+        if study["config"] == config.to_json():
+            return study
+        raise InputError(f"{path} holds a study with other settings; give another --out")
+    parts = assemble(config)
+    curve = find_lr(parts.model, parts.optimizer, parts.train, acceleration=parts.acceleration)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = environment.describe(hardware.detect(), parts.acceleration)
+    return {
+        "environment": {**described, "command": " ".join(["python", "benchmarks/lr_finder_quality.py", *sys.argv[1:]])},
+        "config": config.to_json(),
+        "fingerprint": parts.dataset.fingerprint,
+        "notes": parts.dataset.notes,
+        "curve": curve.to_json(),
+        "cells": [],
+    }
+
+
+def score(config: Config, curve: dict[str, Any], multiple: float, rule: str) -> dict[str, Any]:
+    """Train one cell from the start: its pair, its validation accuracy (a fraction) and loss, and its seconds."""
+    lr_max = curve["lr_max"] * multiple
+    lr_min = {"finder": curve["lr_min"], "max/10": lr_max / 10, "max/100": lr_max / 100}[rule]
+    parts = assemble(config)
+    started = time.perf_counter()
+    history = fit(
+        parts.model,
+        parts.optimizer,
+        parts.train,
+        parts.evaluation,
+        epochs=config.epochs,
+        lr_min=lr_min,
+        lr_max=lr_max,
+        peak_fraction=config.peak_fraction,
+        acceleration=parts.acceleration,
+    )
+    return {
+        "multiple": multiple,
+        "rule": rule,
+        "lr_max": lr_max,
+        "lr_min": lr_min,
+        "accuracy": history[-1].test_accuracy,
+        "loss": history[-1].test_loss,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def verdict(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The finder's cell against the grid's best."""
+    best = max(cells, key=lambda cell: float(cell["accuracy"]))
+    found = next(cell for cell in cells if (cell["multiple"], cell["rule"]) == (1, "finder"))
+    return {
+        "finder": found,
+        "best": best,
+        "points_below_best": round(100 * (best["accuracy"] - found["accuracy"]), 2),
+        "cells_above_finder": sum(cell["accuracy"] > found["accuracy"] for cell in cells),
+        "cells": len(cells),
+    }
+
+
+def write(path: Path, study: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(study, indent=2) + "\n")
+
+
+def draw(study: dict[str, Any]) -> Figure:
+    """Validation accuracy over LR max, a line for each rule for LR min, the finder's pair marked."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    lines = zip(RULES, ("#0072B2", "#D55E00", "#009E73"), ("o", "s", "^"), strict=True)
+    for rule, colour, marker in lines:
+        cells = sorted((cell for cell in study["cells"] if cell["rule"] == rule), key=lambda cell: cell["lr_max"])
+        axes.plot(
+            [cell["lr_max"] for cell in cells],
+            [100 * cell["accuracy"] for cell in cells],
+            color=colour,
+            marker=marker,
+            label=f"LR min {study['curve']['lr_min']:.1e}, the finder's" if rule == "finder" else f"LR min = {rule}",
+        )
+    found = study["verdict"]["finder"]
+    axes.plot(found["lr_max"], 100 * found["accuracy"], "o", ms=16, mfc="none", mec="#0072B2", mew=2)
+    axes.annotate(
+        f"the finder's pair\n{100 * found['accuracy']:.1f} %",
+        (found["lr_max"], 100 * found["accuracy"]),
+        xytext=(0, 18),
+        textcoords="offset points",
+        ha="center",
+        color="#0072B2",
+    )
+    axes.set_xscale("log")
+    axes.margins(y=0.25)
+    axes.set_xlabel("LR max")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, loc="lower center")
+    below = study["verdict"]["points_below_best"]
+    axes.set_title(
+        f"The finder's pair scores {below:.1f} points below the best of {len(study['cells'])} cells", loc="left"
+    )
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

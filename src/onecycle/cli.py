@@ -1,0 +1,207 @@
+"""The command line: `onecycle train | find-lr | evaluate | summary | predict`, generated from `Config`."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+from rich.console import Console
+from rich.table import Table
+
+from onecycle.config import BASELINE, RECIPES, Config
+from onecycle.errors import InputError
+
+app = App(
+    name="onecycle",
+    help="Train a small, strong image classifier with one cycle of the learning rate.",
+    version=version("onecycle"),
+    default_parameter=Parameter(negative=(), show_default=True),
+    help_format="plaintext",
+)
+Settings = Annotated[Config, Parameter(name="*")]
+Saved = Annotated[Path | None, Parameter(name="--config")]
+
+
+@app.command
+def train(*, settings: Settings = BASELINE, config: Saved = None, resume: Path | None = None) -> int:
+    """Find the learning rates, train, evaluate, and write a run folder.
+
+    Parameters
+    ----------
+    config
+        Start from the config.json of a run; other options change it.
+    resume
+        Go on with this interrupted run folder; takes no other option.
+    """
+    from onecycle import experiment
+
+    console = Console()
+    folder = experiment.resume(resume, console) if resume else experiment.run(settings, console)
+    result = folder.read_result()
+    console.print(
+        f"\n{result.evaluated_on} accuracy {result.test_accuracy:.2%} at the last epoch "
+        f"(best {result.best_test_accuracy:.2%}, epoch {result.best_epoch}), "
+        f"train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+@app.command(name="find-lr")
+def find_lr(*, settings: Settings = BASELINE, config: Saved = None) -> int:
+    """Run the LR finder alone, and write its curve and picture.
+
+    Parameters
+    ----------
+    config
+        Start from the config.json of a run; other options change it.
+    """
+    from onecycle import experiment
+
+    folder = experiment.find_rates(settings, Console())
+    print(f"{folder.lr_finder}\n{folder.pictures / 'lr_finder.png'}")
+    return 0
+
+
+@app.command
+def evaluate(run: Path, /, *, data: str | None = None) -> int:
+    """Compute a run's result again from its weights; exit code 1 if it is not what was recorded.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    data
+        Where the run's data are now, if they moved.
+    """
+    from onecycle.experiment import evaluate_run
+    from onecycle.run_folder import RunFolder
+
+    recorded = RunFolder.open(run).read_result()
+    evaluation = evaluate_run(run, data)
+    print(f"{recorded.evaluated_on} accuracy {evaluation.accuracy}, loss {evaluation.loss}")
+    if (evaluation.accuracy, evaluation.loss) == (recorded.test_accuracy, recorded.test_loss):
+        print("as recorded in result.json, to the last digit")
+        return 0
+    print(f"result.json has {recorded.test_accuracy}, loss {recorded.test_loss}: these differ", file=sys.stderr)
+    return 1
+
+
+@app.command
+def summary(
+    *, classes: int = 10, input_size: int = 32, as_json: Annotated[bool, Parameter(name="--json")] = False
+) -> int:
+    """Print the network layer by layer.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    input_size
+        Height and width of the images.
+    as_json
+        Print JSON instead of a table.
+    """
+    from onecycle.models import CustomResNet
+
+    network = CustomResNet(classes, input_size).summary((3, input_size, input_size))
+    if as_json:
+        print(json.dumps(network.to_json(), indent=2))
+        return 0
+    table = Table(box=None, header_style="bold")
+    table.add_column("Layer")
+    table.add_column("Output shape")
+    table.add_column("Parameters", justify="right")
+    for layer in network.layers:
+        table.add_row(layer.layer, str(list(layer.output_shape)), f"{layer.parameters:,}")
+    Console().print(table, highlight=False)
+    print(f"\nTotal params: {network.parameters:,}")
+    print(f"Trainable params: {network.trainable_parameters:,}")
+    print(f"Non-trainable params: {network.parameters - network.trainable_parameters:,}\n")
+    print(f"Input size (MB): {network.input_mb:.2f}")
+    print(f"Forward/backward pass size (MB): {network.forward_backward_mb:.2f}")
+    print(f"Params size (MB): {network.parameters_mb:.2f}")
+    print(f"Estimated total size (MB): {network.total_mb:.2f}")
+    return 0
+
+
+@app.command
+def predict(*files: Path, run: Path | None = None) -> int:
+    """Name what is in pictures: a line each with file, class and probability.
+
+    Parameters
+    ----------
+    files
+        Pictures of any size.
+    run
+        The run whose network to use; the newest complete one in runs/ when left out.
+    """
+    from onecycle.predictor import Predictor, read_picture
+    from onecycle.run_folder import RunFolder, newest_complete
+
+    if not files:
+        raise InputError("no picture is given; name one or more files")
+    folder = RunFolder.open(run) if run else newest_complete(BASELINE.out)
+    predictor = Predictor.load(folder.weights)
+    failed = 0
+    for file in files:
+        try:
+            (prediction,) = predictor.predict([read_picture(file)])
+        except InputError as error:
+            print(f"onecycle: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"{file}\t{prediction.label}\t{prediction.probability:.2%}")
+    return 2 if failed else 0
+
+
+def _fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Let the values of `--config` or `--recipe` stand where the command line gives none."""
+    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    if "--epochs" not in {argument.name for argument in arguments}:
+        return
+    if "--resume" in given:
+        if len(given) > 1:
+            others = ", ".join(sorted(given.keys() - {"--resume"}))
+            raise InputError(f"--resume goes on with the run as it was configured; leave out {others}")
+        return
+    if "--config" in given:
+        start = Config.load(Path(given["--config"]))
+    else:
+        # An unknown recipe is refused when the arguments are converted.
+        start = next((value for name, value in RECIPES.items() if name == given.get("--recipe")), BASELINE)
+    values = {name: value for name, value in start.to_json().items() if value is not None}
+    Dict(values, use_commands_as_keys=False)(app, commands, arguments)
+
+
+app.config = (_fill_in,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 2 for bad input, with one line that says what is wrong."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    if debug:
+        tokens.remove("--debug")
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else 0
+    except (InputError, CycloptsError) as error:
+        if debug:
+            raise
+        print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "onecycle: interrupted; `onecycle train --resume RUN` goes on after the last whole epoch", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,140 @@
+"""What a run is asked to do. A recipe is a value of `Config`; a variant is `dataclasses.replace(BASELINE, …)`."""
+
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from onecycle.errors import InputError
+
+Recipe = Literal["baseline"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run's outcome, and nothing else.
+
+    Raises:
+        InputError: when a value is not allowed; the message names the field, the value and what is allowed.
+    """
+
+    recipe: Recipe = "baseline"
+    """Name of the recipe the values start from."""
+
+    data: str = "cifar10"
+    """cifar10, digits, auto (CIFAR-10 if it can be had, else digits), or a path: an archive or a folder of images."""
+
+    epochs: int = 24
+    """Passes over the training set."""
+
+    batch_size: int = 512
+    """Images a step; the last batch of an epoch may be shorter and counts."""
+
+    lr_max: float | None = None
+    """Learning rate at the peak; found by the LR finder when left out."""
+
+    lr_min: float | None = None
+    """Learning rate at both ends of the cycle; found by the LR finder when left out."""
+
+    peak_fraction: float = 5 / 24
+    """Part of all steps after which the peak is reached: the end of epoch 5 of 24."""
+
+    seed: int = 0
+    """Decides initial weights, data order and augmentation."""
+
+    validation: int = 0
+    """Evaluate on this many images held out of the training set, instead of on the test set."""
+
+    limit: int | None = None
+    """Use only this many images of each split, drawn evenly from the classes."""
+
+    device: Device = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+
+    precision: Precision = "auto"
+    """Arithmetic of the forward and backward pass; auto takes bfloat16 where the hardware is fast at it."""
+
+    workers: int = 1
+    """Processes that augment images; the result does not depend on their number."""
+
+    out: Path = Path("runs")
+    """Folder in which the run's own folder is made."""
+
+    def __post_init__(self) -> None:
+        for field, choices in (("recipe", Recipe), ("device", Device), ("precision", Precision)):
+            allowed = get_args(choices)
+            _require(self, field, getattr(self, field) in allowed, "one of " + ", ".join(allowed))
+        for field in ("epochs", "batch_size"):
+            _require(self, field, getattr(self, field) >= 1, "at least 1")
+        for field in ("seed", "validation", "workers"):
+            _require(self, field, getattr(self, field) >= 0, "at least 0")
+        _require(self, "limit", self.limit is None or self.limit >= 1, "at least 1")
+        for field in ("lr_max", "lr_min"):
+            rate = getattr(self, field)
+            _require(self, field, rate is None or 0 < rate < float("inf"), "a positive number")
+        if self.lr_min is not None and self.lr_max is not None:
+            _require(self, "lr_min", self.lr_min <= self.lr_max, f"at most lr_max, which is {self.lr_max}")
+        _require(self, "peak_fraction", 0 < self.peak_fraction < 1, "between 0 and 1")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "out": str(self.out)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: on a field that `Config` does not have, or a value of the wrong type.
+        """
+        hints = typing.get_type_hints(cls)
+        known = {field.name for field in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                raise InputError(
+                    f"configuration field {name!r} is not known; the fields are {', '.join(sorted(known))}"
+                )
+            if not _fits(value, hints[name]):
+                raise InputError(f"configuration field {name} is {value!r}, which is not a {hints[name]}")
+        return cls(**{**values, "out": Path(values.get("out", "runs"))})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The configuration a run saved in its `config.json`.
+
+        Raises:
+            InputError: when the file cannot be read, is not JSON or holds something else.
+        """
+        try:
+            values = json.loads(path.read_text())
+        except OSError as error:
+            raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not a configuration: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} is not a configuration: it must hold one JSON object")
+        return cls.from_json(values)
+
+
+def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
+    if not holds:
+        option = "--" + field.replace("_", "-")
+        raise InputError(f"{option} is {getattr(config, field)}; it must be {allowed}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    accepted = {float: (int, float), Path: (str,)}.get(hint, (hint,))
+    return isinstance(value, accepted) and not isinstance(value, bool)
+
+
+BASELINE = Config()
+"""The specification: the custom ResNet on CIFAR-10, batch 512, one cycle over 24 epochs with its peak at epoch 5."""
+
+RECIPES: dict[Recipe, Config] = {"baseline": BASELINE}

@@ -1,0 +1,197 @@
+"""One's own images: `train/<class>/*` and `test/<class>/*`, in a folder or an archive."""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from onecycle.dataset.cache import cached
+from onecycle.dataset.entries import Entry, entries_of
+from onecycle.dataset.image_set import ImageSet
+from onecycle.errors import InputError
+from onecycle.preprocessing import to_square
+
+SPLITS = ("train", "test")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_CACHE_VERSION = 1  # raised when decoding or the cached files change
+_CHUNK = 64  # files read ahead: enough to keep a pool busy, few enough to hold in memory when they are large
+_LARGE_BYTES = 50_000
+
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where each image goes: `rows` gives its split and its row there; `labels` are those of the rows."""
+
+    classes: tuple[str, ...]
+    rows: dict[Parts, tuple[str, int]]
+    labels: dict[str, NDArray[np.int64]]
+
+
+def read_image_folder(source: Path, input_size: int) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set of `source`, a folder or an archive, which may have one folder around the two.
+
+    Images are uint8 `[N,input_size,input_size,3]`, ordered by class and file name, in files mapped into memory
+    (copy on write); classes are the folders' names, sorted. They are decoded once, into the user's cache.
+
+    Raises:
+        InputError: the folders are not as they must be, or an image cannot be read; the message names it.
+    """
+    if source.is_dir():
+        index = _index(entries_of(source), source)
+        key = _folder_key(source, index)
+    else:
+        index = None
+        with source.open("rb") as file:
+            key = hashlib.file_digest(file, "sha256").hexdigest()
+    key = hashlib.sha256(json.dumps([_CACHE_VERSION, input_size, key]).encode()).hexdigest()[:32]
+
+    def write(folder: Path) -> None:
+        _decode_all(source, index or _index(entries_of(source), source), input_size, folder)
+
+    return cached(key, write, _read_decoded)
+
+
+def _folder_key(source: Path, index: _Index) -> str:
+    digest = hashlib.sha256(os.fsencode(source.resolve()))
+    root = os.fspath(source)
+    for parts in sorted(index.rows):
+        stat = os.stat(os.path.join(root, *parts))
+        digest.update(json.dumps([parts, stat.st_size, stat.st_mtime_ns]).encode())
+    return digest.hexdigest()
+
+
+def _index(entries: Iterable[Entry], source: Path) -> _Index:
+    found: dict[str, dict[str, set[Parts]]] = {}  # split -> class -> images
+    around: set[Parts] = set()
+    for entry in entries:
+        depth = next((i for i, part in enumerate(entry.parts[:2]) if part in SPLITS), None)
+        if depth is None or (len(entry.parts) == depth + 1 and not entry.is_folder):
+            continue
+        around.add(entry.parts[:depth])
+        classes = found.setdefault(entry.parts[depth], defaultdict(set))
+        inside = entry.parts[depth + 1 :]
+        if len(inside) > 1 or (inside and entry.is_folder):
+            images = classes[inside[0]]
+            if not entry.is_folder and Path(inside[-1]).suffix.lower() in SUFFIXES:
+                images.add(entry.parts)
+    if len(around) > 1:
+        tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
+        raise InputError(f"{source}: train/ and test/ are in several places ({tops}); keep one pair")
+    classes_of = _checked(found, source)
+    rows: dict[Parts, tuple[str, int]] = {}
+    labels: dict[str, NDArray[np.int64]] = {}
+    for split in SPLITS:
+        ordered = [(label, parts) for label, name in enumerate(classes_of) for parts in sorted(found[split][name])]
+        rows |= {parts: (split, row) for row, (_, parts) in enumerate(ordered)}
+        labels[split] = np.array([label for label, _ in ordered], np.int64)
+    return _Index(classes_of, rows, labels)
+
+
+def _checked(found: dict[str, dict[str, set[Parts]]], source: Path) -> tuple[str, ...]:
+    """The class names, when both splits have images of the same two classes or more."""
+    for split in SPLITS:
+        if split not in found:
+            raise InputError(f"{source}: there is no {split}/ folder; put images in {split}/<class>/")
+        if not found[split]:
+            raise InputError(f"{source}: {split}/ has no class folders; put images in {split}/<class>/")
+    for split in SPLITS:
+        if empty := sorted(name for name, images in found[split].items() if not images):
+            raise InputError(f"{source}: class folder {split}/{empty[0]} has no images; add some or remove it")
+    train, test = (set(found[split]) for split in SPLITS)
+    if different := sorted(train ^ test):
+        here, there = ("train", "test") if different[0] in train else ("test", "train")
+        raise InputError(
+            f"{source}: train/ and test/ have different classes: {different[0]!r} is in {here}/ but not in {there}/; "
+            "both need the same class folders"
+        )
+    if len(train) == 1:
+        raise InputError(f"{source}: there is one class only, {min(train)!r}; a classifier needs two or more")
+    for name in sorted(train):
+        if not name.isprintable():
+            raise InputError(f"{source}: the class name {name!r} cannot be printed; rename the folder")
+    return tuple(sorted(train))
+
+
+def _decode_all(source: Path, index: _Index, size: int, folder: Path) -> None:
+    """Fill `folder` with the arrays of both splits, in one pass over `source`, whatever its order."""
+    (folder / "classes.json").write_text(json.dumps(index.classes))
+    with ExitStack() as stack, warnings.catch_warnings():
+        # Pillow's other warnings name no file, and what it cannot read it raises.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
+        files: dict[str, tuple[IO[bytes], int]] = {}
+        for split, labels in index.labels.items():
+            np.save(folder / f"{split}_labels.npy", labels)
+            file = stack.enter_context((folder / f"{split}_images.npy").open("wb"))
+            shape = (len(labels), size, size, 3)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            files[split] = file, file.tell()
+        images = _images(source, index)
+        while chunk := list(islice(images, _CHUNK)):
+            # Threads take turns on small files and are slower there than one after the other.
+            is_large = sum(len(image.content) for image in chunk) > len(chunk) * _LARGE_BYTES
+            squares = (pool.map if is_large else map)(lambda image: _decode(image, size), chunk)
+            for image, square in zip(chunk, squares, strict=True):
+                to, start = files[image.split]
+                # Written, not mapped: a full disk is then an error instead of a killed process.
+                to.seek(start + image.row * square.nbytes)
+                to.write(square.tobytes())
+
+
+class _Image(NamedTuple):
+    split: str
+    row: int
+    content: bytes
+    where: str
+
+
+def _images(source: Path, index: _Index) -> Iterator[_Image]:
+    top = f"{source}/" if source.is_dir() else f"{source}:"
+    for entry in entries_of(source):
+        if not entry.is_folder and entry.parts in index.rows:
+            yield _Image(*index.rows[entry.parts], entry.read(), top + "/".join(entry.parts))
+
+
+def _decode(encoded: _Image, size: int) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(encoded.content), formats=_FORMATS) as image:
+            image.load()  # verify() passes truncated files
+            return to_square(image, size)
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{encoded.where}: not an image ({len(encoded.content):,} bytes); replace or remove it"
+        ) from error
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{encoded.where}: the image cannot be read ({reason}); replace or remove it") from error
+
+
+def _read_decoded(folder: Path) -> tuple[ImageSet, ImageSet]:
+    classes = tuple(json.loads((folder / "classes.json").read_text()))
+    train, test = (
+        ImageSet(
+            # Copy on write: torch warns of arrays that cannot be written.
+            np.asarray(np.load(folder / f"{split}_images.npy", mmap_mode="c")),
+            np.load(folder / f"{split}_labels.npy"),
+            classes,
+        )
+        for split in SPLITS
+    )
+    return train, test

@@ -1,0 +1,212 @@
+"""What a run does, from its configuration to its folder. The composition root: it owns the folder and the screen."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from onecycle import acceleration, environment, hardware, outcome, pictures
+from onecycle.acceleration import Acceleration
+from onecycle.assembly import Experiment, assemble
+from onecycle.checkpoint import load_state, save_state
+from onecycle.config import Config
+from onecycle.errors import InputError
+from onecycle.lr_finder import find_lr
+from onecycle.predictor import Predictor
+from onecycle.progress import RunProgress
+from onecycle.records import EpochRecord, History, LRCurve
+from onecycle.run_folder import RunFolder
+from onecycle.training import Evaluation, evaluate, fit
+
+SWEEP_STEPS = 100
+AUGMENTATIONS_SHOWN = 8
+
+
+def run(config: Config, console: Console) -> RunFolder:
+    """Find the learning rates, train, evaluate, write it all down: the whole of `onecycle train`.
+
+    Raises:
+        InputError: when the configuration cannot be run; no folder is left behind unless training had begun.
+    """
+    with RunProgress(console) as progress:
+        started = time.perf_counter()
+        experiment = assemble(config)
+        _announce(experiment, progress)
+        _check_cycle(experiment)
+        folder = _new_folder(experiment, config.recipe)
+        curve = None
+        if config.lr_min is None or config.lr_max is None:
+            curve = _sweep(experiment, folder, progress)
+        return _train(experiment, folder, progress, curve=curve, history=[], started=started)
+
+
+def resume(path: Path, console: Console) -> RunFolder:
+    """Go on with an interrupted run after its last whole epoch, computing the way it began.
+
+    Raises:
+        InputError: when there is no such run, it is complete, or its data are not what they were.
+    """
+    folder = RunFolder.open(path)
+    if folder.result.exists():
+        raise InputError(f"{path} is complete: there is nothing to resume")
+    with RunProgress(console) as progress:
+        started = time.perf_counter()
+        experiment = _reassemble(folder, folder.read_config())
+        _announce(experiment, progress)
+        curve = folder.read_lr_curve()
+        history: History = []
+        if folder.checkpoint.exists():
+            state = load_state(folder.checkpoint, experiment.model, experiment.optimizer)
+            history = [EpochRecord(**record) for record in state["history"]]
+            started -= state["seconds"]
+        elif curve is None and (experiment.config.lr_min is None or experiment.config.lr_max is None):
+            curve = _sweep(experiment, folder, progress)
+        progress.say(f"Resuming {path} after epoch {len(history)}")
+        return _train(experiment, folder, progress, curve=curve, history=history, started=started)
+
+
+def find_rates(config: Config, console: Console) -> RunFolder:
+    """Run only the LR finder, and write its curve and picture into a folder of its own."""
+    with RunProgress(console) as progress:
+        experiment = assemble(config)
+        _announce(experiment, progress)
+        folder = _new_folder(experiment, "find-lr")
+        _sweep(experiment, folder, progress)
+    pictures.draw(folder)
+    return folder
+
+
+def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
+    """Compute a finished run's result again from its weights, on the data it was trained on, from `data` if given.
+
+    Raises:
+        InputError: when there is no such run, or the data are not those of the run.
+    """
+    folder = RunFolder.open(path)
+    config = folder.read_config()
+    experiment = _reassemble(folder, config if data is None else replace(config, data=data))
+    predictor = Predictor.load(folder.weights, experiment.acceleration)
+    return evaluate(predictor.model, experiment.evaluation, acceleration=experiment.acceleration)
+
+
+def _reassemble(folder: RunFolder, config: Config) -> Experiment:
+    recorded = folder.read_json(folder.environment)
+    how = Acceleration.from_json(recorded["acceleration"])
+    acceleration.require_device(hardware.detect(), how.device)
+    experiment = assemble(config, how)
+    now = experiment.dataset.fingerprint
+    if now != recorded["dataset"]["fingerprint"]:
+        raise InputError(
+            f"{folder.path} was trained on other data: fingerprint {recorded['dataset']['fingerprint'][:12]}, "
+            f"and {experiment.dataset.source} has {now[:12]}"
+        )
+    return experiment
+
+
+def _announce(experiment: Experiment, progress: RunProgress) -> None:
+    dataset, how = experiment.dataset, experiment.acceleration
+    for note in dataset.notes:
+        progress.warn(note)
+    progress.say(
+        f"Data: {dataset.source}: {len(dataset.train):,} training images, "
+        f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
+    )
+    progress.say(f"Computing on {how.device} in {how.precision}, {torch.get_num_threads()} threads")
+
+
+def _check_cycle(experiment: Experiment) -> None:
+    steps = experiment.config.epochs * len(experiment.train)
+    if steps < 2:
+        raise InputError(
+            f"{len(experiment.dataset.train)} images in batches of {experiment.config.batch_size} make {steps} step in "
+            "all, and one cycle needs at least 2; lower --batch-size or raise --epochs"
+        )
+
+
+def _new_folder(experiment: Experiment, purpose: str) -> RunFolder:
+    dataset = experiment.dataset
+    folder = RunFolder.create(experiment.config.out, f"{purpose}-{dataset.name}")
+    folder.write_json(folder.config, experiment.config.to_json())
+    described = environment.describe(hardware.detect(), experiment.acceleration)
+    about_data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "notes": dataset.notes}
+    folder.write_json(folder.environment, {**described, "dataset": about_data})
+    originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
+    folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
+    return folder
+
+
+def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> LRCurve:
+    progress.start_sweep(SWEEP_STEPS)
+    try:
+        curve = find_lr(
+            experiment.model,
+            experiment.optimizer,
+            experiment.train,
+            acceleration=experiment.acceleration,
+            steps=SWEEP_STEPS,
+            after_step=progress.sweep_step,
+        )
+    finally:
+        progress.end_sweep()
+    folder.write_json(folder.lr_finder, curve.to_json())
+    others = ", ".join(f"{name} {lr:.2e}" for name, lr in curve.suggestions.items())
+    progress.say(f"LR finder: LR min {curve.lr_min:.2e}, LR max {curve.lr_max:.2e} (others: {others})")
+    return curve
+
+
+def _rates(config: Config, curve: LRCurve | None) -> tuple[float, float]:
+    """The pair (lr_min, lr_max): what was asked for, else what was found."""
+    lr_min = config.lr_min if config.lr_min is not None or curve is None else curve.lr_min
+    lr_max = config.lr_max if config.lr_max is not None or curve is None else curve.lr_max
+    assert lr_min is not None and lr_max is not None
+    if lr_min > lr_max:
+        raise InputError(f"LR min {lr_min:.2e} is above LR max {lr_max:.2e}; give both --lr-min and --lr-max")
+    return lr_min, lr_max
+
+
+def _train(
+    experiment: Experiment,
+    folder: RunFolder,
+    progress: RunProgress,
+    *,
+    curve: LRCurve | None,
+    history: History,
+    started: float,
+) -> RunFolder:
+    config = experiment.config
+    lr_min, lr_max = _rates(config, curve)
+    last: Evaluation | None = None
+
+    def after_epoch(record: EpochRecord, evaluation: Evaluation) -> None:
+        nonlocal last
+        last = evaluation
+        history.append(record)
+        so_far = {"history": [asdict(record) for record in history], "seconds": time.perf_counter() - started}
+        save_state(folder.checkpoint, experiment.model, experiment.optimizer, so_far)
+        folder.write_history(history)
+        progress.epoch(record)
+
+    progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
+    fit(
+        experiment.model,
+        experiment.optimizer,
+        experiment.train,
+        experiment.evaluation,
+        epochs=config.epochs,
+        lr_min=lr_min,
+        lr_max=lr_max,
+        peak_fraction=config.peak_fraction,
+        acceleration=experiment.acceleration,
+        first_epoch=len(history),
+        after_step=progress.step,
+        after_epoch=after_epoch,
+    )
+    # A run that was interrupted between its last epoch and its result has no evaluation at hand.
+    evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
+    seconds = time.perf_counter() - started
+    outcome.write(experiment, folder, evaluation, history, lr_min=lr_min, lr_max=lr_max, seconds=seconds)
+    folder.checkpoint.unlink(missing_ok=True)  # the weights are saved, and a complete run is not resumed
+    pictures.draw(folder)
+    return folder

@@ -1,0 +1,78 @@
+"""What this machine is. Detects only; `acceleration` decides what to do with it."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The parts of a machine that decide how a network runs best on it."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    fast_bfloat16: bool  # matrix units or vector instructions for bfloat16 on the CPU
+    gpu: str | None  # name of the first GPU
+    gpu_kind: str | None  # torch's device type of it: "cuda" or "mps"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def detect() -> Hardware:
+    """The machine this process runs on."""
+    gpu, gpu_kind = None, None
+    if torch.cuda.is_available():
+        gpu, gpu_kind = torch.cuda.get_device_name(0), "cuda"
+    elif torch.backends.mps.is_available():
+        gpu, gpu_kind = "Apple GPU", "mps"
+    features = torch.cpu.get_capabilities()
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=usable_cores(),
+        memory_gib=round(_memory_bytes() / 2**30, 1),
+        fast_bfloat16=bool(features.get("amx_bf16") or features.get("avx512_bf16")),
+        gpu=gpu,
+        gpu_kind=gpu_kind,
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use: the smallest of the machine's, its affinity mask and a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)

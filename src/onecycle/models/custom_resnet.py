@@ -1,0 +1,78 @@
+"""The custom ResNet of David C. Page's DAWNBench entry ("How to Train Your ResNet", 2018), layer for layer."""
+
+import torch
+from torch import nn
+
+from onecycle.errors import InputError
+from onecycle.models.model_composite import ModelComposite
+
+SMALLEST_INPUT = 8  # three poolings halve the map; below 8 nothing is left of it
+
+
+class CustomResNet(ModelComposite):
+    """A small, wide ResNet: float images `[B,3,S,S]` to logits `[B,classes]`; 6,573,120 parameters for 10 classes.
+
+    Preparation, a pooled layer with a residual branch, a pooled layer, a pooled layer with a residual branch, then a
+    max-pool over what is left of the map (4×4 for 32×32 images) and a linear layer without bias.
+
+    Raises:
+        InputError: for fewer than two classes or images under 8×8.
+    """
+
+    def __init__(self, classes: int = 10, input_size: int = 32) -> None:
+        super().__init__()
+        if classes < 2:
+            raise InputError(f"the network was asked for {classes} classes; it needs at least 2")
+        if input_size < SMALLEST_INPUT:
+            raise InputError(
+                f"the network halves its input three times: images of {input_size}×{input_size} are too small, "
+                f"use {SMALLEST_INPUT}×{SMALLEST_INPUT} or more"
+            )
+        self.input_size = input_size
+        self.preparation = convolution(3, 64)
+        self.layer1 = nn.Sequential(convolution(64, 128, pool=True), Residual(128))
+        self.layer2 = convolution(128, 256, pool=True)
+        self.layer3 = nn.Sequential(convolution(256, 512, pool=True), Residual(512))
+        self.pool = nn.MaxPool2d(input_size // 8)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(512, classes, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `[B,classes]`.
+
+        Raises:
+            InputError: when the images do not have the size the network was built for.
+        """
+        size = self.input_size
+        if images.shape[1:] != (3, size, size):
+            raise InputError(f"the network takes images [B,3,{size},{size}] and was given {list(images.shape)}")
+        features = self.preparation(images)  # [B,64,32,32]
+        features = self.layer1(features)  # [B,128,16,16]
+        features = self.layer2(features)  # [B,256,8,8]
+        features = self.layer3(features)  # [B,512,4,4]
+        logits: torch.Tensor = self.linear(self.flatten(self.pool(features)))
+        return logits
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions whose result is added to their input; shape `[B,channels,H,W]` is kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(convolution(channels, channels), convolution(channels, channels))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        branch: torch.Tensor = self.branch(features)
+        return features + branch
+
+
+def convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    """3×3 convolution, max-pooling by 2 if `pool`, batch norm, ReLU: `[B,inputs,H,W]` to `[B,outputs,…]`."""
+    # Pooling before batch norm leaves a quarter of the values to normalize.
+    pooling = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+        *pooling,
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )

@@ -1,0 +1,72 @@
+"""What a finished run leaves: its result, predictions, mistakes and weights."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onecycle import hardware
+from onecycle.assembly import Experiment
+from onecycle.dataset import ImageSet
+from onecycle.records import History, Mistakes, RunResult
+from onecycle.run_folder import RunFolder
+from onecycle.training import Evaluation
+
+MISTAKES_SHOWN = 40
+
+
+def write(
+    experiment: Experiment,
+    folder: RunFolder,
+    evaluation: Evaluation,
+    history: History,
+    *,
+    lr_min: float,
+    lr_max: float,
+    seconds: float,
+) -> None:
+    """Write what the run came to; `result.json` last, so that a folder that has it is complete."""
+    logits, labels = evaluation.logits.numpy(), evaluation.labels.numpy()
+    folder.write_arrays(folder.predictions, logits=logits, labels=labels)
+    folder.write_mistakes(confident_mistakes(logits, labels, experiment.dataset.evaluation))
+    experiment.predictor.save(folder.weights)
+    config, dataset = experiment.config, experiment.dataset
+    best = max(history, key=lambda record: record.test_accuracy)
+    result = RunResult(
+        recipe=config.recipe,
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        evaluated_on=dataset.evaluated_on,
+        train_images=len(dataset.train),
+        test_images=len(dataset.evaluation),
+        notes=dataset.notes,
+        seed=config.seed,
+        parameters=sum(parameter.numel() for parameter in experiment.model.parameters()),
+        lr_min=lr_min,
+        lr_max=lr_max,
+        epochs=config.epochs,
+        train_accuracy=history[-1].train_accuracy,
+        test_loss=evaluation.loss,
+        test_accuracy=evaluation.accuracy,
+        best_test_accuracy=best.test_accuracy,
+        best_epoch=best.epoch,
+        seconds=seconds,
+        images_per_second=len(history) * len(dataset.train) / sum(record.seconds for record in history),
+        peak_memory_gib=hardware.peak_memory_gib(),
+    )
+    folder.write_json(folder.result, result.to_json())
+
+
+def confident_mistakes(logits: NDArray[np.float32], labels: NDArray[np.int64], images: ImageSet) -> Mistakes:
+    """The most confident incorrect predictions: logits `[N,C]` and labels `[N]`, in the order of `images`."""
+    probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    predictions = logits.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != labels)
+    shown = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MISTAKES_SHOWN]
+    return Mistakes(
+        indices=shown,
+        images=images.images[shown],
+        labels=labels[shown],
+        predictions=predictions[shown],
+        probabilities=probabilities[shown],
+        classes=images.classes,
+    )

@@ -1,0 +1,153 @@
+"""A run's folder: the names of its files, and writing that leaves no half of one."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.config import Config
+from onecycle.errors import InputError
+from onecycle.records import EpochRecord, History, LRCurve, Mistakes, RunResult
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """The files of one run. Everything that is shown about the run can be drawn again from them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.environment = path / "environment.json"
+        self.lr_finder = path / "lr_finder.json"
+        self.history = path / "history.jsonl"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.weights = path / "weights.safetensors"
+        self.predictions = path / "predictions.npz"
+        self.mistakes = path / "mistakes.npz"
+        self.augmentations = path / "augmentations.npz"
+        self.result = path / "result.json"
+        self.pictures = path / "pictures"
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> Self:
+        """A new folder `parent/name-<time>`.
+
+        Raises:
+            InputError: when it cannot be made.
+        """
+        stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for number in range(1, 100):
+            path = parent / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if parent.exists() and not parent.is_dir():
+                    raise InputError(f"--out {parent} is a file; give a folder") from None
+            except OSError as error:
+                raise InputError(f"cannot make a run folder in --out {parent}: {error.strerror}") from error
+            else:
+                (path / "pictures").mkdir()
+                return cls(path)
+        raise InputError(f"--out {parent} holds too many runs named {stem}")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run's folder.
+
+        Raises:
+            InputError: when there is none.
+        """
+        folder = cls(path)
+        if not path.exists():
+            raise InputError(f"there is no run folder {path}")
+        if not folder.config.is_file():
+            raise InputError(f"{path} is not a run folder: it has no {folder.config.name}")
+        return folder
+
+    def write_json(self, path: Path, values: dict[str, Any]) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """What one of the folder's JSON files holds.
+
+        Raises:
+            InputError: when the run has no such file, or it holds something else.
+        """
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{self.path} has no {path.name}: the run did not get that far") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} cannot be read: it must hold one JSON object")
+        return values
+
+    def read_config(self) -> Config:
+        return Config.load(self.config)
+
+    def read_result(self) -> RunResult:
+        return RunResult.from_json(self.read_json(self.result))
+
+    def read_lr_curve(self) -> LRCurve | None:
+        """The LR finder's curve, or None when the run was given its pair of rates."""
+        return LRCurve.from_json(self.read_json(self.lr_finder)) if self.lr_finder.exists() else None
+
+    def write_history(self, history: History) -> None:
+        with replacing(self.history) as temporary:
+            temporary.write_text("".join(json.dumps(asdict(record)) + "\n" for record in history))
+
+    def read_history(self) -> History:
+        if not self.history.exists():
+            return []
+        return [EpochRecord(**json.loads(line)) for line in self.history.read_text().splitlines()]
+
+    def write_arrays(self, path: Path, **arrays: NDArray[Any]) -> None:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    def read_arrays(self, path: Path) -> dict[str, NDArray[Any]]:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except FileNotFoundError:
+            raise InputError(f"{self.path} has no {path.name}: the run did not get that far") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+    def write_mistakes(self, mistakes: Mistakes) -> None:
+        with replacing(self.mistakes) as temporary:
+            mistakes.save(temporary)
+
+    def read_mistakes(self) -> Mistakes:
+        return Mistakes.load(self.mistakes)
+
+
+def newest_complete(parent: Path) -> RunFolder:
+    """The newest run in `parent` that has weights.
+
+    Raises:
+        InputError: when there is none.
+    """
+    complete = [path for path in parent.glob("*/weights.safetensors") if path.is_file()]
+    if not complete:
+        raise InputError(f"there is no trained network in {parent}/; train one with `onecycle train`, or give --run")
+    return RunFolder(max(complete, key=lambda path: path.stat().st_mtime).parent)

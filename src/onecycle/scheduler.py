@@ -1,0 +1,28 @@
+"""The learning rate of every step."""
+
+
+def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_max: float) -> float:
+    """Learning rate of `step` (0-based, global): straight up from `lr_min` to `lr_max` at `peak_step`, straight back.
+
+    No annihilation: the cycle ends at `lr_min`. Pure, so a plot or a resumed run needs only the step number.
+    Source: Smith & Topin 2018, "Super-Convergence", section 3.
+
+    Raises:
+        ValueError: unless 0 <= step < total_steps and 0 <= peak_step < total_steps - 1.
+    """
+    if not 0 <= peak_step < total_steps - 1:
+        raise ValueError(f"peak_step is {peak_step}; it must be at least 0 and before the last of {total_steps} steps")
+    if not 0 <= step < total_steps:
+        raise ValueError(f"step is {step}; it must be from 0 to {total_steps - 1}")
+    if step == peak_step:
+        return lr_max
+    climbed = step / peak_step if step < peak_step else (total_steps - 1 - step) / (total_steps - 1 - peak_step)
+    return lr_min + (lr_max - lr_min) * climbed
+
+
+def peak_step(total_steps: int, peak_fraction: float) -> int:
+    """The step (0-based) on which `peak_fraction` of `total_steps` is complete, kept inside the cycle.
+
+    Of 24 epochs of 98 steps, 5/24 end with step 489.
+    """
+    return min(max(round(total_steps * peak_fraction) - 1, 0), max(total_steps - 2, 0))

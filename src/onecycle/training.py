@@ -1,0 +1,160 @@
+"""The training loop: knows no files and no screens; its caller says what to do after a step and after an epoch."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from onecycle.acceleration import PLAIN, Acceleration
+from onecycle.batches import Batches
+from onecycle.models import Batch, ModelComposite, as_composite
+from onecycle.records import EpochRecord, History
+from onecycle.scheduler import one_cycle, peak_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Where training stands after a step; loss and accuracy (a fraction) are those of the epoch so far."""
+
+    epoch: int  # 1-based
+    step: int  # 0-based, global
+    images: int  # in this step
+    lr: float
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network does on a whole split, in its order: logits float32 `[N,C]`, labels int64 `[N]`."""
+
+    loss: float
+    accuracy: float
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+class StepOutcome(NamedTuple):
+    """What one training step came to: the global step, its mean loss, its correct answers and its images."""
+
+    step: int
+    loss: float
+    correct: int
+    images: int
+
+
+def training_steps(
+    running: ModelComposite,
+    optimizer: Optimizer,
+    batches: Iterable[Batch],
+    lr_of_step: Callable[[int], float],
+    *,
+    acceleration: Acceleration,
+    first_step: int = 0,
+) -> Iterator[StepOutcome]:
+    """Train `running`, a model that `acceleration` has prepared, on `batches`, one step each time the caller asks."""
+    running.train()
+    for step, batch in enumerate(batches, start=first_step):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_of_step(step)
+        optimizer.zero_grad()
+        with acceleration.autocast():
+            loss, logits = running.training_step(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        correct = int((logits.detach().argmax(dim=1) == batch.labels).sum())
+        yield StepOutcome(step, float(loss.detach()), correct, len(batch.labels))
+
+
+def evaluate(model: nn.Module, batches: Batches, *, acceleration: Acceleration = PLAIN) -> Evaluation:
+    """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is."""
+    running = acceleration.prepare(as_composite(model)).eval()
+    total, logits, labels = 0.0, [], []
+    for batch in batches.epoch(0):
+        with acceleration.autocast():
+            output = running.evaluation_step(batch)
+        total += float(output.loss) * len(batch.labels)
+        logits.append(output.logits.float().cpu())
+        labels.append(batch.labels.cpu())
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    correct = int((all_logits.argmax(dim=1) == all_labels).sum())
+    return Evaluation(
+        loss=total / len(all_labels), accuracy=correct / len(all_labels), logits=all_logits, labels=all_labels
+    )
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    train: Batches,
+    evaluation: Batches,
+    *,
+    epochs: int,
+    lr_min: float,
+    lr_max: float,
+    peak_fraction: float = 5 / 24,
+    acceleration: Acceleration = PLAIN,
+    first_epoch: int = 0,
+    after_step: Callable[[StepReport], None] = lambda report: None,
+    after_epoch: Callable[[EpochRecord, Evaluation], None] = lambda record, evaluation: None,
+) -> History:
+    """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
+
+    `optimizer` holds the parameters of `model`; its learning rate is set at every step. `first_epoch` (0-based)
+    continues a run whose model and optimizer were restored. Returns the records of the epochs it ran.
+
+    Raises:
+        ValueError: when there are fewer than two steps, which make no cycle.
+    """
+    running = acceleration.prepare(as_composite(model))
+    total_steps = epochs * len(train)
+    lr_of_step = partial(
+        one_cycle,
+        total_steps=total_steps,
+        peak_step=peak_step(total_steps, peak_fraction),
+        lr_min=lr_min,
+        lr_max=lr_max,
+    )
+    history: History = []
+    for epoch in range(first_epoch, epochs):
+        started = time.perf_counter()
+        first_step = epoch * len(train)
+        steps = training_steps(
+            running, optimizer, train.epoch(epoch), lr_of_step, acceleration=acceleration, first_step=first_step
+        )
+        for report in _reports(steps, epoch, lr_of_step):
+            after_step(report)
+        tested = evaluate(model, evaluation, acceleration=acceleration)
+        record = EpochRecord(
+            epoch=epoch + 1,
+            lr=report.lr,
+            train_loss=report.loss,
+            train_accuracy=report.accuracy,
+            test_loss=tested.loss,
+            test_accuracy=tested.accuracy,
+            seconds=time.perf_counter() - started,
+        )
+        history.append(record)
+        after_epoch(record, tested)
+    return history
+
+
+def _reports(steps: Iterable[StepOutcome], epoch: int, lr_of_step: Callable[[int], float]) -> Iterator[StepReport]:
+    loss, correct, images = 0.0, 0, 0
+    for outcome in steps:
+        loss += outcome.loss * outcome.images
+        correct += outcome.correct
+        images += outcome.images
+        yield StepReport(
+            epoch=epoch + 1,
+            step=outcome.step,
+            images=outcome.images,
+            lr=lr_of_step(outcome.step),
+            loss=loss / images,
+            accuracy=correct / images,
+        )

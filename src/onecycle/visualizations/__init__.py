@@ -1,0 +1,21 @@
+"""Every picture, drawn from records only: never from a model or a data set.
+
+Each function returns a `matplotlib.figure.Figure` and leaves the user's matplotlib settings as they were.
+"""
+
+from onecycle.visualizations.confusion import confusion_matrix
+from onecycle.visualizations.galleries import augmentations, incorrect_predictions
+from onecycle.visualizations.history import accuracy_curves, loss_curves
+from onecycle.visualizations.learning_rates import learning_rate_curve, lr_finder_curve
+from onecycle.visualizations.style import save_png
+
+__all__ = [
+    "accuracy_curves",
+    "augmentations",
+    "confusion_matrix",
+    "incorrect_predictions",
+    "learning_rate_curve",
+    "loss_curves",
+    "lr_finder_curve",
+    "save_png",
+]

@@ -1,0 +1,118 @@
+"""What all tests share: a cache of their own, no way to the web, and tiny data made from the embedded digits."""
+
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from onecycle.dataset import ImageSet, load_dataset
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("onecycle", deadline=None)
+settings.load_profile("onecycle")
+
+_NAMED = os.environ.get("ONECYCLE_DATA")
+
+
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def isolated(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's cache or data, and none can download: nothing listens on port 9."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    monkeypatch.delenv("ONECYCLE_DATA", raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with CIFAR-10 and its samples: `$ONECYCLE_DATA`, or `shared/cifar10` beside the repository."""
+    folder = Path(_NAMED) if _NAMED else Path(__file__).resolve().parents[2] / "shared" / "cifar10"
+    if not (folder / "cifar-10-binary-sample.tar.gz").is_file():
+        pytest.skip(f"the CIFAR-10 files are not in {folder}; set ONECYCLE_DATA to the folder that has them")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[ImageSet, ImageSet]:
+    """The first five training and two test digits of each class, in the order of the set."""
+    digits = load_dataset("digits")
+
+    def first(images: ImageSet, each: int) -> ImageSet:
+        return images.subset(np.sort(np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in range(10)])))
+
+    return first(digits.train, 5), first(digits.evaluation, 2)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set as `train/<class>/<row>.png` and `test/<class>/<row>.png`. Copy it to change it."""
+    root = tmp_path_factory.mktemp("folder") / "handwritten"
+    for split, images in zip(("train", "test"), tiny, strict=True):
+        for row, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            path = root / split / images.classes[label] / f"{row:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def binary_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set in CIFAR-10's official binary layout, ten records a training batch. Copy it to change it."""
+    root = tmp_path_factory.mktemp("binary") / "cifar-10-batches-bin"
+    root.mkdir()
+    (root / "batches.meta.txt").write_text("\n".join(tiny[0].classes) + "\n\n")
+    for name, batch in _batches(tiny).items():
+        records = np.concatenate([batch.labels[:, None].astype(np.uint8), _planes(batch)], axis=1)
+        (root / f"{name}.bin").write_bytes(records.tobytes())
+    return root
+
+
+@pytest.fixture(scope="session")
+def python_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set in CIFAR-10's official python layout. Copy it to change it."""
+    root = tmp_path_factory.mktemp("python") / "cifar-10-batches-py"
+    root.mkdir()
+    names = {b"label_names": [name.encode() for name in tiny[0].classes]}
+    (root / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
+    for name, batch in _batches(tiny).items():
+        values = {b"batch_label": name.encode(), b"labels": batch.labels.tolist(), b"data": _planes(batch)}
+        (root / name).write_bytes(pickle.dumps(values, protocol=2))
+    return root
+
+
+@pytest.fixture(scope="session")
+def binary_archive(binary_folder: Path) -> Path:
+    return _archived(binary_folder, "cifar-10-binary.tar.gz")
+
+
+@pytest.fixture(scope="session")
+def python_archive(python_folder: Path) -> Path:
+    return _archived(python_folder, "cifar-10-python.tar.gz")
+
+
+def _archived(folder: Path, name: str) -> Path:
+    path = folder.parents[1] / f"{folder.parent.name}-archive" / name
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    return path
+
+
+def _batches(tiny: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
+    train, test = tiny
+    parts = [train.subset(rows) for rows in np.split(np.arange(len(train)), 5)]
+    return {f"data_batch_{i}": part for i, part in enumerate(parts, start=1)} | {"test_batch": test}
+
+
+def _planes(batch: ImageSet) -> np.ndarray:
+    return np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)).reshape(len(batch), -1)  # [n,32,32,3] -> [n,3072]

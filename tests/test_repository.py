@@ -1,0 +1,317 @@
+"""The house itself: its commands, its lock, its sizes, and nothing of one machine in it."""
+
+import ast
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK_LINES = [
+    line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"
+]
+PINS: dict[str, str] = {
+    canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LOCK_LINES)
+}
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TARGETS = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+LONGEST_FILE = 300
+LONGEST_FUNCTION = 60
+
+
+# The commands
+
+
+def make(*arguments: str, folder: Path, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """`make` as a person would start it: without what an outer `make test` put into the environment."""
+    outer = ("MAKE", "MFLAGS", "ONECYCLE_DATA", "PYTHON", "ARGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        input=stdin,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def executable(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def bare_house(tmp_path: Path) -> Path:
+    """The files an install depends on, in a folder of their own, with no `.venv`."""
+    house = tmp_path / "a house"
+    house.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, house)
+    return house
+
+
+def put_stamp(house: Path) -> Path:
+    stamp = house / ".venv" / "installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+    newest = max((house / name).stat().st_mtime for name in ("requirements.lock", "pyproject.toml"))
+    os.utime(stamp, (newest + 10, newest + 10))
+    return stamp
+
+
+def test_the_makefile_offers_the_promised_commands() -> None:
+    assert {"train", "test", "lint", "notebook"} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_make_target_can_be_planned(target: str) -> None:
+    plan = make("-n", target, folder=ROOT)
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.strip()
+
+
+def test_make_alone_lists_every_command() -> None:
+    listed = make(folder=ROOT).stdout
+    assert all(f"make {target}: " in listed for target in TARGETS)
+
+
+@pytest.mark.parametrize("target", ["train", "test", "lint", "notebook"])
+def test_first_use_installs_the_lock_before_it_runs_anything(bare_house: Path, target: str) -> None:
+    plan = make("-n", target, folder=bare_house).stdout
+    put_stamp(bare_house)
+    work = make("-n", target, folder=bare_house).stdout
+    assert plan.index("-r requirements.lock") < plan.index(work)
+    assert plan.endswith(work)
+
+
+@pytest.mark.parametrize(
+    ("target", "steps"),
+    [
+        ("train", [".venv/bin/onecycle train --data auto"]),
+        ("test", [".venv/bin/pytest"]),
+        ("notebook", [".venv/bin/jupyter-execute --inplace S10.ipynb"]),
+    ],
+)
+def test_an_installed_house_goes_straight_to_work(bare_house: Path, target: str, steps: list[str]) -> None:
+    put_stamp(bare_house)
+    assert [line.strip() for line in make("-n", target, folder=bare_house).stdout.splitlines()] == steps
+
+
+@pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml"])
+def test_a_changed_lock_or_project_file_installs_again(bare_house: Path, changed: str) -> None:
+    later = put_stamp(bare_house).stat().st_mtime + 10
+    os.utime(bare_house / changed, (later, later))
+    assert "-r requirements.lock" in make("-n", "test", folder=bare_house).stdout
+
+
+def test_arguments_reach_the_training_command(bare_house: Path) -> None:
+    put_stamp(bare_house)
+    plan = make("-n", "train", "ARGS=--epochs 1", folder=bare_house).stdout
+    assert plan.strip().endswith("train --data auto --epochs 1")
+
+
+def test_a_broken_install_leaves_no_stamp_behind(bare_house: Path, tmp_path: Path) -> None:
+    makes_a_venv_that_installs_nothing = """
+        [ "$1" = -m ] || exit 0
+        mkdir -p .venv/bin
+        printf '#!/bin/sh\\necho no network >&2; exit 1\\n' > .venv/bin/python
+        chmod +x .venv/bin/python"""
+    python = executable(tmp_path / "python", makes_a_venv_that_installs_nothing)
+    attempt = make("test", f"PYTHON={python}", folder=bare_house)
+    assert attempt.returncode != 0
+    assert "no network" in attempt.stderr
+    assert (bare_house / ".venv").is_dir()
+    assert not (bare_house / ".venv" / "installed").exists()
+
+
+def test_an_old_python_is_refused_in_one_clear_line(bare_house: Path, tmp_path: Path) -> None:
+    pretend = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    python = executable(tmp_path / "python", f'exec "{sys.executable}" -c "{pretend}" "$2"')
+    attempt = make("test", f"PYTHON={python}", folder=bare_house)
+    assert attempt.returncode != 0
+    assert "needs Python 3.11 or newer" in attempt.stderr.splitlines()[0]
+    assert "3.9" in attempt.stderr.splitlines()[0]
+    assert not (bare_house / ".venv").exists()
+
+
+def exported_data(house: Path, **variables: str) -> str:
+    """What a command that make starts in `house` sees as ONECYCLE_DATA; "unset" where it sees none."""
+    show = 'show:\n\t@echo "$${ONECYCLE_DATA-unset}"\n'
+    return make("-s", "-f", "Makefile", "-f", "-", "show", folder=house, stdin=show, **variables).stdout.strip()
+
+
+def test_make_hands_on_the_shared_data_folder_as_an_absolute_path(bare_house: Path) -> None:
+    assert exported_data(bare_house) == "unset"
+    shared = bare_house.parent / "shared" / "cifar10"
+    shared.mkdir(parents=True)
+    assert exported_data(bare_house) == str(shared.resolve())
+
+
+def test_the_users_own_data_folder_wins(bare_house: Path) -> None:
+    (bare_house.parent / "shared" / "cifar10").mkdir(parents=True)
+    assert exported_data(bare_house, ONECYCLE_DATA="mine") == "mine"
+
+
+def test_the_ci_script_lints_and_then_ends_with_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make lint", "make test"]
+
+
+# The lock
+
+
+def test_the_lock_pins_the_torch_that_pip_finds_for_the_cpu() -> None:
+    assert PINS["torch"] == "2.13.0"
+
+
+def test_every_lock_line_is_one_exact_public_version() -> None:
+    exact = re.compile(r"[A-Za-z0-9._-]+==[0-9]+(\.[0-9a-z]+)*")
+    assert [line for line in LOCK_LINES if not exact.fullmatch(line)] == []
+
+
+def test_the_lock_names_no_index_no_host_and_no_build() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert not re.search(r"://|--(extra-)?index|--find-links|\+cpu", text)
+
+
+def test_the_lock_brings_no_cuda_package() -> None:
+    assert not [name for name in PINS if re.match(r"nvidia|cuda|triton", name)]
+
+
+def test_the_lock_names_each_package_once() -> None:
+    assert len(PINS) == len(LOCK_LINES)
+
+
+def declared_requirements() -> list[str]:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    declared = [
+        *PYPROJECT["project"]["dependencies"],
+        *PYPROJECT["build-system"]["requires"],
+        *sum(extras.values(), []),
+    ]
+    own_name = PYPROJECT["project"]["name"]
+    return sorted({requirement for requirement in declared if Requirement(requirement).name != own_name})
+
+
+@pytest.mark.parametrize("declared", declared_requirements())
+def test_a_declared_dependency_is_pinned_at_a_version_it_allows(declared: str) -> None:
+    requirement = Requirement(declared)
+    pinned = PINS.get(canonicalize_name(requirement.name))
+    assert pinned is not None, f"{requirement.name} is missing from requirements.lock"
+    assert requirement.specifier.contains(pinned, prereleases=True), f"{declared} refuses the pinned {pinned}"
+
+
+# The files
+
+
+def repository_files() -> list[Path]:
+    """Every file that is, or would be, in git; where there is no git, every file in a folder that is not ignored."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").rstrip("\n")).resolve() == ROOT:
+            listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+            return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return walk_files()
+
+
+def walk_files() -> list[Path]:
+    """Every file below the root, outside the folders that .gitignore names."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")]
+    files = []
+    for folder, subfolders, names in os.walk(ROOT):
+        subfolders[:] = [
+            name for name in subfolders if name != ".git" and not any(fnmatch.fnmatch(name, glob) for glob in ignored)
+        ]
+        files += [Path(folder) / name for name in names]
+    return files
+
+
+def text_of(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def machine_paths(text: str) -> list[str]:
+    """The absolute paths in `text` that exist on one machine only: somebody's home, or a work folder at the root."""
+    unix = "|".join(["home", "Users", "root", "work"])
+    return re.findall(rf"(?<![\w.~}})-])/(?:{unix})/[\w.-]+|\b[A-Za-z]:\\+Users\\+\w+", text)
+
+
+@pytest.mark.parametrize("folder", ["home", "Users", "root", "work"])
+@pytest.mark.parametrize("before", ['"cd ', "file://", "=", ""])
+def test_a_path_of_one_machine_is_recognised(folder: str, before: str) -> None:
+    assert machine_paths(f"{before}/{folder}/ada/onecycle") == [f"/{folder}/ada"]
+
+
+def test_a_windows_home_is_recognised_also_inside_json() -> None:
+    assert len(machine_paths("C:" + r"\Users\ada and C:" + r"\\Users\\ada")) == 2
+
+
+@pytest.mark.parametrize(
+    "innocent", ["~/work/photos", "../work/photos", "https://a.org/home/page", "{root}/work/x", "/data/x"]
+)
+def test_a_path_that_any_machine_may_have_is_left_alone(innocent: str) -> None:
+    assert machine_paths(f"see {innocent} there") == []
+
+
+@pytest.mark.parametrize("list_files", [repository_files, walk_files])
+def test_both_ways_to_list_the_repository_find_this_file_and_no_ignored_one(
+    list_files: Callable[[], list[Path]],
+) -> None:
+    files = list_files()
+    assert Path(__file__).resolve() in files
+    assert ROOT / "Makefile" in files
+    assert not [path for path in files if {".venv", ".git", "__pycache__"} & set(path.relative_to(ROOT).parts)]
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    texts = {path: text_of(path) for path in repository_files()}
+    found = {str(path.relative_to(ROOT)): machine_paths(text) for path, text in texts.items() if text}
+    assert {name: paths for name, paths in found.items() if paths} == {}
+
+
+def test_the_package_never_names_the_shared_data_folder() -> None:
+    assert [path.name for path in SOURCES if "shared/cifar10" in path.read_text(encoding="utf-8")] == []
+
+
+def test_no_source_file_is_too_long() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_function_is_too_long() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
