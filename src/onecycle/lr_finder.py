@@ -21,7 +21,7 @@ from onecycle.records import LRCurve
 from onecycle.training import training_steps
 
 SMOOTHING = 0.9  # weight of the past in the running mean of the loss
-DIVERGENCE = 3.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
+DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
 FEWEST_POINTS = 10
 SMALLEST_FALL = 0.05  # of the first loss; a curve that falls less is flat
 ONSET = 0.10  # part of the fall after which learning has begun
@@ -109,14 +109,16 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     def rate_at(part: float) -> float:
         return float(lrs[int(np.argmax(fallen >= part))])
 
-    slopes = np.gradient(smoothed, np.log(lrs))
+    # Beyond its lowest point the loss may fall again, from wherever it was thrown: nothing is read there.
+    descent = smoothed[: lowest + 1]
+    slopes = np.gradient(descent, np.log(lrs[: lowest + 1]))
     return LRCurve(
         lrs=tuple(float(lr) for lr in lrs),
         losses=tuple(float(loss) for loss in losses),
         smoothed=tuple(smoothed.tolist()),
         suggestions={
             "steepest": float(lrs[int(slopes.argmin())]),
-            "valley": float(lrs[_middle_of_longest_descent(smoothed)]),
+            "valley": float(lrs[_middle_of_longest_descent(descent)]),
             "minimum/10": float(lrs[lowest]) / 10,
         },
         lr_min=rate_at(ONSET),
