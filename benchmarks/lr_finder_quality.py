@@ -24,6 +24,7 @@ from onecycle.lr_finder import find_lr
 from onecycle.run_folder import replacing
 from onecycle.training import fit
 from onecycle.visualizations import save_png
+from onecycle.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
 
 MULTIPLES = (1 / 9, 1 / 3, 1, 3, 9)  # of the finder's LR max
 RULES = ("finder", "max/10", "max/100")  # for LR min
@@ -32,10 +33,12 @@ RULES = ("finder", "max/10", "max/100")  # for LR min
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
-    parser.add_argument("--images", type=int, default=7680, help="training images of a cell")
+    parser.add_argument("--images", type=int, default=10_240, help="training images of a cell")
     parser.add_argument("--validation", type=int, default=5000, help="images that score a cell")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of a cell's cycle")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of a cell's cycle")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="another than the recorded run's, so that its images differ"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/lr_finder_quality"), help="folder for JSON and PNG")
     options = parser.parse_args()
     try:
@@ -131,41 +134,36 @@ def write(path: Path, study: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(study, indent=2) + "\n")
 
 
+@styled
 def draw(study: dict[str, Any]) -> Figure:
     """Validation accuracy over LR max, a line for each rule for LR min, the finder's pair marked."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    lines = zip(RULES, ("#0072B2", "#D55E00", "#009E73"), ("o", "s", "^"), strict=True)
-    for rule, colour, marker in lines:
+    figure, axes = chart(top=0.75)
+    labels = (f"LR min {study['curve']['lr_min']:.1e}, the finder's", "LR min = LR max / 10", "LR min = LR max / 100")
+    for rule, label, colour, marker in zip(RULES, labels, (BLUE, VERMILLION, GREY), "os^", strict=True):
         cells = sorted((cell for cell in study["cells"] if cell["rule"] == rule), key=lambda cell: cell["lr_max"])
-        axes.plot(
-            [cell["lr_max"] for cell in cells],
-            [100 * cell["accuracy"] for cell in cells],
-            color=colour,
-            marker=marker,
-            label=f"LR min {study['curve']['lr_min']:.1e}, the finder's" if rule == "finder" else f"LR min = {rule}",
-        )
+        rates = [cell["lr_max"] for cell in cells]
+        axes.plot(rates, [100 * cell["accuracy"] for cell in cells], color=colour, marker=marker, label=label)
     found = study["verdict"]["finder"]
-    axes.plot(found["lr_max"], 100 * found["accuracy"], "o", ms=16, mfc="none", mec="#0072B2", mew=2)
+    place = (found["lr_max"], 100 * found["accuracy"])
+    axes.plot(*place, "o", markersize=15, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.5)
     axes.annotate(
-        f"the finder's pair\n{100 * found['accuracy']:.1f} %",
-        (found["lr_max"], 100 * found["accuracy"]),
-        xytext=(0, 18),
+        f"the finder's pair: {place[1]:.1f} %",
+        place,
+        xytext=(0, 14),
         textcoords="offset points",
         ha="center",
-        color="#0072B2",
+        color=INK,
+        weight="bold",
     )
     axes.set_xscale("log")
-    axes.margins(y=0.25)
-    axes.set_xlabel("LR max")
+    axes.set_xticks(rates, [f"{rate:.1e}" for rate in rates])
+    axes.minorticks_off()
+    axes.margins(y=0.2)
+    axes.set_xlabel("LR max, log scale")
     axes.set_ylabel("validation accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, loc="lower center")
-    below = study["verdict"]["points_below_best"]
-    axes.set_title(
-        f"The finder's pair scores {below:.1f} points below the best of {len(study['cells'])} cells", loc="left"
-    )
+    axes.legend(loc="lower center")
+    below, cells = study["verdict"]["points_below_best"], len(study["cells"])
+    axes.set_title(f"Learning rate grid: the finder's pair is {below:.1f} points below the best of {cells}", pad=18)
     return figure
 
 

@@ -87,8 +87,10 @@ def choose(hardware: Hardware, *, device: Device = "auto", precision: Precision 
 
 
 def require_device(hardware: Hardware, device: str) -> None:
-    """Raises:
-    InputError: when `hardware` has no such device.
+    """Refuse a device that `hardware` does not have.
+
+    Raises:
+        InputError: naming the devices it has.
     """
     if device not in ("cpu", hardware.gpu_kind):
         has = f"cpu and {hardware.gpu_kind}" if hardware.gpu_kind else "only cpu"

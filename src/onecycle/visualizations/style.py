@@ -1,6 +1,5 @@
 """One look for every picture: palette, sizes, text that fits, and files that are equal for equal records."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+
+from onecycle.run_folder import replacing
 
 # Okabe & Ito's palette, "Color Universal Design": told apart with every kind of colour vision.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
@@ -62,13 +63,8 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Writes a picture whole or not at all. Equal figures give equal files: no date and no version is written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with style.context(_STYLE, after_reset=True):
-            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, style.context(_STYLE, after_reset=True):
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom: float) -> Axes:
