@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onecycle.errors import InputError
-from onecycle.run_folder import replacing
+from onecycle.run_folder import reading, replacing
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
@@ -20,7 +20,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     # safetensors refuses channels-last memory, and writes several metadata keys in a changing order.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(contiguous, temporary, {"onecycle": json.dumps(metadata, sort_keys=True)})
+        temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -30,13 +33,11 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         InputError: when the file is missing, damaged or not one of ours.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["onecycle"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise InputError(f"there is no {path.name} in {path.parent}: the run did not get that far") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read, it is damaged or was not written by onecycle: {error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be read, it is damaged or of another kind: {error}") from error
 
 
 def save_state(path: Path, model: nn.Module, optimizer: Optimizer, progress: Mapping[str, Any]) -> None:
@@ -56,13 +57,15 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
         InputError: when the file cannot be read or belongs to another network.
     """
     tensors, metadata = load_tensors(path)
-    torch.set_rng_state(tensors.pop("random.torch"))
-    load_weights(model, _below("model.", tensors), path)
+    with reading(path):
+        random_state, param_groups = tensors.pop("random.torch"), metadata.pop("param_groups")
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": metadata.pop("param_groups")})
+    load_weights(model, _below("model.", tensors), path)
+    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
+    torch.set_rng_state(random_state)
     return metadata
 
 

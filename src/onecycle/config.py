@@ -65,13 +65,13 @@ class Config:
     """Folder in which the run's own folder is made."""
 
     def __post_init__(self) -> None:
-        for field, choices in (("recipe", Recipe), ("device", Device), ("precision", Precision)):
-            allowed = get_args(choices)
-            _require(self, field, getattr(self, field) in allowed, "one of " + ", ".join(allowed))
+        for field, hint in typing.get_type_hints(type(self)).items():
+            _require(self, field, _fits(getattr(self, field), hint), _in_words(hint))
         for field in ("epochs", "batch_size"):
             _require(self, field, getattr(self, field) >= 1, "at least 1")
         for field in ("seed", "validation", "workers"):
             _require(self, field, getattr(self, field) >= 0, "at least 0")
+        _require(self, "seed", self.seed < 2**64, "below 2**64")
         _require(self, "limit", self.limit is None or self.limit >= 1, "at least 1")
         for field in ("lr_max", "lr_min"):
             rate = getattr(self, field)
@@ -88,18 +88,14 @@ class Config:
         """The inverse of `to_json`.
 
         Raises:
-            InputError: on a field that `Config` does not have, or a value of the wrong type.
+            InputError: on a field that `Config` does not have, or a value that is not allowed.
         """
-        hints = typing.get_type_hints(cls)
-        known = {field.name for field in fields(cls)}
-        for name, value in values.items():
-            if name not in known:
-                raise InputError(
-                    f"configuration field {name!r} is not known; the fields are {', '.join(sorted(known))}"
-                )
-            if not _fits(value, hints[name]):
-                raise InputError(f"configuration field {name} is {value!r}, which is not a {hints[name]}")
-        return cls(**{**values, "out": Path(values.get("out", "runs"))})
+        known = sorted(field.name for field in fields(cls))
+        if unknown := sorted(values.keys() - set(known)):
+            raise InputError(f"configuration field {unknown[0]!r} is not known; the fields are {', '.join(known)}")
+        if isinstance(out := values.get("out"), str):
+            values = {**values, "out": Path(out)}
+        return cls(**values)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -122,7 +118,7 @@ class Config:
 def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
     if not holds:
         option = "--" + field.replace("_", "-")
-        raise InputError(f"{option} is {getattr(config, field)}; it must be {allowed}")
+        raise InputError(f"{option} is {getattr(config, field)!r}; it must be {allowed}")
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -130,8 +126,15 @@ def _fits(value: object, hint: Any) -> bool:
         return value in get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in get_args(hint))
-    accepted = {float: (int, float), Path: (str,)}.get(hint, (hint,))
-    return isinstance(value, accepted) and not isinstance(value, bool)
+    return isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return _in_words(get_args(hint)[0])
+    return {int: "a whole number", float: "a number", str: "text", Path: "a path"}[hint]
 
 
 BASELINE = Config()

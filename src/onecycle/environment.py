@@ -1,6 +1,7 @@
 """What a run was computed with: `environment.json`."""
 
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ _LIBRARIES = ("onecycle", "torch", "numpy", "albumentations", "opencv-python-hea
 def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
     """The command, commit, date, versions and machine of this process, and the way it computes, as JSON values."""
     return {
-        "command": " ".join(["onecycle", *sys.argv[1:]]),
+        "command": shlex.join(["onecycle", *sys.argv[1:]]),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},

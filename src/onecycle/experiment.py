@@ -1,5 +1,6 @@
 """What a run does, from its configuration to its folder. The composition root: it owns the folder and the screen."""
 
+import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from onecycle import acceleration, environment, hardware, outcome, pictures
 from onecycle.acceleration import Acceleration
 from onecycle.assembly import Experiment, assemble
+from onecycle.batches import Batches
 from onecycle.checkpoint import load_state, save_state
 from onecycle.config import Config
 from onecycle.errors import InputError
@@ -17,7 +19,7 @@ from onecycle.lr_finder import find_lr
 from onecycle.predictor import Predictor
 from onecycle.progress import RunProgress
 from onecycle.records import EpochRecord, History, LRCurve
-from onecycle.run_folder import RunFolder
+from onecycle.run_folder import RunFolder, reading
 from onecycle.training import Evaluation, evaluate, fit
 
 SWEEP_STEPS = 100
@@ -36,9 +38,12 @@ def run(config: Config, console: Console) -> RunFolder:
         _announce(experiment, progress)
         _check_cycle(experiment)
         folder = _new_folder(experiment, config.recipe)
-        curve = None
-        if config.lr_min is None or config.lr_max is None:
-            curve = _sweep(experiment, folder, progress)
+        try:
+            curve = None if _rates_given(config) else _sweep(experiment, folder, progress)
+            _rates(config, curve)
+        except InputError:
+            folder.discard()
+            raise
         return _train(experiment, folder, progress, curve=curve, history=[], started=started)
 
 
@@ -49,8 +54,9 @@ def resume(path: Path, console: Console) -> RunFolder:
         InputError: when there is no such run, it is complete, or its data are not what they were.
     """
     folder = RunFolder.open(path)
-    if folder.result.exists():
+    if folder.result.exists() and not folder.checkpoint.exists():
         raise InputError(f"{path} is complete: there is nothing to resume")
+    folder.remove_strays()
     with RunProgress(console) as progress:
         started = time.perf_counter()
         experiment = _reassemble(folder, folder.read_config())
@@ -61,7 +67,7 @@ def resume(path: Path, console: Console) -> RunFolder:
             state = load_state(folder.checkpoint, experiment.model, experiment.optimizer)
             history = [EpochRecord(**record) for record in state["history"]]
             started -= state["seconds"]
-        elif curve is None and (experiment.config.lr_min is None or experiment.config.lr_max is None):
+        elif curve is None and not _rates_given(experiment.config):
             curve = _sweep(experiment, folder, progress)
         progress.say(f"Resuming {path} after epoch {len(history)}")
         return _train(experiment, folder, progress, curve=curve, history=history, started=started)
@@ -73,7 +79,11 @@ def find_rates(config: Config, console: Console) -> RunFolder:
         experiment = assemble(config)
         _announce(experiment, progress)
         folder = _new_folder(experiment, "find-lr")
-        _sweep(experiment, folder, progress)
+        try:
+            _sweep(experiment, folder, progress)
+        except InputError:
+            folder.discard()
+            raise
     pictures.draw(folder)
     return folder
 
@@ -88,18 +98,26 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
     config = folder.read_config()
     experiment = _reassemble(folder, config if data is None else replace(config, data=data))
     predictor = Predictor.load(folder.weights, experiment.acceleration)
-    return evaluate(predictor.model, experiment.evaluation, acceleration=experiment.acceleration)
+    batches = Batches(
+        experiment.dataset.evaluation,
+        predictor.preprocessing,
+        batch_size=config.batch_size,
+        device=experiment.acceleration.device,
+    )
+    return evaluate(predictor.model, batches, acceleration=experiment.acceleration)
 
 
 def _reassemble(folder: RunFolder, config: Config) -> Experiment:
-    recorded = folder.read_json(folder.environment)
-    how = Acceleration.from_json(recorded["acceleration"])
+    with reading(folder.environment):
+        recorded = folder.read_json(folder.environment)
+        how = Acceleration.from_json(recorded["acceleration"])
+        then = recorded["dataset"]["fingerprint"]
     acceleration.require_device(hardware.detect(), how.device)
     experiment = assemble(config, how)
     now = experiment.dataset.fingerprint
-    if now != recorded["dataset"]["fingerprint"]:
+    if now != then:
         raise InputError(
-            f"{folder.path} was trained on other data: fingerprint {recorded['dataset']['fingerprint'][:12]}, "
+            f"{folder.path} was trained on other data: fingerprint {then[:12]}, "
             f"and {experiment.dataset.source} has {now[:12]}"
         )
     return experiment
@@ -156,6 +174,10 @@ def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> 
     return curve
 
 
+def _rates_given(config: Config) -> bool:
+    return config.lr_min is not None and config.lr_max is not None
+
+
 def _rates(config: Config, curve: LRCurve | None) -> tuple[float, float]:
     """The pair (lr_min, lr_max): what was asked for, else what was found."""
     lr_min = config.lr_min if config.lr_min is not None or curve is None else curve.lr_min
@@ -182,6 +204,11 @@ def _train(
     def after_epoch(record: EpochRecord, evaluation: Evaluation) -> None:
         nonlocal last
         last = evaluation
+        if not math.isfinite(record.train_loss):
+            raise InputError(
+                f"the training loss of epoch {record.epoch} is not finite, with a learning rate up to {lr_max:.2e}; "
+                "give a lower --lr-max"
+            )
         history.append(record)
         so_far = {"history": [asdict(record) for record in history], "seconds": time.perf_counter() - started}
         save_state(folder.checkpoint, experiment.model, experiment.optimizer, so_far)
@@ -207,6 +234,6 @@ def _train(
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     seconds = time.perf_counter() - started
     outcome.write(experiment, folder, evaluation, history, lr_min=lr_min, lr_max=lr_max, seconds=seconds)
-    folder.checkpoint.unlink(missing_ok=True)  # the weights are saved, and a complete run is not resumed
     pictures.draw(folder)
+    folder.checkpoint.unlink(missing_ok=True)  # last: a run that has none and has a result is complete
     return folder

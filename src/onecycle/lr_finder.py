@@ -74,10 +74,12 @@ def find_lr(
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:
@@ -99,7 +101,7 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     smoothed = smooth(losses)
     lowest = int(smoothed.argmin())
     fall = smoothed[0] - smoothed[lowest]
-    if fall < SMALLEST_FALL * abs(smoothed[0]):
+    if fall <= SMALLEST_FALL * abs(smoothed[0]):
         raise InputError(
             f"the LR finder's loss never fell: it began at {smoothed[0]:.3f} and its lowest is {smoothed[lowest]:.3f}; "
             "give --lr-min and --lr-max, or look at the data and their labels"

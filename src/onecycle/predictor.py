@@ -7,13 +7,14 @@ from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.errors import InputError
 from onecycle.models import CustomResNet
-from onecycle.preprocessing import Preprocessing, to_square
+from onecycle.preprocessing import Preprocessing, open_picture, to_square
+from onecycle.run_folder import reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,9 @@ class Predictor:
             InputError: when the file is missing or damaged.
         """
         tensors, metadata = load_tensors(path)
-        preprocessing = Preprocessing.from_json(metadata["preprocessing"])
-        classes = tuple(metadata["classes"])
+        with reading(path):
+            preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+            classes = tuple(metadata["classes"])
         model = CustomResNet(classes=len(classes), input_size=preprocessing.input_size)
         load_weights(model, tensors, path)
         return cls(
@@ -78,12 +80,9 @@ def read_picture(path: Path) -> Image.Image:
         InputError: when there is none, or it is damaged.
     """
     try:
-        with Image.open(path) as image:
-            image.load()  # only a full load finds a truncated file
-            return image.copy()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return open_picture(content, str(path))

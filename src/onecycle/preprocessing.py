@@ -1,12 +1,41 @@
 """Resize and normalize: the one preprocessing of training, evaluation and prediction."""
 
+import io
+import math
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from onecycle.errors import InputError
+
+# What Pillow reads without the help of other programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+
+def open_picture(content: bytes, where: str) -> Image.Image:
+    """The picture in the `content` of a file, wholly read; `where` is what messages call the file.
+
+    Raises:
+        InputError: when it is no picture, is damaged, or claims so many pixels that it must be a trap.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow's other warnings name no file, and what it cannot read it raises.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image.load()  # verify() passes truncated files
+            return image
+    except UnidentifiedImageError as error:
+        raise InputError(f"{where}: not a picture ({len(content):,} bytes); replace or remove it") from error
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where}: the picture cannot be read ({reason}); replace or remove it") from error
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -19,8 +48,9 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if image.mode in ("I", "I;16", "I;16B", "F"):
         # Pillow would clip these to 0..255; a picture of 16 bits a pixel is scaled, as every viewer does.
         values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / (65535 if values.max() > 255 else 255) * 255).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        image = Image.fromarray((values / largest * 255).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     image = image.convert("RGB")
@@ -43,11 +73,13 @@ class Preprocessing:
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> Self:
         """The preprocessing that centres and scales `images` uint8 `[N,S,S,3]` channel by channel."""
-        # Counting values is exact, needs no float copy of the set, and so is the same on every machine.
+        # Whole numbers: exact, no float copy of the set, and a channel that never varies has a deviation of just 0.
         counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]
-        values = np.arange(256) / 255
-        mean = [float((n * values).sum() / n.sum()) for n in counts]
-        std = [float(np.sqrt((n * (values - m) ** 2).sum() / n.sum())) for n, m in zip(counts, mean, strict=True)]
+        values = np.arange(256)
+        n = images.size // 3
+        sums = [(int((k * values).sum()), int((k * values**2).sum())) for k in counts]
+        mean = [total / (255 * n) for total, _ in sums]
+        std = [math.sqrt(n * squares - total**2) / (255 * n) for total, squares in sums]
         return cls(
             input_size=images.shape[1],
             mean=(mean[0], mean[1], mean[2]),

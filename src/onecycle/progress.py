@@ -8,8 +8,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from onecycle.records import EpochRecord
 from onecycle.training import StepReport
 
-_HEADER = f"{'epoch':>7}{'lr':>10}{'train loss':>12}{'train acc':>11}{'{} loss':>11}{'{} acc':>10}{'time':>8}"
-
 
 class RunProgress:
     """Draws the progress of one run on `console`; a context manager, so that the bar is gone when the run is."""
@@ -68,7 +66,8 @@ class RunProgress:
         self._started = time.perf_counter()
         self._task = self._bar.add_task("", total=steps_an_epoch, figures="")
         name = "val" if evaluated_on == "validation" else evaluated_on
-        self.say(_HEADER.format(name, name))
+        of_training = f"{'epoch':>7}{'lr':>10}{'train loss':>12}{'train acc':>11}"
+        self.say(f"{of_training}{f'{name} loss':>11}{f'{name} acc':>10}{'time':>8}")
 
     def step(self, report: StepReport) -> None:
         """A training step is done."""

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -141,11 +140,9 @@ class Mistakes:
     probabilities: NDArray[np.float32]  # [M,C] softmax of the logits
     classes: tuple[str, ...]
 
-    def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, **{**vars(self), "classes": np.array(self.classes)})
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        return {**vars(self), "classes": np.array(self.classes)}
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{**arrays, "classes": tuple(arrays["classes"].tolist())})
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        return cls(**{**arrays, "classes": tuple(arrays["classes"].tolist())})  # type: ignore[arg-type]

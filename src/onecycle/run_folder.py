@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +29,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a run's file is read and made sense of into one line about `path`.
+
+    Raises:
+        InputError: when the run has no such file, or it is damaged or holds something else.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} has no {path.name}: the run did not get that far") from None
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read, it is damaged or of another kind: {error!r}") from error
 
 
 class RunFolder:
@@ -89,56 +109,62 @@ class RunFolder:
         """What one of the folder's JSON files holds.
 
         Raises:
-            InputError: when the run has no such file, or it holds something else.
+            InputError: as `reading` does.
         """
-        try:
+        with reading(path):
             values = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise InputError(f"{self.path} has no {path.name}: the run did not get that far") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path} cannot be read: it must hold one JSON object")
-        return values
+            if not isinstance(values, dict):
+                raise ValueError("it must hold one JSON object")
+            return values
 
     def read_config(self) -> Config:
         return Config.load(self.config)
 
     def read_result(self) -> RunResult:
-        return RunResult.from_json(self.read_json(self.result))
+        with reading(self.result):
+            return RunResult.from_json(self.read_json(self.result))
 
     def read_lr_curve(self) -> LRCurve | None:
         """The LR finder's curve, or None when the run was given its pair of rates."""
-        return LRCurve.from_json(self.read_json(self.lr_finder)) if self.lr_finder.exists() else None
+        if not self.lr_finder.exists():
+            return None
+        with reading(self.lr_finder):
+            return LRCurve.from_json(self.read_json(self.lr_finder))
 
     def write_history(self, history: History) -> None:
         with replacing(self.history) as temporary:
             temporary.write_text("".join(json.dumps(asdict(record)) + "\n" for record in history))
 
     def read_history(self) -> History:
+        """The epochs so far; none when the run did not get through its first."""
         if not self.history.exists():
             return []
-        return [EpochRecord(**json.loads(line)) for line in self.history.read_text().splitlines()]
+        with reading(self.history):
+            return [EpochRecord(**json.loads(line)) for line in self.history.read_text().splitlines()]
 
     def write_arrays(self, path: Path, **arrays: NDArray[Any]) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, path: Path) -> dict[str, NDArray[Any]]:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except FileNotFoundError:
-            raise InputError(f"{self.path} has no {path.name}: the run did not get that far") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+        with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
 
     def write_mistakes(self, mistakes: Mistakes) -> None:
-        with replacing(self.mistakes) as temporary:
-            mistakes.save(temporary)
+        self.write_arrays(self.mistakes, **mistakes.to_arrays())
 
     def read_mistakes(self) -> Mistakes:
-        return Mistakes.load(self.mistakes)
+        with reading(self.mistakes):
+            return Mistakes.from_arrays(self.read_arrays(self.mistakes))
+
+    def remove_strays(self) -> None:
+        """Remove what a process that was killed in the middle of a write left behind."""
+        for stray in self.path.glob(".*.tmp"):
+            stray.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path)
 
 
 def newest_complete(parent: Path) -> RunFolder:

@@ -113,6 +113,8 @@ def fit(
     """
     running = acceleration.prepare(as_composite(model))
     total_steps = epochs * len(train)
+    if total_steps < 2:
+        raise ValueError(f"{epochs} epochs of {len(train)} steps make no cycle, which needs at least 2 steps")
     lr_of_step = partial(
         one_cycle,
         total_steps=total_steps,

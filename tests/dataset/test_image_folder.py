@@ -157,8 +157,8 @@ def _cut_jpeg() -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (_cut_jpeg(), "the image cannot be read .*[Tt]runcated"),
-        (b"a text", "not an image .6 bytes."),
+        (_cut_jpeg(), "the picture cannot be read .*[Tt]runcated"),
+        (b"a text", "not a picture .6 bytes."),
         (b"", "not an image"),
     ],
     ids=["truncated", "text", "empty"],
@@ -178,7 +178,7 @@ def test_a_file_that_is_no_whole_image_is_named_and_nothing_is_cached(
 def test_a_decompression_bomb_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1100)
     Image.new("RGB", (40, 40)).save(folder / "train" / "3" / "warned.png")
-    with pytest.raises(InputError, match=r"train/3/warned\.png: the image cannot be read \(.*decompression bomb"):
+    with pytest.raises(InputError, match=r"train/3/warned\.png: the picture cannot be read \(.*decompression bomb"):
         read_image_folder(folder, 32)
     Image.new("RGB", (90, 90)).save(folder / "train" / "3" / "warned.png")
     with pytest.raises(InputError, match="decompression bomb"):

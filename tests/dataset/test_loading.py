@@ -29,13 +29,16 @@ def test_an_archive_without_the_official_checksum_is_used_and_said_to_be_unverif
     sha256 = hashlib.sha256(binary_archive.read_bytes()).hexdigest()
     assert dataset.name == "cifar10"
     assert dataset.source == f"CIFAR-10, binary version, from {binary_archive}"
-    assert "Unverified" in dataset.notes[0]
-    assert sha256 in dataset.notes[0]
+    assert dataset.notes[0] == (
+        f"Unverified: {binary_archive.name} has not the checksum of an official CIFAR-10 archive (its sha256: {sha256})"
+    )
     assert dataset.notes[1] == "Not all of CIFAR-10: 50 training and 20 test images, not 50,000 and 10,000"
 
 
 def test_an_unpacked_folder_is_said_to_be_unverified(python_folder: Path) -> None:
-    assert "Unverified" in load_dataset(python_folder).notes[0]
+    note = load_dataset(python_folder).notes[0]
+    assert note.startswith(f"Unverified: {python_folder.name} is unpacked and so has no official checksum")
+    assert str(python_folder.parent) not in note
 
 
 @pytest.mark.parametrize("data", [None, "cifar10", "auto"])
@@ -116,12 +119,18 @@ def test_the_seed_decides_the_cut_and_the_fingerprint_tells() -> None:
     assert load_dataset("digits").fingerprint != load_dataset("digits", validation=100).fingerprint
 
 
-def test_a_limit_beyond_the_smaller_set_is_refused() -> None:
-    with pytest.raises(InputError, match="limit is 400; the test set has 355 images in 10 classes, .* from 10 to 355"):
-        load_dataset("digits", limit=400)
-    with pytest.raises(InputError, match="limit is 150; the validation set has 100 images"):
-        load_dataset("digits", validation=100, limit=150)
-    with pytest.raises(InputError, match="validation is 2000; of 1,442 training images"):
+def test_a_limit_beyond_the_smaller_set_cuts_the_larger_alone() -> None:
+    whole, limited = load_dataset("digits"), load_dataset("digits", limit=400)
+    assert (len(limited.train), limited.evaluation.fingerprint) == (400, whole.evaluation.fingerprint)
+    cut = load_dataset("digits", validation=100, limit=150)
+    assert (len(cut.train), len(cut.evaluation)) == (150, 100)
+    assert load_dataset("digits", limit=10**6).fingerprint == whole.fingerprint
+
+
+def test_a_limit_or_a_validation_set_that_does_not_fit_the_data_is_refused() -> None:
+    with pytest.raises(InputError, match="^--limit is 9; for 10 classes it must be at least that many$"):
+        load_dataset("digits", limit=9)
+    with pytest.raises(InputError, match="^--validation is 2000; of 1,442 training images in 10 classes it must be"):
         load_dataset("digits", validation=2000)
 
 

@@ -67,14 +67,27 @@ def test_training_and_validation_sets_are_disjoint_and_lose_nothing(size, seed) 
 
 @pytest.mark.parametrize("size", [-1, 4, 46, 50, 51])
 def test_a_validation_set_without_room_for_every_class_on_both_sides_is_refused(size: int) -> None:
-    with pytest.raises(InputError, match=f"validation is {size}; .* it must be from 5 to 45"):
+    with pytest.raises(InputError, match=f"^--validation is {size}; .* it must be from 5 to 45"):
         cut_validation(_set_of(np.arange(50) % 5), size, seed=0)
 
 
-@pytest.mark.parametrize("size", [-3, 0, 4, 51])
-def test_a_limit_larger_than_the_set_or_smaller_than_its_classes_is_refused(size: int) -> None:
-    with pytest.raises(InputError, match=f"limit is {size}; the test set has 50 images .* from 5 to 50"):
+@pytest.mark.parametrize("size", [-3, 0, 4])
+def test_a_limit_without_room_for_every_class_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"^--limit is {size}; for 5 classes it must be at least that many$"):
         cut_limit(_set_of(np.arange(50) % 5), size, seed=0)
+
+
+@pytest.mark.parametrize("size", [50, 51, 10**9])
+def test_a_limit_of_no_fewer_images_than_there_are_keeps_the_whole_set(size: int) -> None:
+    whole = _set_of(np.arange(50) % 5)
+    assert cut_limit(whole, size, seed=0).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("size", [5, 23, 49])
+def test_a_limit_keeps_that_many_evenly_from_the_classes(size: int) -> None:
+    kept = cut_limit(_set_of(np.arange(50) % 5), size, seed=0)
+    assert len(kept) == size
+    assert np.ptp(np.bincount(kept.labels, minlength=5)) <= 1
 
 
 def test_a_limit_keeps_the_order_of_the_set() -> None:

@@ -1,10 +1,8 @@
 """One's own images: `train/<class>/*` and `test/<class>/*`, in a folder or an archive."""
 
 import hashlib
-import io
 import json
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +14,15 @@ from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from onecycle.dataset.cache import cached
 from onecycle.dataset.entries import Entry, entries_of
 from onecycle.dataset.image_set import ImageSet
 from onecycle.errors import InputError
-from onecycle.preprocessing import to_square
+from onecycle.preprocessing import open_picture, to_square
 
 SPLITS = ("train", "test")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _CACHE_VERSION = 1  # raised when decoding or the cached files change
 _CHUNK = 64  # files read ahead: enough to keep a pool busy, few enough to hold in memory when they are large
 _LARGE_BYTES = 50_000
@@ -131,10 +127,7 @@ def _checked(found: dict[str, dict[str, set[Parts]]], source: Path) -> tuple[str
 def _decode_all(source: Path, index: _Index, size: int, folder: Path) -> None:
     """Fill `folder` with the arrays of both splits, in one pass over `source`, whatever its order."""
     (folder / "classes.json").write_text(json.dumps(index.classes))
-    with ExitStack() as stack, warnings.catch_warnings():
-        # Pillow's other warnings name no file, and what it cannot read it raises.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
         files: dict[str, tuple[IO[bytes], int]] = {}
         for split, labels in index.labels.items():
@@ -170,17 +163,7 @@ def _images(source: Path, index: _Index) -> Iterator[_Image]:
 
 
 def _decode(encoded: _Image, size: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(encoded.content), formats=_FORMATS) as image:
-            image.load()  # verify() passes truncated files
-            return to_square(image, size)
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{encoded.where}: not an image ({len(encoded.content):,} bytes); replace or remove it"
-        ) from error
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{encoded.where}: the image cannot be read ({reason}); replace or remove it") from error
+    return to_square(open_picture(encoded.content, encoded.where), size)
 
 
 def _read_decoded(folder: Path) -> tuple[ImageSet, ImageSet]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 LARGEST_MAP = 4 * 4  # pixels; on 8×8 maps the two ways take equally long
@@ -38,6 +39,7 @@ class _Convolve(torch.autograd.Function):
         return _as_images(patches @ weight.permute(2, 3, 1, 0).reshape(-1, outputs), ctx.shape)
 
     @staticmethod
+    @once_differentiable  # the patches are kept without their own history, so a second derivative would be wrong
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         patches, weight = ctx.saved_tensors
         outputs, inputs = weight.shape[:2]
@@ -62,6 +64,8 @@ class SmallMapConv2d(nn.Conv2d):
             type(layer) is nn.Conv2d
             and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
             and (layer.dilation, layer.groups, layer.bias, layer.padding_mode) == ((1, 1), 1, None, "zeros")
+            # A hook would be lost, and the weight of the old weight_norm is made by one.
+            and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
         )
 
     @classmethod

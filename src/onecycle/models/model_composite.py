@@ -47,12 +47,13 @@ class ModelComposite(nn.Module):
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Class probabilities float32 `[B,C]` of normalized images `[B,3,H,W]`, in evaluation mode."""
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]  # parts may be frozen in evaluation mode
         self.eval()
         try:
             return torch.softmax(self(images).float(), dim=1)
         finally:
-            self.train(was_training)
+            for module, training in modes:
+                module.training = training
 
     def summary(self, input_shape: tuple[int, int, int]) -> NetworkSummary:
         """Every layer in the order it runs on an input of `input_shape` (C,H,W), with output shapes and parameters.

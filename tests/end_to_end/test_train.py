@@ -1,0 +1,485 @@
+"""The command line from data to predictions, on a few dozen digits."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onecycle.cli import main
+from onecycle.dataset import ImageSet, load_dataset
+from onecycle.predictor import Predictor
+from onecycle.run_folder import RunFolder
+
+OPTIONS = ["--data", "digits", "--limit", "50", "--epochs", "3", "--batch-size", "16", "--workers", "0"]
+RATES = ["--lr-min", "1e-5", "--lr-max", "0.002"]
+TWO_STEPS = ["--data", "digits", "--limit", "10", "--epochs", "1", "--batch-size", "5", "--workers", "0"]
+
+FILES = {
+    "augmentations.npz",
+    "config.json",
+    "environment.json",
+    "history.jsonl",
+    "mistakes.npz",
+    "pictures/accuracy.png",
+    "pictures/augmentations.png",
+    "pictures/confusion_matrix.png",
+    "pictures/incorrect_predictions.png",
+    "pictures/learning_rate.png",
+    "pictures/loss.png",
+    "predictions.npz",
+    "result.json",
+    "weights.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def onecycle(*arguments: str | Path) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def only_run(out: Path) -> RunFolder:
+    (path,) = out.iterdir()
+    return RunFolder(path)
+
+
+def trained(out: Path, *arguments: str | Path) -> RunFolder:
+    """The folder of a run that went well."""
+    outcome = onecycle("train", *arguments, "--out", out)
+    assert (outcome.code, outcome.err) == (0, "")
+    return only_run(out)
+
+
+def files_of(folder: RunFolder) -> set[str]:
+    return {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
+
+
+def history_of(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in folder.history.read_text().splitlines()]
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    """That both came to the same, bit for bit; only the clock may differ."""
+    assert one.weights.read_bytes() == other.weights.read_bytes()
+    histories = [[{**record, "seconds": 0} for record in history_of(folder)] for folder in (one, other)]
+    assert histories[0] == histories[1]
+    assert one.predictions.read_bytes() == other.predictions.read_bytes()
+    assert one.mistakes.read_bytes() == other.mistakes.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Outcome]:
+    """A run whose rates were given, and what it said. Copy it to change it."""
+    out = tmp_path_factory.mktemp("finished")
+    outcome = onecycle("train", *OPTIONS, *RATES, "--out", out)
+    assert (outcome.code, outcome.err) == (0, "")
+    return only_run(out), outcome
+
+
+@pytest.fixture
+def run(finished: tuple[RunFolder, Outcome]) -> RunFolder:
+    return finished[0]
+
+
+@pytest.fixture
+def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(run.path, tmp_path / "copy")))
+
+
+@pytest.fixture(scope="module")
+def with_finder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The smallest run that found its rates."""
+    return trained(tmp_path_factory.mktemp("finder"), *TWO_STEPS)
+
+
+# What a run leaves
+
+
+def test_a_run_has_a_folder_of_its_own_with_exactly_its_files(run: RunFolder) -> None:
+    assert re.fullmatch(r"baseline-digits-\d{8}-\d{6}", run.path.name)
+    assert files_of(run) == FILES
+
+
+def test_a_run_that_found_its_rates_has_the_curve_and_its_picture_too(with_finder: RunFolder) -> None:
+    assert files_of(with_finder) == FILES | {"lr_finder.json", "pictures/lr_finder.png"}
+    curve, result = with_finder.read_json(with_finder.lr_finder), with_finder.read_json(with_finder.result)
+    assert (result["lr_min"], result["lr_max"]) == (curve["lr_min"], curve["lr_max"])
+    assert 0 < curve["lr_min"] < curve["lr_max"] < 1
+
+
+def test_the_screen_shows_data_device_every_epoch_and_the_result(finished: tuple[RunFolder, Outcome]) -> None:
+    folder, outcome = finished
+    result, lines = folder.read_json(folder.result), outcome.out.splitlines()
+    assert f"50 training images, 50 test images, fingerprint {result['fingerprint'][:12]}" in lines[0]
+    assert "Computing on cpu in" in lines[1]
+    rows = [line.split() for line in lines if re.match(r" +\d/3 ", line)]
+    assert [row[0] for row in rows] == ["1/3", "2/3", "3/3"]
+    assert [row[5] for row in rows] == [f"{record['test_accuracy']:.2%}" for record in history_of(folder)]
+    assert lines[-1].startswith(f"test accuracy {result['test_accuracy']:.2%} at the last epoch (best ")
+    assert lines[-1].endswith(f"in {folder.path}")
+    assert all(character.isprintable() for line in lines for character in line)
+
+
+def test_the_history_has_a_line_an_epoch_with_exactly_these_fields(run: RunFolder) -> None:
+    history = history_of(run)
+    fields = ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    assert [list(record) for record in history] == [fields] * 3
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    # 12 steps; the peak is where 5/24 of them are done, step 1 (0-based), and 10 more lead back.
+    down = (0.002 - 1e-5) / 10
+    assert [record["lr"] for record in history] == pytest.approx([0.002 - 2 * down, 0.002 - 6 * down, 1e-5])
+
+
+def test_the_result_agrees_with_history_predictions_and_data(run: RunFolder) -> None:
+    result, history = run.read_json(run.result), history_of(run)
+    digits = load_dataset("digits", limit=50)
+    with np.load(run.predictions) as arrays:
+        logits, labels = arrays["logits"], arrays["labels"]
+    np.testing.assert_array_equal(labels, digits.evaluation.labels)
+    assert logits.shape == (50, 10) and logits.dtype == np.float32
+    accuracy = (logits.argmax(axis=1) == labels).mean()
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
+    assert result["test_accuracy"] == history[-1]["test_accuracy"] == accuracy
+    assert result["test_loss"] == history[-1]["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert result["train_accuracy"] == history[-1]["train_accuracy"]
+    accuracies = [record["test_accuracy"] for record in history]
+    assert result["best_test_accuracy"] == max(accuracies)
+    assert result["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    assert all(0 <= record[name] <= 1 for record in history for name in ("train_accuracy", "test_accuracy"))
+    assert result["seconds"] > sum(record["seconds"] for record in history)
+    assert result["images_per_second"] == pytest.approx(150 / sum(record["seconds"] for record in history))
+    assert result["peak_memory_gib"] > 0.1
+    known = {
+        "recipe": "baseline",
+        "dataset": "digits",
+        "fingerprint": digits.fingerprint,
+        "evaluated_on": "test",
+        "train_images": 50,
+        "test_images": 50,
+        "notes": [],
+        "seed": 0,
+        "parameters": 6_573_120,
+        "lr_min": 1e-5,
+        "lr_max": 0.002,
+        "epochs": 3,
+    }
+    assert {name: result[name] for name in known} == known
+
+
+def test_the_mistakes_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:
+    mistakes, digits = run.read_mistakes(), load_dataset("digits", limit=50).evaluation
+    with np.load(run.predictions) as arrays:
+        probabilities = torch.softmax(torch.from_numpy(arrays["logits"]), dim=1).numpy()
+    predictions = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != digits.labels)
+    assert len(wrong) > 0
+    assert len(mistakes.indices) == min(40, len(wrong))
+    assert set(mistakes.indices) <= set(wrong)
+    np.testing.assert_array_equal(mistakes.images, digits.images[mistakes.indices])
+    np.testing.assert_array_equal(mistakes.labels, digits.labels[mistakes.indices])
+    np.testing.assert_array_equal(mistakes.predictions, predictions[mistakes.indices])
+    confidence = mistakes.probabilities.max(axis=1)
+    assert (np.diff(confidence) <= 0).all()
+    assert confidence.tolist() == sorted(probabilities[wrong].max(axis=1).tolist(), reverse=True)[:40]
+
+
+def test_configuration_environment_and_fingerprint_are_kept(run: RunFolder) -> None:
+    config, environment = run.read_json(run.config), run.read_json(run.environment)
+    assert config["data"] == "digits" and config["limit"] == 50 and config["lr_max"] == 0.002
+    assert config["out"] == str(run.path.parent)
+    assert environment["dataset"]["fingerprint"] == run.read_json(run.result)["fingerprint"]
+    assert environment["acceleration"]["threads"] == environment["hardware"]["cores"]
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_classes_input_size_and_normalization_travel_with_the_weights(run: RunFolder) -> None:
+    content = run.weights.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = json.loads(header["__metadata__"]["onecycle"])
+    channels = load_dataset("digits", limit=50).train.images.reshape(-1, 3) / 255
+    assert metadata["classes"] == list("0123456789")
+    assert metadata["preprocessing"]["input_size"] == 32
+    assert metadata["preprocessing"]["mean"] == pytest.approx(channels.mean(axis=0))
+    assert metadata["preprocessing"]["std"] == pytest.approx(channels.std(axis=0))
+
+
+# The same again
+
+
+def test_evaluating_a_run_gives_its_result_to_the_last_digit(run: RunFolder) -> None:
+    outcome = onecycle("evaluate", run.path)
+    result = run.read_json(run.result)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"test accuracy {result['test_accuracy']}, loss {result['test_loss']}\n" in outcome.out
+    assert "to the last digit" in outcome.out
+
+
+@pytest.mark.parametrize("field", ["test_accuracy", "test_loss"])
+def test_a_result_that_was_altered_does_not_stand(copied: RunFolder, field: str) -> None:
+    result = copied.read_json(copied.result)
+    copied.write_json(copied.result, {**result, field: result[field] + 1e-6})
+    outcome = onecycle("evaluate", copied.path)
+    assert outcome.code == 1
+    assert "these differ" in outcome.err
+
+
+def test_evaluating_on_other_data_is_refused(run: RunFolder, image_folder: Path) -> None:
+    outcome = onecycle("evaluate", run.path, "--data", image_folder)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert re.fullmatch(r"onecycle: .* was trained on other data: fingerprint [0-9a-f]{12}, and .*\n", outcome.err)
+
+
+# Of a machine with one core torch says that two are many; from Python 3.12 on a fork beside threads warns.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_runs_configuration_repeats_it_bit_for_bit_with_any_number_of_workers(run: RunFolder, tmp_path: Path) -> None:
+    again = trained(tmp_path / "again", "--config", run.config, "--workers", "2")
+    assert_same_run(again, run)
+    told = [{**folder.read_json(folder.config), "workers": 0, "out": ""} for folder in (again, run)]
+    assert told[0] == told[1]
+
+
+def test_found_rates_given_by_hand_make_the_same_run_and_another_seed_makes_another(
+    with_finder: RunFolder, tmp_path: Path
+) -> None:
+    found = with_finder.read_json(with_finder.lr_finder)
+    rates = ["--lr-min", repr(found["lr_min"]), "--lr-max", repr(found["lr_max"])]
+    by_hand = trained(tmp_path / "by hand", *TWO_STEPS, *rates)
+    assert_same_run(by_hand, with_finder)  # that the rates were found changes nothing else
+    assert files_of(by_hand) == FILES
+    other = trained(tmp_path / "other", *TWO_STEPS, *rates, "--seed", "1")
+    assert other.weights.read_bytes() != by_hand.weights.read_bytes()
+
+
+def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finder: RunFolder, tmp_path: Path) -> None:
+    outcome = onecycle("find-lr", "--config", with_finder.config, "--out", tmp_path / "out")
+    folder = only_run(tmp_path / "out")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert folder.path.name.startswith("find-lr-digits-")
+    assert files_of(folder) == {
+        "augmentations.npz",
+        "config.json",
+        "environment.json",
+        "lr_finder.json",
+        "pictures/augmentations.png",
+        "pictures/lr_finder.png",
+    }
+    assert folder.lr_finder.read_bytes() == with_finder.lr_finder.read_bytes()
+    picture = "pictures/lr_finder.png"
+    assert (folder.path / picture).read_bytes() == (with_finder.path / picture).read_bytes()
+    assert outcome.out.splitlines()[-2:] == [str(folder.lr_finder), str(folder.path / picture)]
+    curve = folder.read_json(folder.lr_finder)
+    assert f"LR min {curve['lr_min']:.2e}, LR max {curve['lr_max']:.2e}" in outcome.out
+    assert all(f"{name} {lr:.2e}" in outcome.out for name, lr in curve["suggestions"].items())
+
+
+# Killed and resumed
+
+
+def killed_after_its_first_epoch(out: Path) -> RunFolder:
+    """The folder of the same run as `finished`, killed when its first checkpoint was there."""
+    command = [sys.executable, "-m", "onecycle", "train", *OPTIONS, *RATES, "--out", str(out)]
+    with (out.parent / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        try:
+            while not list(out.glob("*/checkpoint.safetensors")):
+                assert process.poll() is None, (out.parent / "said").read_text()
+                time.sleep(0.002)
+        finally:
+            process.kill()
+            process.wait()
+    return only_run(out)
+
+
+def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(run: RunFolder, tmp_path: Path) -> None:
+    killed = killed_after_its_first_epoch(tmp_path / "out")
+    assert killed.checkpoint.exists() and not killed.result.exists()
+    outcome = onecycle("train", "--resume", killed.path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert re.search(r"Resuming .* after epoch [12]\n", outcome.out)
+    assert_same_run(killed, run)
+    assert files_of(killed) == FILES
+    results = [
+        {**folder.read_json(folder.result), "seconds": 0, "images_per_second": 0, "peak_memory_gib": 0}
+        for folder in (killed, run)
+    ]
+    assert results[0] == results[1]
+    for name in ("accuracy", "loss", "learning_rate", "confusion_matrix", "incorrect_predictions", "augmentations"):
+        assert (killed.pictures / f"{name}.png").read_bytes() == (run.pictures / f"{name}.png").read_bytes()
+
+
+def test_a_run_that_did_not_reach_its_first_epoch_begins_anew(run: RunFolder, tmp_path: Path) -> None:
+    begun = RunFolder(tmp_path / "begun")
+    begun.pictures.mkdir(parents=True)
+    for name in ("config.json", "environment.json", "augmentations.npz"):
+        shutil.copy(run.path / name, begun.path)
+    # What a kill in the middle of a write leaves.
+    (begun.path / f".{begun.checkpoint.name}.4711.tmp").write_bytes(b"half a ch")
+    outcome = onecycle("train", "--resume", begun.path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert_same_run(begun, run)
+    assert files_of(begun) == FILES
+
+
+def test_a_complete_run_is_not_resumed(run: RunFolder) -> None:
+    outcome = onecycle("train", "--resume", run.path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"onecycle: {run.path} is complete: there is nothing to resume\n"
+
+
+@pytest.mark.parametrize("others", [["--epochs", "5"], ["--config", "config.json"], ["--lr-max", "0.1", "--seed", "2"]])
+def test_a_run_is_resumed_as_it_was_configured(copied: RunFolder, others: list[str]) -> None:
+    copied.result.unlink()
+    outcome = onecycle("train", "--resume", copied.path, *others)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("onecycle: --resume goes on with the run as it was configured; leave out --")
+    assert all(option in outcome.err for option in others[::2])
+
+
+def test_a_run_whose_data_changed_is_not_resumed(copied: RunFolder) -> None:
+    copied.result.unlink()
+    copied.write_json(copied.config, {**copied.read_json(copied.config), "limit": 40})
+    outcome = onecycle("train", "--resume", copied.path)
+    assert outcome.code == 2
+    assert "was trained on other data" in outcome.err
+
+
+# Other ways to train
+
+
+def test_validation_images_are_held_out_of_training_and_said_to_be_so(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = onecycle("train", *TWO_STEPS, *RATES, "--validation", "100", "--out", out)
+    assert (outcome.code, outcome.err) == (0, "")
+    folder = only_run(out)
+    result = folder.read_json(folder.result)
+    digits = load_dataset("digits", validation=100, limit=10)
+    assert result["evaluated_on"] == "validation"
+    assert result["fingerprint"] == digits.fingerprint
+    np.testing.assert_array_equal(folder.read_arrays(folder.predictions)["labels"], digits.evaluation.labels)
+    assert "10 training images, 10 validation images" in outcome.out
+    assert "val loss" in outcome.out and "test loss" not in outcome.out
+    assert outcome.out.splitlines()[-1].startswith("validation accuracy ")
+    assert onecycle("evaluate", folder.path).out.startswith("validation accuracy ")
+
+
+def test_without_cifar10_and_network_digits_stand_in_and_nobody_can_miss_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [option if option != "digits" else "auto" for option in TWO_STEPS]
+    outcome = onecycle("train", *options, *RATES, "--out", "out")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("!!! THIS IS NOT CIFAR-10: scikit-learn's handwritten digits stand in for it")
+    folder = only_run(tmp_path / "out")
+    assert folder.path.name.startswith("baseline-digits-")
+    for notes in (folder.read_json(folder.result)["notes"], folder.read_json(folder.environment)["dataset"]["notes"]):
+        (note,) = notes
+        assert note.startswith("THIS IS NOT CIFAR-10")
+    assert folder.read_json(folder.result)["dataset"] == "digits"
+
+
+def test_ones_own_folder_of_images_is_trained_on_and_named(image_folder: Path, tmp_path: Path) -> None:
+    options = ["--data", image_folder, "--epochs", "1", "--batch-size", "25", "--workers", "0", *RATES]
+    folder = trained(tmp_path / "out", *options)
+    result = folder.read_json(folder.result)
+    assert folder.path.name.startswith("baseline-handwritten-")
+    assert (result["dataset"], result["train_images"], result["test_images"]) == ("handwritten", 50, 20)
+    moved = Path(shutil.copytree(image_folder, tmp_path / "moved"))
+    assert onecycle("evaluate", folder.path, "--data", moved).code == 0
+
+
+# Prediction
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, tiny: tuple[ImageSet, ImageSet]) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, pixels in zip(paths, tiny[1].images, strict=False):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def test_predict_prints_file_class_and_probability(run: RunFolder, pictures: list[Path]) -> None:
+    outcome = onecycle("predict", "--run", run.path, *pictures)
+    assert (outcome.code, outcome.err) == (0, "")
+    predictor = Predictor.load(run.weights)
+    expected = [predictor.predict([Image.open(path)])[0] for path in pictures]
+    assert [line.split("\t") for line in outcome.out.splitlines()] == [
+        [str(path), prediction.label, f"{prediction.probability:.2%}"]
+        for path, prediction in zip(pictures, expected, strict=True)
+    ]
+
+
+def test_predict_agrees_with_the_evaluation_of_the_run(run: RunFolder) -> None:
+    digits = load_dataset("digits", limit=50).evaluation
+    predictions = Predictor.load(run.weights).predict([Image.fromarray(pixels) for pixels in digits.images])
+    recorded = torch.softmax(torch.from_numpy(run.read_arrays(run.predictions)["logits"]), dim=1).numpy()
+    # The run may have been computed in bfloat16, which has 8 bits; prediction is in float32.
+    np.testing.assert_allclose([p.probabilities for p in predictions], recorded, atol=0.05)
+
+
+def test_an_unreadable_picture_does_not_keep_the_others_from_their_names(
+    run: RunFolder, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    outcome = onecycle(
+        "predict", "--run", run.path, pictures[0], tmp_path / "text.jpg", tmp_path / "gone.png", pictures[1]
+    )
+    assert outcome.code == 2
+    assert [line.split("\t")[0] for line in outcome.out.splitlines()] == [str(path) for path in pictures[:2]]
+    assert outcome.err.splitlines() == [
+        f"onecycle: {tmp_path / 'text.jpg'} is not a picture that can be read",
+        f"onecycle: there is no file {tmp_path / 'gone.png'}",
+    ]
+
+
+def test_predict_takes_the_newest_run_when_none_is_named(
+    run: RunFolder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(run.path.parent)
+    assert onecycle("predict", pictures[0]) == onecycle("predict", "--run", run.path, pictures[0])
+
+
+def test_predict_with_weights_that_are_damaged_is_refused(copied: RunFolder, pictures: list[Path]) -> None:
+    copied.weights.write_bytes(copied.weights.read_bytes()[:1000])
+    outcome = onecycle("predict", "--run", copied.path, *pictures)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert re.fullmatch(r"onecycle: .*weights\.safetensors cannot be read.*\n", outcome.err)
+
+
+# A run folder that was meddled with
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")], ids=["gone", "{}"])
+@pytest.mark.parametrize("name", ["result.json", "environment.json"])
+def test_a_record_that_is_lost_or_damaged_is_named_in_one_line(
+    copied: RunFolder, name: str, damage: Callable[[Path], object]
+) -> None:
+    damage(copied.path / name)
+    outcome = onecycle("evaluate", copied.path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("onecycle: ") and outcome.err.count("\n") == 1
+    assert name in outcome.err

@@ -1,0 +1,201 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from onecycle.kernels.small_map_convolution import LARGEST_MAP, SmallMapConv2d, unfold_patches
+
+MAPS = [(height, width) for height in range(1, 5) for width in range(1, 5)]
+
+
+def plain(inputs: int, outputs: int, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
+    torch.manual_seed(inputs * 100 + outputs)
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False, dtype=dtype)
+
+
+def run(layer: nn.Conv2d, images: torch.Tensor, *, autocast: bool = False) -> tuple[torch.Tensor, ...]:
+    """Output, input gradient and weight gradient of `layer`, for a fixed uneven output gradient."""
+    images = images.clone(memory_format=torch.preserve_format).requires_grad_()
+    layer.weight.grad = None
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        output = layer(images)
+    output.backward(torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype))
+    assert images.grad is not None
+    assert layer.weight.grad is not None
+    return output.detach(), images.grad, layer.weight.grad
+
+
+@pytest.mark.parametrize(("height", "width"), MAPS)
+def test_output_and_both_gradients_are_those_of_the_ordinary_convolution(height: int, width: int) -> None:
+    layer = plain(5, 7)
+    images = torch.randn(3, 5, height, width, dtype=torch.float64)
+    expected = run(layer, images)
+    for ours, theirs in zip(run(SmallMapConv2d.sharing(layer), images), expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() < 1e-10
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.sampled_from([*MAPS, (1, 16), (2, 8), (8, 2), (16, 1), (1, 5), (3, 5)]),
+    st.booleans(),
+)
+@settings(max_examples=50)
+def test_they_agree_for_any_batch_channels_small_map_and_layout(batch, inputs, outputs, size, channels_last) -> None:
+    layer = plain(inputs, outputs)
+    images = torch.randn(batch, inputs, *size, dtype=torch.float64)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    for ours, theirs in zip(run(SmallMapConv2d.sharing(layer), images), run(layer, images), strict=True):
+        assert (ours - theirs).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (4, 4)])
+def test_the_gradients_pass_the_numerical_check(height: int, width: int) -> None:
+    layer = SmallMapConv2d.sharing(plain(2, 3))
+    images = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
+
+    # As a network calls it: the weight is a leaf, so give the check a copy of it to move.
+    def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, {"weight": weight}, (images,))
+
+    weight = layer.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(convolve, (images, weight))
+
+
+def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong() -> None:
+    layer = plain(2, 3)
+    pixels = torch.randn(2, 2, 2, 2, dtype=torch.float64)
+
+    def penalty_gradient(layer: nn.Conv2d) -> torch.Tensor:
+        images = pixels.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(images).square().sum(), layer.weight, create_graph=True)
+        gradient.square().sum().backward()
+        return images.grad
+
+    expected = penalty_gradient(layer)
+    try:
+        ours = penalty_gradient(SmallMapConv2d.sharing(layer))
+    except RuntimeError as error:
+        assert "once_differentiable" in str(error)
+    else:
+        assert (ours - expected).abs().max() < 1e-8
+
+
+def test_a_patch_holds_the_nine_pixels_around_its_own_and_zeros_beyond_the_border() -> None:
+    images = torch.arange(1.0, 13).view(1, 2, 2, 3)
+    patches = unfold_patches(images).view(2, 3, 3, 3, 2)  # of pixel (y,x): [3,3,channels]
+    padded = functional.pad(images, (1, 1, 1, 1))[0]  # [2,4,5]
+    for y in range(2):
+        for x in range(3):
+            assert torch.equal(patches[y, x].permute(2, 0, 1), padded[:, y : y + 3, x : x + 3])
+
+
+@pytest.mark.parametrize("size", [(1, 17), (5, 4), (8, 8), (32, 32)])
+def test_larger_maps_take_the_ordinary_path(size: tuple[int, int]) -> None:
+    assert size[0] * size[1] > LARGEST_MAP
+    layer = plain(3, 4, torch.float32)
+    images = torch.randn(2, 3, *size)
+    stand_in = SmallMapConv2d.sharing(layer)
+    assert "Convolve" not in type(stand_in(images).grad_fn).__name__
+    assert all(torch.equal(*pair) for pair in zip(run(stand_in, images), run(layer, images), strict=True))
+    assert "Convolve" in type(stand_in(images[:, :, :1, :4]).grad_fn).__name__  # so the name tells
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_stand_in_has_the_very_weight_and_mode_of_its_layer(training: bool) -> None:
+    layer = plain(3, 4).train(training)
+    before = layer.weight.detach().clone()
+    stand_in = SmallMapConv2d.sharing(layer)
+    assert stand_in.weight is layer.weight
+    assert stand_in.training is training
+    assert list(stand_in.state_dict()) == list(layer.state_dict())
+    assert torch.equal(layer.weight, before)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert (stand_in(images) - layer(images)).abs().max() < 1e-10
+
+
+def test_frozen_weights_stay_without_a_gradient_and_no_grad_needs_none() -> None:
+    layer = plain(3, 4)
+    layer.weight.requires_grad_(False)
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    SmallMapConv2d.sharing(layer)(images).sum().backward()
+    assert layer.weight.grad is None
+    assert images.grad is not None
+    with torch.no_grad():
+        assert not SmallMapConv2d.sharing(layer)(images).requires_grad
+
+
+def test_it_replaces_the_convolution_it_was_made_for() -> None:
+    assert SmallMapConv2d.replaces(nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    assert SmallMapConv2d.replaces(nn.Conv2d(3, 4, (3, 3), stride=(1, 1), padding=(1, 1), bias=False))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 5, padding=2, bias=False),
+        nn.Conv2d(4, 4, (3, 1), padding=1, bias=False),
+        nn.Conv2d(4, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 3, bias=False),
+        nn.Conv2d(4, 4, 3, padding=2, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, dilation=2, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.ConvTranspose2d(4, 4, 3, padding=1, bias=False),
+        nn.Conv1d(4, 4, 3, padding=1, bias=False),
+        nn.Linear(4, 4),
+        SmallMapConv2d(4, 4, 3, padding=1, bias=False),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1, bias=False)),
+        nn.utils.spectral_norm(nn.Conv2d(4, 4, 3, padding=1, bias=False)),
+    ],
+    ids=lambda layer: type(layer).__name__ + (f" {layer.extra_repr()}" if isinstance(layer, nn.Conv2d) else ""),
+)
+def test_it_replaces_nothing_else(layer: nn.Module) -> None:
+    assert not SmallMapConv2d.replaces(layer)
+
+
+def test_a_layer_that_something_is_hooked_to_is_left_as_it_is() -> None:
+    layer = plain(3, 4)
+    layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert not SmallMapConv2d.replaces(layer)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_under_bfloat16_autocast_it_agrees_with_the_ordinary_convolution_up_to_rounding(
+    memory_format: torch.memory_format,
+) -> None:
+    layer = plain(64, 96, torch.float32)
+    images = torch.randn(16, 64, 4, 4).contiguous(memory_format=memory_format)
+    exact = run(copy.deepcopy(layer).double(), images.double())
+    ordinary = run(layer, images, autocast=True)
+    ours = run(SmallMapConv2d.sharing(layer), images, autocast=True)
+    assert ours[0].dtype == ordinary[0].dtype == torch.bfloat16
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    for mine, theirs, right in zip(ours, ordinary, exact, strict=True):
+        scale = right.abs().max()
+        error, usual = ((value.double() - right).abs().max() / scale for value in (mine, theirs))
+        assert error < 2**-7, "inputs and outputs are rounded to 8 bits"
+        assert error < 2 * usual, "and no more is lost than usually"
+
+
+def test_the_gradient_arrives_in_the_shared_weight_as_float32() -> None:
+    layer = plain(8, 8, torch.float32)
+    images = torch.randn(2, 8, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = SmallMapConv2d.sharing(layer)(images)
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == layer.weight.dtype == torch.float32
+    assert layer.weight.grad.shape == layer.weight.shape

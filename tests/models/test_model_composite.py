@@ -1,0 +1,195 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from onecycle.dataset import ImageSet
+from onecycle.models import Batch, CustomResNet, ModelComposite, as_composite
+from onecycle.preprocessing import Preprocessing
+
+
+def small_network() -> nn.Sequential:
+    """Convolution, norm, dropout: a network that behaves differently in training and evaluation."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(256, 10)
+    )
+
+
+@pytest.fixture
+def model() -> ModelComposite:
+    return as_composite(small_network())
+
+
+@pytest.fixture(scope="module")
+def batch(tiny: tuple[ImageSet, ImageSet]) -> Batch:
+    preprocessing = Preprocessing.of(tiny[0].images)
+    return Batch(preprocessing.normalize(torch.from_numpy(tiny[0].images)), torch.from_numpy(tiny[0].labels))
+
+
+def state_of(model: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_training_step_gives_the_mean_cross_entropy_and_its_logits_to_differentiate(
+    model: ModelComposite, batch: Batch
+) -> None:
+    model.train()
+    loss, logits = model.training_step(batch)
+    assert (loss.shape, logits.shape) == ((), (50, 10))
+    picked = logits.log_softmax(dim=1)[torch.arange(50), batch.labels]
+    assert loss.item() == pytest.approx(-picked.mean().item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_few_training_steps_learn_the_tiny_set(model: ModelComposite, batch: Batch) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    before = model.eval().evaluation_step(batch).loss.item()
+    model.train()
+    for _ in range(30):
+        optimizer.zero_grad()
+        model.training_step(batch).loss.backward()
+        optimizer.step()
+    loss, logits = model.eval().evaluation_step(batch)
+    assert loss.item() < before / 4
+    assert (logits.argmax(dim=1) == batch.labels).float().mean() > 0.9
+
+
+def test_the_loss_is_float32_under_bfloat16_autocast(model: ModelComposite, batch: Batch) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, logits = model.training_step(batch)
+    assert (loss.dtype, logits.dtype) == (torch.float32, torch.bfloat16)
+    loss.backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_evaluation_step_is_float32_without_gradients(model: ModelComposite, batch: Batch, autocast: bool) -> None:
+    model.eval()
+    before = state_of(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss, logits = model.evaluation_step(batch)
+    assert (loss.dtype, logits.dtype) == (torch.float32, torch.float32)
+    assert not loss.requires_grad
+    assert not logits.requires_grad
+    assert loss.item() == pytest.approx(functional.cross_entropy(logits, batch.labels).item(), abs=1e-6)
+    assert state_of(model) == before
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predictions_are_probabilities_in_evaluation_mode_and_change_nothing(
+    model: ModelComposite, batch: Batch, training: bool
+) -> None:
+    model.train(training)
+    before = state_of(model)
+    probabilities = model.predict(batch.images)
+    assert (probabilities.dtype, probabilities.shape) == (torch.float32, (50, 10))
+    assert not probabilities.requires_grad
+    assert probabilities.min() >= 0
+    assert (probabilities.sum(dim=1) - 1).abs().max() < 1e-5
+    assert torch.equal(probabilities, model.predict(batch.images))  # dropout is off
+    assert torch.allclose(probabilities[:1], model.predict(batch.images[:1]), atol=1e-6)  # and no batch statistics
+    assert state_of(model) == before
+    assert all(module.training is training for module in model.modules())
+
+
+def test_predictions_are_float32_under_bfloat16_autocast(model: ModelComposite, batch: Batch) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        probabilities = model.predict(batch.images)
+    assert probabilities.dtype == torch.float32
+    assert (probabilities.sum(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_a_prediction_that_fails_restores_the_mode_too(model: ModelComposite) -> None:
+    model.train()
+    with pytest.raises(RuntimeError):
+        model.predict(torch.zeros(1, 1, 1, 1))
+    assert model.training
+
+
+def test_a_part_that_its_owner_froze_in_evaluation_mode_stays_frozen(model: ModelComposite, batch: Batch) -> None:
+    model.train()
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.eval()
+    model.predict(batch.images)
+    assert not norm.training
+    model.summary((3, 32, 32))
+    assert not norm.training
+    assert model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_summary_leaves_mode_hooks_gradients_and_statistics_as_they_were(training: bool) -> None:
+    model = CustomResNet(input_size=8).train(training)
+    model.linear.register_forward_hook(lambda module, inputs, output: None)
+    before, hooks, random = state_of(model), hooks_of(model), torch.get_rng_state()
+    first, second = model.summary((3, 8, 8)), model.summary((3, 8, 8))
+    assert first == second
+    assert state_of(model) == before
+    assert hooks_of(model) == hooks == 1
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training is training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_summary_that_fails_takes_its_hooks_away(model: ModelComposite) -> None:
+    with pytest.raises(RuntimeError):
+        model.summary((1, 5, 5))
+    assert hooks_of(model) == 0
+
+
+def test_a_summary_counts_frozen_parameters_apart_and_leaves_the_criterion_out(model: ModelComposite) -> None:
+    list(model.parameters())[0].requires_grad_(False)
+    summary = model.summary((3, 32, 32))
+    kinds = [row.layer for row in summary.layers]
+    assert kinds == ["Conv2d-1", "BatchNorm2d-2", "ReLU-3", "Dropout-4", "Flatten-5", "Linear-6"]
+    assert summary.parameters - summary.trainable_parameters == 4 * 3 * 3 * 3
+    assert summary.parameters == sum(row.parameters for row in summary.layers)
+
+
+def test_any_module_becomes_a_composite_that_shares_its_parameters(batch: Batch) -> None:
+    network = small_network()
+    model = as_composite(network)
+    assert isinstance(model, ModelComposite)
+    assert [id(p) for p in model.parameters()] == [id(p) for p in network.parameters()]
+    assert [id(b) for b in model.buffers()] == [id(b) for b in network.buffers()]
+    network.eval()
+    assert torch.equal(model.eval()(batch.images), network(batch.images))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    before = copy.deepcopy(network.state_dict())
+    model.train()
+    model.training_step(batch).loss.backward()
+    optimizer.step()
+    assert all((network.state_dict()[name] != value).any() for name, value in before.items() if value.ndim)
+
+
+def test_a_composite_is_taken_as_it_is(model: ModelComposite) -> None:
+    assert as_composite(model) is model
+
+
+def test_a_model_may_learn_by_another_criterion(batch: Batch) -> None:
+    class Smoothed(ModelComposite):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3 * 32 * 32, 10)
+            self.criterion = nn.CrossEntropyLoss(label_smoothing=0.2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.linear(images.flatten(1))
+
+    model = Smoothed()
+    loss, logits = model.training_step(batch)
+    expected = functional.cross_entropy(logits, batch.labels, label_smoothing=0.2)
+    assert loss.item() == pytest.approx(expected.item())
+    assert model.evaluation_step(batch).loss.item() == pytest.approx(expected.item())
+    assert [row.layer for row in model.summary((3, 32, 32)).layers] == ["Linear-1"]
+    assert np.isfinite(loss.item())

@@ -1,0 +1,240 @@
+import copy
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from onecycle.acceleration import PLAIN, Acceleration, choose, require_device
+from onecycle.dataset import ImageSet
+from onecycle.errors import InputError
+from onecycle.hardware import Hardware, detect
+from onecycle.kernels.small_map_convolution import SmallMapConv2d
+from onecycle.models import Batch, CustomResNet, as_composite
+from onecycle.preprocessing import Preprocessing
+
+LAPTOP = Hardware(cpu="old", cores=4, memory_gib=8, fast_bfloat16=False, gpu=None, gpu_kind=None)
+SERVER = dataclasses.replace(LAPTOP, cpu="new", cores=16, fast_bfloat16=True)
+CUDA = dataclasses.replace(LAPTOP, gpu="NVIDIA H100", gpu_kind="cuda")
+MAC = dataclasses.replace(LAPTOP, gpu="Apple GPU", gpu_kind="mps")
+
+FAST = Acceleration(channels_last=True, small_map_products=True)
+FASTEST = dataclasses.replace(FAST, precision="bfloat16")
+
+SIZE = 16  # the maps of the last layer are 2×2: small, so the kernels run
+
+
+@pytest.fixture
+def model() -> CustomResNet:
+    torch.manual_seed(0)
+    return CustomResNet(input_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def batch(tiny: tuple[ImageSet, ImageSet]) -> Batch:
+    images = tiny[0].images[::3, ::2, ::2]  # 17 digits of 16×16
+    return Batch(
+        Preprocessing.of(images).normalize(torch.from_numpy(images.copy())), torch.from_numpy(tiny[0].labels[::3])
+    )
+
+
+def step(model: CustomResNet, batch: Batch, how: Acceleration) -> torch.Tensor:
+    """One step of plain gradient descent on `model`, computed as `how` says; its loss."""
+    running = how.prepare(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with how.autocast():
+        loss = running.training_step(batch).loss
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("how", [PLAIN, FAST, FASTEST], ids=["plain", "fast", "fastest"])
+def test_the_prepared_copy_runs_on_the_very_parameters_and_buffers(model: CustomResNet, how: Acceleration) -> None:
+    running = how.prepare(model)
+    assert running is not model
+    assert [name for name, _ in running.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert all(one is other for one, other in zip(running.parameters(), model.parameters(), strict=True))
+    assert all(one is other for one, other in zip(running.buffers(), model.buffers(), strict=True))
+    assert list(running.state_dict()) == list(model.state_dict())
+
+
+def test_preparing_leaves_the_network_itself_as_it_was(model: CustomResNet) -> None:
+    modules = [(name, id(module), type(module)) for name, module in model.named_modules()]
+    state = copy.deepcopy(model.state_dict())
+    model.eval()
+    running = FASTEST.prepare(model)
+    assert [(name, id(module), type(module)) for name, module in model.named_modules()] == modules
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in running.modules())
+    running.train()
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_prepared_copy_has_every_fitting_convolution_replaced_and_channels_last_weights(
+    model: CustomResNet,
+) -> None:
+    running = FAST.prepare(model)
+    convolutions = [module for module in running.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 8
+    assert {type(module) for module in convolutions} == {SmallMapConv2d}
+    assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in convolutions)
+    plain = PLAIN.prepare(model)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in model.modules()]
+
+
+def test_a_network_of_ones_own_keeps_the_layers_that_do_not_fit() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    network = as_composite(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), shared, nn.Sequential(shared), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+        )
+    )
+    running = FAST.prepare(network)
+    kinds = [type(module) for module in running.network]
+    assert kinds == [nn.Conv2d, SmallMapConv2d, nn.Sequential, nn.ReLU, nn.Flatten, nn.Linear]
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(running(images), network(images), atol=1e-6)
+    assert running.network[1].weight is running.network[2][0].weight is shared.weight
+
+
+def test_the_accelerated_network_gives_the_plain_results_in_float64(model: CustomResNet, batch: Batch) -> None:
+    model.double().eval()
+    images = batch.images.double()
+    with torch.no_grad():
+        assert (FAST.prepare(model)(images) - model(images)).abs().max() < 1e-10
+
+
+def test_the_accelerated_network_gives_the_plain_results_up_to_rounding(model: CustomResNet, batch: Batch) -> None:
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(batch.images)  # so that the norms have statistics to use
+    model.eval()
+    with torch.no_grad():
+        plain = model(batch.images)
+        spread = plain.std()
+        assert (FAST.prepare(model)(batch.images) - plain).abs().max() < 1e-5 * spread
+        with FASTEST.autocast():
+            fastest = FASTEST.prepare(model)(batch.images)
+    assert fastest.dtype == torch.bfloat16
+    assert (fastest.float() - plain).abs().max() < 0.1 * spread
+    assert (fastest.argmax(dim=1) == plain.argmax(dim=1)).float().mean() > 0.8
+
+
+def test_training_the_prepared_copy_trains_the_network_and_its_norms_statistics(
+    model: CustomResNet, batch: Batch
+) -> None:
+    model.double()
+    batch = Batch(batch.images.double(), batch.labels)
+    twin, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    losses = step(model, batch, FAST), step(twin, batch, PLAIN)
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-10)
+    for name, value in model.state_dict().items():
+        assert (value != before[name]).any(), name
+        assert (value - twin.state_dict()[name]).abs().max() < 1e-9, name
+    assert all(int(value) == 1 for name, value in model.state_dict().items() if name.endswith("num_batches_tracked"))
+
+
+def test_training_in_bfloat16_keeps_float32_parameters_and_gradients_as_good_as_usual(
+    model: CustomResNet, batch: Batch
+) -> None:
+    ordinary = Acceleration(precision="bfloat16")
+    twins = [model, copy.deepcopy(model), copy.deepcopy(model)]
+    losses = [step(twin, batch, how).item() for twin, how in zip(twins, (FASTEST, ordinary, PLAIN), strict=True)]
+    assert losses[0] == pytest.approx(losses[2], rel=0.02)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    ours, usual, exact = (torch.cat([p.grad.flatten() for p in twin.parameters()]) for twin in twins)
+    assert (ours - exact).norm() < 1.2 * (usual - exact).norm()
+    assert torch.cosine_similarity(ours, exact, dim=0) > 0.9
+
+
+def test_weights_loaded_into_the_network_later_are_those_the_copy_runs_on(model: CustomResNet, batch: Batch) -> None:
+    running = FAST.prepare(model).eval()
+    torch.manual_seed(1)
+    other = CustomResNet(input_size=SIZE).eval()
+    model.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(running(batch.images), other(batch.images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "device", "precision"),
+    [
+        (LAPTOP, "cpu", "float32"),
+        (SERVER, "cpu", "bfloat16"),
+        (CUDA, "cuda", "bfloat16"),
+        (MAC, "mps", "float32"),
+    ],
+)
+def test_auto_takes_the_gpu_and_bfloat16_where_they_are_fast(hardware: Hardware, device: str, precision: str) -> None:
+    chosen = choose(hardware)
+    assert (chosen.device, chosen.precision) == (device, precision)
+    assert chosen.threads == hardware.cores
+    assert chosen.channels_last
+    assert chosen.small_map_products == (device == "cpu" and precision == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "asked", "chosen"),
+    [
+        (LAPTOP, {"precision": "bfloat16"}, ("cpu", "bfloat16")),
+        (SERVER, {"precision": "float32"}, ("cpu", "float32")),
+        (CUDA, {"device": "cpu"}, ("cpu", "float32")),
+        (CUDA, {"device": "cuda", "precision": "float32"}, ("cuda", "float32")),
+        (MAC, {"device": "mps", "precision": "bfloat16"}, ("mps", "bfloat16")),
+        (dataclasses.replace(SERVER, gpu="NVIDIA", gpu_kind="cuda"), {"device": "cpu"}, ("cpu", "bfloat16")),
+    ],
+)
+def test_what_is_asked_for_is_done(hardware: Hardware, asked: dict, chosen: tuple[str, str]) -> None:
+    how = choose(hardware, **asked)
+    assert (how.device, how.precision) == chosen
+
+
+@pytest.mark.parametrize(
+    ("hardware", "device", "has"),
+    [(LAPTOP, "cuda", "only cpu"), (LAPTOP, "mps", "only cpu"), (CUDA, "mps", "cpu and cuda"), (MAC, "tpu", "cpu and")],
+)
+def test_a_device_that_the_machine_has_not_is_refused_with_what_it_has(
+    hardware: Hardware, device: str, has: str
+) -> None:
+    message = f"device {device} is asked for, and this machine has {has}"
+    with pytest.raises(InputError, match=message):
+        choose(hardware, device=device)
+    with pytest.raises(InputError, match=message):
+        require_device(hardware, device)
+
+
+def test_every_machine_has_a_cpu_and_this_one_what_was_detected() -> None:
+    for hardware in (LAPTOP, SERVER, CUDA, MAC):
+        require_device(hardware, "cpu")
+    here = detect()
+    require_device(here, choose(here).device)
+
+
+def test_any_choice_written_as_json_comes_back_equal() -> None:
+    for hardware, precision in itertools.product((LAPTOP, SERVER, CUDA, MAC), ("auto", "float32", "bfloat16")):
+        how = choose(hardware, precision=precision)
+        assert Acceleration.from_json(json.loads(json.dumps(how.to_json()))) == how
+    assert Acceleration.from_json(json.loads(json.dumps(PLAIN.to_json()))) == PLAIN
+
+
+def test_applying_sets_the_threads_of_this_process_or_leaves_them() -> None:
+    before = torch.get_num_threads()
+    try:
+        PLAIN.apply()
+        assert torch.get_num_threads() == before
+        Acceleration(threads=before + 1).apply()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_bfloat16_casts() -> None:
+    for how, dtype in [(PLAIN, torch.float32), (FAST, torch.float32), (FASTEST, torch.bfloat16)]:
+        with how.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

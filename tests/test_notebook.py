@@ -1,0 +1,28 @@
+"""The notebook holds its outputs, and runs from top to bottom on a slice of the data."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NAMED_DATA = os.environ.get("ONECYCLE_DATA")
+
+
+def test_it_is_committed_with_its_outputs_and_without_an_error() -> None:
+    notebook = nbformat.read(ROOT / "S10.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 9
+
+
+@pytest.mark.filterwarnings("default")  # of jupyter's own, in this process
+def test_it_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
+    if NAMED_DATA:  # else the digits stand in
+        monkeypatch.setenv("ONECYCLE_DATA", NAMED_DATA)
+    notebook = nbformat.read(ROOT / "S10.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()

@@ -1,0 +1,56 @@
+"""The README does what it says and quotes only what was recorded."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from onecycle import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    accuracy = re.fullmatch(r"test accuracy (\d+\.\d)%\n", capsys.readouterr().out)
+    assert accuracy and float(accuracy[1]) > 80
+
+
+def test_every_command_line_shown_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = re.findall(r"^onecycle (\S+) ?([^#\n]*)", README, flags=re.MULTILINE)
+    assert {command for command, _ in lines} == {"train", "find-lr", "evaluate", "predict", "summary"}
+    for command, options in lines:
+        assert cli.main([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        for option in re.findall(r"--[a-z-]+", options):
+            assert option in shown, f"{command} has no {option}"
+
+
+def test_every_file_and_picture_it_names_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_its_figures_are_those_of_the_recorded_run() -> None:
+    result = json.loads((ROOT / "results/baseline-cifar10/result.json").read_text())
+    for figure in (
+        f"**{result['test_accuracy']:.2%}**",
+        f"{result['best_test_accuracy']:.2%} (epoch {result['best_epoch']})",
+        f"LR max {result['lr_max']:.2e}, LR min {result['lr_min']:.2e}",
+        f"{result['seconds'] / 60:.0f} minutes",
+        f"{result['peak_memory_gib']} GiB",
+    ):
+        assert figure in README
+    assert result["test_accuracy"] >= 0.90
+    assert result["recipe"] == "baseline" and result["epochs"] == 24 and result["evaluated_on"] == "test"
+
+
+def test_the_lr_finders_pair_is_within_a_point_of_the_recorded_grids_best() -> None:
+    study = json.loads((ROOT / "results/lr_finder_quality/study.json").read_text())
+    cells = {(cell["multiple"], cell["rule"]): cell["accuracy"] for cell in study["cells"]}
+    below = 100 * (max(cells.values()) - cells[1, "finder"])
+    assert below <= 1.0
+    assert f"{below:.1f} points" in README

@@ -1,0 +1,195 @@
+"""What the augmentations do is read off augmented images in which every pixel tells where it came from."""
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from onecycle.transforms import Augmentation
+
+SIZE, PADDING, HOLE = 32, 4, 8
+FILL = (255, 254, 253)
+MANY = 2000
+
+
+def map_of(size: int = SIZE) -> np.ndarray:
+    """An image uint8 `[size,size,3]` whose pixels are their own (row, column), with a blue that no hole has."""
+    rows, columns = np.mgrid[:size, :size].astype(np.uint8)
+    return np.stack([rows, columns, np.full_like(rows, 77)], axis=-1)
+
+
+class Drawn(NamedTuple):
+    """What was drawn for an image: the corner of the crop in the padded image, the flip, the corner of the hole."""
+
+    top: int
+    left: int
+    flipped: bool
+    hole_top: int
+    hole_left: int
+
+
+def read(augmented: np.ndarray, size: int = SIZE) -> Drawn:
+    """The drawn values, checked: padding, crop, flip and hole with just these values give the very same image."""
+    in_hole = (augmented == FILL).all(axis=-1)
+    hole_rows, hole_columns = (np.flatnonzero(in_hole.any(axis=axis)) for axis in (1, 0))
+    # Two neighbours that no offset moves in from the border and this hole does not cover.
+    row = column = PADDING
+    if in_hole[row, column : column + 2].any():
+        row = size - PADDING - 1
+    if in_hole[row, column : column + 2].any():
+        column = size - PADDING - 2
+    (source_row, source_column, _), (_, next_column, _) = augmented[row, column : column + 2].astype(int)
+    flipped = bool(next_column < source_column)
+    drawn = Drawn(
+        top=int(source_row) - row + PADDING,
+        left=int(source_column) - (size - 1 - column if flipped else column) + PADDING,
+        flipped=flipped,
+        hole_top=int(hole_rows[0]),
+        hole_left=int(hole_columns[0]),
+    )
+    padded = np.pad(map_of(size), ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
+    expected = padded[drawn.top : drawn.top + size, drawn.left : drawn.left + size]
+    expected = (expected[:, ::-1] if flipped else expected).copy()
+    expected[drawn.hole_top : drawn.hole_top + HOLE, drawn.hole_left : drawn.hole_left + HOLE] = FILL
+    assert (augmented == expected).all()
+    assert in_hole.sum() == HOLE * HOLE
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def augmentation() -> Augmentation:
+    return Augmentation(SIZE, FILL)
+
+
+KEYS = {
+    "positions": [(0, 0, position) for position in range(MANY)],
+    "epochs": [(0, epoch, 7) for epoch in range(MANY)],
+    "seeds": [(seed, 0, 0) for seed in range(MANY)],
+}
+
+
+@pytest.fixture(scope="module", params=KEYS)
+def draws(request: pytest.FixtureRequest, augmentation: Augmentation) -> np.ndarray:
+    """What was drawn for `MANY` neighbouring keys: int `[MANY,5]`. Reading it checks every image wholly."""
+    return np.array([read(augmentation(map_of(), key)) for key in KEYS[request.param]])
+
+
+def chi_square(values: np.ndarray, cells: int) -> float:
+    """How far the counts of `values` in 0..cells-1 are from equal, in deviations of what chance gives."""
+    counts = np.bincount(values, minlength=cells)
+    assert len(counts) == cells
+    expected = len(values) / cells
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    return (statistic - (cells - 1)) / np.sqrt(2 * (cells - 1))
+
+
+def test_crops_are_uniform_over_all_81_offsets(draws: np.ndarray) -> None:
+    top, left = draws[:, 0], draws[:, 1]
+    assert (top.min(), top.max(), left.min(), left.max()) == (0, 8, 0, 8)
+    assert chi_square(top * 9 + left, 81) < 4
+
+
+def test_half_of_the_images_are_flipped(draws: np.ndarray) -> None:
+    assert abs(draws[:, 2].mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
+
+
+def test_the_hole_is_uniform_over_all_places_inside_of_the_image(draws: np.ndarray) -> None:
+    places = SIZE - HOLE + 1
+    for corner in (draws[:, 3], draws[:, 4]):
+        assert (corner.min(), corner.max()) == (0, SIZE - HOLE)
+        assert chi_square(corner, places) < 4
+    assert chi_square(draws[:, 3] * places + draws[:, 4], places * places) < 4
+
+
+def test_nothing_that_is_drawn_tells_of_anything_else(draws: np.ndarray) -> None:
+    with_the_next = np.concatenate([draws[:-1], draws[1:]], axis=1)  # of the same image, and of the next key's
+    correlations = np.corrcoef(with_the_next.T)
+    assert np.abs(correlations - np.eye(10)).max() < 0.08
+
+
+def test_equal_keys_give_equal_images_whatever_was_augmented_before(augmentation: Augmentation) -> None:
+    image = map_of()
+    alone = Augmentation(SIZE, FILL)(image, (3, 1, 4))
+    for before in range(5):
+        augmentation(image, (before, 0, 0))
+        assert (augmentation(image, (3, 1, 4)) == alone).all()
+    other = np.full_like(image, 9)
+    augmentation(other, (3, 1, 4))
+    assert (augmentation(image, (3, 1, 4)) == alone).all()
+
+
+def test_global_random_states_neither_matter_nor_change(augmentation: Augmentation) -> None:
+    import random
+
+    images = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        before = random.getstate(), np.random.get_state()[1].tobytes()
+        images.append(augmentation(map_of(), (0, 0, 0)))
+        assert (random.getstate(), np.random.get_state()[1].tobytes()) == before
+    assert (images[0] == images[1]).all()
+
+
+def test_another_seed_epoch_or_position_gives_another_image(augmentation: Augmentation) -> None:
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (2**40, 0, 0)]
+    images = [augmentation(map_of(), key) for key in keys]
+    for one, other in itertools.combinations(images, 2):
+        assert (one != other).any()
+
+
+def test_the_image_itself_is_left_alone(augmentation: Augmentation) -> None:
+    image = map_of()
+    augmented = augmentation(image, (0, 0, 0))
+    assert (image == map_of()).all()
+    assert not np.shares_memory(image, augmented)
+    assert (augmented.dtype, augmented.shape) == (np.uint8, (SIZE, SIZE, 3))
+
+
+@pytest.mark.parametrize("size", [9, 16, 28, 64])
+def test_images_of_other_sizes_are_padded_cropped_flipped_and_holed_alike(size: int) -> None:
+    augmentation = Augmentation(size, FILL)
+    if size < 2 * PADDING + HOLE + 4:  # too small to read the draws off: only the hole and the shape
+        augmented = augmentation(map_of(size), (0, 0, 0))
+        assert (augmented == FILL).all(axis=-1).sum() == HOLE * HOLE
+        return
+    drawn = {read(augmentation(map_of(size), (0, 0, position)), size) for position in range(100)}
+    assert len(drawn) > 95
+
+
+@pytest.mark.parametrize("fill", [(125.3, 122.95, 113.9), [0.0, 0.4, 255.0]])
+def test_the_hole_has_the_fill_colour_rounded(fill: Sequence[float]) -> None:
+    augmented = Augmentation(SIZE, fill)(map_of() // 2 + 128, (0, 0, 0))
+    assert (augmented == [round(value) for value in fill]).all(axis=-1).sum() == HOLE * HOLE
+
+
+def test_a_copy_sent_to_another_process_augments_alike(augmentation: Augmentation) -> None:
+    copied = pickle.loads(pickle.dumps(augmentation))
+    for key in [(0, 0, 0), (5, 6, 7)]:
+        assert (copied(map_of(), key) == augmentation(map_of(), key)).all()
+
+
+def test_prediction_and_the_command_line_start_without_albumentations_which_looks_for_no_update() -> None:
+    code = """if True:
+        import os, sys
+
+        class Watch:
+            def find_spec(self, name, path=None, target=None):
+                if name == "albumentations":
+                    print("update check off:", os.environ.get("NO_ALBUMENTATIONS_UPDATE"))
+
+        sys.meta_path.insert(0, Watch())
+        import onecycle.predictor, onecycle.cli, onecycle.experiment
+        print("imported:", "albumentations" in sys.modules)
+        import onecycle.transforms
+        print("imported:", "albumentations" in sys.modules)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["imported: False", "update check off: 1", "imported: True"]
