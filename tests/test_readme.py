@@ -37,8 +37,8 @@ def test_every_file_and_picture_it_names_is_there() -> None:
 def test_its_figures_are_those_of_the_recorded_run() -> None:
     result = json.loads((ROOT / "results/baseline-cifar10/result.json").read_text())
     for figure in (
-        f"**{result['test_accuracy']:.2%}**",
-        f"{result['best_test_accuracy']:.2%} (epoch {result['best_epoch']})",
+        f"**{100 * result['test_accuracy']:.2f} %**",
+        f"{100 * result['best_test_accuracy']:.2f} % (epoch {result['best_epoch']})",
         f"LR max {result['lr_max']:.2e}, LR min {result['lr_min']:.2e}",
         f"{result['seconds'] / 60:.0f} minutes",
         f"{result['peak_memory_gib']} GiB",

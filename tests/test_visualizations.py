@@ -292,9 +292,9 @@ def test_each_mistake_shows_its_pixels_classes_and_probability() -> None:
         assert shown.get_interpolation() == "nearest"
     shown_texts = texts(figure)
     assert shown_texts[-9:] == [
-        *("zero", "→ one", ">99 % sure"),
-        *("one", "→ two", "65 % sure"),
-        *("two", "→ three", "30 % sure"),
+        *("zero", "→ one", "99.90 % sure"),
+        *("one", "→ two", "64.95 % sure"),
+        *("two", "→ three", "30.00 % sure"),
     ]
     colors = {text.get_text(): text.get_color() for text in figure.findobj(Text)}
     assert colors["zero"] == colors["true class"] != colors["→ one"] == colors["→ predicted class"]

@@ -1,12 +1,32 @@
 """Train a small, strong image classifier with one cycle of the learning rate.
 
-The names here are those of the README's example; everything else is in the modules.
+The names here are those that a program of one's own needs; everything else is in the modules.
 """
 
-from onecycle.batches import Batches
-from onecycle.dataset import load_dataset
-from onecycle.lr_finder import find_lr
-from onecycle.preprocessing import Preprocessing
-from onecycle.training import evaluate, fit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onecycle.batches import Batches
+    from onecycle.dataset import load_dataset
+    from onecycle.lr_finder import find_lr
+    from onecycle.preprocessing import Preprocessing
+    from onecycle.training import evaluate, fit
 
 __all__ = ["Batches", "Preprocessing", "evaluate", "find_lr", "fit", "load_dataset"]
+
+_HOMES = {
+    "Batches": "batches",
+    "Preprocessing": "preprocessing",
+    "evaluate": "training",
+    "find_lr": "lr_finder",
+    "fit": "training",
+    "load_dataset": "dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: torch takes seconds, which the command line's help need not wait for.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

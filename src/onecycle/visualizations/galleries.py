@@ -87,8 +87,8 @@ def _width(columns: int) -> float:
 
 
 def _percent(share: float) -> str:
-    """`share` in whole percent; only certainty is 100 %."""
-    return ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+    """`share` in percent, with the decimals that tell confident mistakes apart; only certainty is 100 %."""
+    return ">99.99 %" if 0.99995 <= share < 1 else f"{100 * share:.2f} %"
 
 
 def _without_mistakes() -> Figure:

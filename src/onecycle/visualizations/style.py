@@ -78,7 +78,7 @@ def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom
 def chart(*, right: float = 0.3, top: float = 0.5) -> tuple[Figure, Axes]:
     """A figure of 8 by 4.5 inches with axes for lines. `right` and `top` are margins in inches."""
     figure = Figure(figsize=(8, 4.5))
-    axes = axes_inside(figure, left=0.75, right=right, top=top, bottom=0.6)
+    axes = axes_inside(figure, left=0.9, right=right, top=top, bottom=0.6)
     axes.grid(axis="y")
     return figure, axes
 
