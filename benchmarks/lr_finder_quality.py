@@ -8,6 +8,7 @@ settings, an interrupted study goes on where it stopped.
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -54,7 +55,7 @@ def main() -> int:
     except InputError as error:
         print(f"lr_finder_quality: {error}", file=sys.stderr)
         return 2
-    for multiple in sorted(MULTIPLES, key=lambda multiple: abs(multiple - 1)):
+    for multiple in sorted(MULTIPLES, key=lambda multiple: abs(math.log(multiple))):
         for rule in RULES:
             if not any((cell["multiple"], cell["rule"]) == (multiple, rule) for cell in study["cells"]):
                 study["cells"].append(score(config, study["curve"], multiple, rule))
