@@ -21,7 +21,7 @@ help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
 
 train: $(INSTALLED) ## train on CIFAR-10 and write a report, e.g. make train ARGS="--epochs 1"
-	$(BIN)/onecycle train --data auto $(ARGS)
+	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto) $(ARGS)
 
 test: $(INSTALLED) ## run the tests, e.g. make test ARGS="-k scheduler"
 	$(BIN)/pytest $(ARGS)

@@ -22,12 +22,12 @@ from onecycle.assembly import assemble
 from onecycle.config import BASELINE, Config
 from onecycle.errors import InputError
 from onecycle.lr_finder import find_lr
-from onecycle.run_folder import replacing
+from onecycle.run_folder import reading, replacing
 from onecycle.training import fit
 from onecycle.visualizations import save_png
 from onecycle.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
 
-MULTIPLES = (1 / 9, 1 / 3, 1, 3, 9)  # of the finder's LR max
+MULTIPLES = (1 / 3, 1, 3)  # of the finder's LR max
 RULES = ("finder", "max/10", "max/100")  # for LR min
 
 
@@ -71,16 +71,17 @@ def main() -> int:
 def load_or_start(path: Path, config: Config) -> dict[str, Any]:
     """The study that was begun with `config`, or a new one with the finder's curve and no cell."""
     if path.exists():
-        study: dict[str, Any] = json.loads(path.read_text())
-        if study["config"] == config.to_json():
-            return study
+        with reading(path):
+            study: dict[str, Any] = json.loads(path.read_text())
+            if study["config"] == config.to_json():
+                return study
         raise InputError(f"{path} holds a study with other settings; give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
     parts = assemble(config)
     curve = find_lr(parts.model, parts.optimizer, parts.train, acceleration=parts.acceleration)
-    path.parent.mkdir(parents=True, exist_ok=True)
     described = environment.describe(hardware.detect(), parts.acceleration)
     return {
-        "environment": {**described, "command": " ".join(["python", "benchmarks/lr_finder_quality.py", *sys.argv[1:]])},
+        "environment": described,
         "config": config.to_json(),
         "fingerprint": parts.dataset.fingerprint,
         "notes": parts.dataset.notes,

@@ -74,6 +74,16 @@ def test_an_epoch_can_be_drawn_again_or_first_without_those_before_it(training) 
     assert torch.equal(next(batches.epoch(1)).images, in_turn[1][0].images)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_is_not_continued_after_another_was_begun(training, workers: int) -> None:
+    batches = training(workers)
+    first = batches.epoch(0)
+    next(first)
+    assert torch.equal(next(batches.epoch(1)).images, next(training(0).epoch(1)).images)
+    with pytest.raises(RuntimeError, match="epoch 0 was continued after another was begun"):
+        next(first)
+
+
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**40), st.integers(0, 1000))
 @settings(max_examples=40)
 def test_every_image_comes_exactly_once_an_epoch_the_last_short_batch_included(count, batch_size, seed, epoch) -> None:

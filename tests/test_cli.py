@@ -99,6 +99,8 @@ def test_help_and_prediction_do_not_wait_for_albumentations() -> None:
         (["train", "--epoch", "3"], "--epoch"),
         (["train", "--epochs", "many"], "many"),
         (["train", "--epochs"], "--epochs"),
+        (["train", "--epochs", "1.5"], "--epochs is '1.5'; it must be a whole number"),
+        (["train", "--config", "config.json", "--recipe", "baseline"], "leave out --recipe"),
         (["evaluate"], "run"),
         (["summary", "--classes", "1"], "1 classes"),
         (["summary", "--input-size", "4"], "4×4"),

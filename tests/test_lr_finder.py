@@ -95,7 +95,7 @@ def test_a_sweep_leaves_model_optimizer_and_random_states_as_they_were(
 def test_a_sweep_that_shows_nothing_leaves_everything_as_it_was_too(train: ImageSet) -> None:
     model, optimizer = prepared(train)
     before = state_of(model, optimizer)
-    with pytest.raises(InputError, match="never fell"):
+    with pytest.raises(InputError, match="did not fall"):
         find_lr(model, optimizer, batches(train, careful=False), start=1e-12, end=1e-11, steps=20)
     assert state_of(model, optimizer) == before
 
@@ -298,7 +298,7 @@ def test_fewer_than_ten_points_are_refused(count: int) -> None:
     ids=["flat", "rising", "falling by less than a twentieth", "zero"],
 )
 def test_a_curve_without_a_fall_is_refused_and_gives_no_numbers(losses: NDArray[np.float64]) -> None:
-    with pytest.raises(InputError, match="never fell.*give --lr-min and --lr-max"):
+    with pytest.raises(InputError, match="did not fall.*give --lr-min and --lr-max"):
         read_curve(LRS.tolist(), losses.tolist())
 
 

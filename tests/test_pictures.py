@@ -91,7 +91,7 @@ def test_drawing_again_replaces_what_was_drawn_and_leaves_nothing_else(copied: R
         image.load()
 
 
-@pytest.mark.parametrize("name", ["history.jsonl", "mistakes.npz", "predictions.npz", "augmentations.npz"])
+@pytest.mark.parametrize("name", ["history.jsonl", "mistakes.npz", "predictions.npz"])
 def test_a_record_that_is_lost_or_damaged_is_named(copied: RunFolder, name: str) -> None:
     (copied.path / name).write_bytes(b"\x00")
     with pytest.raises(InputError, match=name):

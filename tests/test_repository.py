@@ -123,6 +123,9 @@ def test_arguments_reach_the_training_command(bare_house: Path) -> None:
     put_stamp(bare_house)
     plan = make("-n", "train", "ARGS=--epochs 1", folder=bare_house).stdout
     assert plan.strip().endswith("train --data auto --epochs 1")
+    for arguments in ("--data digits", "--resume runs/one", "--config runs/one/config.json"):
+        plan = make("-n", "train", f"ARGS={arguments}", folder=bare_house).stdout
+        assert plan.split()[-3:] == ["train", *arguments.split()]
 
 
 def test_a_broken_install_leaves_no_stamp_behind(bare_house: Path, tmp_path: Path) -> None:

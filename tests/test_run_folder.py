@@ -113,7 +113,8 @@ def test_opening_tells_what_is_no_run_folder(tmp_path: Path, folder: RunFolder) 
 
 def test_configuration_and_history_come_back(folder: RunFolder) -> None:
     assert folder.read_config() == Config(data="digits")
-    assert folder.read_history() == []
+    with pytest.raises(InputError, match="has no history.jsonl"):
+        folder.read_history()
     folder.write_history(history())
     assert folder.read_history() == history()
     assert [json.loads(line)["epoch"] for line in folder.history.read_text().splitlines()] == [1, 2, 3]
@@ -202,12 +203,12 @@ def test_arrays_that_are_cut_short_are_input_errors(folder: RunFolder, keep: int
 # The newest run
 
 
-def test_the_newest_complete_run_is_the_last_whose_weights_were_written(tmp_path: Path) -> None:
+def test_the_newest_complete_run_is_the_last_whose_result_was_written(tmp_path: Path) -> None:
     for age, name in enumerate(("c", "a", "b")):
         (tmp_path / name).mkdir()
-        weights = tmp_path / name / "weights.safetensors"
-        weights.touch()
-        os.utime(weights, (1000 - age, 1000 - age))
+        result = tmp_path / name / "result.json"
+        result.touch()
+        os.utime(result, (1000 - age, 1000 - age))
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "a file").touch()
     assert newest_complete(tmp_path).path == tmp_path / "c"

@@ -48,7 +48,10 @@ class Acceleration:
                         assert isinstance(layer, nn.Conv2d)
                         setattr(parent, name, SmallMapConv2d.sharing(layer))
         if self.channels_last:
-            running.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            # Not `running.to(…)`, which would put new tensors in the place of shared buffers.
+            for parameter in running.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return running
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -75,8 +78,9 @@ def choose(hardware: Hardware, *, device: Device = "auto", precision: Precision 
     chosen = (hardware.gpu_kind or "cpu") if device == "auto" else device
     require_device(hardware, chosen)
     if precision == "auto":
-        # bfloat16 that a CPU has to emulate is slower than float32.
-        precision = "bfloat16" if chosen == "cuda" or (chosen == "cpu" and hardware.fast_bfloat16) else "float32"
+        # bfloat16 that has to be emulated is slower than float32.
+        fast = hardware.fast_bfloat16 if chosen == "cpu" else hardware.gpu_fast_bfloat16
+        precision = "bfloat16" if fast else "float32"
     return Acceleration(
         device=chosen,
         precision=precision,

@@ -38,18 +38,27 @@ class Experiment:
         )
 
 
+def load_data(config: Config) -> Dataset:
+    """The data that `config` names, cut as it says.
+
+    Raises:
+        InputError: when they cannot be had.
+    """
+    return load_dataset(config.data, validation=config.validation, limit=config.limit, seed=config.seed)
+
+
 def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
     """The parts of the run that `config` describes, to be computed the way `how`, or as is best on this machine.
 
     Raises:
         InputError: when the data or the device cannot be had.
     """
-    # Imported here because albumentations takes seconds, which prediction and evaluation need not wait for.
+    # Imported here because albumentations takes seconds, which evaluation need not wait for.
     from onecycle.transforms import Augmentation
 
     how = how or acceleration.choose(hardware.detect(), device=config.device, precision=config.precision)
     how.apply()
-    dataset = load_dataset(config.data, validation=config.validation, limit=config.limit, seed=config.seed)
+    dataset = load_data(config)
     preprocessing = Preprocessing.of(dataset.train.images)
     torch.manual_seed(config.seed)
     model = CustomResNet(len(dataset.train.classes), preprocessing.input_size).to(how.device)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,9 +19,10 @@ from onecycle.errors import InputError
 
 app = App(
     name="onecycle",
-    help="Train a small, strong image classifier with one cycle of the learning rate.",
+    help="Train a small, strong image classifier with one cycle of the learning rate. With --debug, an error shows its "
+    "traceback.",
     version=version("onecycle"),
-    default_parameter=Parameter(negative=(), show_default=True),
+    default_parameter=Parameter(negative=()),
     help_format="plaintext",
 )
 Settings = Annotated[Config, Parameter(name="*")]
@@ -164,6 +166,11 @@ def predict(*files: Path, run: Path | None = None) -> int:
 def _fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Let the values of `--config` or `--recipe` stand where the command line gives none."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    whole_numbers = {argument.name for argument in arguments if argument.hint in (int, int | None)}
+    for name in whole_numbers & given.keys():
+        # Left alone, 1.5 epochs would be rounded to 2.
+        if not re.fullmatch(r"[+-]?\d+", given[name]):
+            raise InputError(f"{name} is {given[name]!r}; it must be a whole number")
     if "--epochs" not in {argument.name for argument in arguments}:
         return
     if "--resume" in given:
@@ -172,10 +179,12 @@ def _fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
             raise InputError(f"--resume goes on with the run as it was configured; leave out {others}")
         return
     if "--config" in given:
+        if "--recipe" in given:
+            raise InputError("--config names the recipe; leave out --recipe")
         start = Config.load(Path(given["--config"]))
     else:
         # An unknown recipe is refused when the arguments are converted.
-        start = next((value for name, value in RECIPES.items() if name == given.get("--recipe")), BASELINE)
+        start = RECIPES.get(given.get("--recipe", ""), BASELINE)
     values = {name: value for name, value in start.to_json().items() if value is not None}
     Dict(values, use_commands_as_keys=False)(app, commands, arguments)
 
@@ -198,9 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "onecycle: interrupted; `onecycle train --resume RUN` goes on after the last whole epoch", file=sys.stderr
-        )
+        hint = "; `onecycle train --resume RUN` goes on after the last whole epoch" if "train" in tokens[:1] else ""
+        print(f"onecycle: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -16,7 +17,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a run's outcome, and nothing else.
+    """What a run is asked to do.
 
     Raises:
         InputError: when a value is not allowed; the message names the field, the value and what is allowed.
@@ -112,7 +113,10 @@ class Config:
             raise InputError(f"{path} is not a configuration: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path} is not a configuration: it must hold one JSON object")
-        return cls.from_json(values)
+        try:
+            return cls.from_json(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
@@ -140,4 +144,4 @@ def _in_words(hint: Any) -> str:
 BASELINE = Config()
 """The specification: the custom ResNet on CIFAR-10, batch 512, one cycle over 24 epochs with its peak at epoch 5."""
 
-RECIPES: dict[Recipe, Config] = {"baseline": BASELINE}
+RECIPES: Mapping[str, Config] = {"baseline": BASELINE}

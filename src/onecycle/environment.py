@@ -18,7 +18,7 @@ _LIBRARIES = ("onecycle", "torch", "numpy", "albumentations", "opencv-python-hea
 def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
     """The command, commit, date, versions and machine of this process, and the way it computes, as JSON values."""
     return {
-        "command": shlex.join(["onecycle", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
@@ -30,14 +30,13 @@ def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that the package runs from, marked where files differ from it; None outside of one."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout
+
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        git("ls-files", "--error-unmatch", here.name)  # an installed package may lie in another project's checkout
+        return git("describe", "--always", "--dirty", "--abbrev=40").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()

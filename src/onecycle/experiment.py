@@ -10,10 +10,11 @@ from rich.console import Console
 
 from onecycle import acceleration, environment, hardware, outcome, pictures
 from onecycle.acceleration import Acceleration
-from onecycle.assembly import Experiment, assemble
+from onecycle.assembly import Experiment, assemble, load_data
 from onecycle.batches import Batches
 from onecycle.checkpoint import load_state, save_state
 from onecycle.config import Config
+from onecycle.dataset import Dataset
 from onecycle.errors import InputError
 from onecycle.lr_finder import find_lr
 from onecycle.predictor import Predictor
@@ -38,13 +39,13 @@ def run(config: Config, console: Console) -> RunFolder:
         _announce(experiment, progress)
         _check_cycle(experiment)
         folder = _new_folder(experiment, config.recipe)
+        progress.say(f"Run folder: {folder.path}")
         try:
-            curve = None if _rates_given(config) else _sweep(experiment, folder, progress)
-            _rates(config, curve)
+            rates = _rates(experiment, folder, progress)
         except InputError:
             folder.discard()
             raise
-        return _train(experiment, folder, progress, curve=curve, history=[], started=started)
+        return _train(experiment, folder, progress, rates=rates, history=[], started=started)
 
 
 def resume(path: Path, console: Console) -> RunFolder:
@@ -59,18 +60,18 @@ def resume(path: Path, console: Console) -> RunFolder:
     folder.remove_strays()
     with RunProgress(console) as progress:
         started = time.perf_counter()
-        experiment = _reassemble(folder, folder.read_config())
+        experiment = assemble(folder.read_config(), _recorded_acceleration(folder))
+        _check_fingerprint(folder, experiment.dataset)
         _announce(experiment, progress)
-        curve = folder.read_lr_curve()
+        rates = _rates(experiment, folder, progress)
         history: History = []
         if folder.checkpoint.exists():
             state = load_state(folder.checkpoint, experiment.model, experiment.optimizer)
             history = [EpochRecord(**record) for record in state["history"]]
+            folder.write_history(history)  # it may lack the epoch that the checkpoint has
             started -= state["seconds"]
-        elif curve is None and not _rates_given(experiment.config):
-            curve = _sweep(experiment, folder, progress)
         progress.say(f"Resuming {path} after epoch {len(history)}")
-        return _train(experiment, folder, progress, curve=curve, history=history, started=started)
+        return _train(experiment, folder, progress, rates=rates, history=history, started=started)
 
 
 def find_rates(config: Config, console: Console) -> RunFolder:
@@ -96,31 +97,30 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
     """
     folder = RunFolder.open(path)
     config = folder.read_config()
-    experiment = _reassemble(folder, config if data is None else replace(config, data=data))
-    predictor = Predictor.load(folder.weights, experiment.acceleration)
-    batches = Batches(
-        experiment.dataset.evaluation,
-        predictor.preprocessing,
-        batch_size=config.batch_size,
-        device=experiment.acceleration.device,
-    )
-    return evaluate(predictor.model, batches, acceleration=experiment.acceleration)
+    how = _recorded_acceleration(folder)
+    how.apply()
+    predictor = Predictor.load(folder.weights, how)
+    dataset = load_data(config if data is None else replace(config, data=data))
+    _check_fingerprint(folder, dataset)
+    batches = Batches(dataset.evaluation, predictor.preprocessing, batch_size=config.batch_size, device=how.device)
+    return evaluate(predictor.model, batches, acceleration=how)
 
 
-def _reassemble(folder: RunFolder, config: Config) -> Experiment:
+def _recorded_acceleration(folder: RunFolder) -> Acceleration:
     with reading(folder.environment):
-        recorded = folder.read_json(folder.environment)
-        how = Acceleration.from_json(recorded["acceleration"])
-        then = recorded["dataset"]["fingerprint"]
+        how = Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
     acceleration.require_device(hardware.detect(), how.device)
-    experiment = assemble(config, how)
-    now = experiment.dataset.fingerprint
+    return how
+
+
+def _check_fingerprint(folder: RunFolder, dataset: Dataset) -> None:
+    with reading(folder.environment):
+        then = folder.read_json(folder.environment)["dataset"]["fingerprint"]
+    now = dataset.fingerprint
     if now != then:
         raise InputError(
-            f"{folder.path} was trained on other data: fingerprint {then[:12]}, "
-            f"and {experiment.dataset.source} has {now[:12]}"
+            f"{folder.path} was trained on other data: fingerprint {then[:12]}, and {dataset.source} has {now[:12]}"
         )
-    return experiment
 
 
 def _announce(experiment: Experiment, progress: RunProgress) -> None:
@@ -174,15 +174,13 @@ def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> 
     return curve
 
 
-def _rates_given(config: Config) -> bool:
-    return config.lr_min is not None and config.lr_max is not None
-
-
-def _rates(config: Config, curve: LRCurve | None) -> tuple[float, float]:
-    """The pair (lr_min, lr_max): what was asked for, else what was found."""
-    lr_min = config.lr_min if config.lr_min is not None or curve is None else curve.lr_min
-    lr_max = config.lr_max if config.lr_max is not None or curve is None else curve.lr_max
-    assert lr_min is not None and lr_max is not None
+def _rates(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> tuple[float, float]:
+    """The pair (lr_min, lr_max): what was asked for, else what the LR finder found or finds."""
+    lr_min, lr_max = experiment.config.lr_min, experiment.config.lr_max
+    if lr_min is None or lr_max is None:
+        curve = folder.read_lr_curve() or _sweep(experiment, folder, progress)
+        lr_min = curve.lr_min if lr_min is None else lr_min
+        lr_max = curve.lr_max if lr_max is None else lr_max
     if lr_min > lr_max:
         raise InputError(f"LR min {lr_min:.2e} is above LR max {lr_max:.2e}; give both --lr-min and --lr-max")
     return lr_min, lr_max
@@ -193,12 +191,12 @@ def _train(
     folder: RunFolder,
     progress: RunProgress,
     *,
-    curve: LRCurve | None,
+    rates: tuple[float, float],
     history: History,
     started: float,
 ) -> RunFolder:
     config = experiment.config
-    lr_min, lr_max = _rates(config, curve)
+    lr_min, lr_max = rates
     last: Evaluation | None = None
 
     def after_epoch(record: EpochRecord, evaluation: Evaluation) -> None:

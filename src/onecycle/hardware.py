@@ -18,6 +18,7 @@ class Hardware:
     memory_gib: float
     fast_bfloat16: bool  # matrix units or vector instructions for bfloat16 on the CPU
     gpu: str | None  # name of the first GPU
+    gpu_fast_bfloat16: bool
     gpu_kind: str | None  # torch's device type of it: "cuda" or "mps"
 
     def to_json(self) -> dict[str, Any]:
@@ -38,13 +39,17 @@ def detect() -> Hardware:
         memory_gib=round(_memory_bytes() / 2**30, 1),
         fast_bfloat16=bool(features.get("amx_bf16") or features.get("avx512_bf16")),
         gpu=gpu,
+        gpu_fast_bfloat16=gpu_kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         gpu_kind=gpu_kind,
     )
 
 
 def usable_cores() -> int:
-    """Cores this process may use: the smallest of the machine's, its affinity mask and a container's CPU quota."""
+    """Cores this process may use: the least of its affinity mask, a container's CPU quota and `$OMP_NUM_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        cores = min(cores, int(asked))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

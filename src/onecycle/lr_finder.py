@@ -88,7 +88,8 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     The pair are the two ends of the stretch over which the network learns, in Smith's words where the curve starts to
     move and where it slows: `lr_min` is the rate at which the smoothed loss has come through `ONSET` of its whole fall,
     `lr_max` that at which it has come through `PLATEAU` of it. Without annihilation `lr_min` is also where training
-    ends, so it must be a rate at which the network barely moves, and that is what the rule says.
+    ends, so it must be a rate at which the network barely moves, and that is what the rule says. The smoothed loss lags
+    behind the raw one by about ten steps of the sweep; both rules were chosen with that lag in them.
 
     Raises:
         InputError: when there are too few points, or the loss does not fall.
@@ -103,8 +104,8 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     fall = smoothed[0] - smoothed[lowest]
     if fall <= SMALLEST_FALL * abs(smoothed[0]):
         raise InputError(
-            f"the LR finder's loss never fell: it began at {smoothed[0]:.3f} and its lowest is {smoothed[lowest]:.3f}; "
-            "give --lr-min and --lr-max, or look at the data and their labels"
+            f"the LR finder's loss did not fall by more than {SMALLEST_FALL:.0%}: it began at {smoothed[0]:.3f}, "
+            f"and its lowest is {smoothed[lowest]:.3f}; give --lr-min and --lr-max, or look at the data and labels"
         )
     fallen = (smoothed[0] - smoothed) / fall  # the part of the fall that is done, 1 at the lowest point
 

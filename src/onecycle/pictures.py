@@ -9,11 +9,9 @@ from onecycle.visualizations import save_png
 def draw(folder: RunFolder) -> None:
     """Draw every picture that the folder has the records for into its `pictures/`."""
     folder.pictures.mkdir(exist_ok=True)
-    augmentations = folder.read_arrays(folder.augmentations)
-    save_png(
-        visualizations.augmentations(augmentations["originals"], augmentations["augmented"]),
-        folder.pictures / "augmentations.png",
-    )
+    if folder.augmentations.exists():
+        figure = visualizations.augmentations(**folder.read_arrays(folder.augmentations))
+        save_png(figure, folder.pictures / "augmentations.png")
     if curve := folder.read_lr_curve():
         save_png(visualizations.lr_finder_curve(curve), folder.pictures / "lr_finder.png")
     if folder.result.exists():

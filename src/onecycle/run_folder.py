@@ -103,7 +103,7 @@ class RunFolder:
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+            temporary.write_text(json.dumps(values, indent=2) + "\n")
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """What one of the folder's JSON files holds.
@@ -136,9 +136,6 @@ class RunFolder:
             temporary.write_text("".join(json.dumps(asdict(record)) + "\n" for record in history))
 
     def read_history(self) -> History:
-        """The epochs so far; none when the run did not get through its first."""
-        if not self.history.exists():
-            return []
         with reading(self.history):
             return [EpochRecord(**json.loads(line)) for line in self.history.read_text().splitlines()]
 
@@ -168,12 +165,12 @@ class RunFolder:
 
 
 def newest_complete(parent: Path) -> RunFolder:
-    """The newest run in `parent` that has weights.
+    """The newest complete run in `parent`.
 
     Raises:
         InputError: when there is none.
     """
-    complete = [path for path in parent.glob("*/weights.safetensors") if path.is_file()]
+    complete = [path for path in parent.glob("*/result.json") if path.is_file()]
     if not complete:
         raise InputError(f"there is no trained network in {parent}/; train one with `onecycle train`, or give --run")
     return RunFolder(max(complete, key=lambda path: path.stat().st_mtime).parent)

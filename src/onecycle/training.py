@@ -105,7 +105,8 @@ def fit(
 ) -> History:
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
-    `optimizer` holds the parameters of `model`; its learning rate is set at every step. `first_epoch` (0-based)
+    `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
+    training mode at the start of every epoch. `first_epoch` (0-based)
     continues a run whose model and optimizer were restored. Returns the records of the epochs it ran.
 
     Raises:

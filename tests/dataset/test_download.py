@@ -7,7 +7,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from onecycle.dataset import RemoteFile, download
+from onecycle.dataset.download import RemoteFile, download
 from onecycle.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -159,7 +159,7 @@ def _cut_jpeg() -> bytes:
     [
         (_cut_jpeg(), "the picture cannot be read .*[Tt]runcated"),
         (b"a text", "not a picture .6 bytes."),
-        (b"", "not an image"),
+        (b"", "not a picture"),
     ],
     ids=["truncated", "text", "empty"],
 )

@@ -1,7 +1,6 @@
 """Data sets: CIFAR-10 in its official formats, one's own folders of images, and an embedded set for no network."""
 
-from onecycle.dataset.download import RemoteFile, download
 from onecycle.dataset.image_set import ImageSet
 from onecycle.dataset.loading import Dataset, load_dataset
 
-__all__ = ["Dataset", "ImageSet", "RemoteFile", "download", "load_dataset"]
+__all__ = ["Dataset", "ImageSet", "load_dataset"]

@@ -31,7 +31,7 @@ def locate(path: Path) -> Found:
     Raises:
         InputError: there is nothing at `path`, or neither CIFAR-10 nor an image folder.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder; check the path")
     if not path.is_dir():
@@ -76,7 +76,7 @@ def find_cifar10() -> Found | None:
         InputError: `$ONECYCLE_DATA` is set, but CIFAR-10 is not there.
     """
     if named := os.environ.get("ONECYCLE_DATA"):
-        path = Path(named).expanduser()
+        path = Path(os.path.expanduser(named))
         try:
             there = cifar10_in(path) or locate(path)
         except InputError as error:
