@@ -151,9 +151,9 @@ def draw(study: dict[str, Any]) -> Figure:
     axes.annotate(
         f"the finder's pair: {place[1]:.1f} %",
         place,
-        xytext=(0, 14),
+        xytext=(30, 36),
         textcoords="offset points",
-        ha="center",
+        arrowprops={"arrowstyle": "-", "color": GREY, "shrinkB": 8},
         color=INK,
         weight="bold",
     )
