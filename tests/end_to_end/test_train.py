@@ -451,7 +451,7 @@ def test_an_unreadable_picture_does_not_keep_the_others_from_their_names(
     assert outcome.code == 2
     assert [line.split("\t")[0] for line in outcome.out.splitlines()] == [str(path) for path in pictures[:2]]
     assert outcome.err.splitlines() == [
-        f"onecycle: {tmp_path / 'text.jpg'} is not a picture that can be read",
+        f"onecycle: {tmp_path / 'text.jpg'}: not a picture (18 bytes); replace or remove it",
         f"onecycle: there is no file {tmp_path / 'gone.png'}",
     ]
 
