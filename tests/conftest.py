@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from onecycle.dataset import ImageSet, load_dataset
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("onecycle", deadline=None)
+# How long an example takes says more about the machine than about the code, and CI should repeat itself.
+settings.register_profile(
+    "onecycle", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("onecycle")
 
 _NAMED = os.environ.get("ONECYCLE_DATA")
