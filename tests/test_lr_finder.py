@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import convolutional
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
@@ -21,18 +22,6 @@ from onecycle.lr_finder import DIVERGENCE, find_lr, read_curve, smooth
 from onecycle.preprocessing import Preprocessing
 from onecycle.records import LRCurve
 from onecycle.training import fit
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, kernel_size=5, stride=4, padding=2),  # [B,8,8,8]
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
 
 
 def careless(image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
@@ -72,7 +61,7 @@ def state_of(model: nn.Module, optimizer: Optimizer) -> list[Any]:
 
 def prepared(train: ImageSet) -> tuple[nn.Module, Optimizer]:
     """A network with gradients' worth of past: moments in its optimizer, statistics in its buffers."""
-    model = network()
+    model = convolutional()
     optimizer = Adam(model.parameters())
     fit(model, optimizer, batches(train), batches(train), epochs=1, lr_min=1e-4, lr_max=1e-3)
     optimizer.zero_grad()
@@ -114,12 +103,12 @@ def test_a_sweep_that_is_interrupted_leaves_everything_as_it_was_too(train: Imag
 
 
 def test_training_after_a_sweep_equals_training_with_the_same_pair_given_by_hand(train: ImageSet) -> None:
-    model = network()
+    model = convolutional()
     optimizer = Adam(model.parameters())
     curve = find_lr(model, optimizer, batches(train), end=0.1, steps=40)
     found = fit(model, optimizer, batches(train), batches(train), epochs=2, lr_min=curve.lr_min, lr_max=curve.lr_max)
 
-    by_hand = network()
+    by_hand = convolutional()
     given_by_hand = fit(
         by_hand,
         Adam(by_hand.parameters()),
@@ -135,7 +124,7 @@ def test_training_after_a_sweep_equals_training_with_the_same_pair_given_by_hand
 
 
 def test_the_sweep_is_exponential_from_start_to_end_in_the_asked_number_of_steps(train: ImageSet) -> None:
-    model, calls = network(), []
+    model, calls = convolutional(), []
     curve = find_lr(
         model,
         Adam(model.parameters()),
@@ -154,7 +143,7 @@ def test_the_sweep_is_exponential_from_start_to_end_in_the_asked_number_of_steps
 
 
 def test_the_optimizer_really_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
-    model, by_hand = network(), network()
+    model, by_hand = convolutional(), convolutional()
     torch.manual_seed(1)
     curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-2, end=1.0, steps=24)
 
@@ -171,7 +160,7 @@ def test_the_optimizer_really_steps_at_the_rates_of_the_sweep(train: ImageSet) -
 
 
 def test_a_sweep_that_diverges_stops_and_keeps_what_came_before(train: ImageSet) -> None:
-    model = network()
+    model = convolutional()
     curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-4, end=1e6, steps=100)
     assert curve.stopped == "diverged"
     assert 10 <= len(curve.lrs) == len(curve.losses) == len(curve.smoothed) < 100
@@ -185,7 +174,7 @@ class Breaks(nn.Module):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        self.network = network()
+        self.network = convolutional()
         self.left = steps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -277,7 +277,7 @@ def test_a_windows_home_is_recognised_also_inside_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "innocent", ["~/work/photos", "../work/photos", "https://a.org/home/page", "{root}/work/x", "/data/x"]
+    "innocent", ["~/home/photos", "../home/photos", "https://a.org/home/page", "{root}/home/x", "/data/x"]
 )
 def test_a_path_that_any_machine_may_have_is_left_alone(innocent: str) -> None:
     assert machine_paths(f"see {innocent} there") == []

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import convolutional
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
@@ -26,17 +27,19 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
 
 
-def convolutional() -> nn.Module:
-    """A little of everything that has a state or a mode: buffers, running statistics, dropout."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, kernel_size=5, stride=4, padding=2),  # [B,8,8,8]
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Flatten(),
-        nn.Linear(512, 10),
+def rates_of_a_run(images: ImageSet, **options: float) -> list[float]:
+    """The learning rates of a run with batches of 5, step by step."""
+    model, rates = linear(), []
+    fit(
+        model,
+        SGD(model.parameters()),
+        batches(images, 5),
+        batches(images, 5),
+        after_step=lambda report: rates.append(report.lr),
+        **RATES,
+        **options,
     )
+    return rates
 
 
 def batches(images: ImageSet, batch_size: int, *, shuffle: bool = False) -> Batches:
@@ -89,17 +92,7 @@ def test_every_step_has_the_learning_rate_of_the_schedule_with_its_peak_at_the_e
 
 
 def test_the_peak_can_be_elsewhere(ten: ImageSet) -> None:
-    model, rates = linear(), []
-    fit(
-        model,
-        SGD(model.parameters()),
-        batches(ten, 5),
-        batches(ten, 5),
-        epochs=4,
-        peak_fraction=0.75,
-        after_step=lambda report: rates.append(report.lr),
-        **RATES,
-    )
+    rates = rates_of_a_run(ten, epochs=4, peak_fraction=0.75)
     assert rates.index(max(rates)) == 5 == peak_step(8, 0.75)
 
 
@@ -256,16 +249,7 @@ def test_fewer_than_two_steps_make_no_cycle(ten: ImageSet, epochs: int) -> None:
 
 
 def test_two_steps_are_enough(ten: ImageSet) -> None:
-    model, rates = linear(), []
-    fit(
-        model,
-        SGD(model.parameters()),
-        batches(ten, 5),
-        batches(ten, 5),
-        epochs=1,
-        after_step=lambda report: rates.append(report.lr),
-        **RATES,
-    )
+    rates = rates_of_a_run(ten, epochs=1)
     assert rates == [1e-2, 1e-4]
 
 

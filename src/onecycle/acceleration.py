@@ -102,7 +102,7 @@ def require_device(hardware: Hardware, device: str) -> None:
 
 
 def _keep_large_blocks() -> None:
-    """Make glibc's allocator keep freed memory: giving it back and faulting it in again takes a quarter of a step."""
+    """Make glibc's allocator keep freed memory: giving it back and faulting it in again takes a good part of a step."""
     if platform.libc_ver()[0] != "glibc":
         return
     m_trim_threshold, m_mmap_max = -1, -4

@@ -1,7 +1,7 @@
 """3×3 convolution as a matrix product, for maps so small that the usual kernels starve.
 
-On maps of 4×4 the weight gradient of oneDNN's bfloat16 convolution reaches a tenth of the rate of a plain matrix
-product of the same size. Unfolding the patches costs little there and turns all three products of a convolution (its
+On maps of 4×4 the weight gradient of oneDNN's bfloat16 convolution is far slower than a plain matrix product of the
+same size. Unfolding the patches costs little there and turns all three products of a convolution (its
 output, its weight gradient, its input gradient) into plain ones.
 """
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-LARGEST_MAP = 4 * 4  # pixels; on 8×8 maps the two ways take equally long
+LARGEST_MAP = 4 * 4  # pixels; on larger maps unfolding the patches costs what the products save
 
 
 def unfold_patches(images: torch.Tensor) -> torch.Tensor:
