@@ -1,16 +1,15 @@
 import copy
 import dataclasses
-import itertools
 import json
 
 import pytest
 import torch
 from torch import nn
 
-from onecycle.acceleration import PLAIN, Acceleration, choose, require_device
+from onecycle.acceleration import PLAIN, Acceleration, require_device
 from onecycle.dataset import ImageSet
 from onecycle.errors import InputError
-from onecycle.hardware import Hardware, detect
+from onecycle.hardware import Hardware
 from onecycle.kernels.small_map_convolution import SmallMapConv2d
 from onecycle.models import Batch, CustomResNet, as_composite
 from onecycle.preprocessing import Preprocessing
@@ -23,7 +22,7 @@ CUDA = dataclasses.replace(LAPTOP, gpu="NVIDIA H100", gpu_kind="cuda", gpu_fast_
 MAC = dataclasses.replace(LAPTOP, gpu="Apple GPU", gpu_kind="mps")
 
 FAST = Acceleration(channels_last=True, small_map_products=True)
-FASTEST = dataclasses.replace(FAST, precision="bfloat16")
+FASTEST = dataclasses.replace(FAST, precision="bfloat16", native_kernels=True)
 
 SIZE = 16  # the maps of the last layer are 2×2: small, so the kernels run
 
@@ -165,39 +164,6 @@ def test_weights_loaded_into_the_network_later_are_those_the_copy_runs_on(model:
 
 
 @pytest.mark.parametrize(
-    ("hardware", "device", "precision"),
-    [
-        (LAPTOP, "cpu", "float32"),
-        (SERVER, "cpu", "bfloat16"),
-        (CUDA, "cuda", "bfloat16"),
-        (MAC, "mps", "float32"),
-    ],
-)
-def test_auto_takes_the_gpu_and_bfloat16_where_they_are_fast(hardware: Hardware, device: str, precision: str) -> None:
-    chosen = choose(hardware)
-    assert (chosen.device, chosen.precision) == (device, precision)
-    assert chosen.threads == hardware.cores
-    assert chosen.channels_last
-    assert chosen.small_map_products == (device == "cpu" and precision == "bfloat16")
-
-
-@pytest.mark.parametrize(
-    ("hardware", "asked", "chosen"),
-    [
-        (LAPTOP, {"precision": "bfloat16"}, ("cpu", "bfloat16")),
-        (SERVER, {"precision": "float32"}, ("cpu", "float32")),
-        (CUDA, {"device": "cpu"}, ("cpu", "float32")),
-        (CUDA, {"device": "cuda", "precision": "float32"}, ("cuda", "float32")),
-        (MAC, {"device": "mps", "precision": "bfloat16"}, ("mps", "bfloat16")),
-        (dataclasses.replace(SERVER, gpu="NVIDIA", gpu_kind="cuda"), {"device": "cpu"}, ("cpu", "bfloat16")),
-    ],
-)
-def test_what_is_asked_for_is_done(hardware: Hardware, asked: dict, chosen: tuple[str, str]) -> None:
-    how = choose(hardware, **asked)
-    assert (how.device, how.precision) == chosen
-
-
-@pytest.mark.parametrize(
     ("hardware", "device", "has"),
     [(LAPTOP, "cuda", "only cpu"), (LAPTOP, "mps", "only cpu"), (CUDA, "mps", "cpu and cuda"), (MAC, "tpu", "cpu and")],
 )
@@ -206,23 +172,19 @@ def test_a_device_that_the_machine_has_not_is_refused_with_what_it_has(
 ) -> None:
     message = f"device {device} is asked for, and this machine has {has}"
     with pytest.raises(InputError, match=message):
-        choose(hardware, device=device)
-    with pytest.raises(InputError, match=message):
         require_device(hardware, device)
 
 
-def test_every_machine_has_a_cpu_and_this_one_what_was_detected() -> None:
+def test_every_machine_has_a_cpu_and_any_device_will_do_where_none_is_named() -> None:
     for hardware in (LAPTOP, SERVER, CUDA, MAC):
         require_device(hardware, "cpu")
-    here = detect()
-    require_device(here, choose(here).device)
+        require_device(hardware, "auto")
+        PLAIN.require(hardware)
 
 
-def test_any_choice_written_as_json_comes_back_equal() -> None:
-    for hardware, precision in itertools.product((LAPTOP, SERVER, CUDA, MAC), ("auto", "float32", "bfloat16")):
-        how = choose(hardware, precision=precision)
+def test_a_way_written_as_json_comes_back_equal() -> None:
+    for how in (PLAIN, FAST, FASTEST):
         assert Acceleration.from_json(json.loads(json.dumps(how.to_json()))) == how
-    assert Acceleration.from_json(json.loads(json.dumps(PLAIN.to_json()))) == PLAIN
 
 
 def test_applying_sets_the_threads_of_this_process_or_leaves_them() -> None:

@@ -105,7 +105,7 @@ def test_a_saved_configuration_is_loaded_equal_and_what_it_leaves_out_has_its_de
 
 
 def test_an_unknown_field_of_a_file_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"field 'epoch' is not known; the fields are batch_size, .*, workers"):
+    with pytest.raises(InputError, match=r"field 'epoch' is not known; the fields are augmentation, .*, workers"):
         Config.from_json({"epoch": 3})
 
 

@@ -2,13 +2,15 @@ import io
 import re
 
 import pytest
+import torch
 from rich.console import Console
 
 from onecycle.progress import RunProgress, clock
 from onecycle.records import EpochRecord
-from onecycle.training import StepReport
+from onecycle.training import StepReport, Totals
 
 STEPS = 4
+TOTALS = Totals(loss=torch.tensor(1234.0), correct=torch.tensor(567), images=1000)
 
 
 def record(epoch: int) -> EpochRecord:
@@ -24,7 +26,7 @@ def record(epoch: int) -> EpochRecord:
 
 
 def report(step: int) -> StepReport:
-    return StepReport(epoch=step // STEPS + 1, step=step, images=32, lr=0.0015, loss=1.234, accuracy=0.567)
+    return StepReport(epoch=step // STEPS + 1, step=step, images=32, lr=0.0015, totals=TOTALS)
 
 
 def draw(console: Console, *, evaluated_on: str = "test", first_epoch: int = 0) -> str:
@@ -93,7 +95,7 @@ def test_a_bar_fits_a_terminal_of_80_columns_with_its_time_left(terminal: Consol
     terminal = Console(file=terminal.file, force_terminal=True, width=80)
     with RunProgress(terminal) as progress:
         progress.start_training(24, 98, "test")
-        progress.step(StepReport(epoch=10, step=900, images=512, lr=1e-3, loss=1.234, accuracy=0.567))
+        progress.step(StepReport(epoch=10, step=900, images=512, lr=1e-3, totals=TOTALS))
     assert isinstance(terminal.file, io.StringIO)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if "epoch 10/24" in line]

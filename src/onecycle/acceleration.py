@@ -1,4 +1,4 @@
-"""The fastest way to run a model on this hardware. Prepares a copy for running; the network itself never changes."""
+"""A way to run a model: device, precision, layout, kernels. It prepares a copy; the network itself never changes."""
 
 import copy
 import ctypes
@@ -10,9 +10,11 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
-from onecycle.config import Device, Precision
 from onecycle.errors import InputError
 from onecycle.hardware import Hardware
+from onecycle.kernels import native
+from onecycle.kernels.batch_norm_relu import BatchNormReLU2d
+from onecycle.kernels.max_pool import MaxPool2x2
 from onecycle.kernels.small_map_convolution import SmallMapConv2d
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,14 +24,38 @@ Model = TypeVar("Model", bound=nn.Module)
 class Acceleration:
     """How a run computes: chosen once, stored in the run, and reused by its LR finder, resume and evaluation.
 
-    The defaults are plain PyTorch on the CPU.
+    The defaults are plain PyTorch on the CPU. `autotune` chooses.
     """
 
     device: str = "cpu"
     precision: str = "float32"  # of the forward and backward pass; parameters and optimizer are float32
     channels_last: bool = False
-    small_map_products: bool = False  # small-map convolutions as matrix products, see kernels
+    small_map_products: bool = False  # convolutions on small maps as matrix products
+    native_kernels: bool = False  # batch norm with ReLU, and max-pooling, compiled from C for this CPU
+    compiled: bool = False  # by torch.compile
     threads: int | None = None  # None: PyTorch's own number
+
+    def __str__(self) -> str:
+        parts = {
+            "channels-last": self.channels_last,
+            "small maps as products": self.small_map_products,
+            "native kernels": self.native_kernels,
+            "torch.compile": self.compiled,
+        }
+        return ", ".join([self.precision, *(name for name, used in parts.items() if used)])
+
+    def require(self, hardware: Hardware) -> None:
+        """Refuse what this machine cannot do.
+
+        Raises:
+            InputError: when it lacks the device, or the native kernels cannot be had.
+        """
+        require_device(hardware, self.device)
+        if self.native_kernels and native.library() is None:
+            raise InputError(
+                "this was computed with native kernels, which need a C compiler with OpenMP (gcc) on Linux and a cache "
+                "folder that can be written; install one, or set CC to it"
+            )
 
     def apply(self) -> None:
         """Set this process up: the number of threads, and an allocator that keeps large blocks."""
@@ -42,16 +68,16 @@ class Acceleration:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         running = copy.deepcopy(model, shared)  # what the memo knows is shared, not copied
         if self.small_map_products:
-            for parent in list(running.modules()):
-                for name, layer in parent.named_children():
-                    if SmallMapConv2d.replaces(layer):
-                        assert isinstance(layer, nn.Conv2d)
-                        setattr(parent, name, SmallMapConv2d.sharing(layer))
+            _replace_convolutions(running)
+        if self.native_kernels:
+            _replace_norms_and_pools(running)
         if self.channels_last:
             # Not `running.to(…)`, which would put new tensors in the place of shared buffers.
             for parameter in running.parameters():
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        if self.compiled:
+            running.compile()
         return running
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -69,36 +95,37 @@ class Acceleration:
 PLAIN = Acceleration()
 
 
-def choose(hardware: Hardware, *, device: Device = "auto", precision: Precision = "auto") -> Acceleration:
-    """The way to run on `hardware`, with what the user asked for.
-
-    Raises:
-        InputError: when the machine does not have the device.
-    """
-    chosen = (hardware.gpu_kind or "cpu") if device == "auto" else device
-    require_device(hardware, chosen)
-    if precision == "auto":
-        # bfloat16 that has to be emulated is slower than float32.
-        fast = hardware.fast_bfloat16 if chosen == "cpu" else hardware.gpu_fast_bfloat16
-        precision = "bfloat16" if fast else "float32"
-    return Acceleration(
-        device=chosen,
-        precision=precision,
-        channels_last=True,
-        small_map_products=chosen == "cpu" and precision == "bfloat16",
-        threads=hardware.cores,
-    )
-
-
 def require_device(hardware: Hardware, device: str) -> None:
-    """Refuse a device that `hardware` does not have.
+    """Refuse a device that `hardware` does not have; "auto" is any.
 
     Raises:
         InputError: naming the devices it has.
     """
-    if device not in ("cpu", hardware.gpu_kind):
+    if device not in ("auto", "cpu", hardware.gpu_kind):
         has = f"cpu and {hardware.gpu_kind}" if hardware.gpu_kind else "only cpu"
         raise InputError(f"device {device} is asked for, and this machine has {has}")
+
+
+def _replace_convolutions(running: nn.Module) -> None:
+    for parent in list(running.modules()):
+        for name, layer in parent.named_children():
+            if SmallMapConv2d.replaces(layer):
+                assert isinstance(layer, nn.Conv2d)
+                setattr(parent, name, SmallMapConv2d.sharing(layer))
+
+
+def _replace_norms_and_pools(running: nn.Module) -> None:
+    for parent in list(running.modules()):
+        for name, layer in parent.named_children():
+            if MaxPool2x2.replaces(layer):
+                setattr(parent, name, MaxPool2x2().train(layer.training))
+        if isinstance(parent, nn.Sequential):
+            # Only here is it certain that the ReLU takes what the norm gives, and that nothing else does.
+            for place in range(len(parent) - 1):
+                norm, activation = parent[place], parent[place + 1]
+                if BatchNormReLU2d.replaces(norm, activation):
+                    assert isinstance(norm, nn.BatchNorm2d)
+                    parent[place], parent[place + 1] = BatchNormReLU2d.sharing(norm), nn.Identity().train(norm.training)
 
 
 def _keep_large_blocks() -> None:

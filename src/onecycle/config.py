@@ -13,6 +13,7 @@ from onecycle.errors import InputError
 Recipe = Literal["baseline"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Augmentation = Literal["albumentations", "batched"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,13 @@ class Config:
     """Where to train; auto takes a GPU if there is one."""
 
     precision: Precision = "auto"
-    """Arithmetic of the forward and backward pass; auto takes bfloat16 where the hardware is fast at it."""
+    """Arithmetic of the forward and backward pass; auto takes bfloat16 where it is measured to be faster."""
+
+    augmentation: Augmentation = "albumentations"
+    """albumentations, image by image in worker processes, or batched: the same on whole batches, on the device."""
 
     workers: int = 1
-    """Processes that augment images; the result does not depend on their number."""
+    """Processes in which albumentations runs; the result does not depend on their number."""
 
     out: Path = Path("runs")
     """Folder in which the run's own folder is made."""

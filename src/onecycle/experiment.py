@@ -5,10 +5,9 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from onecycle import acceleration, environment, hardware, outcome, pictures
+from onecycle import environment, hardware, outcome, pictures
 from onecycle.acceleration import Acceleration
 from onecycle.assembly import Experiment, assemble, load_data
 from onecycle.batches import Batches
@@ -109,7 +108,7 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
 def _recorded_acceleration(folder: RunFolder) -> Acceleration:
     with reading(folder.environment):
         how = Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
-    acceleration.require_device(hardware.detect(), how.device)
+    how.require(hardware.detect())
     return how
 
 
@@ -131,7 +130,7 @@ def _announce(experiment: Experiment, progress: RunProgress) -> None:
         f"Data: {dataset.source}: {len(dataset.train):,} training images, "
         f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
     )
-    progress.say(f"Computing on {how.device} in {how.precision}, {torch.get_num_threads()} threads")
+    progress.say(f"Computing on {how.device}: {experiment.choice or how}")
 
 
 def _check_cycle(experiment: Experiment) -> None:
@@ -148,8 +147,10 @@ def _new_folder(experiment: Experiment, purpose: str) -> RunFolder:
     folder = RunFolder.create(experiment.config.out, f"{purpose}-{dataset.name}")
     folder.write_json(folder.config, experiment.config.to_json())
     described = environment.describe(hardware.detect(), experiment.acceleration)
+    choice = experiment.choice
+    measured = choice.milliseconds if choice else None
     about_data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "notes": dataset.notes}
-    folder.write_json(folder.environment, {**described, "dataset": about_data})
+    folder.write_json(folder.environment, {**described, "milliseconds_an_image": measured, "dataset": about_data})
     originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
     folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
     return folder

@@ -1,5 +1,6 @@
 """What this machine is. Detects only; `acceleration` decides what to do with it."""
 
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ def detect() -> Hardware:
         gpu, gpu_kind = "Apple GPU", "mps"
     features = torch.cpu.get_capabilities()
     return Hardware(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=usable_cores(),
         memory_gib=round(_memory_bytes() / 2**30, 1),
         fast_bfloat16=bool(features.get("amx_bf16") or features.get("avx512_bf16")),
@@ -50,14 +51,26 @@ def usable_cores() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         cores = min(cores, int(asked))
+    return max(1, int(min(cores, _cpu_quota(Path("/sys/fs/cgroup")))))
+
+
+def _cpu_quota(cgroup: Path) -> float:
+    """The cores' worth of time that the container with this `cgroup` folder may use; infinite without a limit."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (cgroup / "cpu.max").read_text().split()  # version 2
     except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):  # "max" in version 2; version 1 says -1
+        return math.inf
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The CPU's model, as its maker calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -58,7 +58,8 @@ def find_lr(
     with _random_states_kept():
         endless = chain.from_iterable(batches.epoch(epoch) for epoch in count())
         sweep = training_steps(running, optimizer, endless, lrs.__getitem__, acceleration=acceleration)
-        for step, loss, *_ in islice(sweep, steps):
+        for outcome in islice(sweep, steps):
+            step, loss = outcome.step, float(outcome.loss)
             if not math.isfinite(loss):
                 stopped = "not finite"
                 break

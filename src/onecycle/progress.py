@@ -8,6 +8,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from onecycle.records import EpochRecord
 from onecycle.training import StepReport
 
+REFRESH_SECONDS = 0.5
+
 
 class RunProgress:
     """Draws the progress of one run on `console`; a context manager, so that the bar is gone when the run is."""
@@ -30,6 +32,7 @@ class RunProgress:
         self._first_step: int | None = None
         self._started = time.perf_counter()
         self._images = 0
+        self._refreshed = -REFRESH_SECONDS
 
     def __enter__(self) -> "RunProgress":
         self._bar.start()
@@ -75,14 +78,20 @@ class RunProgress:
         if self._first_step is None:
             self._first_step = report.step
         self._images += report.images
-        elapsed = time.perf_counter() - self._started
+        completed = report.step % self._steps_an_epoch + 1
+        now = time.perf_counter()
+        # A look at the loss would make a GPU wait.
+        if self._bar.disable or (now - self._refreshed < REFRESH_SECONDS and completed < self._steps_an_epoch):
+            return
+        self._refreshed = now
+        elapsed = now - self._started
         done = report.step + 1 - self._first_step
         # Evaluations are in the elapsed time, so they are in the estimate too.
         left = elapsed / done * (self._epochs * self._steps_an_epoch - report.step - 1)
         self._bar.update(
             self._task,
             description=f"epoch {report.epoch}/{self._epochs}",
-            completed=report.step % self._steps_an_epoch + 1,
+            completed=completed,
             figures=f"loss {report.loss:.3f}  acc {report.accuracy:.1%}  lr {report.lr:.1e}  "
             f"{self._images / elapsed:,.0f} images/s  {clock(left)} left",
         )

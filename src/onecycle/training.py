@@ -1,5 +1,6 @@
 """The training loop: knows no files and no screens; its caller says what to do after a step and after an epoch."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,16 +18,33 @@ from onecycle.records import EpochRecord, History
 from onecycle.scheduler import one_cycle, peak_step
 
 
+class Totals(NamedTuple):
+    """Sums over the images of an epoch so far, on the device that computes them."""
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    images: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Where training stands after a step; loss and accuracy (a fraction) are those of the epoch so far."""
+    """Where training stands after a step."""
 
     epoch: int  # 1-based
     step: int  # 0-based, global
     images: int  # in this step
     lr: float
-    loss: float
-    accuracy: float
+    totals: Totals
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the epoch so far. Reading it waits for the device."""
+        return float(self.totals.loss) / self.totals.images
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the epoch's images so far that were classified correctly. Reading it waits for the device."""
+        return int(self.totals.correct) / self.totals.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +58,14 @@ class Evaluation:
 
 
 class StepOutcome(NamedTuple):
-    """What one training step came to: the global step, its mean loss, its correct answers and its images."""
+    """What one training step came to: the global step, its mean loss, its correct answers and its images.
+
+    Loss and correct answers are scalars on the device: the step may not be done before they are read.
+    """
 
     step: int
-    loss: float
-    correct: int
+    loss: torch.Tensor
+    correct: torch.Tensor
     images: int
 
 
@@ -67,21 +88,23 @@ def training_steps(
             loss, logits = running.training_step(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        correct = int((logits.detach().argmax(dim=1) == batch.labels).sum())
-        yield StepOutcome(step, float(loss.detach()), correct, len(batch.labels))
+        correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+        yield StepOutcome(step, loss.detach(), correct, len(batch.labels))
 
 
 def evaluate(model: nn.Module, batches: Batches, *, acceleration: Acceleration = PLAIN) -> Evaluation:
     """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is."""
     running = acceleration.prepare(as_composite(model)).eval()
-    total, logits, labels = 0.0, [], []
+    losses, sizes, logits, labels = [], [], [], []
     for batch in batches.epoch(0):
         with acceleration.autocast():
             output = running.evaluation_step(batch)
-        total += float(output.loss) * len(batch.labels)
-        logits.append(output.logits.float().cpu())
-        labels.append(batch.labels.cpu())
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+        losses.append(output.loss)
+        sizes.append(len(batch.labels))
+        logits.append(output.logits.float())
+        labels.append(batch.labels)
+    total = math.fsum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
+    all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     correct = int((all_logits.argmax(dim=1) == all_labels).sum())
     return Evaluation(
         loss=total / len(all_labels), accuracy=correct / len(all_labels), logits=all_logits, labels=all_labels
@@ -148,16 +171,19 @@ def fit(
 
 
 def _reports(steps: Iterable[StepOutcome], epoch: int, lr_of_step: Callable[[int], float]) -> Iterator[StepReport]:
-    loss, correct, images = 0.0, 0, 0
+    totals: Totals | None = None
     for outcome in steps:
-        loss += outcome.loss * outcome.images
-        correct += outcome.correct
-        images += outcome.images
+        # In float64, except on Apple's GPUs, which have none.
+        wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
+        loss = outcome.loss.to(wide) * outcome.images
+        if totals is None:
+            totals = Totals(loss, outcome.correct, outcome.images)
+        else:
+            totals = Totals(totals.loss + loss, totals.correct + outcome.correct, totals.images + outcome.images)
         yield StepReport(
             epoch=epoch + 1,
             step=outcome.step,
             images=outcome.images,
             lr=lr_of_step(outcome.step),
-            loss=loss / images,
-            accuracy=correct / images,
+            totals=totals,
         )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from onecycle.dataset.cache import cache_folder
 from onecycle.dataset.search import Found, find_cifar10, locate
 from onecycle.errors import InputError
+from onecycle.user_cache import cache_folder
 
 
 @pytest.fixture(autouse=True)

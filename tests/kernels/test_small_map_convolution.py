@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from onecycle.kernels.small_map_convolution import LARGEST_MAP, SmallMapConv2d, unfold_patches
 
-MAPS = [(height, width) for height in range(1, 5) for width in range(1, 5)]
+MAPS = [*((height, width) for height in range(1, 5) for width in range(1, 5)), (5, 4), (6, 7), (8, 8)]
 
 
 def plain(inputs: int, outputs: int, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
@@ -97,7 +97,7 @@ def test_a_patch_holds_the_nine_pixels_around_its_own_and_zeros_beyond_the_borde
             assert torch.equal(patches[y, x].permute(2, 0, 1), padded[:, y : y + 3, x : x + 3])
 
 
-@pytest.mark.parametrize("size", [(1, 17), (5, 4), (8, 8), (32, 32)])
+@pytest.mark.parametrize("size", [(1, 65), (9, 8), (16, 16), (32, 32)])
 def test_larger_maps_take_the_ordinary_path(size: tuple[int, int]) -> None:
     assert size[0] * size[1] > LARGEST_MAP
     layer = plain(3, 4, torch.float32)

@@ -6,16 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import platformdirs
-
 from onecycle.errors import InputError
+from onecycle.user_cache import cache_folder
 
 T = TypeVar("T")
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of onecycle, which may not exist yet."""
-    return platformdirs.user_cache_path("onecycle")
 
 
 def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from onecycle.dataset import splits
-from onecycle.dataset.cache import cache_folder
 from onecycle.dataset.cifar10 import read_cifar10
 from onecycle.dataset.digits import load_digits
 from onecycle.dataset.download import CIFAR10_BINARY, CIFAR10_PYTHON, download, matches
@@ -20,6 +19,7 @@ from onecycle.dataset.image_set import ImageSet
 from onecycle.dataset.search import Found, find_cifar10, locate
 from onecycle.errors import InputError
 from onecycle.preprocessing import to_square
+from onecycle.user_cache import cache_folder
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from onecycle.dataset import cifar10
-from onecycle.dataset.cache import cache_folder
 from onecycle.dataset.entries import entries_of
 from onecycle.dataset.image_folder import SPLITS
 from onecycle.errors import InputError
+from onecycle.user_cache import cache_folder
 
 OFFICIAL_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
 

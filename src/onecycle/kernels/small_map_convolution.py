@@ -1,8 +1,8 @@
-"""3×3 convolution as a matrix product, for maps so small that the usual kernels starve.
+"""3×3 convolution as matrix products, for maps so small that the usual kernels starve.
 
-On maps of 4×4 the weight gradient of oneDNN's bfloat16 convolution is far slower than a plain matrix product of the
-same size. Unfolding the patches costs little there and turns all three products of a convolution (its
-output, its weight gradient, its input gradient) into plain ones.
+On maps of up to 8×8 the weight gradient of oneDNN's bfloat16 convolution is far slower than a plain matrix product of
+the same size, and on maps of up to 4×4 the output and the input gradient are, too. Unfolding the patches costs less
+than that. What was measured stands in benchmarks/NOTES.md.
 """
 
 from typing import Any
@@ -12,7 +12,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-LARGEST_MAP = 4 * 4  # pixels; on larger maps unfolding the patches costs what the products save
+from onecycle.kernels.hooks import hooked
+
+LARGEST_FOR_ALL = 4 * 4  # pixels of the largest map whose three products are all done here
+LARGEST_MAP = 8 * 8  # pixels of the largest map whose weight gradient is
+_ROWS = 512  # transposed at once: a block of so many rows stays in the cache
 
 
 def unfold_patches(images: torch.Tensor) -> torch.Tensor:
@@ -29,7 +33,20 @@ def _as_images(rows: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)  # [B*H*W,C] -> [B,C,H,W], channels-last
 
 
+def _product_of_patches(gradient: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """The weight gradient `[outputs,C,3,3]` from that of the output `[B,outputs,H,W]` and the input's patches."""
+    outputs = gradient.shape[1]
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # [B*H*W, outputs]
+    # Handed a transposed view, the product would transpose it slowly.
+    columns = rows.new_empty(outputs, len(rows))
+    for start in range(0, len(rows), _ROWS):
+        columns[:, start : start + _ROWS] = rows[start : start + _ROWS].t()
+    return (columns @ patches).view(outputs, 3, 3, -1).permute(0, 3, 1, 2)
+
+
 class _Convolve(torch.autograd.Function):
+    """Output and both gradients by products."""
+
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         outputs = weight.shape[0]
@@ -42,13 +59,27 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable  # the patches are kept without their own history, so a second derivative would be wrong
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         patches, weight = ctx.saved_tensors
-        outputs, inputs = weight.shape[:2]
         (gradient,) = gradients
-        rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # [B*H*W, outputs]
-        weight_gradient = (rows.t() @ patches).view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
         # The input gradient is the convolution of the output gradient with the filters turned by 180°.
-        turned = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, inputs)
-        return _as_images(unfold_patches(gradient) @ turned, ctx.shape), weight_gradient
+        turned = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, weight.shape[1])
+        return _as_images(unfold_patches(gradient) @ turned, ctx.shape), _product_of_patches(gradient, patches)
+
+
+class _ConvolveUsually(torch.autograd.Function):
+    """Output and input gradient by the usual convolution, the weight gradient by a product."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(images, weight)
+        return functional.conv2d(images, weight, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return functional.conv2d(gradient, turned, padding=1), _product_of_patches(gradient, unfold_patches(images))
 
 
 class SmallMapConv2d(nn.Conv2d):
@@ -64,8 +95,7 @@ class SmallMapConv2d(nn.Conv2d):
             type(layer) is nn.Conv2d
             and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
             and (layer.dilation, layer.groups, layer.bias, layer.padding_mode) == ((1, 1), 1, None, "zeros")
-            # A hook would be lost, and the weight of the old weight_norm is made by one.
-            and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+            and not hooked(layer)
         )
 
     @classmethod
@@ -76,10 +106,12 @@ class SmallMapConv2d(nn.Conv2d):
         return stand_in.train(layer.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.shape[2] * input.shape[3] > LARGEST_MAP:
+        pixels = input.shape[2] * input.shape[3]
+        if pixels > LARGEST_MAP:
             return super().forward(input)
         device = input.device.type
         # Autocast does not reach inside an autograd function: do here what it does for a convolution.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-        convolved: torch.Tensor = _Convolve.apply(input.to(dtype), self.weight.to(dtype))  # type: ignore[no-untyped-call]
+        convolve = _Convolve if pixels <= LARGEST_FOR_ALL else _ConvolveUsually
+        convolved: torch.Tensor = convolve.apply(input.to(dtype), self.weight.to(dtype))  # type: ignore[no-untyped-call]
         return convolved

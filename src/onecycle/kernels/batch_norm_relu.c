@@ -1,0 +1,96 @@
+/* Batch norm and ReLU over rows of channels, [rows, channels] in bfloat16; what is per channel is float32.
+
+   Every loop over channels is one vector instruction after another, and every array is read once per pass. Each thread
+   takes an equal stretch of the rows, and its sums are its own: they are added outside, always in the same order. */
+#include <omp.h>
+
+#include "bfloat16.h"
+
+enum { BLOCK = 256 };  /* rows summed in float32 before they are added in float64 */
+
+static void add_block(double *sums, float *block, long channels) {
+    for (long c = 0; c < 2 * channels; c++) {
+        sums[c] += block[c];
+        block[c] = 0;
+    }
+}
+
+/* sums [threads, 2, channels]: of x - around and of its square. Around a value near the mean the squares stay small. */
+void moments(const bfloat16 *restrict x, const float *restrict around, double *restrict sums, long rows, long channels,
+             int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        long thread = omp_get_thread_num(), end = rows * (thread + 1) / threads;
+        double *mine = sums + thread * 2 * channels;
+        float block[2 * channels];
+        memset(mine, 0, 2 * channels * sizeof *mine);
+        memset(block, 0, sizeof block);
+        for (long row = rows * thread / threads, n = 1; row < end; row++, n++) {
+            const bfloat16 *values = x + row * channels;
+#pragma omp simd
+            for (long c = 0; c < channels; c++) {
+                float distance = widen(values[c]) - around[c];
+                block[c] += distance;
+                block[channels + c] += distance * distance;
+            }
+            if (n % BLOCK == 0 || row == end - 1) add_block(mine, block, channels);
+        }
+    }
+}
+
+/* y = relu(scale x + shift); what is not a number stays so. */
+void scale_shift_relu(const bfloat16 *restrict x, const float *restrict scale, const float *restrict shift,
+                      bfloat16 *restrict y, long rows, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long row = 0; row < rows; row++) {
+        const bfloat16 *values = x + row * channels;
+        bfloat16 *results = y + row * channels;
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float result = scale[c] * widen(values[c]) + shift[c];
+            results[c] = narrow(result < 0 ? 0 : result);
+        }
+    }
+}
+
+/* sums [threads, 2, channels]: of g and of g (x - mean), where g is the gradient that the ReLU lets through. */
+void gradient_moments(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+                      const float *restrict shift, const float *restrict mean, double *restrict sums, long rows,
+                      long channels, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        long thread = omp_get_thread_num(), end = rows * (thread + 1) / threads;
+        double *mine = sums + thread * 2 * channels;
+        float block[2 * channels];
+        memset(mine, 0, 2 * channels * sizeof *mine);
+        memset(block, 0, sizeof block);
+        for (long row = rows * thread / threads, n = 1; row < end; row++, n++) {
+            const bfloat16 *values = x + row * channels, *gradients = gradient + row * channels;
+#pragma omp simd
+            for (long c = 0; c < channels; c++) {
+                float value = widen(values[c]);
+                float g = scale[c] * value + shift[c] <= 0 ? 0 : widen(gradients[c]);
+                block[c] += g;
+                block[channels + c] += g * (value - mean[c]);
+            }
+            if (n % BLOCK == 0 || row == end - 1) add_block(mine, block, channels);
+        }
+    }
+}
+
+/* result = scale g + slope x + offset, where g is the gradient that the ReLU lets through. */
+void input_gradient(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+                    const float *restrict shift, const float *restrict slope, const float *restrict offset,
+                    bfloat16 *restrict result, long rows, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long row = 0; row < rows; row++) {
+        const bfloat16 *values = x + row * channels, *gradients = gradient + row * channels;
+        bfloat16 *results = result + row * channels;
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float value = widen(values[c]);
+            float g = scale[c] * value + shift[c] <= 0 ? 0 : widen(gradients[c]);
+            results[c] = narrow(scale[c] * g + slope[c] * value + offset[c]);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+"""Max-pooling of 2×2 windows in bfloat16 on the CPU."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from onecycle.kernels import native
+from onecycle.kernels.hooks import hooked
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        pooled = (batch, channels, height // 2, width // 2)
+        y = torch.empty(pooled, dtype=x.dtype, memory_format=torch.channels_last)
+        place = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
+        native.call("max_pool", x, y, place, batch, height // 2, width // 2, channels)
+        ctx.save_for_backward(place)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (place,) = ctx.saved_tensors
+        batch, channels, height, width = place.shape
+        gradient = native.in_rows(gradients[0])
+        result = torch.empty(
+            (batch, channels, 2 * height, 2 * width), dtype=gradient.dtype, memory_format=torch.channels_last
+        )
+        native.call("max_pool_gradient", gradient, place, result, batch, height, width, channels)
+        return result
+
+
+class MaxPool2x2(nn.MaxPool2d):
+    """`nn.MaxPool2d(2)`; where the kernels do not apply, PyTorch's own compute."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    @classmethod
+    def replaces(cls, layer: nn.Module) -> bool:
+        """Whether `layer` is what this class stands in for."""
+        return (
+            type(layer) is nn.MaxPool2d
+            and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (2, 2, 0, 1)
+            and not (layer.ceil_mode or layer.return_indices or hooked(layer))
+        )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not native.takes(input) or input.shape[2] % 2 or input.shape[3] % 2:
+            pooled: torch.Tensor = super().forward(input)
+        else:
+            pooled = _MaxPool.apply(input)  # type: ignore[no-untyped-call]
+        return pooled
