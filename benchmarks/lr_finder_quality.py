@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from studies import load_or_start, write
 
-from onecycle import environment, hardware
-from onecycle.assembly import assemble
+from onecycle.assembly import Experiment, assemble
 from onecycle.config import BASELINE, Config
 from onecycle.errors import InputError
 from onecycle.lr_finder import find_lr
-from onecycle.run_folder import reading, replacing
 from onecycle.training import fit
 from onecycle.visualizations import save_png
 from onecycle.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
@@ -51,7 +50,7 @@ def main() -> int:
             epochs=options.epochs,
             seed=options.seed,
         )
-        study = load_or_start(options.out / "study.json", config)
+        study = load_or_start(options.out / "study.json", config, found)
     except InputError as error:
         print(f"lr_finder_quality: {error}", file=sys.stderr)
         return 2
@@ -68,26 +67,9 @@ def main() -> int:
     return 0
 
 
-def load_or_start(path: Path, config: Config) -> dict[str, Any]:
-    """The study that was begun with `config`, or a new one with the finder's curve and no cell."""
-    if path.exists():
-        with reading(path):
-            study: dict[str, Any] = json.loads(path.read_text())
-            if study["config"] == config.to_json():
-                return study
-        raise InputError(f"{path} holds a study with other settings; give another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = assemble(config)
-    curve = find_lr(parts.model, parts.optimizer, parts.train, acceleration=parts.acceleration)
-    described = environment.describe(hardware.detect(), parts.acceleration)
-    return {
-        "environment": described,
-        "config": config.to_json(),
-        "fingerprint": parts.dataset.fingerprint,
-        "notes": parts.dataset.notes,
-        "curve": curve.to_json(),
-        "cells": [],
-    }
+def found(parts: Experiment) -> dict[str, Any]:
+    """What the study begins with: the finder's curve."""
+    return {"curve": find_lr(parts.model, parts.optimizer, parts.train, acceleration=parts.acceleration).to_json()}
 
 
 def score(config: Config, curve: dict[str, Any], multiple: float, rule: str) -> dict[str, Any]:
@@ -129,11 +111,6 @@ def verdict(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "cells_above_finder": sum(cell["accuracy"] > found["accuracy"] for cell in cells),
         "cells": len(cells),
     }
-
-
-def write(path: Path, study: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(study, indent=2) + "\n")
 
 
 @styled

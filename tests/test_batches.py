@@ -1,6 +1,8 @@
 import random
+import tracemalloc
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onecycle.batched_transforms import BatchedAugmentation
 from onecycle.batches import Batches
 from onecycle.dataset import ImageSet
 from onecycle.models import Batch
@@ -38,6 +41,30 @@ def noted(image: np.ndarray, key: Sequence[int]) -> np.ndarray:
     marked = image.copy()
     marked[0, 0, 2], marked[0, 1, 2], marked[1, 0, 2] = key
     return marked
+
+
+class NotedBatchwise:
+    """The same on whole batches: what it draws is the key, and what it does is to write that into the image."""
+
+    def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
+        return np.array([(seed, epoch, position) for position in range(count)], np.int16)
+
+    def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        assert (images.dtype, draws.dtype, len(images)) == (torch.uint8, torch.int16, len(draws))
+        marked = images.clone()
+        marked[:, 0, 0, 2], marked[:, 0, 1, 2], marked[:, 1, 0, 2] = draws.to(torch.uint8).T
+        return marked
+
+
+def mapped(images: ImageSet, path: Path) -> ImageSet:
+    """`images` in a file that is mapped into memory and cannot be written."""
+    images.images.tofile(path)
+    return ImageSet(np.memmap(path, np.uint8, "r", shape=images.images.shape), images.labels, images.classes)
+
+
+@pytest.fixture(scope="module")
+def batchwise(tiny: tuple[ImageSet, ImageSet]) -> BatchedAugmentation:
+    return BatchedAugmentation(32, [255 * value for value in Preprocessing.of(tiny[0].images).mean])
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +151,82 @@ def test_evaluation_is_in_order_and_as_the_images_are_in_every_epoch() -> None:
         assert torch.equal(whole.round().byte().permute(0, 2, 3, 1), torch.from_numpy(numbered(20).images))
 
 
-def test_an_image_is_augmented_with_the_key_of_seed_epoch_and_its_position_in_the_epoch() -> None:
-    batches = of(20, seed=5, augment=noted)
+@pytest.mark.parametrize("way", [{"augment": noted}, {"augment_batch": NotedBatchwise()}], ids=["single", "batch"])
+def test_an_image_is_augmented_with_the_key_of_seed_epoch_and_its_position_in_the_epoch(way) -> None:
+    batches = of(20, seed=5, **way)
     for epoch in (0, 9):
         drawn = torch.cat([batch.images for batch in batches.epoch(epoch)]).round().int()
         keys = torch.stack([drawn[:, 2, 0, 0], drawn[:, 2, 0, 1], drawn[:, 2, 1, 0]], dim=1)
         assert keys.tolist() == [[5, epoch, position] for position in range(20)]
         assert drawn[:, 0, 0, 0].tolist() == order_of(of(20, seed=5), epoch)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 50, 64])
+def test_images_augmented_batch_by_batch_are_those_drawn_by_hand(
+    tiny: tuple[ImageSet, ImageSet], batchwise: BatchedAugmentation, batch_size: int
+) -> None:
+    preprocessing = Preprocessing.of(tiny[0].images)
+    options = {"batch_size": batch_size, "shuffle": True, "augment_batch": batchwise, "seed": 3}
+    batches = Batches(tiny[0], preprocessing, **options)
+    for epoch in (1, 0):
+        order = order_of(of(50, seed=3), epoch)
+        originals, draws = torch.from_numpy(tiny[0].images[order]), batchwise.draw(3, epoch, 50)
+        expected = preprocessing.normalize(batchwise(originals, torch.from_numpy(draws)))
+        drawn = list(batches.epoch(epoch))
+        assert {len(batch.labels) for batch in drawn[:-1]} <= {batch_size}
+        assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in drawn)
+        assert torch.equal(torch.cat([batch.images for batch in drawn]), expected)
+        assert torch.equal(torch.cat([batch.labels for batch in drawn]), torch.from_numpy(tiny[0].labels[order]))
+
+
+def test_the_order_does_not_depend_on_how_images_are_augmented() -> None:
+    for seed, epoch in [(0, 0), (5, 2)]:
+        plain = order_of(of(40, seed=seed), epoch)
+        assert order_of(of(40, seed=seed, augment=noted), epoch) == plain
+        assert order_of(of(40, seed=seed, augment_batch=NotedBatchwise()), epoch) == plain
+
+
+def test_an_augmentation_for_images_and_one_for_batches_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="give augment or augment_batch"):
+        of(20, augment=noted, augment_batch=NotedBatchwise())
+
+
+def test_images_that_are_mapped_from_a_file_make_the_same_batches(
+    tiny: tuple[ImageSet, ImageSet], batchwise: BatchedAugmentation, tmp_path: Path
+) -> None:
+    on_disk = mapped(tiny[0], tmp_path / "images")
+    for options in ({}, {"shuffle": True, "augment_batch": batchwise}):
+        one, other = (
+            Batches(images, Preprocessing.of(images.images), batch_size=16, **options) for images in (on_disk, tiny[0])
+        )
+        for first, second in zip(one.epoch(1), other.epoch(1), strict=True):
+            assert torch.equal(first.images, second.images)
+            assert torch.equal(first.labels, second.labels)
+        assert all((first == second).all() for first, second in zip(one.preview(9), other.preview(9), strict=True))
+    evaluation = Batches(on_disk, AS_THEY_ARE, batch_size=16)
+    in_order = torch.cat([batch.images for batch in evaluation.epoch(0)]).round().byte().permute(0, 2, 3, 1)
+    assert torch.equal(in_order, torch.from_numpy(tiny[0].images))
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_images_that_are_mapped_from_a_file_are_never_copied_whole(
+    batchwise: BatchedAugmentation, tmp_path: Path, augmented: bool
+) -> None:
+    images = ImageSet(np.zeros((5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int64), ("one", "two"))
+    on_disk = mapped(images, tmp_path / "images")
+    # numpy tells tracemalloc of its arrays; torch, which does not, would warn of a tensor that shares a read-only one.
+    tracemalloc.start()
+    try:
+        batches = Batches(
+            on_disk, AS_THEY_ARE, batch_size=50, shuffle=True, augment_batch=batchwise if augmented else None
+        )
+        batches.preview(8)
+        for _ in islice(batches.epoch(0), 10):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < images.images.nbytes / 10
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -164,14 +260,19 @@ def test_batches_are_normalized_as_the_preprocessing_does_it(tiny: tuple[ImageSe
     assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(tiny[1].labels))
 
 
-def test_the_preview_is_the_first_images_of_the_first_epoch(training, tiny: tuple[ImageSet, ImageSet]) -> None:
+@pytest.mark.parametrize("way", ["single", "batch"])
+def test_the_preview_is_the_first_images_of_the_first_epoch(
+    training, batchwise: BatchedAugmentation, tiny: tuple[ImageSet, ImageSet], way: str
+) -> None:
     batches = training(0)
+    if way == "batch":
+        batches = Batches(tiny[0], batches.preprocessing, batch_size=16, shuffle=True, augment_batch=batchwise, seed=3)
     before, after = batches.preview(20)
     assert before.shape == after.shape == (20, 32, 32, 3)
+    assert before.dtype == after.dtype == np.uint8
     first = torch.cat([batch.images for batch in islice(batches.epoch(0), 2)])[:20]
     assert torch.equal(batches.preprocessing.normalize(torch.from_numpy(after)), first)
-    originals = {image.tobytes() for image in tiny[0].images}
-    assert all(image.tobytes() in originals for image in before)
+    assert (before == tiny[0].images[order_of(of(50, seed=3), 0)[:20]]).all()
     assert (before != after).any(axis=(1, 2, 3)).all()
 
 

@@ -3,9 +3,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
+from onecycle import hardware
 from onecycle.hardware import Hardware, detect, peak_memory_gib, usable_cores
 
 
@@ -23,6 +26,56 @@ def test_a_process_bound_to_one_core_has_one() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}) if hasattr(os, 'sched_setaffinity') "
     code += "else None; import onecycle.hardware as h; print(h.usable_cores())"
     assert run_python(code) == [1 if hasattr(os, "sched_setaffinity") else usable_cores()]
+
+
+QUOTA, PERIOD = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "quota", "cores"),
+    [
+        ({}, float("inf"), 8),
+        ({"cpu.max": "max 100000\n"}, float("inf"), 8),
+        ({"cpu.max": "150000 100000\n"}, 1.5, 1),
+        ({"cpu.max": "50000 100000\n"}, 0.5, 1),
+        ({"cpu.max": "300000 50000\n"}, 6, 6),
+        ({"cpu.max": "1600000 100000\n"}, 16, 8),
+        ({"cpu.max": ""}, float("inf"), 8),
+        ({"cpu.max": "many few\n"}, float("inf"), 8),
+        ({"cpu.max": "100000 0\n"}, float("inf"), 8),
+        ({QUOTA: "-1\n", PERIOD: "100000\n"}, float("inf"), 8),
+        ({QUOTA: "300000\n", PERIOD: "100000\n"}, 3, 3),
+        ({QUOTA: "50000\n", PERIOD: "100000\n"}, 0.5, 1),
+        ({QUOTA: "300000\n"}, float("inf"), 8),
+        ({QUOTA: "many\n", PERIOD: "100000\n"}, float("inf"), 8),
+        ({"cpu.max": "200000 100000\n", QUOTA: "300000\n", PERIOD: "100000\n"}, 2, 2),
+    ],
+)
+def test_of_8_cores_a_container_has_the_whole_ones_of_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: dict[str, str], quota: float, cores: int
+) -> None:
+    folder = tmp_path / "sys" / "fs" / "cgroup"
+    (folder / "cpu").mkdir(parents=True)
+    for name, content in cgroup.items():
+        (folder / name).write_text(content)
+    assert hardware._cpu_quota(folder) == quota
+    # A machine of 8 cores, its files under another root.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(hardware, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores"), [("", 8), ("3", 3), ("8", 8), ("64", 8), ("0", 8), ("-2", 8), ("many", 8), ("1.5", 8)]
+)
+def test_a_number_of_threads_that_the_environment_asks_for_is_the_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(hardware, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert usable_cores() == cores
 
 
 def test_the_machine_is_detected_the_same_twice_and_survives_json() -> None:

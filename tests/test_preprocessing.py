@@ -1,5 +1,6 @@
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,32 @@ def test_the_statistics_of_any_images_are_numpys_and_a_constant_channel_has_devi
     assert np.abs(np.array(found.mean) - scaled.mean((0, 1, 2))).max() < 1e-12
     varies = np.ptp(images.reshape(-1, 3), axis=0) > 0
     assert np.abs(np.array(found.std) - np.where(varies, scaled.std((0, 1, 2)), 1)).max() < 1e-12
+
+
+@pytest.mark.parametrize("count", [4095, 4096, 4097, 9000])
+def test_the_statistics_of_more_images_than_are_counted_at_once_are_those_of_all(count: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    # The later, the brighter: images left out, or counted twice, would show.
+    images = (generator.random((count, 5, 5, 3)) * np.linspace(1, 255, count)[:, None, None, None]).astype(np.uint8)
+    images.tofile(tmp_path / "images")
+    on_disk = np.memmap(tmp_path / "images", np.uint8, "r", shape=images.shape)
+    scaled = images.astype(np.float64) / 255
+    for found in (Preprocessing.of(images), Preprocessing.of(on_disk)):
+        assert np.abs(np.array(found.mean) - scaled.mean((0, 1, 2))).max() < 1e-12
+        assert np.abs(np.array(found.std) - scaled.std((0, 1, 2))).max() < 1e-12
+
+
+def test_the_statistics_of_images_that_are_mapped_from_a_file_need_no_copy_of_all(tmp_path: Path) -> None:
+    size = 120_000 * 6 * 6 * 3  # 13 MB; counting takes 8 bytes a pixel and channel of 4,096 images
+    np.zeros(size, np.uint8).tofile(tmp_path / "images")
+    on_disk = np.memmap(tmp_path / "images", np.uint8, "r", shape=(120_000, 6, 6, 3))
+    tracemalloc.start()
+    try:
+        Preprocessing.of(on_disk)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < size / 4
 
 
 def test_a_channel_that_never_varies_is_only_centred() -> None:

@@ -1,11 +1,13 @@
 import io
 import re
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
-from onecycle.progress import RunProgress, clock
+from onecycle.progress import REFRESH_SECONDS, RunProgress, clock
 from onecycle.records import EpochRecord
 from onecycle.training import StepReport, Totals
 
@@ -115,6 +117,58 @@ def test_speed_and_time_left_of_a_resumed_run_count_only_what_was_done_since(ter
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", draw(terminal, first_epoch=1))
     assert "epoch 1/2" not in text
     assert re.search(r"epoch 2/2.*4/4.*0:00 left", text)
+
+
+class Watched:
+    """A loss that notes when it is read, which on a GPU would wait for all that was sent there."""
+
+    def __init__(self, step: int, seen: list[int]) -> None:
+        self.step, self.seen = step, seen
+
+    def __float__(self) -> float:
+        self.seen.append(self.step)
+        return 1234.0
+
+
+def steps_read(monkeypatch: pytest.MonkeyPatch, console: Console, seconds_a_step: float) -> list[int]:
+    """The steps of two epochs of ten whose loss is read, when steps take so long."""
+    now, seen = 1000.0, []
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    with RunProgress(console) as progress:
+        progress.start_training(2, 10, "test")
+        for step in range(20):
+            now += seconds_a_step
+            totals = TOTALS._replace(loss=Watched(step, seen))
+            progress.step(StepReport(epoch=step // 10 + 1, step=step, images=32, lr=1e-3, totals=totals))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("steps_a_refresh", "read"),
+    [
+        (0.5, list(range(20))),  # slow steps: each is shown
+        (4, [0, 4, 8, 9, 13, 17, 19]),  # every fourth, and the last of an epoch
+        (1000, [0, 9, 19]),
+    ],
+)
+def test_the_bar_is_refreshed_now_and_then_and_at_the_last_step_of_an_epoch(
+    terminal: Console, monkeypatch: pytest.MonkeyPatch, steps_a_refresh: float, read: list[int]
+) -> None:
+    assert steps_read(monkeypatch, terminal, REFRESH_SECONDS / steps_a_refresh) == read
+
+
+def test_where_there_is_no_terminal_no_loss_is_read() -> None:
+    nowhere = torch.zeros((), device="meta")  # has no value: reading it raises
+    unreadable = Totals(loss=nowhere, correct=nowhere, images=32)
+    with pytest.raises(RuntimeError):
+        _ = replace(report(0), totals=unreadable).loss
+    console = Console(file=io.StringIO())
+    with RunProgress(console) as progress:
+        progress.start_training(2, STEPS, "test")
+        for step in range(2 * STEPS):
+            progress.step(replace(report(step), totals=unreadable))
+    assert isinstance(console.file, io.StringIO)
+    assert len(console.file.getvalue().splitlines()) == 1  # the header
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from onecycle.models import Batch, ModelComposite, StepOutput
 from onecycle.preprocessing import Preprocessing
 from onecycle.records import EpochRecord, History
 from onecycle.scheduler import one_cycle, peak_step
-from onecycle.training import Evaluation, StepReport, evaluate, fit
+from onecycle.training import Evaluation, StepReport, Totals, evaluate, fit
 
 RATES = {"lr_min": 1e-4, "lr_max": 1e-2}
 
@@ -122,6 +122,28 @@ def test_training_figures_are_means_over_samples_with_the_short_last_batch(ten: 
     assert losses[8:].mean() != pytest.approx(losses[:8].mean(), rel=1e-2)  # else a mean over batches would do as well
 
 
+def test_a_report_tells_the_means_of_its_totals() -> None:
+    totals = Totals(loss=torch.tensor(6.0, dtype=torch.float64), correct=torch.tensor(3), images=4)
+    report = StepReport(epoch=1, step=0, images=4, lr=1e-3, totals=totals)
+    assert (report.loss, report.accuracy) == (1.5, 0.75)
+    assert (type(report.loss), type(report.accuracy)) == (float, float)
+
+
+def test_a_report_that_is_kept_keeps_its_figures_as_later_steps_come(tiny: tuple[ImageSet, ImageSet]) -> None:
+    model, kept, at_the_time = linear(), [], []
+
+    def after_step(report: StepReport) -> None:
+        kept.append(report)
+        at_the_time.append((report.loss, report.accuracy, report.totals.images))
+
+    train = batches(tiny[0], 16, shuffle=True)  # 50 images in 4 steps
+    fit(model, SGD(model.parameters()), train, batches(tiny[1], 16), epochs=2, after_step=after_step, **RATES)
+    assert [(report.loss, report.accuracy, report.totals.images) for report in kept] == at_the_time
+    assert [report.totals.images for report in kept] == [16, 32, 48, 50] * 2
+    assert len(set(at_the_time)) == 8
+    assert {(report.totals.loss.dtype, report.totals.loss.requires_grad) for report in kept} == {(torch.float64, False)}
+
+
 def test_fit_is_the_plain_loop_bit_for_bit(tiny: tuple[ImageSet, ImageSet]) -> None:
     train = batches(tiny[0], 16, shuffle=True)  # 50 images in 4 steps
     model, by_hand = convolutional(), convolutional()
@@ -161,10 +183,12 @@ def test_evaluate_counts_every_image_once_whatever_the_batches(ten: ImageSet, ba
 def test_evaluate_counts_the_short_last_batch_no_more_than_its_share() -> None:
     digits = load_dataset("digits", limit=11).evaluation
     model = linear()
-    one_over = evaluate(model, batches(digits, 10))
-    at_once = evaluate(model, batches(digits, 11))
-    assert one_over.loss == pytest.approx(at_once.loss, rel=1e-6)
-    assert one_over.accuracy == at_once.accuracy
+    with torch.no_grad():
+        model[1].weight.mul_(100)  # so that the losses of images differ by far
+        losses = cross_entropy(model(whole(digits).images), whole(digits).labels, reduction="none").double()
+    assert losses[:10].mean() != pytest.approx(float(losses[10]), rel=0.2)
+    for batch_size in (3, 4, 10, 11):
+        assert evaluate(model, batches(digits, batch_size)).loss == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -6,60 +6,12 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from augmented import FILL, HOLE, MANY, PADDING, SIZE, chi_square, map_of, read
 
-from onecycle.transforms import Augmentation
-
-SIZE, PADDING, HOLE = 32, 4, 8
-FILL = (255, 254, 253)
-MANY = 2000
-
-
-def map_of(size: int = SIZE) -> np.ndarray:
-    """An image uint8 `[size,size,3]` whose pixels are their own (row, column), with a blue that no hole has."""
-    rows, columns = np.mgrid[:size, :size].astype(np.uint8)
-    return np.stack([rows, columns, np.full_like(rows, 77)], axis=-1)
-
-
-class Drawn(NamedTuple):
-    """What was drawn for an image: the corner of the crop in the padded image, the flip, the corner of the hole."""
-
-    top: int
-    left: int
-    flipped: bool
-    hole_top: int
-    hole_left: int
-
-
-def read(augmented: np.ndarray, size: int = SIZE) -> Drawn:
-    """The drawn values, checked: padding, crop, flip and hole with just these values give the very same image."""
-    in_hole = (augmented == FILL).all(axis=-1)
-    hole_rows, hole_columns = (np.flatnonzero(in_hole.any(axis=axis)) for axis in (1, 0))
-    # Two neighbours that no offset moves in from the border and this hole does not cover.
-    row = column = PADDING
-    if in_hole[row, column : column + 2].any():
-        row = size - PADDING - 1
-    if in_hole[row, column : column + 2].any():
-        column = size - PADDING - 2
-    (source_row, source_column, _), (_, next_column, _) = augmented[row, column : column + 2].astype(int)
-    flipped = bool(next_column < source_column)
-    drawn = Drawn(
-        top=int(source_row) - row + PADDING,
-        left=int(source_column) - (size - 1 - column if flipped else column) + PADDING,
-        flipped=flipped,
-        hole_top=int(hole_rows[0]),
-        hole_left=int(hole_columns[0]),
-    )
-    padded = np.pad(map_of(size), ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    expected = padded[drawn.top : drawn.top + size, drawn.left : drawn.left + size]
-    expected = (expected[:, ::-1] if flipped else expected).copy()
-    expected[drawn.hole_top : drawn.hole_top + HOLE, drawn.hole_left : drawn.hole_left + HOLE] = FILL
-    assert (augmented == expected).all()
-    assert in_hole.sum() == HOLE * HOLE
-    return drawn
+from onecycle.transforms import Augmentation, albumentations
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +30,6 @@ KEYS = {
 def draws(request: pytest.FixtureRequest, augmentation: Augmentation) -> np.ndarray:
     """What was drawn for `MANY` neighbouring keys: int `[MANY,5]`. Reading it checks every image wholly."""
     return np.array([read(augmentation(map_of(), key)) for key in KEYS[request.param]])
-
-
-def chi_square(values: np.ndarray, cells: int) -> float:
-    """How far the counts of `values` in 0..cells-1 are from equal, in deviations of what chance gives."""
-    counts = np.bincount(values, minlength=cells)
-    assert len(counts) == cells
-    expected = len(values) / cells
-    statistic = float(((counts - expected) ** 2 / expected).sum())
-    return (statistic - (cells - 1)) / np.sqrt(2 * (cells - 1))
 
 
 def test_crops_are_uniform_over_all_81_offsets(draws: np.ndarray) -> None:
@@ -124,6 +67,13 @@ def test_equal_keys_give_equal_images_whatever_was_augmented_before(augmentation
     assert (augmentation(image, (3, 1, 4)) == alone).all()
 
 
+def test_epochs_can_be_drawn_in_turns_and_again(augmentation: Augmentation) -> None:
+    keys = [(seed, epoch, position) for seed in (0, 1) for epoch in (0, 1, 2) for position in range(5)]
+    in_turn = {key: augmentation(map_of(), key) for key in keys}
+    for key in sorted(keys, key=lambda key: key[::-1]) * 2:
+        assert (augmentation(map_of(), key) == in_turn[key]).all(), key
+
+
 def test_global_random_states_neither_matter_nor_change(augmentation: Augmentation) -> None:
     import random
 
@@ -142,6 +92,33 @@ def test_another_seed_epoch_or_position_gives_another_image(augmentation: Augmen
     images = [augmentation(map_of(), key) for key in keys]
     for one, other in itertools.combinations(images, 2):
         assert (one != other).any()
+
+
+def test_every_bit_of_a_seed_of_64_bits_and_of_a_position_counts(augmentation: Augmentation) -> None:
+    numbers = [0, *(2**bit for bit in range(64)), 2**64 - 1]
+    for keys in ([(seed, 5, 7) for seed in numbers], [(0, 5, position) for position in numbers]):
+        assert len({read(augmentation(map_of(), key)) for key in keys}) > 60  # of 66; two may be alike by chance
+
+
+def test_a_seed_above_32_bits_is_no_epoch_of_another_seed(augmentation: Augmentation) -> None:
+    for one, other in [((2**32, 0), (0, 1)), ((7 + 3 * 2**32, 0), (7, 3))]:
+        pairs = [(augmentation(map_of(), (*one, n)), augmentation(map_of(), (*other, n))) for n in range(5)]
+        assert any((first != second).any() for first, second in pairs)
+
+
+def test_the_four_transforms_are_those_of_albumentations(augmentation: Augmentation) -> None:
+    kinds = (
+        albumentations.PadIfNeeded,
+        albumentations.RandomCrop,
+        albumentations.HorizontalFlip,
+        albumentations.CoarseDropout,
+    )
+    assert len(augmentation._transforms) == 4
+    for transform, kind in zip(augmentation._transforms, kinds, strict=True):
+        assert isinstance(transform, kind)
+    dropout = augmentation._transforms[-1]
+    assert (dropout.num_holes_range, dropout.hole_height_range, dropout.hole_width_range) == ((1, 1), (8, 8), (8, 8))
+    assert dropout.p == 1
 
 
 def test_the_image_itself_is_left_alone(augmentation: Augmentation) -> None:
@@ -170,8 +147,9 @@ def test_the_hole_has_the_fill_colour_rounded(fill: Sequence[float]) -> None:
 
 
 def test_a_copy_sent_to_another_process_augments_alike(augmentation: Augmentation) -> None:
+    augmentation(map_of(), (5, 6, 0))  # what was drawn before it was sent does not matter
     copied = pickle.loads(pickle.dumps(augmentation))
-    for key in [(0, 0, 0), (5, 6, 7)]:
+    for key in [(5, 6, 7), (0, 0, 0)]:
         assert (copied(map_of(), key) == augmentation(map_of(), key)).all()
 
 

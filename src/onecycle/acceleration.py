@@ -3,7 +3,7 @@
 import copy
 import ctypes
 import platform
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Self, TypeVar
 
@@ -62,6 +62,8 @@ class Acceleration:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         _keep_large_blocks()
+        # The shapes are the same in every step: worth finding the fastest algorithm for.
+        torch.backends.cudnn.benchmark = self.device == "cuda"
 
     def prepare(self, model: Model) -> Model:
         """A copy of `model` that runs the fast way on the same parameters and buffers: training it trains `model`."""
@@ -82,7 +84,9 @@ class Acceleration:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the forward pass runs."""
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device, dtype=torch.bfloat16)
+        return nullcontext()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -30,7 +30,9 @@ LARGEST_ERROR = 0.5
 
 Round = tuple[int, list[dict[str, Any]]]
 
-# How many images to time on, and what to try on top of the best so far. On a few images kernels have no chance to show.
+IMAGES_ON_GPU = 512  # fewer would only show how long it takes to start a kernel
+
+# How many images to time on, on a CPU, and what to try on top of the best so far. On fewer, kernels have no chance.
 ROUNDS: tuple[Round, ...] = (
     (32, [{"channels_last": True, "precision": "bfloat16"}, {"channels_last": True}]),
     (64, [{"small_map_products": True}, {"native_kernels": True}, {"compiled": True}]),
@@ -46,7 +48,8 @@ class Choice:
     remembered: bool = False  # measured by an earlier run
 
     def __str__(self) -> str:
-        line = f"{self.acceleration}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        line = f"{self.acceleration}, {threads} thread{'s' if threads > 1 else ''}"
         first, *others = self.milliseconds
         if not others:
             return line
@@ -84,13 +87,16 @@ def choose(
     start = Acceleration(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
     start.apply()
     rounds = [
-        (images, [change for change in changes if _possible(change, on, hardware, free=precision == "auto")])
+        (
+            images if on == "cpu" else IMAGES_ON_GPU,
+            [change for change in changes if _possible(change, on, hardware, free=precision == "auto")],
+        )
         for images, changes in ROUNDS
     ]
     place = _place(model, input_size, hardware, start, rounds)
     choice = _remembered(place)
     if choice is None:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on == "cuda" else []):
             choice = _measure(model, input_size, start, rounds)
         _remember(place, choice)
     return choice
@@ -125,10 +131,11 @@ def _measure(model: ModelComposite, input_size: int, start: Acceleration, rounds
                 break
             try:
                 seconds = trial.seconds(challenger, limit=HOPELESS * best_seconds)
-            except RuntimeError:  # this device cannot, or not with this version
+                agrees = trial.error(challenger) < LARGEST_ERROR
+            except Exception:  # this device cannot, or not with this version, or not this model
                 continue
             milliseconds[str(challenger)] = _for_each(images, seconds)
-            if seconds * ADVANTAGE < best_seconds and trial.error(challenger) < LARGEST_ERROR:
+            if agrees and seconds * ADVANTAGE < best_seconds:
                 best, best_seconds = challenger, seconds
     return Choice(acceleration=best, milliseconds=milliseconds)
 
@@ -152,7 +159,7 @@ class _Trial:
     def seconds(self, how: Acceleration, *, limit: float) -> float:
         """The least seconds of a forward and backward pass; those of the first when it takes longer than `limit`."""
         # Of a copy: preparing the model itself would change the memory layout of its weights.
-        running = how.prepare(copy.deepcopy(self._model)).train()
+        running = how.prepare(copy.deepcopy(self._model).to(how.device)).train()
         if how.compiled:
             self._pass(running, how)  # compiles
         first = self._pass(running, how)
@@ -194,16 +201,18 @@ def _place(
     """The file that remembers the choice: its name holds all that the choice depends on."""
     processor = hardware.cpu if start.device == "cpu" else hardware.gpu
     versions = [torch.__version__, version("onecycle")]
-    identity = [processor, versions, str(model), input_size, start.to_json(), rounds]
+    identity = [processor, versions, type(model).__module__, str(model), input_size, start.to_json(), rounds]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return cache_folder() / "autotune" / f"{name}.json"
 
 
 def _remembered(place: Path) -> Choice | None:
     try:
-        return replace(Choice.from_json(json.loads(place.read_text())), remembered=True)
-    except (OSError, ValueError, TypeError, KeyError):  # none yet, or a damaged one: measure again
+        choice = Choice.from_json(json.loads(place.read_text()))
+        known = min(choice.milliseconds.values()) > 0 and str(choice.acceleration) in choice.milliseconds
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none yet, or a damaged one: measure again
         return None
+    return replace(choice, remembered=True) if known else None
 
 
 def _remember(place: Path, choice: Choice) -> None:

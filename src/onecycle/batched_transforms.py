@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from onecycle.preprocessing import constant
+
 PADDING = 4  # pixels on each side
 HOLE = 8  # side of the square that is filled
 
@@ -25,20 +27,22 @@ class BatchedAugmentation:
 
     def __init__(self, size: int, fill: Sequence[float]) -> None:
         self.size = size
-        self.fill = [round(value) for value in fill]
+        self.fill = tuple(round(value) for value in fill)
 
-    def draw(self, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-        """What happens to the images at positions 0 to `count` of an epoch: int64 `[count,5]`.
+    def draw(self, seed: int, epoch: int, count: int) -> NDArray[np.int16]:
+        """What happens to the images at positions 0 to `count` of an epoch: int16 `[count,5]`.
 
         Top and left of the crop in the padded image, whether it is flipped, top and left of the hole.
         """
         generator = np.random.default_rng((seed, epoch, _DRAWS))
         holes = self.size - HOLE + 1
         ends = (2 * PADDING + 1, 2 * PADDING + 1, 2, holes, holes)
-        return np.stack([generator.integers(end, size=count) for end in ends], axis=1)
+        return generator.integers(
+            ends, size=(count, len(ends)), dtype=np.int16
+        )  # image by image: more would only follow
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Augmented copies of `images` uint8 `[B,S,S,3]`, as `draws` int64 `[B,5]` say, on the same device."""
+        """Augmented copies of `images` uint8 `[B,S,S,3]`, as `draws` int16 `[B,5]` say, on the same device."""
         top, left, flipped, hole_top, hole_left = draws.T[:, :, None]  # [B,1] each
         place = torch.arange(self.size, device=images.device)  # [S]
         rows = self._reflected(place + top - PADDING)  # [B,S], of the source
@@ -48,7 +52,7 @@ class BatchedAugmentation:
         in_rows = (place >= hole_top) & (place < hole_top + HOLE)  # [B,S]
         in_columns = (place >= hole_left) & (place < hole_left + HOLE)
         hole = (in_rows[:, :, None] & in_columns[:, None, :])[..., None]  # [B,S,S,1]
-        return torch.where(hole, images.new_tensor(self.fill), moved)
+        return torch.where(hole, constant(self.fill, images.dtype, images.device), moved)
 
     def _reflected(self, place: torch.Tensor) -> torch.Tensor:
         last = self.size - 1

@@ -61,7 +61,7 @@ def _cpu_quota(cgroup: Path) -> float:
     except (OSError, ValueError):
         try:
             quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
+        except (OSError, ValueError):
             return math.inf
     try:
         return int(quota) / int(period) if int(quota) > 0 else math.inf

@@ -1,5 +1,6 @@
 """Resize and normalize: the one preprocessing of training, evaluation and prediction."""
 
+import functools
 import io
 import math
 import warnings
@@ -15,6 +16,8 @@ from onecycle.errors import InputError
 
 # What Pillow reads without the help of other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+_COUNTED = 4096  # images whose pixels are counted at once, so that a set that is mapped from a file is never copied
 
 
 def open_picture(content: bytes, where: str) -> Image.Image:
@@ -59,6 +62,12 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
+@functools.cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`values` on `device`, sent there only once: to send them for every batch would make a GPU wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What turns stored pixels into the network's input. It travels with the weights.
@@ -74,7 +83,10 @@ class Preprocessing:
     def of(cls, images: NDArray[np.uint8]) -> Self:
         """The preprocessing that centres and scales `images` uint8 `[N,S,S,3]` channel by channel."""
         # Whole numbers: exact, no float copy of the set, and a channel that never varies has a deviation of just 0.
-        counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]
+        counts = np.zeros((3, 256), np.int64)
+        for start in range(0, len(images), _COUNTED):
+            part = images[start : start + _COUNTED]
+            counts += np.stack([np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)])
         values = np.arange(256)
         n = images.size // 3
         sums = [(int((k * values).sum()), int((k * values**2).sum())) for k in counts]
@@ -89,8 +101,8 @@ class Preprocessing:
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 `[B,H,W,3]` to float32 `[B,3,H,W]`, in channels-last memory."""
-        scale = images.new_tensor(self.std, dtype=torch.float32) * 255
-        mean = images.new_tensor(self.mean, dtype=torch.float32) * 255
+        mean = constant(self.mean, torch.float32, images.device) * 255
+        scale = constant(self.std, torch.float32, images.device) * 255
         return ((images.float() - mean) / scale).permute(0, 3, 1, 2)  # [B,H,W,3] -> [B,3,H,W]
 
     def to_json(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class _Stream(random.Random):
         """Go to the numbers for the image at `position` of `epoch`."""
         if self._epoch != (seed, epoch):
             self._epoch = seed, epoch
-            self._state["state"]["key"] = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
+            self._state["state"]["key"] = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2, np.uint64)
         self._state["state"]["counter"] = np.array([0, 0, position, 0], np.uint64)
         self.generator.bit_generator.state = self._state  # saved before anything was drawn: nothing is left over
 

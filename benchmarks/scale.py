@@ -1,0 +1,150 @@
+"""Does a step cost the same with a million images as with ten thousand?
+
+For each size, in a process of its own: images are generated into a file that is mapped into memory, batches are drawn
+with albumentations in the process itself and with the batched augmentation, and the custom ResNet is trained for some
+steps. Written down are the cost of an image, the time to the first step, and the memory, that of the process's own
+apart from the pages of the file, which the system may take back at any time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from studies import write
+from torch.optim import Adam
+
+from onecycle import autotune, environment, hardware
+from onecycle.batched_transforms import BatchedAugmentation
+from onecycle.batches import Batches
+from onecycle.dataset import ImageSet
+from onecycle.models import CustomResNet
+from onecycle.preprocessing import Preprocessing
+from onecycle.training import training_steps
+from onecycle.transforms import Augmentation
+
+SIDE = 32
+CLASSES = tuple(f"class {number}" for number in range(10))
+CHUNK = 10_000  # images generated at once
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=200, help="training steps at the smallest and the largest size")
+    parser.add_argument("--folder", type=Path, help="where the generated files go (3 KiB an image); temporary if none")
+    parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the processes run
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.batch_size, options.steps)))
+        return 0
+    sizes = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for count in sorted(options.sizes):
+            path = Path(folder) / f"{count}.npy"
+            generate(path, count)
+            at_an_end = count in (min(options.sizes), max(options.sizes))
+            settings = {
+                "--measure": path,
+                "--batch-size": options.batch_size,
+                "--steps": options.steps if at_an_end else 0,
+            }
+            command = [sys.executable, __file__, *(str(word) for pair in settings.items() for word in pair)]
+            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            sizes[str(count)] = json.loads(told)
+            path.unlink()
+            print(f"{count:>9,} images: {sizes[str(count)]}", flush=True)
+    first, last = sizes[str(min(options.sizes))], sizes[str(max(options.sizes))]
+    ratios = {name: round(last[name] / first[name], 3) for name in first if name in last and "microseconds" in name}
+    record = {
+        "sizes": sizes,
+        "ratios": ratios,
+        "batch_size": options.batch_size,
+        "steps": options.steps,
+        "environment": environment.describe(hardware.detect(), autotuned(CustomResNet())),
+    }
+    write(options.out, record)
+    print("largest against smallest:", ratios)
+    return 0
+
+
+def generate(path: Path, count: int) -> None:
+    """Write `count` random images to `path`, a part at a time."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, SIDE, SIDE, 3))
+    generator = np.random.default_rng(0)
+    for start in range(0, count, CHUNK):
+        part = images[start : start + CHUNK]
+        part[...] = generator.integers(256, size=part.shape, dtype=np.uint8)
+    images.flush()
+
+
+def autotuned(model: CustomResNet) -> autotune.Acceleration:
+    return autotune.choose(model, SIDE, hardware.detect()).acceleration
+
+
+def measure(path: Path, batch_size: int, steps: int) -> dict[str, Any]:
+    """What the images in `path` cost: microseconds an image, seconds to the first step, GiB."""
+    began = time.perf_counter()
+    images = np.load(path, mmap_mode="r")
+    labels = np.random.default_rng(1).integers(len(CLASSES), size=len(images))
+    data = ImageSet(images, labels, CLASSES)
+    preprocessing = Preprocessing.of(images)
+    fill = [255 * value for value in preprocessing.mean]
+
+    def batches(**how: Any) -> Batches:
+        return Batches(data, preprocessing, batch_size=batch_size, shuffle=True, **how)
+
+    torch.manual_seed(0)
+    model = CustomResNet()
+    how = autotuned(model)
+    how.apply()
+    running, optimizer = how.prepare(model), Adam(model.parameters())
+    drawn = batches(augment=Augmentation(SIDE, fill), workers=1)
+    told: dict[str, Any] = {}
+    trained = training_steps(running, optimizer, endless(drawn), lambda step: 1e-3, acceleration=how)
+    next(trained)
+    told["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
+    if steps:
+        began = time.perf_counter()
+        done = sum(1 for _ in islice(trained, steps))
+        told["step_microseconds_an_image"] = round((time.perf_counter() - began) / done / batch_size * 1e6, 1)
+    told["albumentations_microseconds_an_image"] = cost(batches(augment=Augmentation(SIDE, fill)))
+    told["batched_microseconds_an_image"] = cost(batches(augment_batch=BatchedAugmentation(SIDE, fill)))
+    return told | memory()
+
+
+def endless(batches: Batches) -> Any:
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+
+def cost(batches: Batches) -> float:
+    """Microseconds an image of drawing whole epochs, as many as make 100,000 images."""
+    epochs = max(1, 100_000 // len(batches.images))
+    began = time.perf_counter()
+    images = sum(len(batch.labels) for epoch in range(epochs) for batch in batches.epoch(epoch))
+    return round((time.perf_counter() - began) / images * 1e6, 2)
+
+
+def memory() -> dict[str, float]:
+    """What this process holds, in GiB: memory of its own, and pages of mapped files."""
+    kib = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {
+        name: round(int(kib[key].split()[0]) / 2**20, 2)
+        for name, key in (("own_gib", "RssAnon"), ("mapped_gib", "RssFile"))
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

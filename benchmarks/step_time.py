@@ -1,0 +1,285 @@
+"""How long is a training step, side by side with how it is usually done?
+
+Every contender trains the custom ResNet on one and the same batch with Adam, in a process of its own. They take turns,
+so that whatever else slows the machine slows them all, and the medians of the turns are compared:
+
+  usual          plain PyTorch: float32, default memory layout
+  channels_last  the same in channels-last memory
+  lightning      Lightning's Trainer with precision="bf16-mixed" (pip install lightning)
+  onecycle       this project, the way it chose for this machine
+
+Two more processes find out what is possible: the best rate of a bfloat16 convolution of the network's shapes, and of a
+bfloat16 matrix product. Ratios are those of seconds to onecycle's.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from itertools import repeat
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from studies import write
+from torch.optim import Adam
+from torch.utils.flop_counter import FlopCounterMode
+
+from onecycle import autotune, environment, hardware
+from onecycle.acceleration import PLAIN, Acceleration
+from onecycle.models import Batch, CustomResNet
+from onecycle.training import training_steps
+
+CONTENDERS = ("usual", "channels_last", "lightning", "onecycle")
+PEAKS = ("convolution", "product")
+STEPS = 2  # in a turn
+WARM_UP = 2  # steps before the first turn
+LR = 1e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every contender; the median counts")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("results/step_time.json"))
+    parser.add_argument("--serve", choices=(*CONTENDERS, *PEAKS), help=argparse.SUPPRESS)  # what the processes run
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.batch_size)
+        return 0
+    if "lightning" in options.contenders and find_spec("lightning") is None:
+        message = "step_time: lightning is not installed; pip install lightning, or leave it out with --contenders"
+        print(message, file=sys.stderr)
+        return 2
+    names = [*dict.fromkeys([*options.contenders, "onecycle"]), *PEAKS]
+    processes = {name: Contender(name, options.batch_size) for name in names}
+    for contender in processes.values():
+        contender.take_turn(WARM_UP)
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    for round in range(options.rounds):
+        for name, contender in processes.items():
+            turns[name].append(statistics.fmean(contender.take_turn(STEPS)))
+        print(f"round {round + 1}/{options.rounds}:", {name: round_(turns[name][-1]) for name in names}, flush=True)
+    endings = {name: contender.end() for name, contender in processes.items()}
+    record = report(turns, endings, options.batch_size)
+    write(options.out, record)
+    show(record)
+    return 0
+
+
+def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], batch_size: int) -> dict[str, Any]:
+    """What is written down: seconds, ratios, rates and memory by contender, and what they were measured on."""
+    with FlopCounterMode(display=False) as counter:
+        CustomResNet().training_step(
+            Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+        ).loss.backward()
+    step_flop = counter.get_total_flops() / 2 * batch_size
+    contenders = [name for name in turns if name in CONTENDERS]
+    seconds = {name: statistics.median(turns[name]) for name in contenders}
+    ratios = {
+        name: statistics.median(theirs / ours for theirs, ours in zip(turns[name], turns["onecycle"], strict=True))
+        for name in contenders
+        if name != "onecycle"
+    }
+    how = Acceleration.from_json(endings["onecycle"]["acceleration"])
+    return {
+        "seconds": {name: round_(value) for name, value in seconds.items()},
+        "ratios": {name: round_(value) for name, value in ratios.items()},
+        "images_per_second": {name: round_(batch_size / value) for name, value in seconds.items()},
+        "tflop_in_a_step": round_(step_flop / 1e12),
+        "tflop_per_second": {name: round_(step_flop / value / 1e12) for name, value in seconds.items()},
+        "best_tflop_per_second": {name: round_(1 / min(turns[name])) for name in PEAKS},
+        "peak_memory_gib": {name: endings[name]["peak_memory_gib"] for name in contenders},
+        "turns": {name: [round_(value) for value in values] for name, values in turns.items() if name in contenders},
+        "batch_size": batch_size,
+        "environment": environment.describe(hardware.detect(), how),
+    }
+
+
+def show(record: dict[str, Any]) -> None:
+    print(f"\n{'':<14}{'seconds':>9}{'ratio':>8}{'images/s':>10}{'TFLOP/s':>9}{'GiB':>7}")
+    for name, seconds in record["seconds"].items():
+        ratio = f"{record['ratios'][name]:.2f}×" if name in record["ratios"] else ""
+        print(
+            f"{name:<14}{seconds:>9.3f}{ratio:>8}{record['images_per_second'][name]:>10.0f}"
+            f"{record['tflop_per_second'][name]:>9.2f}{record['peak_memory_gib'][name]:>7.2f}"
+        )
+    best = record["best_tflop_per_second"]
+    print(f"best bfloat16 rates here: convolution {best['convolution']:.2f}, product {best['product']:.2f} TFLOP/s")
+
+
+def round_(value: float) -> float:
+    """`value` to four significant digits."""
+    return float(f"{value:.4g}")
+
+
+class Contender:
+    """A process that does steps when it is asked to, and waits idly otherwise."""
+
+    def __init__(self, name: str, batch_size: int) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--batch-size", str(batch_size)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def take_turn(self, steps: int) -> list[float]:
+        """The seconds of each of so many steps."""
+        seconds: list[float] = self._ask(str(steps))
+        return seconds
+
+    def end(self) -> dict[str, Any]:
+        """What the process tells of itself as it goes."""
+        told: dict[str, Any] = self._ask("end")
+        self._process.wait()
+        return told
+
+    def _ask(self, request: str) -> Any:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(request + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"step_time: a contender failed: {' '.join(map(str, self._process.args))}")
+        return json.loads(answer)
+
+
+class Turns:
+    """The other end of a `Contender`: steps report here, and are held up between turns."""
+
+    def __init__(self, answers: TextIO) -> None:
+        self._answers = answers
+        self._seconds: list[float] = []
+        self.acceleration = PLAIN
+        self._wait()
+
+    def step_done(self, seconds: float | None = None) -> None:
+        """A step is done, in `seconds` or the time since this came back last; comes back when the next may begin."""
+        self._seconds.append(time.perf_counter() - self._began if seconds is None else seconds)
+        self._left -= 1
+        if self._left == 0:
+            self._answer(self._seconds)
+            self._seconds = []
+            self._wait()
+        self._began = time.perf_counter()
+
+    def _wait(self) -> None:
+        request = sys.stdin.readline().strip()
+        if request in ("end", ""):
+            memory = hardware.peak_memory_gib()
+            self._answer({"peak_memory_gib": memory, "acceleration": self.acceleration.to_json()})
+            os._exit(0)  # from wherever a trainer called us
+        self._left = int(request)
+        self._began = time.perf_counter()
+
+    def _answer(self, value: object) -> None:
+        self._answers.write(json.dumps(value) + "\n")
+        self._answers.flush()
+
+
+def serve(name: str, batch_size: int) -> None:
+    """Do steps as `name` does them, until told to end."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a trainer may print
+    torch.set_num_threads(hardware.usable_cores())
+    torch.manual_seed(0)
+    model = CustomResNet()
+    images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(0, 10, (batch_size,))
+    {
+        "usual": train_usually,
+        "channels_last": train_channels_last,
+        "lightning": train_with_lightning,
+        "onecycle": train_with_onecycle,
+        "convolution": convolve,
+        "product": multiply,
+    }[name](Turns(answers), model, Batch(images, labels))
+
+
+def train_usually(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+    optimizer = Adam(model.parameters(), lr=LR)
+    while True:
+        optimizer.zero_grad()
+        model.training_step(batch).loss.backward()
+        optimizer.step()
+        turns.step_done()
+
+
+def train_channels_last(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+    images = batch.images.contiguous(memory_format=torch.channels_last)
+    train_usually(turns, model.to(memory_format=torch.channels_last), Batch(images, batch.labels))  # type: ignore[call-overload]
+
+
+def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            return self.model.training_step(Batch(*batch)).loss
+
+        def configure_optimizers(self) -> Adam:
+            return Adam(self.parameters(), lr=LR)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            turns.step_done()
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), repeat(tuple(batch)))
+
+
+def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+    how = autotune.choose(model, 32, hardware.detect()).acceleration
+    how.apply()
+    turns.acceleration = how
+    running, optimizer = how.prepare(model), Adam(model.parameters())
+    batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)  # as `Batches` give them
+    for _ in training_steps(running, optimizer, repeat(batch), lambda step: LR, acceleration=how):
+        turns.step_done()
+
+
+def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+    """Seconds per TFLOP of the fastest of the network's convolutions, forward."""
+    works = []
+    for inputs, outputs, size in [(64, 128, 32), (128, 128, 16), (128, 256, 16), (256, 512, 8)]:
+        images = torch.randn(len(batch.images), inputs, size, size, dtype=torch.bfloat16)
+        weight = torch.randn(outputs, inputs, 3, 3, dtype=torch.bfloat16)
+        images, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, weight))
+        work = partial(torch.conv2d, images, weight, padding=1)
+        works.append((work, 2 * 9 * inputs * outputs * size**2 * len(images) / 1e12))
+    find_best_rate(turns, works)
+
+
+def multiply(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+    """Seconds per TFLOP of a large matrix product."""
+    side = 4096
+    left, right = (torch.randn(side, side, dtype=torch.bfloat16) for _ in range(2))
+    find_best_rate(turns, [(partial(torch.mm, left, right), 2 * side**3 / 1e12)])
+
+
+def find_best_rate(turns: Turns, works: list[tuple[Callable[[], object], float]]) -> None:
+    while True:
+        seconds_per_tflop = []
+        for work, tflop in works:
+            began = time.perf_counter()
+            work()
+            seconds_per_tflop.append((time.perf_counter() - began) / tflop)
+        turns.step_done(min(seconds_per_tflop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What the studies here share: a record that is written down as it grows, and gone on with after an interruption."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onecycle import environment, hardware
+from onecycle.assembly import Experiment, assemble
+from onecycle.config import Config
+from onecycle.errors import InputError
+from onecycle.run_folder import reading, replacing
+
+
+def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
+    """The study that was begun with `config`, or a new one without a cell and with what `begin` makes of its parts.
+
+    Raises:
+        InputError: when the file holds a study with other settings, or cannot be read.
+    """
+    if path.exists():
+        with reading(path):
+            study: dict[str, Any] = json.loads(path.read_text())
+            if study["config"] == config.to_json():
+                return study
+        raise InputError(f"{path} holds a study with other settings; give another --out")
+    parts = assemble(config)
+    return {
+        "environment": environment.describe(hardware.detect(), parts.acceleration),
+        "config": config.to_json(),
+        "fingerprint": parts.dataset.fingerprint,
+        "notes": parts.dataset.notes,
+        **begin(parts),
+        "cells": [],
+    }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Put `record` into `path` whole, with the folders it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")

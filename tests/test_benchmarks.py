@@ -1,0 +1,78 @@
+"""The benchmarks run, on little, and write down what they say they do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name != "studies.py")
+
+
+def run(script: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    path = SCRIPTS[0].parent / f"{script}.py"
+    return subprocess.run([sys.executable, path, *map(str, options)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_benchmark_explains_itself(script: Path) -> None:
+    done = run(script.stem, "--help")
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+
+
+def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "step_time.json"
+    done = run(
+        "step_time", "--batch-size", "4", "--rounds", "2", "--contenders", "usual", "channels_last", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["seconds"].keys() == {"usual", "channels_last", "onecycle"}
+    assert record["ratios"].keys() == {"usual", "channels_last"}
+    assert record["best_tflop_per_second"].keys() == {"convolution", "product"}
+    assert record["tflop_in_a_step"] == pytest.approx(1.165 * 4 / 512, rel=0.01)
+    for name, turns in record["turns"].items():
+        assert len(turns) == 2
+        assert min(turns) <= record["seconds"][name] <= max(turns)
+        assert record["peak_memory_gib"][name] > 0.1
+        assert record["images_per_second"][name] == pytest.approx(4 / record["seconds"][name], rel=0.01)
+    assert record["environment"]["acceleration"]["device"] == "cpu"
+    assert "usual" in done.stdout
+
+
+def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
+    out = tmp_path / "scale.json"
+    done = run(
+        "scale", "--sizes", "200", "400", "--batch-size", "32", "--steps", "2", "--folder", tmp_path, "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["sizes"].keys() == {"200", "400"}
+    for told in record["sizes"].values():
+        assert all(value > 0 for value in told.values())
+    assert "albumentations_microseconds_an_image" in record["ratios"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]
+
+
+def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "study.json"
+    options = ["--data", "digits", "--validation", "300", "--limit", "60", "--batch-size", "30", "--out", out]
+    done = run("fast_mode_accuracy", *options, "--seeds", "1", "2")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert [(cell["seed"], cell["way"]) for cell in record["cells"]] == [
+        (1, "float32"),
+        (1, "fast"),
+        (2, "float32"),
+        (2, "fast"),
+    ]
+    low, high = record["verdict"]["interval_95_points"]
+    assert low <= record["verdict"]["mean_points"] <= high
+    again = run("fast_mode_accuracy", *options, "--seeds", "1", "2")
+    assert json.loads(out.read_text()) == record
+    assert "accuracy" not in again.stdout, "nothing was trained again"
+    other = run("fast_mode_accuracy", *options, "--epochs", "2")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "other settings" in other.stderr
