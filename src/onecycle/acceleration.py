@@ -123,7 +123,7 @@ def _replace_norms_and_pools(running: nn.Module) -> None:
         for name, layer in parent.named_children():
             if MaxPool2x2.replaces(layer):
                 setattr(parent, name, MaxPool2x2().train(layer.training))
-        if isinstance(parent, nn.Sequential):
+        if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
             # Only here is it certain that the ReLU takes what the norm gives, and that nothing else does.
             for place in range(len(parent) - 1):
                 norm, activation = parent[place], parent[place + 1]

@@ -1,9 +1,8 @@
 /* Batch norm and ReLU over rows of channels, [rows, channels] in bfloat16; what is per channel is float32.
 
    Every loop over channels is one vector instruction after another, and every array is read once per pass. Each thread
-   takes an equal stretch of the rows, and its sums are its own: they are added outside, always in the same order. */
-#include <omp.h>
-
+   takes an equal stretch of the rows, and its sums are its own: they are added outside, always in the same order. Where
+   OpenMP grants fewer threads than were asked for, one does the stretches of several. */
 #include "bfloat16.h"
 
 enum { BLOCK = 256 };  /* rows summed in float32 before they are added in float64 */
@@ -18,9 +17,9 @@ static void add_block(double *sums, float *block, long channels) {
 /* sums [threads, 2, channels]: of x - around and of its square. Around a value near the mean the squares stay small. */
 void moments(const bfloat16 *restrict x, const float *restrict around, double *restrict sums, long rows, long channels,
              int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        long thread = omp_get_thread_num(), end = rows * (thread + 1) / threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        long end = rows * (thread + 1) / threads;
         double *mine = sums + thread * 2 * channels;
         float block[2 * channels];
         memset(mine, 0, 2 * channels * sizeof *mine);
@@ -57,9 +56,9 @@ void scale_shift_relu(const bfloat16 *restrict x, const float *restrict scale, c
 void gradient_moments(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
                       const float *restrict shift, const float *restrict mean, double *restrict sums, long rows,
                       long channels, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        long thread = omp_get_thread_num(), end = rows * (thread + 1) / threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        long end = rows * (thread + 1) / threads;
         double *mine = sums + thread * 2 * channels;
         float block[2 * channels];
         memset(mine, 0, 2 * channels * sizeof *mine);

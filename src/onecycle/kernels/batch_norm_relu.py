@@ -23,7 +23,8 @@ class _NormalizeAndRectify(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         channels = x.shape[1]
         rows = x.numel() // channels
-        around = x[0, :, 0, 0].float()
+        # Squares of distances lose nothing if they are taken from somewhere near the mean, as the first image's is.
+        around = x[0].float().mean(dim=(1, 2))
         sums = torch.empty(torch.get_num_threads(), 2, channels, dtype=torch.float64)
         native.call("moments", x, around, sums, rows, channels)
         first, second = sums.sum(dim=0) / rows
@@ -88,7 +89,8 @@ class BatchNormReLU2d(nn.BatchNorm2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         values = input.numel() // self.num_features  # of each channel; PyTorch refuses a single one
-        if not self.training or values < 2 or not native.takes(input):
+        applies = native.takes(input) and input.shape[1] == self.num_features and self.weight.dtype == torch.float32
+        if not (self.training and applies and values > 1):
             return functional.relu(super().forward(input))
         y: torch.Tensor
         y, mean, variance = _NormalizeAndRectify.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]

@@ -11,9 +11,10 @@ static inline float widen(bfloat16 value) {
     return wide;
 }
 
-/* Rounds to the nearest, ties to even. */
+/* Rounds to the nearest, ties to even. What is not a number could be rounded up to one, so it is told apart. */
 static inline bfloat16 narrow(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    return (bfloat16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    bfloat16 rounded = (bfloat16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    return value != value ? 0x7fc0 : rounded;
 }

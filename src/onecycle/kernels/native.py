@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -30,21 +30,22 @@ if platform.machine() == "x86_64":
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had: no compiler, no OpenMP, no place to keep them."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or platform.system() != "Linux":
+    command = shlex.split(os.environ.get("CC", "cc"))
+    if platform.system() != "Linux" or not command:
         return None
     sources = sorted(_FOLDER.glob("*.c"))
-    # Whatever the result depends on is in the name, so that an old library is never loaded for a new source.
-    contents = [path.read_bytes() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
-    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    identity = hashlib.sha256(b"\0".join([*contents, version, " ".join([*_FLAGS, cpu_name()]).encode()]))
-    path = cache_folder() / "kernels" / f"{identity.hexdigest()[:16]}.so"
     try:
+        compiler = subprocess.run([*command, "--version"], capture_output=True, check=True).stdout
+        # Whatever the result depends on is in the name, so that an old library is never loaded for a new source.
+        contents = [path.read_bytes() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
+        settings = " ".join([*command, *_FLAGS, cpu_name()]).encode()
+        identity = hashlib.sha256(b"\0".join([*contents, compiler, settings])).hexdigest()
+        path = cache_folder() / "kernels" / f"{identity[:16]}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
                 made = Path(temporary) / path.name
-                subprocess.run([compiler, *_FLAGS, *sources, "-o", made], capture_output=True, check=True)
+                subprocess.run([*command, *_FLAGS, *sources, "-o", made], capture_output=True, check=True)
                 made.replace(path)
         # OpenMP resolves to the library that PyTorch has loaded: both then share one pool of threads.
         return ctypes.CDLL(str(path))

@@ -106,12 +106,13 @@ class SmallMapConv2d(nn.Conv2d):
         return stand_in.train(layer.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        pixels = input.shape[2] * input.shape[3]
-        if pixels > LARGEST_MAP:
+        pixels = input.shape[-2] * input.shape[-1]
+        if pixels > LARGEST_MAP or input.dim() != 4 or input.numel() == 0:
             return super().forward(input)
         device = input.device.type
         # Autocast does not reach inside an autograd function: do here what it does for a convolution.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        cast = torch.is_autocast_enabled(device) and input.dtype != torch.float64
+        dtype = torch.get_autocast_dtype(device) if cast else input.dtype
         convolve = _Convolve if pixels <= LARGEST_FOR_ALL else _ConvolveUsually
         convolved: torch.Tensor = convolve.apply(input.to(dtype), self.weight.to(dtype))  # type: ignore[no-untyped-call]
         return convolved
