@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from studies import write
+from studies import rounded, write
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,7 +67,7 @@ def main() -> int:
     for round in range(options.rounds):
         for name, contender in processes.items():
             turns[name].append(statistics.fmean(contender.take_turn(STEPS)))
-        print(f"round {round + 1}/{options.rounds}:", {name: round_(turns[name][-1]) for name in names}, flush=True)
+        print(f"round {round + 1}/{options.rounds}:", {name: rounded(turns[name][-1]) for name in names}, flush=True)
     endings = {name: contender.end() for name, contender in processes.items()}
     record = report(turns, endings, options.batch_size)
     write(options.out, record)
@@ -91,14 +91,14 @@ def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], ba
     }
     how = Acceleration.from_json(endings["onecycle"]["acceleration"])
     return {
-        "seconds": {name: round_(value) for name, value in seconds.items()},
-        "ratios": {name: round_(value) for name, value in ratios.items()},
-        "images_per_second": {name: round_(batch_size / value) for name, value in seconds.items()},
-        "tflop_in_a_step": round_(step_flop / 1e12),
-        "tflop_per_second": {name: round_(step_flop / value / 1e12) for name, value in seconds.items()},
-        "best_tflop_per_second": {name: round_(1 / min(turns[name])) for name in PEAKS},
+        "seconds": {name: rounded(value) for name, value in seconds.items()},
+        "ratios": {name: rounded(value) for name, value in ratios.items()},
+        "images_per_second": {name: rounded(batch_size / value) for name, value in seconds.items()},
+        "tflop_in_a_step": rounded(step_flop / 1e12),
+        "tflop_per_second": {name: rounded(step_flop / value / 1e12) for name, value in seconds.items()},
+        "best_tflop_per_second": {name: rounded(1 / min(turns[name])) for name in PEAKS},
         "peak_memory_gib": {name: endings[name]["peak_memory_gib"] for name in contenders},
-        "turns": {name: [round_(value) for value in values] for name, values in turns.items() if name in contenders},
+        "turns": {name: [rounded(value) for value in values] for name, values in turns.items() if name in contenders},
         "batch_size": batch_size,
         "environment": environment.describe(hardware.detect(), how),
     }
@@ -114,11 +114,6 @@ def show(record: dict[str, Any]) -> None:
         )
     best = record["best_tflop_per_second"]
     print(f"best bfloat16 rates here: convolution {best['convolution']:.2f}, product {best['product']:.2f} TFLOP/s")
-
-
-def round_(value: float) -> float:
-    """`value` to four significant digits."""
-    return float(f"{value:.4g}")
 
 
 class Contender:

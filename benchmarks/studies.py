@@ -1,4 +1,4 @@
-"""What the studies here share: a record that is written down as it grows, and gone on with after an interruption."""
+"""What the scripts here share: records that are written down, and gone on with after an interruption."""
 
 import json
 from collections.abc import Callable
@@ -40,3 +40,8 @@ def write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def rounded(value: float) -> float:
+    """`value` to four significant digits."""
+    return float(f"{value:.4g}")

@@ -42,6 +42,17 @@ def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
     assert "usual" in done.stdout
 
 
+def test_epoch_time_compares_whole_epochs_with_steps_on_one_batch(tmp_path: Path) -> None:
+    out = tmp_path / "epoch_time.json"
+    done = run("epoch_time", "--data", "digits", "--images", "40", "--batch-size", "16", "--rounds", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["steps"] == 3
+    assert record["ratios"].keys() == {"albumentations", "batched"}
+    for name, ratio in record["ratios"].items():
+        assert ratio == pytest.approx(record["seconds"][name][0] / record["seconds"]["fixed_batch"][0], rel=0.01)
+
+
 def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     out = tmp_path / "scale.json"
     done = run(

@@ -134,9 +134,17 @@ def _replace_norms_and_pools(running: nn.Module) -> None:
 
 def _keep_large_blocks() -> None:
     """Make glibc's allocator keep freed memory: giving it back and faulting it in again takes a good part of a step."""
-    if platform.libc_ver()[0] != "glibc":
-        return
     m_trim_threshold, m_mmap_max = -1, -4
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, -1)
+    if libc := _glibc():
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
+
+
+def release_memory() -> None:
+    """Give back what the allocator was made to keep: a process forked from this one would hold a copy of it."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None
