@@ -32,7 +32,7 @@ class Acceleration:
     channels_last: bool = False
     small_map_products: bool = False  # convolutions on small maps as matrix products
     native_kernels: bool = False  # batch norm with ReLU, and max-pooling, compiled from C for this CPU
-    compiled: bool = False  # by torch.compile
+    torch_compile: bool = False
     threads: int | None = None  # None: PyTorch's own number
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Acceleration:
             "channels-last": self.channels_last,
             "small maps as products": self.small_map_products,
             "native kernels": self.native_kernels,
-            "torch.compile": self.compiled,
+            "torch.compile": self.torch_compile,
         }
         return ", ".join([self.precision, *(name for name, used in parts.items() if used)])
 
@@ -78,8 +78,8 @@ class Acceleration:
             for parameter in running.parameters():
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        if self.compiled:
-            running.compile()
+        if self.torch_compile:
+            running.compile(dynamic=False)  # the last batch of an epoch is compiled for, too
         return running
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -36,7 +36,7 @@ IMAGES_ON_GPU = 512  # fewer would only show how long it takes to start a kernel
 # How many images to time on, on a CPU, and what to try on top of the best so far. On fewer, kernels have no chance.
 ROUNDS: tuple[Round, ...] = (
     (16, [{"channels_last": True, "precision": "bfloat16"}, {"channels_last": True}]),
-    (64, [{"small_map_products": True}, {"native_kernels": True}, {"compiled": True}]),
+    (64, [{"small_map_products": True}, {"native_kernels": True}, {"torch_compile": True}]),
 )
 
 
@@ -112,7 +112,7 @@ def _possible(change: dict[str, Any], device: str, hardware: Hardware, *, free: 
         return device == "cpu"
     if "native_kernels" in change:
         return device == "cpu" and native.library() is not None
-    if "compiled" in change:
+    if "torch_compile" in change:
         return device == "cuda" and find_spec("triton") is not None
     return True
 
@@ -158,7 +158,7 @@ class _Trial:
     def seconds(self, how: Acceleration, images: int, *, limit: float) -> float:
         """The least seconds of a forward and backward pass; those of the first when it takes longer than `limit`."""
         running, batch = self._prepared(how), self._batch(images, how.device)
-        if how.compiled:
+        if how.torch_compile:
             self._pass(running, how, batch)  # compiles
         first = self._pass(running, how, batch)
         return first if first > limit else min(self._pass(running, how, batch) for _ in range(REPEATS))
