@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from studies import write
 from torch.optim import Adam
 
 from onecycle import autotune, environment, hardware
+from onecycle.acceleration import Acceleration
 from onecycle.batched_transforms import BatchedAugmentation
 from onecycle.batches import Batches
 from onecycle.dataset import ImageSet
-from onecycle.models import CustomResNet
+from onecycle.models import Batch, CustomResNet
 from onecycle.preprocessing import Preprocessing
 from onecycle.training import training_steps
 from onecycle.transforms import Augmentation
@@ -87,8 +89,8 @@ def generate(path: Path, count: int) -> None:
     images.flush()
 
 
-def autotuned(model: CustomResNet) -> autotune.Acceleration:
-    return autotune.choose(model, SIDE, hardware.detect()).acceleration
+def autotuned(model: CustomResNet) -> Acceleration:
+    return autotune.choose(model, SIDE, hardware.detect(), device="cpu").acceleration
 
 
 def measure(path: Path, batch_size: int, steps: int) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def measure(path: Path, batch_size: int, steps: int) -> dict[str, Any]:
     return told | memory()
 
 
-def endless(batches: Batches) -> Any:
+def endless(batches: Batches) -> Iterator[Batch]:
     epoch = 0
     while True:
         yield from batches.epoch(epoch)

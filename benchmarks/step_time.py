@@ -239,7 +239,7 @@ def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch) -> Non
 
 
 def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch) -> None:
-    how = autotune.choose(model, 32, hardware.detect()).acceleration
+    how = autotune.choose(model, 32, hardware.detect(), device="cpu").acceleration
     how.apply()
     turns.acceleration = how
     running, optimizer = how.prepare(model), Adam(model.parameters())

@@ -16,11 +16,9 @@ from onecycle.kernels.small_map_convolution import SmallMapConv2d
 from onecycle.models import Batch, CustomResNet, as_composite
 from onecycle.preprocessing import Preprocessing
 
-LAPTOP = Hardware(
-    cpu="old", cores=4, memory_gib=8, fast_bfloat16=False, gpu=None, gpu_kind=None, gpu_fast_bfloat16=False
-)
+LAPTOP = Hardware(cpu="old", cpu_features="few", cores=4, memory_gib=8, fast_bfloat16=False, gpu=None, gpu_kind=None)
 SERVER = dataclasses.replace(LAPTOP, cpu="new", cores=16, fast_bfloat16=True)
-CUDA = dataclasses.replace(LAPTOP, gpu="NVIDIA H100", gpu_kind="cuda", gpu_fast_bfloat16=True)
+CUDA = dataclasses.replace(LAPTOP, gpu="NVIDIA H100", gpu_kind="cuda")
 MAC = dataclasses.replace(LAPTOP, gpu="Apple GPU", gpu_kind="mps")
 
 FAST = Acceleration(channels_last=True, small_map_products=True)

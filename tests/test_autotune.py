@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from onecycle import autotune, hardware
 from onecycle.acceleration import Acceleration
-from onecycle.autotune import Choice, choose
+from onecycle.autotune import Choice, Round, choose
 from onecycle.errors import InputError
 from onecycle.hardware import Hardware
 from onecycle.kernels import native
@@ -28,7 +27,27 @@ from onecycle.user_cache import cache_folder
 MACHINE = replace(hardware.detect(), cores=1, gpu=None, gpu_kind=None)  # one: tests may run beside others
 OLD = replace(MACHINE, fast_bfloat16=False)
 NEW = replace(MACHINE, fast_bfloat16=True)
-PRODUCTS = {"small_map_products": True}
+
+
+def channels_last(best: Acceleration) -> Acceleration:
+    return replace(best, channels_last=True)
+
+
+def products(best: Acceleration) -> Acceleration:
+    return replace(best, small_map_products=True)
+
+
+def native_kernels(best: Acceleration) -> Acceleration:
+    return replace(best, native_kernels=True)
+
+
+def names(choice: Choice) -> list[str]:
+    """The ways that were measured, in their order."""
+    return list(dict.fromkeys(name for round in choice.rounds for name in round.milliseconds))
+
+
+def times(choice: Choice) -> list[float]:
+    return [value for round in choice.rounds for value in round.milliseconds.values()]
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +67,10 @@ def tiny(channels: int = 4) -> ModelComposite:
     return as_composite(nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * channels, 3)))
 
 
-def try_only(monkeypatch: pytest.MonkeyPatch, *changes: dict[str, object], advantage: float = 0.0) -> None:
+def try_only(monkeypatch: pytest.MonkeyPatch, *changes: autotune.Change, advantage: float = 1e-9) -> None:
     """Try `changes`, however slow the machine, and let them win by `advantage`: by default, whenever they are right."""
     monkeypatch.setattr(autotune, "BUDGET_SECONDS", 300.0)
-    monkeypatch.setattr(autotune, "ROUNDS", ((8, list(changes)),))
+    monkeypatch.setattr(autotune, "ROUNDS", ((8, changes),))
     monkeypatch.setattr(autotune, "ADVANTAGE", advantage)
 
 
@@ -85,10 +104,10 @@ def test_the_model_and_all_random_states_are_left_as_they_were(
 def test_the_choice_is_among_the_ways_that_were_measured_and_all_took_time() -> None:
     choice = choose(CustomResNet(10, 8), 8, MACHINE)
     assert not choice.remembered
-    assert next(iter(choice.milliseconds)) == "float32"  # plain PyTorch begins
-    assert len(choice.milliseconds) > 1
-    assert str(choice.acceleration) in choice.milliseconds
-    assert all(value > 0 for value in choice.milliseconds.values())
+    assert names(choice)[0] == "float32"  # plain PyTorch begins
+    assert len(names(choice)) > 1
+    assert str(choice.acceleration) in names(choice)
+    assert all(value > 0 for value in times(choice))
     assert (choice.acceleration.device, choice.acceleration.threads) == ("cpu", MACHINE.cores)
 
 
@@ -100,18 +119,22 @@ def test_the_process_gets_the_threads_of_the_choice_measured_or_remembered() -> 
             assert torch.get_num_threads() == choice.acceleration.threads == cores
 
 
-def test_a_choice_is_one_line_with_the_way_the_threads_and_the_ratio() -> None:
-    torch.set_num_threads(2)
-    how = Acceleration(precision="bfloat16", channels_last=True, threads=2)
-    times = {"float32": 7.5, "bfloat16, channels-last": 2.5}
-    choice = Choice(acceleration=how, milliseconds=times)
-    assert str(choice) == ("bfloat16, channels-last, 2 threads; 3.0 times as fast as float32, measured now")
-    assert str(replace(choice, remembered=True)).endswith("3.0 times as fast as float32, measured before")
-    alone = Choice(acceleration=Acceleration(), milliseconds={"float32": 7.5})
-    assert str(alone) == "float32, 2 threads"
-    measured = choose(tiny(), 8, replace(MACHINE, cores=3))
-    line = rf"{measured.acceleration}, 3 threads; \d+\.\d times as fast as float32, measured now"
-    assert re.fullmatch(line, str(measured))
+def test_a_choice_is_one_line_with_the_way_and_how_much_faster_it_is() -> None:
+    how = Acceleration(precision="bfloat16", channels_last=True, small_map_products=True)
+    rounds = (
+        Round(
+            images=16, milliseconds={"float32": 160.0, "bfloat16, channels-last": 64.0}, best="bfloat16, channels-last"
+        ),
+        Round(images=64, milliseconds={"bfloat16, channels-last": 200.0, str(how): 100.0}, best=str(how)),
+    )
+    choice = Choice(acceleration=how, rounds=rounds)
+    assert choice.speedup == 5  # 2.5 times on few images, and twice that on more
+    assert str(choice) == f"{how}; 5.0 times as fast as float32, measured now"
+    assert str(replace(choice, remembered=True)) == f"{how}; 5.0 times as fast as float32, measured before"
+    alone = Choice(
+        acceleration=Acceleration(), rounds=(Round(images=16, milliseconds={"float32": 7.5}, best="float32"),)
+    )
+    assert str(alone) == "float32"
 
 
 def test_a_choice_written_as_json_comes_back_equal() -> None:
@@ -125,9 +148,9 @@ def test_the_second_time_the_choice_is_read_from_one_file(memory: Path) -> None:
     (file,) = memory.iterdir()
     assert file.suffix == ".json"
     assert choose(tiny(), 8, MACHINE) == replace(first, remembered=True)
-    times = {name: 2 * value for name, value in first.milliseconds.items()}
-    file.write_text(json.dumps(replace(first, milliseconds=times).to_json()))
-    assert choose(tiny(), 8, MACHINE) == replace(first, milliseconds=times, remembered=True)
+    slower = tuple(replace(r, milliseconds={n: 2 * t for n, t in r.milliseconds.items()}) for r in first.rounds)
+    file.write_text(json.dumps(replace(first, rounds=slower).to_json()))
+    assert choose(tiny(), 8, MACHINE) == replace(first, rounds=slower, remembered=True)
     assert list(memory.iterdir()) == [file]
 
 
@@ -140,10 +163,11 @@ def test_the_second_time_the_choice_is_read_from_one_file(memory: Path) -> None:
         b"[]",
         b"\xff\xfe",
         b'{"acceleration": {}}',
-        b'{"acceleration": {"unknown": 1}, "milliseconds": {}}',
-        b'{"acceleration": {}, "milliseconds": {}}',
-        b'{"acceleration": {}, "milliseconds": null}',
-        b'{"acceleration": {}, "milliseconds": {"one": 1.0, "other": 2.0}}',
+        b'{"acceleration": {"unknown": 1}, "rounds": []}',
+        b'{"acceleration": {}, "rounds": []}',
+        b'{"acceleration": {}, "rounds": null}',
+        b'{"acceleration": {}, "rounds": [{"images": 16, "milliseconds": {}, "best": "one"}]}',
+        b'{"acceleration": {}, "rounds": [{"images": 16, "milliseconds": {"one": 1.0}, "best": "third"}]}',
     ],
 )
 def test_a_damaged_memory_is_measured_again_and_replaced(memory: Path, damaged: bytes) -> None:
@@ -163,7 +187,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_memory(tmp_path: Path, mo
     for _ in range(2):
         choice = choose(tiny(), 8, MACHINE)
         assert not choice.remembered
-        assert str(choice.acceleration) in choice.milliseconds
+        assert str(choice.acceleration) in names(choice)
 
 
 def test_another_model_size_machine_thread_count_or_precision_is_another_memory(memory: Path) -> None:
@@ -191,16 +215,16 @@ def test_another_model_size_machine_thread_count_or_precision_is_another_memory(
 def test_a_precision_that_is_asked_for_is_the_only_one_tried(
     monkeypatch: pytest.MonkeyPatch, machine: Hardware, asked: str
 ) -> None:
-    monkeypatch.setattr(autotune, "ADVANTAGE", 0.0)
+    monkeypatch.setattr(autotune, "ADVANTAGE", 1e-9)
     choice = choose(tiny(), 8, machine, precision=asked)
     assert choice.acceleration.precision == asked
-    assert all(name.startswith(asked) for name in choice.milliseconds)
-    assert len(choice.milliseconds) > 1
+    assert all(name.startswith(asked) for name in names(choice))
+    assert len(names(choice)) > 1
 
 
 def test_a_cpu_without_fast_bfloat16_is_never_made_to_try_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "ADVANTAGE", 0.0)
-    on_old, on_new = (choose(tiny(), 8, machine).milliseconds for machine in (OLD, NEW))
+    monkeypatch.setattr(autotune, "ADVANTAGE", 1e-9)
+    on_old, on_new = (names(choose(tiny(), 8, machine)) for machine in (OLD, NEW))
     assert all(name.startswith("float32") for name in on_old)
     assert any(name.startswith("bfloat16") for name in on_new)
 
@@ -218,11 +242,11 @@ def test_a_device_that_is_absent_is_refused_before_anything_is_measured(
 
 @pytest.mark.parametrize(("advantage", "wins"), [(1e9, False), (1e-9, True)])
 def test_a_challenger_must_win_by_the_advantage(monkeypatch: pytest.MonkeyPatch, advantage: float, wins: bool) -> None:
-    try_only(monkeypatch, {"channels_last": True}, PRODUCTS, advantage=advantage)
+    try_only(monkeypatch, channels_last, products, advantage=advantage)
     choice = choose(tiny(), 8, MACHINE)
     assert (choice.acceleration.channels_last, choice.acceleration.small_map_products) == (wins, wins)
     together = "float32, channels-last, small maps as products" if wins else "float32, small maps as products"
-    assert list(choice.milliseconds) == ["float32", "float32, channels-last", together]
+    assert names(choice) == ["float32", "float32, channels-last", together]
 
 
 class Rectifying(ModelComposite):
@@ -257,23 +281,22 @@ class Normalizing(ModelComposite):
     ("network", "right", "wrong", "change"),
     [
         # A stand-in for a convolution is one, but not of the very type.
-        (Rectifying, lambda layer: isinstance(layer, nn.Conv2d), lambda layer: type(layer) is nn.Conv2d, PRODUCTS),
+        (Rectifying, lambda layer: isinstance(layer, nn.Conv2d), lambda layer: type(layer) is nn.Conv2d, products),
         # The stand-in for a norm does what the ReLU after it would have done.
-        (Normalizing, 3, 2, {"native_kernels": True}),
+        (Normalizing, 3, 2, native_kernels),
     ],
     ids=["products", "kernels"],
 )
 def test_what_computes_another_gradient_is_never_chosen_however_fast(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network, right, wrong, change
 ) -> None:
-    try_only(monkeypatch, {"channels_last": True}, change)
-    (name,) = change
+    try_only(monkeypatch, channels_last, change)
     for argument, chosen in ((right, True), (wrong, False)):
         torch.manual_seed(0)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(chosen)))
         choice = choose(network(argument), 8, MACHINE, precision="bfloat16")
-        assert len(choice.milliseconds) == 3  # it was tried
-        assert getattr(choice.acceleration, name) == chosen
+        assert len(names(choice)) == 3  # it was tried
+        assert (change(choice.acceleration) == choice.acceleration) == chosen
         assert choice.acceleration.channels_last  # what is right is taken nevertheless
 
 
@@ -288,9 +311,9 @@ def test_a_way_that_the_device_cannot_go_is_passed_over(monkeypatch: pytest.Monk
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1) @ self.weight.view(3, -1).t()
 
-    try_only(monkeypatch, {"channels_last": True}, PRODUCTS)
+    try_only(monkeypatch, channels_last, products)
     choice = choose(Strict(), 8, MACHINE, precision="float32")
-    assert list(choice.milliseconds) == ["float32", "float32, small maps as products"]
+    assert names(choice) == ["float32", "float32, small maps as products"]
     assert not choice.acceleration.channels_last
 
 
@@ -299,5 +322,5 @@ def test_a_gpu_is_measured_with_the_model_still_on_the_cpu() -> None:
     model = CustomResNet(10, 8)
     choice = choose(model, 8, hardware.detect())
     assert choice.acceleration.device == "cuda"
-    assert all(value > 0 for value in choice.milliseconds.values())
+    assert all(value > 0 for value in times(choice))
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

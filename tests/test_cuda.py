@@ -56,6 +56,7 @@ def waiting_forbidden() -> Iterator[None]:
 
 
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_an_epoch_on_a_gpu_never_waits_for_it() -> None:
     config = replace(BASELINE, data="digits", device="cuda", augmentation="batched", batch_size=64)
     parts = assemble(config, Acceleration(device="cuda", precision="bfloat16", channels_last=True))

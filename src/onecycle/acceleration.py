@@ -1,10 +1,11 @@
-"""A way to run a model: device, precision, layout, kernels. It prepares a copy; the network itself never changes."""
+"""A way to run a model: device, precision, layout, kernels. It prepares a copy; the network's layers never change."""
 
 import copy
 import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, Self, TypeVar
 
 import torch
@@ -48,9 +49,11 @@ class Acceleration:
         """Refuse what this machine cannot do.
 
         Raises:
-            InputError: when it lacks the device, or the native kernels cannot be had.
+            InputError: when it lacks the device, the native kernels or the compiler cannot be had.
         """
         require_device(hardware, self.device)
+        if self.torch_compile and find_spec("triton") is None:
+            raise InputError("this was computed with torch.compile, which needs triton; pip install triton")
         if self.native_kernels and native.library() is None:
             raise InputError(
                 "this was computed with native kernels, which need a C compiler with OpenMP (gcc) on Linux and a cache "
@@ -73,7 +76,9 @@ class Acceleration:
             _replace_convolutions(running)
         if self.native_kernels:
             _replace_norms_and_pools(running)
-        if self.channels_last:
+        if not self.channels_last:
+            running.register_forward_pre_hook(_with_contiguous_images)  # batches come channels-last
+        else:
             # Not `running.to(…)`, which would put new tensors in the place of shared buffers.
             for parameter in running.parameters():
                 if parameter.dim() == 4:
@@ -108,6 +113,11 @@ def require_device(hardware: Hardware, device: str) -> None:
     if device not in ("auto", "cpu", hardware.gpu_kind):
         has = f"cpu and {hardware.gpu_kind}" if hardware.gpu_kind else "only cpu"
         raise InputError(f"device {device} is asked for, and this machine has {has}")
+
+
+def _with_contiguous_images(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    images, *others = inputs
+    return images.contiguous(), *others
 
 
 def _replace_convolutions(running: nn.Module) -> None:

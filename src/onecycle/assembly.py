@@ -8,8 +8,9 @@ from torch.optim import Adam, Optimizer
 from onecycle import autotune, hardware
 from onecycle.acceleration import Acceleration, require_device
 from onecycle.autotune import Choice
+from onecycle.batch_sources import Augment, AugmentBatch
 from onecycle.batched_transforms import BatchedAugmentation
-from onecycle.batches import Augment, AugmentBatch, Batches
+from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.dataset import Dataset, load_dataset
 from onecycle.models import CustomResNet

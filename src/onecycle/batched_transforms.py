@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from onecycle.config import HOLE, PADDING
 from onecycle.preprocessing import constant
 
-PADDING = 4  # pixels on each side
-HOLE = 8  # side of the square that is filled
-
-# Keeps these draws apart from those for order and from those for single images, which are keyed by (seed, epoch, …).
+# Keeps these draws apart from those for order.
 _DRAWS = 2**33
 
 
@@ -37,9 +35,8 @@ class BatchedAugmentation:
         generator = np.random.default_rng((seed, epoch, _DRAWS))
         holes = self.size - HOLE + 1
         ends = (2 * PADDING + 1, 2 * PADDING + 1, 2, holes, holes)
-        return generator.integers(
-            ends, size=(count, len(ends)), dtype=np.int16
-        )  # image by image: more would only follow
+        # Drawn image by image, so that a longer epoch begins alike.
+        return generator.integers(ends, size=(count, len(ends)), dtype=np.int16)
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Augmented copies of `images` uint8 `[B,S,S,3]`, as `draws` int16 `[B,5]` say, on the same device."""

@@ -10,6 +10,9 @@ from typing import Any, Literal, Self, get_args
 
 from onecycle.errors import InputError
 
+PADDING = 4  # pixels that an image is padded by on each side before it is cropped again
+HOLE = 8  # side of the square that CoarseDropout fills
+
 Recipe = Literal["baseline"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]

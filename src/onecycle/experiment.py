@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onecycle import environment, hardware, outcome, pictures
+from onecycle import environment, hardware, outcome
 from onecycle.acceleration import Acceleration
 from onecycle.assembly import Experiment, assemble, load_data
 from onecycle.batches import Batches
@@ -59,7 +59,9 @@ def resume(path: Path, console: Console) -> RunFolder:
     folder.remove_strays()
     with RunProgress(console) as progress:
         started = time.perf_counter()
-        experiment = assemble(folder.read_config(), _recorded_acceleration(folder))
+        how = _recorded_acceleration(folder)
+        how.require(hardware.detect())
+        experiment = assemble(folder.read_config(), how)
         _check_fingerprint(folder, experiment.dataset)
         _announce(experiment, progress)
         rates = _rates(experiment, folder, progress)
@@ -84,7 +86,7 @@ def find_rates(config: Config, console: Console) -> RunFolder:
         except InputError:
             folder.discard()
             raise
-    pictures.draw(folder)
+    _draw(folder)
     return folder
 
 
@@ -96,7 +98,9 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
     """
     folder = RunFolder.open(path)
     config = folder.read_config()
-    how = _recorded_acceleration(folder)
+    # Compiling is worth it for training alone, and the native kernels' results are those of PyTorch in evaluation.
+    how = replace(_recorded_acceleration(folder), native_kernels=False, torch_compile=False)
+    how.require(hardware.detect())
     how.apply()
     predictor = Predictor.load(folder.weights, how)
     dataset = load_data(config if data is None else replace(config, data=data))
@@ -105,11 +109,15 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
     return evaluate(predictor.model, batches, acceleration=how)
 
 
+def _draw(folder: RunFolder) -> None:
+    from onecycle import pictures  # only now: it loads matplotlib, for which the first step need not wait
+
+    pictures.draw(folder)
+
+
 def _recorded_acceleration(folder: RunFolder) -> Acceleration:
     with reading(folder.environment):
-        how = Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
-    how.require(hardware.detect())
-    return how
+        return Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
 
 
 def _check_fingerprint(folder: RunFolder, dataset: Dataset) -> None:
@@ -130,7 +138,8 @@ def _announce(experiment: Experiment, progress: RunProgress) -> None:
         f"Data: {dataset.source}: {len(dataset.train):,} training images, "
         f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
     )
-    progress.say(f"Computing on {how.device}: {experiment.choice or how}")
+    threads = f"{how.threads} thread{'' if how.threads == 1 else 's'}"
+    progress.say(f"Computing on {how.device} with {threads}: {experiment.choice or how}")
 
 
 def _check_cycle(experiment: Experiment) -> None:
@@ -147,10 +156,9 @@ def _new_folder(experiment: Experiment, purpose: str) -> RunFolder:
     folder = RunFolder.create(experiment.config.out, f"{purpose}-{dataset.name}")
     folder.write_json(folder.config, experiment.config.to_json())
     described = environment.describe(hardware.detect(), experiment.acceleration)
-    choice = experiment.choice
-    measured = choice.milliseconds if choice else None
+    measured = [asdict(round) for round in experiment.choice.rounds] if experiment.choice else []
     about_data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "notes": dataset.notes}
-    folder.write_json(folder.environment, {**described, "milliseconds_an_image": measured, "dataset": about_data})
+    folder.write_json(folder.environment, {**described, "autotune": measured, "dataset": about_data})
     originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
     folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
     return folder
@@ -233,6 +241,6 @@ def _train(
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     seconds = time.perf_counter() - started
     outcome.write(experiment, folder, evaluation, history, lr_min=lr_min, lr_max=lr_max, seconds=seconds)
-    pictures.draw(folder)
+    _draw(folder)
     folder.checkpoint.unlink(missing_ok=True)  # last: a run that has none and has a result is complete
     return folder

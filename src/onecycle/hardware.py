@@ -1,5 +1,7 @@
-"""What this machine is. Detects only; `acceleration` decides what to do with it."""
+"""What this machine is. Detects only; `autotune` decides what to do with it."""
 
+import hashlib
+import json
 import math
 import os
 import platform
@@ -18,8 +20,8 @@ class Hardware:
     cores: int
     memory_gib: float
     fast_bfloat16: bool  # matrix units or vector instructions for bfloat16 on the CPU
+    cpu_features: str
     gpu: str | None  # name of the first GPU
-    gpu_fast_bfloat16: bool
     gpu_kind: str | None  # torch's device type of it: "cuda" or "mps"
 
     def to_json(self) -> dict[str, Any]:
@@ -38,9 +40,9 @@ def detect() -> Hardware:
         cpu=cpu_name(),
         cores=usable_cores(),
         memory_gib=round(_memory_bytes() / 2**30, 1),
+        cpu_features=cpu_features(),
         fast_bfloat16=bool(features.get("amx_bf16") or features.get("avx512_bf16")),
         gpu=gpu,
-        gpu_fast_bfloat16=gpu_kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         gpu_kind=gpu_kind,
     )
 
@@ -67,6 +69,11 @@ def _cpu_quota(cgroup: Path) -> float:
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     except (ValueError, ZeroDivisionError):  # "max" in version 2; version 1 says -1
         return math.inf
+
+
+def cpu_features() -> str:
+    """A digest, in hex, of the CPU's instruction sets and caches: CPUs of one name may differ in them."""
+    return hashlib.sha256(json.dumps(dict(torch.cpu.get_capabilities()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cpu_name() -> str:

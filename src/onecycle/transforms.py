@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-PADDING = 4  # pixels on each side
-HOLE = 8  # side of the square that CoarseDropout fills
+from onecycle.config import HOLE, PADDING
 
 # One image is too little work to share between threads, and OpenCV's would fight the network for the cores.
 cv2.setNumThreads(0)

@@ -13,13 +13,15 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from onecycle.hardware import cpu_name
+from onecycle.hardware import cpu_features, cpu_name
 from onecycle.user_cache import cache_folder
 
+_PATIENCE = 60  # seconds
 MOST_CHANNELS = 8192  # a thread keeps two sums of each on its stack
 _FOLDER = Path(__file__).parent
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
@@ -30,27 +32,40 @@ if platform.machine() == "x86_64":
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had: no compiler, no OpenMP, no place to keep them."""
-    command = shlex.split(os.environ.get("CC", "cc"))
-    if platform.system() != "Linux" or not command:
+    if platform.system() != "Linux":
         return None
-    sources = sorted(_FOLDER.glob("*.c"))
     try:
-        compiler = subprocess.run([*command, "--version"], capture_output=True, check=True).stdout
-        # Whatever the result depends on is in the name, so that an old library is never loaded for a new source.
-        contents = [path.read_bytes() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
-        settings = " ".join([*command, *_FLAGS, cpu_name()]).encode()
-        identity = hashlib.sha256(b"\0".join([*contents, compiler, settings])).hexdigest()
-        path = cache_folder() / "kernels" / f"{identity[:16]}.so"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-                made = Path(temporary) / path.name
-                subprocess.run([*command, *_FLAGS, *sources, "-o", made], capture_output=True, check=True)
-                made.replace(path)
-        # OpenMP resolves to the library that PyTorch has loaded: both then share one pool of threads.
+        command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS]
+        path = _library_file(command)
+        if path.exists():
+            with suppress(OSError):  # it cannot be loaded: made by a compiler or for a system that is no more
+                return ctypes.CDLL(str(path))
+        _compile(command, path)
+        # gcc's OpenMP resolves to the library that PyTorch has loaded: both then share one pool of threads.
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def _library_file(command: list[str]) -> Path:
+    """Where the library is kept: whatever it depends on is in the name, so that none is loaded for another source."""
+    sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]
+    compiler = subprocess.run([command[0], "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
+    target = f"{cpu_name()} {cpu_features()} {shlex.join(command)}".encode()
+    identity = hashlib.sha256(b"\0".join([*sources, compiler, target])).hexdigest()
+    folder = cache_folder() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise OSError(f"{folder} can be written to by others, whose code would be loaded")
+    return folder / f"{identity[:16]}.so"
+
+
+def _compile(command: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=path.parent) as temporary:
+        made = Path(temporary) / path.name
+        sources = sorted(_FOLDER.glob("*.c"))
+        subprocess.run([*command, *sources, "-o", made], capture_output=True, check=True, timeout=_PATIENCE)
+        made.replace(path)
 
 
 def call(name: str, *arguments: torch.Tensor | int) -> None:

@@ -1,0 +1,165 @@
+"""Where batches come from before they are normalized: from memory on the device, or from worker processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from onecycle.dataset import ImageSet
+
+Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
+
+# Keeps the draws for order apart from those for images, which are keyed by (seed, epoch, position).
+_ORDER = 2**32
+
+
+class AugmentBatch(Protocol):
+    """Augments whole batches: `draw` says what happens to the images at positions 0 to `count` of an epoch."""
+
+    def draw(self, seed: int, epoch: int, count: int) -> NDArray[np.int16]: ...
+
+    def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor: ...
+
+
+class Order:
+    """The images' indices `[N]` by position in an epoch; in their own order where there is no seed."""
+
+    def __init__(self, count: int, *, seed: int | None) -> None:
+        self.count = count
+        self.seed = seed
+        self._last: tuple[int, NDArray[np.int64]] | None = None
+
+    def of(self, epoch: int) -> NDArray[np.int64]:
+        if self._last is None or self._last[0] != epoch:
+            order = np.arange(self.count)
+            if self.seed is not None:
+                np.random.default_rng((self.seed, epoch, _ORDER)).shuffle(order)
+            self._last = epoch, order
+        return self._last[1]
+
+
+class Source(Protocol):
+    """Where batches come from before normalization: uint8 `[B,H,W,3]` and int64 `[B]`, on the device."""
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+    def first(self, count: int) -> NDArray[np.uint8]:
+        """The first `count` images of the first epoch."""
+        ...
+
+
+class ResidentSource:
+    """All images on the device; an epoch needs nothing of the host but its order and draws, sent as it begins."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        order: Order,
+        augment_batch: AugmentBatch | None,
+        *,
+        batch_size: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self._images = images
+        self._order = order
+        self._augment_batch = augment_batch
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = device
+        # On the CPU the images stay where they are, which may be a file that is mapped into memory.
+        self._pixels = None if device == "cpu" else torch.from_numpy(images.images).to(device)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = self._order.of(epoch)
+        indices = torch.from_numpy(order).to(self._device)
+        labels = torch.from_numpy(self._images.labels[order]).to(self._device)
+        draws = None
+        if self._augment_batch:
+            draws = torch.from_numpy(self._augment_batch.draw(self._seed, epoch, len(order))).to(self._device)
+        for start in range(0, len(order), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            if self._pixels is None:
+                images = torch.from_numpy(self._images.images[order[batch]])
+            else:
+                images = self._pixels[indices[batch]]
+            if self._augment_batch and draws is not None:
+                images = self._augment_batch(images, draws[batch])
+            yield images, labels[batch]
+
+    def first(self, count: int) -> NDArray[np.uint8]:
+        images = torch.from_numpy(self._images.images[self._order.of(0)[:count]])
+        if self._augment_batch:
+            draws = self._augment_batch.draw(self._seed, 0, len(self._images))[:count]
+            images = self._augment_batch(images, torch.from_numpy(draws))
+        return images.numpy()
+
+
+class WorkerSource:
+    """Batches augmented image by image, in other processes."""
+
+    def __init__(self, batches: "AugmentedBatches", *, workers: int, device: str) -> None:
+        self._batches = batches
+        self._sampler = _EpochSampler(len(batches))
+        self._device = device
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,  # an item is a whole batch already
+            sampler=self._sampler,
+            num_workers=workers,
+            # Workers that live on hold what memory the process had before its first step. Started anew for every
+            # epoch, each would keep a copy of all that the network has filled since.
+            persistent_workers=workers > 0,
+            pin_memory=device == "cuda",
+            # Without one of its own the loader draws from the global generator, which belongs to the model.
+            generator=torch.Generator(),
+        )
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._sampler.epoch = epoch
+        for images, labels in self._loader:
+            yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+
+    def first(self, count: int) -> NDArray[np.uint8]:
+        return self._batches.augmented(0, range(count))
+
+
+class _EpochSampler(Sampler[tuple[int, int]]):
+    """The (epoch, number) of every batch of `epoch`."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(self.epoch, number) for number in range(self.batches)])
+
+
+class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Whole batches by (epoch, number), augmented image by image; what the workers run."""
+
+    def __init__(self, images: ImageSet, order: Order, augment: Augment, *, batch_size: int, seed: int) -> None:
+        self.images = images
+        self.order = order
+        self.augment = augment
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, number = place
+        start = number * self.batch_size
+        positions = range(start, min(start + self.batch_size, len(self.images)))
+        labels = self.images.labels[self.order.of(epoch)[positions]]
+        return torch.from_numpy(self.augmented(epoch, positions)), torch.from_numpy(labels)
+
+    def augmented(self, epoch: int, positions: range) -> NDArray[np.uint8]:
+        """The images at `positions` of `epoch`, uint8 `[len(positions),H,W,3]`."""
+        images = self.images.images[self.order.of(epoch)[positions]]
+        keys = ((self.seed, epoch, position) for position in positions)
+        return np.stack([self.augment(image, key) for image, key in zip(images, keys, strict=True)])
