@@ -42,12 +42,13 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=200, help="training steps at the smallest and the largest size")
+    parser.add_argument("--drawn", type=int, default=100_000, help="images of which whole epochs are made for a cost")
     parser.add_argument("--folder", type=Path, help="where the generated files go (3 KiB an image); temporary if none")
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the processes run
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.batch_size, options.steps)))
+        print(json.dumps(measure(options.measure, options.batch_size, options.steps, options.drawn)))
         return 0
     sizes = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -58,6 +59,7 @@ def main() -> int:
             settings = {
                 "--measure": path,
                 "--batch-size": options.batch_size,
+                "--drawn": options.drawn,
                 "--steps": options.steps if at_an_end else 0,
             }
             command = [sys.executable, __file__, *(str(word) for pair in settings.items() for word in pair)]
@@ -93,7 +95,7 @@ def autotuned(model: CustomResNet) -> Acceleration:
     return autotune.choose(model, SIDE, hardware.detect(), device="cpu").acceleration
 
 
-def measure(path: Path, batch_size: int, steps: int) -> dict[str, Any]:
+def measure(path: Path, batch_size: int, steps: int, drawn: int) -> dict[str, Any]:
     """What the images in `path` cost: microseconds an image, seconds to the first step, GiB."""
     began = time.perf_counter()
     images = np.load(path, mmap_mode="r")
@@ -110,17 +112,17 @@ def measure(path: Path, batch_size: int, steps: int) -> dict[str, Any]:
     how = autotuned(model)
     how.apply()
     running, optimizer = how.prepare(model), Adam(model.parameters())
-    drawn = batches(augment=Augmentation(SIDE, fill), workers=1)
+    data_path = batches(augment=Augmentation(SIDE, fill), workers=1)
     told: dict[str, Any] = {}
-    trained = training_steps(running, optimizer, endless(drawn), lambda step: 1e-3, acceleration=how)
+    trained = training_steps(running, optimizer, endless(data_path), lambda step: 1e-3, acceleration=how)
     next(trained)
     told["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
     if steps:
         began = time.perf_counter()
         done = sum(1 for _ in islice(trained, steps))
         told["step_microseconds_an_image"] = round((time.perf_counter() - began) / done / batch_size * 1e6, 1)
-    told["albumentations_microseconds_an_image"] = cost(batches(augment=Augmentation(SIDE, fill)))
-    told["batched_microseconds_an_image"] = cost(batches(augment_batch=BatchedAugmentation(SIDE, fill)))
+    told["albumentations_microseconds_an_image"] = cost(batches(augment=Augmentation(SIDE, fill)), drawn)
+    told["batched_microseconds_an_image"] = cost(batches(augment_batch=BatchedAugmentation(SIDE, fill)), drawn)
     return told | memory()
 
 
@@ -131,9 +133,9 @@ def endless(batches: Batches) -> Iterator[Batch]:
         epoch += 1
 
 
-def cost(batches: Batches) -> float:
-    """Microseconds an image of drawing whole epochs, as many as make 100,000 images."""
-    epochs = max(1, 100_000 // len(batches.images))
+def cost(batches: Batches, count: int) -> float:
+    """Microseconds an image of drawing whole epochs, one or as many as make `count` images."""
+    epochs = max(1, count // len(batches.images))
     began = time.perf_counter()
     images = sum(len(batch.labels) for epoch in range(epochs) for batch in batches.epoch(epoch))
     return round((time.perf_counter() - began) / images * 1e6, 2)

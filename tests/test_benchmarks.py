@@ -56,7 +56,20 @@ def test_epoch_time_compares_whole_epochs_with_steps_on_one_batch(tmp_path: Path
 def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     out = tmp_path / "scale.json"
     done = run(
-        "scale", "--sizes", "200", "400", "--batch-size", "32", "--steps", "2", "--folder", tmp_path, "--out", out
+        "scale",
+        "--sizes",
+        "200",
+        "400",
+        "--drawn",
+        "400",
+        "--batch-size",
+        "32",
+        "--steps",
+        "2",
+        "--folder",
+        tmp_path,
+        "--out",
+        out,
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())

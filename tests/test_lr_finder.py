@@ -152,7 +152,7 @@ def test_the_optimizer_really_steps_at_the_rates_of_the_sweep(train: ImageSet) -
     stream = [batch for epoch in range(6) for batch in batches(train).epoch(epoch)]
     for lr, (images, labels) in zip(curve.lrs, stream, strict=True):
         by_hand.zero_grad()
-        loss = nn.functional.cross_entropy(by_hand(images), labels)
+        loss = nn.functional.cross_entropy(by_hand(images.contiguous()), labels)
         losses.append(float(loss.detach()))
         loss.backward()
         SGD(by_hand.parameters(), lr=lr).step()

@@ -132,7 +132,7 @@ def test_the_screen_shows_data_device_every_epoch_and_the_result(finished: tuple
     folder, outcome = finished
     result, lines = folder.read_json(folder.result), outcome.out.splitlines()
     assert f"50 training images, 50 test images, fingerprint {result['fingerprint'][:12]}" in lines[0]
-    assert lines[1].startswith("Computing on cpu: ")
+    assert re.match(r"Computing on cpu with \d+ threads?: ", lines[1])
     rows = [line.split() for line in lines if re.match(r" +\d/3 ", line)]
     assert [row[0] for row in rows] == ["1/3", "2/3", "3/3"]
     assert [row[5] for row in rows] == [f"{record['test_accuracy']:.2%}" for record in history_of(folder)]
