@@ -1,5 +1,6 @@
 """Where batches come from before they are normalized: from memory on the device, or from worker processes."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from onecycle.dataset import ImageSet
 
 Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
+
+WORKER_NICENESS = 10
 
 # Keeps the draws for order apart from those for images, which are keyed by (seed, epoch, position).
 _ORDER = 2**32
@@ -114,6 +117,7 @@ class WorkerSource:
             # epoch, each would keep a copy of all that the network has filled since.
             persistent_workers=workers > 0,
             pin_memory=device == "cuda",
+            worker_init_fn=_give_way,
             # Without one of its own the loader draws from the global generator, which belongs to the model.
             generator=torch.Generator(),
         )
@@ -125,6 +129,13 @@ class WorkerSource:
 
     def first(self, count: int) -> NDArray[np.uint8]:
         return self._batches.augmented(0, range(count))
+
+
+def _give_way(worker: int) -> None:
+    # A step's threads wait for each other: one core lent to a worker would hold up all. Batches are drawn ahead, so
+    # that it can use what is left over.
+    if hasattr(os, "nice"):
+        os.nice(WORKER_NICENESS)
 
 
 class _EpochSampler(Sampler[tuple[int, int]]):
