@@ -54,3 +54,24 @@ def test_the_lr_finders_pair_is_within_a_point_of_the_recorded_grids_best() -> N
     below = 100 * (max(cells.values()) - cells[1, "finder"])
     assert below <= 1.0
     assert f"{below:.1f} points" in README
+
+
+def test_its_speeds_are_those_of_the_recorded_comparison() -> None:
+    record = json.loads((ROOT / "results/step_time.json").read_text())
+    for name, seconds in record["seconds"].items():
+        ratio = f"{record['ratios'][name]:.1f}" if name in record["ratios"] else "1"
+        assert f"| {seconds:.2f} | {ratio} | {record['peak_memory_gib'][name]:.1f} |" in README
+    assert record["ratios"]["usual"] >= 6.5
+    assert record["ratios"]["channels_last"] >= 5
+    assert record["ratios"]["lightning"] >= 3.3
+    assert record["batch_size"] == 512
+
+
+def test_what_it_says_of_the_fast_ways_accuracy_is_what_was_recorded() -> None:
+    verdict = json.loads((ROOT / "results/fast_mode_accuracy.json").read_text())["verdict"]
+    words = " ".join(README.split())
+    first, second, third = verdict["differences_points"]
+    assert f"{first:+.2f}, {second:+.2f} and {third:+.2f} points: {verdict['mean_points']:.2f} on average" in words
+    low, high = verdict["interval_95_points"]
+    assert f"95 % interval from {low:.2f} to {high:.2f}" in words
+    assert abs(verdict["mean_points"]) <= 0.5
