@@ -2,12 +2,13 @@
 
 For each size, in a process of its own: images are generated into a file that is mapped into memory, batches are drawn
 with albumentations in the process itself and with the batched augmentation, and the custom ResNet is trained for some
-steps. Written down are the cost of an image, the time to the first step, and the memory, that of the process's own
-apart from the pages of the file, which the system may take back at any time.
+steps. Written down are the cost of an image, the time to the first step, and the memory of the process and its worker,
+their own apart from the pages of the file, which the system may take back at any time.
 """
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def main() -> int:
             path.unlink()
             print(f"{count:>9,} images: {sizes[str(count)]}", flush=True)
     first, last = sizes[str(min(options.sizes))], sizes[str(max(options.sizes))]
-    ratios = {name: round(last[name] / first[name], 3) for name in first if name in last and "microseconds" in name}
+    ratios = {name: round(last[name] / first[name], 3) for name in first if "microseconds" in name or name == "own_gib"}
     record = {
         "sizes": sizes,
         "ratios": ratios,
@@ -142,12 +143,14 @@ def cost(batches: Batches, count: int) -> float:
 
 
 def memory() -> dict[str, float]:
-    """What this process holds, in GiB: memory of its own, and pages of mapped files."""
-    kib = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {
-        name: round(int(kib[key].split()[0]) / 2**20, 2)
-        for name, key in (("own_gib", "RssAnon"), ("mapped_gib", "RssFile"))
-    }
+    """What this process and its workers hold, in GiB: memory of their own, and pages of mapped files."""
+    totals = {"own_gib": 0, "mapped_gib": 0}
+    for process in ("self", *(child.pid for child in multiprocessing.active_children())):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+        kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+        totals["own_gib"] += kib["Pss_Anon"]  # what processes share counts once
+        totals["mapped_gib"] += kib["Pss_File"]
+    return {name: round(value / 2**20, 2) for name, value in totals.items()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import platform
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from onecycle.dataset import ImageSet, load_dataset
+from onecycle.kernels import native
 
 # How long an example takes says more about the machine than about the code, and CI should repeat itself.
 settings.register_profile(
@@ -33,6 +36,14 @@ def isolated(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONECYCLE_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def native_kernels() -> None:
+    """The kernels in C, which must be there wherever there is a compiler for them."""
+    if platform.system() != "Linux" or not shutil.which("cc"):
+        pytest.skip("there is no C compiler, or no Linux, for the native kernels")
+    assert native.compiled() is not None
 
 
 @pytest.fixture(scope="session")

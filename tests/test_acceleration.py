@@ -43,17 +43,11 @@ def batch(tiny: tuple[ImageSet, ImageSet]) -> Batch:
 
 
 @pytest.fixture
-def compiler() -> None:
-    if native.library() is None:
-        pytest.skip("the native kernels need a C compiler with OpenMP")
-
-
-@pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CC", "no-such-compiler")
-    native.library.cache_clear()
+    native.compiled.cache_clear()
     yield
-    native.library.cache_clear()
+    native.compiled.cache_clear()
 
 
 def step(model: CustomResNet, batch: Batch, how: Acceleration) -> torch.Tensor:
@@ -124,7 +118,7 @@ def test_the_accelerated_network_gives_the_plain_results_in_float64(model: Custo
         assert (FAST.prepare(model)(images) - model(images)).abs().max() < 1e-10
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("native_kernels")
 def test_the_accelerated_network_gives_the_plain_results_up_to_rounding(model: CustomResNet, batch: Batch) -> None:
     model.train()
     with torch.no_grad():
@@ -156,7 +150,7 @@ def test_training_the_prepared_copy_trains_the_network_and_its_norms_statistics(
     assert all(int(value) == 1 for name, value in model.state_dict().items() if name.endswith("num_batches_tracked"))
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("native_kernels")
 def test_training_in_bfloat16_keeps_float32_parameters_gradients_and_statistics(
     model: CustomResNet, batch: Batch
 ) -> None:
@@ -174,7 +168,7 @@ def gradients(model: CustomResNet, batch: Batch, how: Acceleration) -> list[torc
     return [parameter.grad.double() for parameter in twin.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("native_kernels")
 def test_the_fast_modes_gradients_are_as_good_as_those_of_plain_bfloat16(tiny: tuple[ImageSet, ImageSet]) -> None:
     squares = []  # of the relative errors: [batch, way, parameter]
     for seed in range(8):  # in a single one, a rounding that flips a ReLU or a maximum decides who is better
@@ -192,7 +186,7 @@ def test_the_fast_modes_gradients_are_as_good_as_those_of_plain_bfloat16(tiny: t
         assert error <= 1.2 * allowed, name
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("native_kernels")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_fast_step_repeats_bit_for_bit_with_the_same_number_of_threads(
     model: CustomResNet, batch: Batch, threads: int

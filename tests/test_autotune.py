@@ -53,7 +53,7 @@ def times(choice: Choice) -> list[float]:
 @pytest.fixture(autouse=True)
 def memory(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of what is remembered; the threads are afterwards what they were."""
-    native.library()  # for as long as the process lives, so in the cache of all tests
+    native.compiled()  # for as long as the process lives, so in the cache of all tests
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
     yield cache_folder() / "autotune"

@@ -54,7 +54,7 @@ class Acceleration:
         require_device(hardware, self.device)
         if self.torch_compile and find_spec("triton") is None:
             raise InputError("this was computed with torch.compile, which needs triton; pip install triton")
-        if self.native_kernels and native.library() is None:
+        if self.native_kernels and native.compiled() is None:
             raise InputError(
                 "this was computed with native kernels, which need a C compiler with OpenMP (gcc) on Linux and a cache "
                 "folder that can be written; install one, or set CC to it"

@@ -127,7 +127,7 @@ def choose(
     memory = _memory_file(model, input_size, hardware, start, free=precision == "auto")
     choice = _remembered(memory)
     if choice is None:
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on == "cuda" else []):
+        with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
             choice = _measure(Trial(model, input_size, start), start, possible)
         release_memory()
         _remember(memory, choice)
@@ -136,7 +136,7 @@ def choose(
 
 def _runnable(way: Acceleration) -> bool:
     on_cpu = way.device == "cpu"
-    kernels = on_cpu and way.precision == "bfloat16" and native.library() is not None  # they compute in nothing else
+    kernels = on_cpu and way.precision == "bfloat16" and native.compiled() is not None  # they compute in nothing else
     return (
         (not way.small_map_products or on_cpu)
         and (not way.native_kernels or kernels)
@@ -177,7 +177,7 @@ def _memory_file(
 ) -> Path:
     """The file that remembers the choice: its name holds all that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
-    kernels = native.library() if start.device == "cpu" else None
+    kernels = native.compiled() if start.device == "cpu" else None
     versions = [torch.__version__, version("onecycle"), kernels and kernels._name]
     identity = [
         hardware.cpu,

@@ -76,7 +76,7 @@ def find_lr(
 def _random_states_kept() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
             yield
     finally:
         random.setstate(python)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from second_derivative import penalty_gradient
 from torch import nn
 
 from onecycle.kernels import native
@@ -14,9 +15,7 @@ SUMS = 1e-5  # what may be lost in float32 sums, relative to what is added; bflo
 
 
 @pytest.fixture(autouse=True)
-def compiled() -> Iterator[None]:
-    if native.library() is None:
-        pytest.skip("the kernels need a C compiler with OpenMP")
+def threads(native_kernels: None) -> Iterator[None]:
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield
@@ -239,18 +238,11 @@ def test_frozen_weights_stay_without_a_gradient_and_the_input_gets_the_same() ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong(dtype: torch.dtype) -> None:
     layer, pixels = norm(2), maps(2, 2, 3, 3).to(dtype)
-
-    def penalty_gradient(layer: nn.Module) -> torch.Tensor:
-        images = pixels.clone(memory_format=torch.preserve_format).requires_grad_()
-        (gradient,) = torch.autograd.grad(layer(images).square().sum(), images, create_graph=True)
-        gradient.square().sum().backward()
-        return images.grad
-
     if dtype == torch.float32:
-        assert torch.equal(penalty_gradient(stand_in(layer)), penalty_gradient(ordinary(layer)))
+        assert torch.equal(penalty_gradient(stand_in(layer), pixels), penalty_gradient(ordinary(layer), pixels))
     else:
         with pytest.raises(RuntimeError, match="once_differentiable"):
-            penalty_gradient(stand_in(layer))
+            penalty_gradient(stand_in(layer), pixels)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -4,16 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from second_derivative import penalty_gradient
 from torch import nn
 
-from onecycle.kernels import native
 from onecycle.kernels.max_pool import MaxPool2x2
 
 
 @pytest.fixture(autouse=True)
-def compiled() -> Iterator[None]:
-    if native.library() is None:
-        pytest.skip("the kernels need a C compiler with OpenMP")
+def threads(native_kernels: None) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -117,18 +115,11 @@ def test_evaluation_pools_the_same_and_no_grad_needs_no_gradient(training: bool)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong(dtype: torch.dtype) -> None:
     pixels = channels_last(torch.randn(2, 3, 4, 4)).to(dtype)
-
-    def penalty_gradient(layer: nn.Module) -> torch.Tensor:
-        images = pixels.clone(memory_format=torch.preserve_format).requires_grad_()
-        (gradient,) = torch.autograd.grad(layer(images).square().sum(), images, create_graph=True)
-        gradient.square().sum().backward()
-        return images.grad
-
     if dtype == torch.float32:
-        assert torch.equal(penalty_gradient(MaxPool2x2()), penalty_gradient(nn.MaxPool2d(2)))
+        assert torch.equal(penalty_gradient(MaxPool2x2(), pixels), penalty_gradient(nn.MaxPool2d(2), pixels))
     else:
         with pytest.raises(RuntimeError, match="once_differentiable"):
-            penalty_gradient(MaxPool2x2())
+            penalty_gradient(MaxPool2x2(), pixels)
 
 
 def test_it_replaces_the_pooling_it_was_made_for() -> None:

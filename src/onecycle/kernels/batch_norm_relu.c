@@ -14,27 +14,33 @@ static void add_block(double *sums, float *block, long channels) {
     }
 }
 
-/* sums [threads, 2, channels]: of x - around and of its square. Around a value near the mean the squares stay small. */
-void moments(const bfloat16 *restrict x, const float *restrict around, double *restrict sums, long rows, long channels,
-             int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int thread = 0; thread < threads; thread++) {
-        long end = rows * (thread + 1) / threads;
-        double *mine = sums + thread * 2 * channels;
-        float block[2 * channels];
-        memset(mine, 0, 2 * channels * sizeof *mine);
-        memset(block, 0, sizeof block);
-        for (long row = rows * thread / threads, n = 1; row < end; row++, n++) {
-            const bfloat16 *values = x + row * channels;
+/* sums [2, channels] over one thread's rows: of g and of g (x - around). g is the gradient that the ReLU lets through;
+   where there is none it is x - around itself. Around a value near the mean its squares stay small. */
+static inline __attribute__((always_inline)) void sum_rows(
+    const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+    const float *restrict shift, const float *restrict around, double *restrict sums, long begin, long end,
+    long channels) {
+    float block[2 * channels];
+    memset(sums, 0, 2 * channels * sizeof *sums);
+    memset(block, 0, sizeof block);
+    for (long row = begin; row < end; row++) {
 #pragma omp simd
-            for (long c = 0; c < channels; c++) {
-                float distance = widen(values[c]) - around[c];
-                block[c] += distance;
-                block[channels + c] += distance * distance;
-            }
-            if (n % BLOCK == 0 || row == end - 1) add_block(mine, block, channels);
+        for (long c = 0; c < channels; c++) {
+            float value = widen(x[row * channels + c]), distance = value - around[c], g = distance;
+            if (gradient) g = scale[c] * value + shift[c] <= 0 ? 0 : widen(gradient[row * channels + c]);
+            block[c] += g;
+            block[channels + c] += g * distance;
         }
+        if ((row + 1 - begin) % BLOCK == 0 || row == end - 1) add_block(sums, block, channels);
     }
+}
+
+/* sums [threads, 2, channels]: of x - around and of its square. */
+void moments(const bfloat16 *x, const float *around, double *sums, long rows, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++)
+        sum_rows(x, NULL, NULL, NULL, around, sums + thread * 2 * channels, rows * thread / threads,
+                 rows * (thread + 1) / threads, channels);
 }
 
 /* y = relu(scale x + shift); what is not a number stays so. */
@@ -53,28 +59,12 @@ void scale_shift_relu(const bfloat16 *restrict x, const float *restrict scale, c
 }
 
 /* sums [threads, 2, channels]: of g and of g (x - mean), where g is the gradient that the ReLU lets through. */
-void gradient_moments(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
-                      const float *restrict shift, const float *restrict mean, double *restrict sums, long rows,
-                      long channels, int threads) {
+void gradient_moments(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
+                      const float *mean, double *sums, long rows, long channels, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int thread = 0; thread < threads; thread++) {
-        long end = rows * (thread + 1) / threads;
-        double *mine = sums + thread * 2 * channels;
-        float block[2 * channels];
-        memset(mine, 0, 2 * channels * sizeof *mine);
-        memset(block, 0, sizeof block);
-        for (long row = rows * thread / threads, n = 1; row < end; row++, n++) {
-            const bfloat16 *values = x + row * channels, *gradients = gradient + row * channels;
-#pragma omp simd
-            for (long c = 0; c < channels; c++) {
-                float value = widen(values[c]);
-                float g = scale[c] * value + shift[c] <= 0 ? 0 : widen(gradients[c]);
-                block[c] += g;
-                block[channels + c] += g * (value - mean[c]);
-            }
-            if (n % BLOCK == 0 || row == end - 1) add_block(mine, block, channels);
-        }
-    }
+    for (int thread = 0; thread < threads; thread++)
+        sum_rows(x, gradient, scale, shift, mean, sums + thread * 2 * channels, rows * thread / threads,
+                 rows * (thread + 1) / threads, channels);
 }
 
 /* result = scale g + slope x + offset, where g is the gradient that the ReLU lets through. */

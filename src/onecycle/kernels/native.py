@@ -30,7 +30,7 @@ if platform.machine() == "x86_64":
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had: no compiler, no OpenMP, no place to keep them."""
     if platform.system() != "Linux":
         return None
@@ -73,8 +73,8 @@ def call(name: str, *arguments: torch.Tensor | int) -> None:
 
     Tensors are passed as pointers: the caller sees to type and memory layout.
     """
-    loaded = library()
-    assert loaded is not None, "the caller asks for library() first"
+    loaded = compiled()
+    assert loaded is not None, "the caller asks for compiled() first"
     values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_long(a) for a in arguments]
     getattr(loaded, name)(*values, ctypes.c_int(torch.get_num_threads()))
 
