@@ -2,8 +2,8 @@
 
 For each size, in a process of its own: images are generated into a file that is mapped into memory, batches are drawn
 with albumentations in the process itself and with the batched augmentation, and the custom ResNet is trained for some
-steps. Written down are the cost of an image, the time to the first step, and the memory of the process and its worker,
-their own apart from the pages of the file, which the system may take back at any time.
+steps. Written down are the cost of an image, the time to the first step, and the most memory that the process and its
+worker held, their own apart from the pages of the file, which the system may take back at any time.
 """
 
 import argparse
@@ -118,13 +118,16 @@ def measure(path: Path, batch_size: int, steps: int, drawn: int) -> dict[str, An
     trained = training_steps(running, optimizer, endless(data_path), lambda step: 1e-3, acceleration=how)
     next(trained)
     told["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
+    held = [memory()]
     if steps:
         began = time.perf_counter()
         done = sum(1 for _ in islice(trained, steps))
         told["step_microseconds_an_image"] = round((time.perf_counter() - began) / done / batch_size * 1e6, 1)
+        held.append(memory())
     told["albumentations_microseconds_an_image"] = cost(batches(augment=Augmentation(SIDE, fill)), drawn)
     told["batched_microseconds_an_image"] = cost(batches(augment_batch=BatchedAugmentation(SIDE, fill)), drawn)
-    return told | memory()
+    held.append(memory())
+    return told | {name: max(at[name] for at in held) for name in held[0]}
 
 
 def endless(batches: Batches) -> Iterator[Batch]:
@@ -148,7 +151,7 @@ def memory() -> dict[str, float]:
     for process in ("self", *(child.pid for child in multiprocessing.active_children())):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
         kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
-        totals["own_gib"] += kib["Pss_Anon"]  # what processes share counts once
+        totals["own_gib"] += kib["Pss_Anon"] + kib["Pss_Shmem"]  # what processes share counts once
         totals["mapped_gib"] += kib["Pss_File"]
     return {name: round(value / 2**20, 2) for name, value in totals.items()}
 

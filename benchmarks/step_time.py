@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
@@ -100,6 +101,7 @@ def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], ba
         "peak_memory_gib": {name: endings[name]["peak_memory_gib"] for name in contenders},
         "turns": {name: [rounded(value) for value in values] for name, values in turns.items() if name in contenders},
         "batch_size": batch_size,
+        "lightning": version("lightning") if "lightning" in contenders else None,
         "environment": environment.describe(hardware.detect(), how),
     }
 
@@ -250,6 +252,7 @@ def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch) -> None
 
 def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
     """Seconds per TFLOP of the fastest of the network's convolutions, forward."""
+    PLAIN.apply()  # with the allocator that onecycle has
     works = []
     for inputs, outputs, size in [(64, 128, 32), (128, 128, 16), (128, 256, 16), (256, 512, 8)]:
         images = torch.randn(len(batch.images), inputs, size, size, dtype=torch.bfloat16)
@@ -262,6 +265,7 @@ def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
 
 def multiply(turns: Turns, model: CustomResNet, batch: Batch) -> None:
     """Seconds per TFLOP of a large matrix product."""
+    PLAIN.apply()
     side = 4096
     left, right = (torch.randn(side, side, dtype=torch.bfloat16) for _ in range(2))
     find_best_rate(turns, [(partial(torch.mm, left, right), 2 * side**3 / 1e12)])

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,16 +124,20 @@ def test_a_choice_is_one_line_with_the_way_and_how_much_faster_it_is() -> None:
     how = Acceleration(precision="bfloat16", channels_last=True, small_map_products=True)
     rounds = (
         Round(
-            images=16, milliseconds={"float32": 160.0, "bfloat16, channels-last": 64.0}, best="bfloat16, channels-last"
+            images=16,
+            milliseconds={"float32": 160.0, "bfloat16, channels-last": 64.0},
+            best="bfloat16, channels-last",
+            failed={},
         ),
-        Round(images=64, milliseconds={"bfloat16, channels-last": 200.0, str(how): 100.0}, best=str(how)),
+        Round(images=64, milliseconds={"bfloat16, channels-last": 200.0, str(how): 100.0}, best=str(how), failed={}),
     )
     choice = Choice(acceleration=how, rounds=rounds)
     assert choice.speedup == 5  # 2.5 times on few images, and twice that on more
     assert str(choice) == f"{how}; 5.0 times as fast as float32, measured now"
     assert str(replace(choice, remembered=True)) == f"{how}; 5.0 times as fast as float32, measured before"
     alone = Choice(
-        acceleration=Acceleration(), rounds=(Round(images=16, milliseconds={"float32": 7.5}, best="float32"),)
+        acceleration=Acceleration(),
+        rounds=(Round(images=16, milliseconds={"float32": 7.5}, best="float32", failed={}),),
     )
     assert str(alone) == "float32"
 
@@ -166,8 +171,8 @@ def test_the_second_time_the_choice_is_read_from_one_file(memory: Path) -> None:
         b'{"acceleration": {"unknown": 1}, "rounds": []}',
         b'{"acceleration": {}, "rounds": []}',
         b'{"acceleration": {}, "rounds": null}',
-        b'{"acceleration": {}, "rounds": [{"images": 16, "milliseconds": {}, "best": "one"}]}',
-        b'{"acceleration": {}, "rounds": [{"images": 16, "milliseconds": {"one": 1.0}, "best": "third"}]}',
+        b'{"acceleration": {}, "rounds": [{"images": 16, "milliseconds": {}, "best": "one", "failed": {}}]}',
+        b'{"acceleration": {}, "rounds": [{"images": 16, "milliseconds": {"a": 1.0}, "best": "b", "failed": {}}]}',
     ],
 )
 def test_a_damaged_memory_is_measured_again_and_replaced(memory: Path, damaged: bytes) -> None:
@@ -300,6 +305,27 @@ def test_what_computes_another_gradient_is_never_chosen_however_fast(
         assert choice.acceleration.channels_last  # what is right is taken nevertheless
 
 
+class Slow(ModelComposite):
+    """Takes so long for an image in either direction, however it is computed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.linear = seconds, nn.Linear(3 * 64, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds * len(images))
+        return self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("seconds_an_image", [0.02, 0.3])
+def test_a_slow_machine_takes_no_longer_and_tries_the_channels_last_layout_still(seconds_an_image: float) -> None:
+    began = time.perf_counter()
+    choice = choose(Slow(seconds_an_image), 8, MACHINE, precision="float32")
+    assert time.perf_counter() - began < 1.5 * autotune.BUDGET_SECONDS
+    assert "float32, channels-last" in names(choice)
+    assert choice.rounds[0].images < 20
+
+
 def test_a_way_that_the_device_cannot_go_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strict(ModelComposite):
         """Views its weight as PyTorch allows only in plain memory."""
@@ -314,6 +340,7 @@ def test_a_way_that_the_device_cannot_go_is_passed_over(monkeypatch: pytest.Monk
     try_only(monkeypatch, channels_last, products)
     choice = choose(Strict(), 8, MACHINE, precision="float32")
     assert names(choice) == ["float32", "float32, small maps as products"]
+    assert choice.rounds[0].failed == {"float32, channels-last": "RuntimeError"}
     assert not choice.acceleration.channels_last
 
 

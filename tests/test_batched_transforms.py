@@ -44,6 +44,10 @@ def by_albumentations(image: np.ndarray) -> np.ndarray:
     return np.stack([augmentation(image, (0, 0, position)) for position in range(MANY)])
 
 
+def test_a_longer_epoch_begins_like_a_shorter_one() -> None:
+    assert (BATCHED.draw(3, 1, 9) == BATCHED.draw(3, 1, 40)[:9]).all()
+
+
 def test_crops_are_uniform_over_all_81_offsets(draws: np.ndarray) -> None:
     assert (draws[:, :2].min(), draws[:, :2].max()) == (0, 8)
     assert chi_square(draws[:, 0] * 9 + draws[:, 1], 81) < 4

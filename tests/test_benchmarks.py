@@ -80,6 +80,15 @@ def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]
 
 
+def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
+    out = tmp_path / "start_time.json"
+    done = run("start_time", "--data", "digits", "--rounds", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["seconds"].keys() == {"help", "first_run", "later_run"}
+    assert 0 < record["seconds"]["help"] < record["seconds"]["later_run"]
+
+
 def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "study.json"
     options = ["--data", "digits", "--validation", "300", "--limit", "60", "--batch-size", "30", "--out", out]

@@ -228,6 +228,13 @@ def test_normalized_images_are_float32_channels_first_in_channels_last_memory(ti
     assert np.abs(normalized.numpy().transpose(0, 2, 3, 1) - expected).max() < 1e-5
 
 
+def test_normalizing_leaves_pixels_that_are_floats_alone_too(tiny: tuple[ImageSet, ImageSet]) -> None:
+    pixels = torch.from_numpy(tiny[0].images).float()
+    before = pixels.clone()
+    Preprocessing.of(tiny[0].images).normalize(pixels)
+    assert torch.equal(pixels, before)
+
+
 def test_normalizing_leaves_the_pixels_alone_and_no_image_depends_on_its_neighbours(
     tiny: tuple[ImageSet, ImageSet],
 ) -> None:

@@ -75,3 +75,16 @@ def test_what_it_says_of_the_fast_ways_accuracy_is_what_was_recorded() -> None:
     low, high = verdict["interval_95_points"]
     assert f"95 % interval from {low:.2f} to {high:.2f}" in words
     assert abs(verdict["mean_points"]) <= 0.5
+
+
+def test_what_it_says_of_the_data_is_what_was_recorded() -> None:
+    words = " ".join(README.split())
+    epoch = json.loads((ROOT / "results/epoch_time.json").read_text())["ratios"]
+    scale = json.loads((ROOT / "results/scale.json").read_text())["ratios"]
+    assert f"takes {epoch['albumentations']:.2f} times as long as its steps" in words
+    assert f"{epoch['batched']:.2f} times with `--augmentation batched`" in words
+    step, memory = scale["step_microseconds_an_image"], scale["own_gib"]
+    assert f"a step takes {step:.2f} times as long as with 10,000" in words
+    assert f"the process holds {memory:.2f} times as much memory" in words
+    assert epoch["albumentations"] <= 1.05
+    assert max(scale.values()) <= 1.1

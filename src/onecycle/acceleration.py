@@ -69,7 +69,10 @@ class Acceleration:
         torch.backends.cudnn.benchmark = self.device == "cuda"
 
     def prepare(self, model: Model) -> Model:
-        """A copy of `model` that runs the fast way on the same parameters and buffers: training it trains `model`."""
+        """A copy of `model` that runs the fast way on the same parameters and buffers: training it trains `model`.
+
+        Their values stay as they are; `channels_last` changes how filters lie in memory.
+        """
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         running = copy.deepcopy(model, shared)  # what the memo knows is shared, not copied
         if self.small_map_products:
@@ -134,7 +137,7 @@ def _replace_norms_and_pools(running: nn.Module) -> None:
             if MaxPool2x2.replaces(layer):
                 setattr(parent, name, MaxPool2x2().train(layer.training))
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
-            # Only here is it certain that the ReLU takes what the norm gives, and that nothing else does.
+            # Here the ReLU takes what the norm gives, and nothing else does, unless a parent reaches for the parts.
             for place in range(len(parent) - 1):
                 norm, activation = parent[place], parent[place + 1]
                 if BatchNormReLU2d.replaces(norm, activation):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,15 +20,12 @@ from onecycle.hardware import Hardware
 from onecycle.kernels import native
 from onecycle.models import ModelComposite
 from onecycle.run_folder import replacing
-from onecycle.trial import IMAGES_ON_GPU, REPEATS, Trial
+from onecycle.trial import IMAGES_ON_GPU, Trial
 from onecycle.user_cache import cache_folder
 
 BUDGET_SECONDS = 5.0  # for all that is timed on a CPU
+PASS_SECONDS = 0.4  # on a CPU, where a pass takes longer, it gets fewer images
 ADVANTAGE = 1.1  # a challenger must be so many times as fast
-# Of a challenger's gradient, relative to that of plain float32 and averaged over the parameters. Rounding to bfloat16
-# alone turns the gradient of a new network by 0.3, because pools take other pixels and ReLUs close; a parameter whose
-# gradient is wrong has an error of 1 and more.
-LARGEST_ERROR = 0.5
 Change = Callable[[Acceleration], Acceleration]
 
 # How many images to time on, on a CPU, and what to try one after another, each on top of the best so far. Kernels need
@@ -59,6 +56,7 @@ class Round:
     images: int
     milliseconds: dict[str, float]
     best: str  # of the ways
+    failed: dict[str, str]  # the ways that this device, this version or this model cannot go, with the kind of error
 
     @property
     def gain(self) -> float:
@@ -105,11 +103,11 @@ def choose(
 ) -> Choice:
     """The fastest way to train `model` on images of `input_size`, within what the user asked for.
 
-    Plain PyTorch begins. Each challenger changes the best so far in one thing, and takes its place when it is faster by
-    `ADVANTAGE` and its gradient is that of plain float32 up to `LARGEST_ERROR`. The choice is remembered, for models
-    that print alike on the same processor with the same threads and versions, in the folder `autotune` of the user's
-    cache; remove it to measure again. Model and random states are afterwards as before; the process has the
-    threads and the allocator of the choice.
+    Plain PyTorch begins. Each challenger changes the best so far, and takes its place when it is faster by `ADVANTAGE`
+    and its gradient agrees with that of plain float32 as well as plain PyTorch's does in its precision. The choice is
+    remembered, for models that print alike on the same processor with the same threads and versions, in the folder
+    `autotune` of the user's cache; remove it to measure again. Model and random states are afterwards as before; the
+    process has the threads and the allocator of the choice.
 
     Raises:
         InputError: when the machine does not have the device.
@@ -119,66 +117,68 @@ def choose(
     start = Acceleration(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
     start.apply()
 
-    def possible(challenger: Acceleration) -> bool:
-        # A CPU that has to emulate bfloat16 may take minutes for a pass: too long to find out by trying.
-        emulated = on == "cpu" and challenger.precision == "bfloat16" and not hardware.fast_bfloat16
-        return precision in ("auto", challenger.precision) and not (emulated and precision == "auto")
-
-    memory = _memory_file(model, input_size, hardware, start, free=precision == "auto")
+    # A CPU that has to emulate bfloat16 may take minutes for a pass: too long to find out by trying.
+    emulated = on == "cpu" and not hardware.fast_bfloat16
+    precisions = (start.precision,) if emulated or precision != "auto" else (start.precision, "bfloat16")
+    memory = _memory_file(model, input_size, hardware, start, precisions)
     choice = _remembered(memory)
     if choice is None:
         with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
-            choice = _measure(Trial(model, input_size, start), start, possible)
+            choice = _measure(Trial(model, input_size, start), start, precisions)
         release_memory()
         _remember(memory, choice)
     return choice
 
 
-def _runnable(way: Acceleration) -> bool:
+def _possible(way: Acceleration, precisions: Sequence[str]) -> bool:
     on_cpu = way.device == "cpu"
     kernels = on_cpu and way.precision == "bfloat16" and native.compiled() is not None  # they compute in nothing else
     return (
-        (not way.small_map_products or on_cpu)
+        way.precision in precisions
+        and (not way.small_map_products or on_cpu)
         and (not way.native_kernels or kernels)
         and (not way.torch_compile or (way.device == "cuda" and find_spec("triton") is not None))
     )
 
 
-def _measure(trial: Trial, best: Acceleration, possible: Callable[[Acceleration], bool]) -> Choice:
-    if best.device != "cpu":
-        trial.seconds(best, IMAGES_ON_GPU)  # the device's own start takes its time
-    deadline = time.perf_counter() + BUDGET_SECONDS
-    rounds = []
-    for images, changes in ROUNDS:
-        images = images if best.device == "cpu" else IMAGES_ON_GPU
+def _measure(trial: Trial, best: Acceleration, precisions: Sequence[str]) -> Choice:
+    deadline = time.perf_counter() + BUDGET_SECONDS if best.device == "cpu" else math.inf
+    an_image = trial.seconds(best, 2) / 2
+    rounds: list[Round] = []
+    for wanted, changes in ROUNDS:
+        images = max(2, min(wanted, int(PASS_SECONDS / an_image))) if best.device == "cpu" else IMAGES_ON_GPU
+        if rounds and time.perf_counter() + 3 * images * an_image > deadline:
+            break
         best_seconds = trial.seconds(best, images)
-        measured = {str(best): best_seconds}
+        measured, failed = {str(best): best_seconds}, {}
         for challenger in (change(best) for change in changes):
-            if challenger == best or not possible(challenger) or not _runnable(challenger):
+            if challenger == best or not _possible(challenger, precisions):
                 continue
-            if best.device == "cpu" and time.perf_counter() + (1 + REPEATS) * best_seconds > deadline:
+            if time.perf_counter() + 3 * best_seconds > deadline:
                 break
             try:
                 to_beat = best_seconds / ADVANTAGE
                 seconds = trial.seconds(challenger, images, to_beat=to_beat)
-                wins = seconds < to_beat and trial.error(challenger) < LARGEST_ERROR
-            except Exception:  # this device cannot, or not with this version, or not this model
+                wins = seconds < to_beat and trial.agrees(challenger)
+            except Exception as error:
+                failed[str(challenger)] = type(error).__name__
                 continue
             measured[str(challenger)] = seconds
             if wins:
                 best, best_seconds = challenger, seconds
+        an_image = best_seconds / images
         milliseconds = {name: round(1000 * seconds, 3) for name, seconds in measured.items()}
-        rounds.append(Round(images=images, milliseconds=milliseconds, best=str(best)))
+        rounds.append(Round(images=images, milliseconds=milliseconds, best=str(best), failed=failed))
     return Choice(acceleration=best, rounds=tuple(rounds))
 
 
 def _memory_file(
-    model: ModelComposite, input_size: int, hardware: Hardware, start: Acceleration, *, free: bool
+    model: ModelComposite, input_size: int, hardware: Hardware, start: Acceleration, precisions: Sequence[str]
 ) -> Path:
     """The file that remembers the choice: its name holds all that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
-    kernels = native.compiled() if start.device == "cpu" else None
-    versions = [torch.__version__, version("onecycle"), kernels and kernels._name]
+    kernels = native.identity() if start.device == "cpu" else None
+    versions = [torch.__version__, version("onecycle"), kernels]
     identity = [
         hardware.cpu,
         processor,
@@ -187,7 +187,7 @@ def _memory_file(
         str(model),
         input_size,
         start.to_json(),
-        free,
+        precisions,
     ]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return cache_folder() / "autotune" / f"{name}.json"

@@ -13,7 +13,7 @@ from onecycle.dataset import ImageSet
 
 Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
 
-WORKER_NICENESS = 19
+WORKER_NICENESS = 10
 
 # Keeps the draws for order apart from those for images, which are keyed by (seed, epoch, position).
 _ORDER = 2**32
@@ -96,8 +96,7 @@ class ResidentSource:
     def first(self, count: int) -> NDArray[np.uint8]:
         images = torch.from_numpy(self._images.images[self._order.of(0)[:count]])
         if self._augment_batch:
-            draws = self._augment_batch.draw(self._seed, 0, len(self._images))[:count]
-            images = self._augment_batch(images, torch.from_numpy(draws))
+            images = self._augment_batch(images, torch.from_numpy(self._augment_batch.draw(self._seed, 0, count)))
         return images.numpy()
 
 

@@ -65,9 +65,9 @@ class Batches:
         """
         self._begun = begun = object()
         for images, labels in self._source.epoch(epoch):  # uint8 [B,H,W,3], int64 [B]
-            if self._begun is not begun:
-                raise RuntimeError(f"epoch {epoch} was continued after another was begun; draw one at a time")
             yield Batch(self.preprocessing.normalize(images), labels)
+            if self._begun is not begun:  # and the next batch that comes belongs to the other
+                raise RuntimeError(f"epoch {epoch} was continued after another was begun; draw one at a time")
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The first `count` images of the first epoch as they are, and as trained on: uint8 `[count,H,W,3]` each."""

@@ -98,7 +98,7 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
     """
     folder = RunFolder.open(path)
     config = folder.read_config()
-    # Compiling is worth it for training alone, and the native kernels' results are those of PyTorch in evaluation.
+    # The native kernels' results are those of PyTorch in evaluation, which compiles nothing either.
     how = replace(_recorded_acceleration(folder), native_kernels=False, torch_compile=False)
     how.require(hardware.detect())
     how.apply()

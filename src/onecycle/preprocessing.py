@@ -103,7 +103,7 @@ class Preprocessing:
         """uint8 `[B,H,W,3]` to float32 `[B,3,H,W]`, in channels-last memory."""
         mean = constant(self.mean, torch.float32, images.device) * 255
         scale = constant(self.std, torch.float32, images.device) * 255
-        normalized = images.float().sub_(mean).div_(scale)  # in place: a batch is large
+        normalized = images.to(torch.float32, copy=True).sub_(mean).div_(scale)  # in place: a batch is large
         return normalized.permute(0, 3, 1, 2)  # [B,H,W,3] -> [B,3,H,W]
 
     def to_json(self) -> dict[str, Any]:

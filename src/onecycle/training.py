@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -94,7 +94,8 @@ def training_steps(
 
 def evaluate(model: nn.Module, batches: Batches, *, acceleration: Acceleration = PLAIN) -> Evaluation:
     """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is."""
-    running = acceleration.prepare(as_composite(model)).eval()
+    # Compiling is worth it for training alone, and so a result can be computed again where there is no compiler.
+    running = replace(acceleration, torch_compile=False).prepare(as_composite(model)).eval()
     losses, sizes, logits, labels = [], [], [], []
     for batch in batches.epoch(0):
         with acceleration.autocast():
@@ -129,8 +130,8 @@ def fit(
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
     `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
-    training mode at the start of every epoch. `first_epoch` (0-based)
-    continues a run whose model and optimizer were restored. Returns the records of the epochs it ran.
+    training mode at the start of every epoch. `first_epoch` (0-based) continues a run whose model and optimizer were
+    restored. Returns the records of the epochs it ran.
 
     Raises:
         ValueError: when there are fewer than two steps, which make no cycle.

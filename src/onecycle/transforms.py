@@ -72,14 +72,15 @@ class _OneHole(albumentations.CoarseDropout):  # type: ignore[misc]
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
         top, left = (int(self.random_generator.integers(side - HOLE + 1)) for side in (height, width))
-        return {"holes": np.array([[left, top, left + HOLE, top + HOLE]]), "seed": self.random_generator}
+        holes = np.array([[left, top, left + HOLE, top + HOLE]])
+        return {"holes": holes, "seed": self.random_generator}  # which `default_rng` gives back as it is
 
 
 class _Stream(random.Random):
     """Random numbers by (seed, epoch, position), for albumentations, which asks two generators for them.
 
-    Philox counts its way through numbers that key and counter determine, so that going to those of another image takes
-    a microsecond. Seeding two generators for each image would take fifteen. Both draw from one stream: were
+    Philox counts its way through numbers that key and counter determine, so that it takes two microseconds to go to
+    those of another image. Seeding two generators for each image would take fifteen. Both draw from one stream: were
     each seeded alike, flips and crops would be correlated. Source: Salmon et al. 2011, "Parallel random numbers: as
     easy as 1, 2, 3".
     """

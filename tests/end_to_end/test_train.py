@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from onecycle.acceleration import Acceleration
 from onecycle.cli import main
 from onecycle.dataset import ImageSet, load_dataset
 from onecycle.predictor import Predictor
@@ -210,6 +211,7 @@ def test_configuration_environment_and_fingerprint_are_kept(run: RunFolder) -> N
     assert config["out"] == str(run.path.parent)
     assert environment["dataset"]["fingerprint"] == run.read_json(run.result)["fingerprint"]
     assert environment["acceleration"]["threads"] == environment["hardware"]["cores"]
+    assert environment["autotune"][0]["milliseconds"]["float32"] > 0
     assert environment["versions"]["torch"] == torch.__version__
 
 
@@ -330,11 +332,27 @@ def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(
         assert (killed.pictures / f"{name}.png").read_bytes() == (run.pictures / f"{name}.png").read_bytes()
 
 
-def test_a_run_that_did_not_reach_its_first_epoch_begins_anew(run: RunFolder, tmp_path: Path) -> None:
+@pytest.fixture
+def begun(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """The folder of the same run as `finished`, as it was before its first epoch."""
     begun = RunFolder(tmp_path / "begun")
     begun.pictures.mkdir(parents=True)
     for name in ("config.json", "environment.json", "augmentations.npz"):
         shutil.copy(run.path / name, begun.path)
+    return begun
+
+
+def test_resume_and_evaluation_compute_the_way_that_the_run_began(begun: RunFolder) -> None:
+    environment = begun.read_json(begun.environment)
+    way = Acceleration(small_map_products=True, threads=1)  # which no machine would choose
+    begun.write_json(begun.environment, {**environment, "acceleration": way.to_json()})
+    outcome = onecycle("train", "--resume", begun.path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Computing on cpu with 1 thread: float32, small maps as products\n" in outcome.out
+    assert "to the last digit" in onecycle("evaluate", begun.path).out
+
+
+def test_a_run_that_did_not_reach_its_first_epoch_begins_anew(begun: RunFolder, run: RunFolder) -> None:
     # What a kill in the middle of a write leaves.
     (begun.path / f".{begun.checkpoint.name}.4711.tmp").write_bytes(b"half a ch")
     outcome = onecycle("train", "--resume", begun.path)

@@ -47,6 +47,12 @@ def compiled() -> ctypes.CDLL | None:
         return None
 
 
+def identity() -> str | None:
+    """What tells the compiled kernels from those of another source, compiler or CPU; None where there are none."""
+    loaded = compiled()
+    return Path(loaded._name).stem if loaded else None
+
+
 def _library_file(command: list[str]) -> Path:
     """Where the library is kept: whatever it depends on is in the name, so that none is loaded for another source."""
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]

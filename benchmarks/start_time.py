@@ -1,0 +1,76 @@
+"""How long until something happens? Seconds from the start of a command, the median of several.
+
+help        `onecycle --help`, until it ends
+first_run   `onecycle find-lr`, until its bar shows the first step, with an empty user's cache: the kernels are
+            compiled, and the ways to compute are measured
+later_run   the same with the cache that was left behind
+"""
+
+import argparse
+import os
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from studies import rounded, write
+
+from onecycle import autotune, environment, hardware
+from onecycle.models import CustomResNet
+
+FIRST_RATE = b"lr 1.0e-06"  # what the bar shows after the first step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("results/start_time.json"))
+    options = parser.parse_args()
+    onecycle = [sys.executable, "-m", "onecycle"]
+    seconds: dict[str, list[float]] = {"help": [], "first_run": [], "later_run": []}
+    for round in range(options.rounds):
+        began = time.perf_counter()
+        subprocess.run([*onecycle, "--help"], stdout=subprocess.DEVNULL, check=True)
+        seconds["help"].append(time.perf_counter() - began)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("first_run", "later_run"):
+                find_lr = [*onecycle, "find-lr", "--data", options.data, "--out", f"{folder}/runs"]
+                seconds[name].append(until_first_step(find_lr, cache=f"{folder}/cache"))
+        print(f"round {round + 1}/{options.rounds}:", {name: rounded(values[-1]) for name, values in seconds.items()})
+    how = autotune.choose(CustomResNet(), 32, hardware.detect()).acceleration
+    record = {
+        "seconds": {name: rounded(statistics.median(values)) for name, values in seconds.items()},
+        "rounds": {name: [rounded(value) for value in values] for name, values in seconds.items()},
+        "environment": environment.describe(hardware.detect(), how),
+    }
+    write(options.out, record)
+    print(record["seconds"])
+    return 0
+
+
+def until_first_step(command: list[str], *, cache: str) -> float:
+    """Seconds until the bar of the LR finder, which needs a terminal to be drawn on, shows its first step."""
+    ours, theirs = pty.openpty()
+    variables = {**os.environ, "XDG_CACHE_HOME": cache, "TERM": "xterm", "COLUMNS": "120"}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=variables)
+    os.close(theirs)
+    shown = b""
+    try:
+        while FIRST_RATE not in shown:
+            shown += os.read(ours, 4096)
+        return time.perf_counter() - began
+    except OSError:
+        raise SystemExit(f"start_time: {' '.join(command)} ended early: {shown.decode(errors='replace')}") from None
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
