@@ -29,9 +29,9 @@ LR = 1e-4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
-    parser.add_argument("--images", type=int, default=25_600, help="in an epoch")
+    parser.add_argument("--images", type=int, default=12_800, help="in an epoch")
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("results/epoch_time.json"))
     options = parser.parse_args()
     config = replace(BASELINE, data=options.data, limit=options.images, batch_size=options.batch_size)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,18 +35,28 @@ def test_every_file_and_picture_it_names_is_there() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_its_figures_are_those_of_the_recorded_run() -> None:
-    result = json.loads((ROOT / "results/baseline-cifar10/result.json").read_text())
-    for figure in (
-        f"**{100 * result['test_accuracy']:.2f} %**",
-        f"{100 * result['best_test_accuracy']:.2f} % (epoch {result['best_epoch']})",
-        f"LR max {result['lr_max']:.2e}, LR min {result['lr_min']:.2e}",
-        f"{result['seconds'] / 60:.0f} minutes",
-        f"{result['peak_memory_gib']} GiB",
+def test_its_figures_are_those_of_the_recorded_runs() -> None:
+    names = ("baseline-cifar10", "baseline-cifar10-seed1", "baseline-cifar10-seed2")
+    results = [json.loads((ROOT / f"results/{name}/result.json").read_text()) for name in names]
+    words = " ".join(README.split())
+
+    def listed(name: str, form: str, runs: list[dict[str, Any]] = results) -> str:
+        *first, last = (form.format(run[name]) for run in runs)
+        return f"{', '.join(first)} and {last}"
+
+    for figures in (
+        f"**{listed('test_accuracy', '{:.2%}').replace('%', ' %')}** (seeds 0, 1 and 2;",
+        f"LR max {listed('lr_max', '{:.2e}')};",
+        f"LR min {listed('lr_min', '{:.2e}')}",
+        f"{results[1]['seconds'] / 60:.0f} and {results[2]['seconds'] / 60:.0f} minutes (seeds 1 and 2)",
+        f"{listed('peak_memory_gib', '{}', results[1:])} GiB (seeds 1 and 2)",
+        f"in {results[0]['seconds'] / 60:.0f} minutes",
     ):
-        assert figure in README
-    assert result["test_accuracy"] >= 0.90
-    assert result["recipe"] == "baseline" and result["epochs"] == 24 and result["evaluated_on"] == "test"
+        assert figures in words
+    for seed, result in enumerate(results):
+        assert (result["seed"], result["recipe"], result["epochs"]) == (seed, "baseline", 24)
+        assert (result["evaluated_on"], result["best_epoch"]) == ("test", 24)
+        assert result["test_accuracy"] >= 0.90
 
 
 def test_the_lr_finders_pair_is_within_a_point_of_the_recorded_grids_best() -> None:

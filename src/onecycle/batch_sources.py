@@ -13,7 +13,7 @@ from onecycle.dataset import ImageSet
 
 Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
 
-WORKER_NICENESS = 10
+WORKER_NICENESS = 15  # of what a step gets on a core it leaves a thirtieth, which is enough for 512 images
 
 # Keeps the draws for order apart from those for images, which are keyed by (seed, epoch, position).
 _ORDER = 2**32

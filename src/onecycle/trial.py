@@ -12,7 +12,7 @@ from onecycle.acceleration import Acceleration
 from onecycle.models import Batch, ModelComposite
 
 PASSES = 6  # that are timed, after one to warm up; the least counts, since whatever disturbs a pass makes it slower
-PASSES_SECONDS = 0.5  # no further pass begins after so long
+PASSES_SECONDS = 0.2  # no further pass begins after so long
 HOPELESS = 3.0  # a way whose first pass takes so many times as long as what it is to beat is not timed further
 IMAGES_COMPARED = 16
 IMAGES_ON_GPU = 512  # fewer would only show how long it takes to start a kernel
