@@ -97,5 +97,10 @@ def test_what_it_says_of_the_data_is_what_was_recorded() -> None:
     step, memory = scale["step_microseconds_an_image"], scale["own_gib"]
     assert f"a step takes {step:.2f} times as long as with 10,000" in words
     assert f"the process holds {memory:.2f} times as much memory" in words
+    start = json.loads((ROOT / "results/start_time.json").read_text())["seconds"]
+    assert f"`onecycle --help` takes {start['help']:.2f} seconds" in words
+    assert f"comes {start['later_run']:.1f} seconds after the command, {start['first_run']:.1f} in the first run" in words
+    assert start["help"] <= 0.7
+    assert start["first_run"] <= 10
     assert epoch["albumentations"] <= 1.05
     assert max(scale.values()) <= 1.1
