@@ -154,7 +154,9 @@ def _check_cycle(experiment: Experiment) -> None:
 def _new_folder(experiment: Experiment, purpose: str) -> RunFolder:
     dataset = experiment.dataset
     folder = RunFolder.create(experiment.config.out, f"{purpose}-{dataset.name}")
-    folder.write_json(folder.config, experiment.config.to_json())
+    # What "auto" came to, so that a resume or an evaluation does not come to something else.
+    data = dataset.name if experiment.config.data == "auto" else experiment.config.data
+    folder.write_json(folder.config, replace(experiment.config, data=data).to_json())
     described = environment.describe(hardware.detect(), experiment.acceleration)
     measured = [asdict(round) for round in experiment.choice.rounds] if experiment.choice else []
     about_data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "notes": dataset.notes}
