@@ -23,9 +23,9 @@ def augmented(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 NEIGHBOURS = {
-    "positions": lambda: BATCHED.draw(0, 0, MANY),
-    "epochs": lambda: np.stack([BATCHED.draw(0, epoch, 8)[7] for epoch in range(MANY)]),
-    "seeds": lambda: np.concatenate([BATCHED.draw(seed, 0, 1) for seed in range(MANY)]),
+    "positions": lambda: BATCHED.draw(0, 0, np.arange(MANY)),
+    "epochs": lambda: np.stack([BATCHED.draw(0, epoch, np.arange(8))[7] for epoch in range(MANY)]),
+    "seeds": lambda: np.concatenate([BATCHED.draw(seed, 0, np.arange(1)) for seed in range(MANY)]),
 }
 
 
@@ -45,7 +45,7 @@ def by_albumentations(image: np.ndarray) -> np.ndarray:
 
 
 def test_a_longer_epoch_begins_like_a_shorter_one() -> None:
-    assert (BATCHED.draw(3, 1, 9) == BATCHED.draw(3, 1, 40)[:9]).all()
+    assert (BATCHED.draw(3, 1, np.arange(9)) == BATCHED.draw(3, 1, np.arange(40))[:9]).all()
 
 
 def test_crops_are_uniform_over_all_81_offsets(draws: np.ndarray) -> None:
@@ -71,7 +71,7 @@ def test_nothing_that_is_drawn_tells_of_anything_else(draws: np.ndarray) -> None
 
 
 def test_its_draws_are_counted_like_those_of_albumentations() -> None:
-    ours = BATCHED.draw(0, 0, MANY).astype(int)
+    ours = BATCHED.draw(0, 0, np.arange(MANY)).astype(int)
     theirs = np.array([read(image) for image in by_albumentations(map_of())])
     places = SIZE - HOLE + 1
     for name, cells, of in [
@@ -88,7 +88,7 @@ def test_its_draws_are_counted_like_those_of_albumentations() -> None:
 
 def test_its_mean_image_is_that_of_albumentations_within_sampling_error() -> None:
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    ours, theirs = augmented(image, BATCHED.draw(0, 0, MANY)), by_albumentations(image)
+    ours, theirs = augmented(image, BATCHED.draw(0, 0, np.arange(MANY))), by_albumentations(image)
     error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / MANY)
     deviations = (ours.mean(axis=0) - theirs.mean(axis=0)) / error
     assert np.abs(deviations).max() < 5  # the largest of 3,072
@@ -117,7 +117,7 @@ def test_images_of_any_size_are_padded_cropped_flipped_and_holed_as_drawn(batch)
 
 @pytest.mark.parametrize("size", [8, 9, 33])
 def test_what_is_drawn_for_another_size_reaches_all_places_and_none_outside(size: int) -> None:
-    drawn = BatchedAugmentation(size, FILL).draw(0, 0, MANY)
+    drawn = BatchedAugmentation(size, FILL).draw(0, 0, np.arange(MANY))
     assert (drawn.dtype, drawn.shape) == (np.int16, (MANY, 5))
     assert drawn.min(axis=0).tolist() == [0] * 5
     assert drawn.max(axis=0).tolist() == [8, 8, 1, size - HOLE, size - HOLE]
@@ -127,20 +127,22 @@ def test_what_is_drawn_for_another_size_reaches_all_places_and_none_outside(size
 @settings(max_examples=30)
 def test_equal_seed_epoch_and_position_give_equal_images_whatever_the_batches(seed, epoch, count, batch_size) -> None:
     images = torch.from_numpy(map_of()).expand(count, SIZE, SIZE, 3)
-    draws, again = (torch.from_numpy(BatchedAugmentation(SIZE, FILL).draw(seed, epoch, count)) for _ in range(2))
+    draws, again = (
+        torch.from_numpy(BatchedAugmentation(SIZE, FILL).draw(seed, epoch, np.arange(count))) for _ in range(2)
+    )
     parts = [BATCHED(images[at : at + batch_size], again[at : at + batch_size]) for at in range(0, count, batch_size)]
     assert torch.equal(BATCHED(images, draws), torch.cat(parts))
 
 
 def test_another_seed_or_epoch_gives_other_draws() -> None:
     pairs = [(seed, epoch) for seed in (0, 1, 2**31, 2**32, 2**33, 2**63, 2**64 - 1) for epoch in (0, 1, 2, 100)]
-    assert len({BATCHED.draw(seed, epoch, 50).tobytes() for seed, epoch in pairs}) == len(pairs)
+    assert len({BATCHED.draw(seed, epoch, np.arange(50)).tobytes() for seed, epoch in pairs}) == len(pairs)
 
 
 def test_the_images_and_the_global_random_states_are_left_alone() -> None:
     images = torch.from_numpy(np.stack([map_of()] * 4))
     before, states = images.clone(), (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
-    drawn = torch.from_numpy(BATCHED.draw(0, 0, 4))
+    drawn = torch.from_numpy(BATCHED.draw(0, 0, np.arange(4)))
     kept = drawn.clone()
     made = BATCHED(images, drawn)
     assert torch.equal(images, before)
@@ -155,5 +157,33 @@ def test_the_images_and_the_global_random_states_are_left_alone() -> None:
 def test_the_hole_has_the_fill_colour_rounded(fill) -> None:
     augmentation = BatchedAugmentation(SIZE, fill)
     images = torch.from_numpy(map_of() // 2 + 128)[None]
-    made = augmentation(images, torch.from_numpy(augmentation.draw(0, 0, 1))).numpy()[0]
+    made = augmentation(images, torch.from_numpy(augmentation.draw(0, 0, np.arange(1)))).numpy()[0]
     assert (made == [round(value) for value in fill]).all(axis=-1).sum() == HOLE * HOLE
+
+
+def test_alternating_flips_show_every_image_from_both_sides_in_two_epochs() -> None:
+    alternating = BatchedAugmentation(SIZE, FILL, flip="alternating")
+    images = np.arange(1000)
+    shuffled = np.random.default_rng(0).permutation(images)
+    first, second = alternating.draw(0, 0, images)[:, 2], alternating.draw(0, 1, shuffled)[:, 2]
+    assert 400 < first.sum() < 600
+    assert (first[shuffled] != second).all(), "by image, wherever it stands in the epoch"
+    assert (alternating.draw(0, 2, images)[:, 2] == first).all()
+    assert (alternating.draw(1, 0, images)[:, 2] != first).any()
+    assert (alternating.draw(0, 1, shuffled[:8])[:, 2] == second[:8]).all(), "as a preview shows it"
+
+
+def test_padding_says_how_far_an_image_is_moved_and_no_hole_is_made_of_size_0() -> None:
+    augmentation = BatchedAugmentation(SIZE, FILL, padding=2, hole=0)
+    draws = augmentation.draw(0, 0, np.arange(MANY))
+    assert (draws[:, :2].min(), draws[:, :2].max()) == (0, 4)
+    images = torch.from_numpy(map_of()).expand(50, SIZE, SIZE, 3)
+    made = augmentation(images, torch.from_numpy(draws[:50])).numpy()
+    padded = np.pad(map_of(), ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    for (top, left, flipped, *_), image in zip(draws[:50], made, strict=True):
+        cropped = padded[top : top + SIZE, left : left + SIZE]
+        if flipped:
+            cropped = np.pad(map_of()[:, ::-1], ((2, 2), (2, 2), (0, 0)), mode="reflect")
+            left = 4 - left
+            cropped = cropped[top : top + SIZE, left : left + SIZE]
+        assert (image == cropped).all()

@@ -46,8 +46,8 @@ def noted(image: np.ndarray, key: Sequence[int]) -> np.ndarray:
 class NotedBatchwise:
     """The same on whole batches: what it draws is the key, and what it does is to write that into the image."""
 
-    def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
-        return np.array([(seed, epoch, position) for position in range(count)], np.int16)
+    def draw(self, seed: int, epoch: int, order: np.ndarray) -> np.ndarray:
+        return np.array([(seed, epoch, position) for position in range(len(order))], np.int16)
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         assert (images.dtype, draws.dtype, len(images)) == (torch.uint8, torch.int16, len(draws))
@@ -172,7 +172,7 @@ def test_images_augmented_batch_by_batch_are_those_drawn_by_hand(
     batches = Batches(tiny[0], preprocessing, **options)
     for epoch in (1, 0):
         order = order_of(of(50, seed=3), epoch)
-        originals, draws = torch.from_numpy(tiny[0].images[order]), batchwise.draw(3, epoch, 50)
+        originals, draws = torch.from_numpy(tiny[0].images[order]), batchwise.draw(3, epoch, np.array(order))
         expected = preprocessing.normalize(batchwise(originals, torch.from_numpy(draws)))
         drawn = list(batches.epoch(epoch))
         assert {len(batch.labels) for batch in drawn[:-1]} <= {batch_size}
@@ -282,3 +282,17 @@ def test_a_preview_of_more_images_than_there_are_shows_all() -> None:
     before, after = of(5).preview(30)
     assert len(before) == len(after) == 5
     assert sorted(before[:, 0, 0, 0].tolist()) == list(range(5))
+
+
+def test_batches_take_their_sizes_in_turn_each_for_an_equal_part_of_the_epochs() -> None:
+    images = ImageSet(np.zeros((40, 32, 32, 3), np.uint8), np.zeros(40, np.int64), ("one", "two"))
+    batches = Batches(images, AS_THEY_ARE, batch_size=8, sizes=(24, 28, 32), epochs=3)
+    sides = [[batch.images.shape[2] for batch in batches.epoch(epoch)] for epoch in range(4)]
+    assert sides == [[24] * 5, [28] * 5, [32] * 5, [32] * 5], "and the last for whatever comes after"
+    two = Batches(images, AS_THEY_ARE, batch_size=8, sizes=(24, 32), epochs=3)
+    assert [[batch.images.shape[2] for batch in two.epoch(epoch)] for epoch in range(3)] == [
+        [24] * 5,
+        [24] * 3 + [32] * 2,
+        [32] * 5,
+    ]
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches.epoch(0))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from onecycle.dataset import ImageSet
 from onecycle.dataset.cifar10 import read_cifar10
-from onecycle.preprocessing import Preprocessing, to_square
+from onecycle.preprocessing import Preprocessing, resize, to_square
 
 pictures = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
 image_sets = arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda s: (*s, s[1], 3)))
@@ -255,3 +255,13 @@ def test_normalizing_leaves_the_pixels_alone_and_no_image_depends_on_its_neighbo
 )
 def test_a_preprocessing_written_as_json_comes_back_equal(preprocessing: Preprocessing) -> None:
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+
+
+@pytest.mark.parametrize("size", [16, 24, 28, 40])
+def test_a_resized_batch_is_what_pillow_makes_of_its_images(tiny: tuple[ImageSet, ImageSet], size: int) -> None:
+    resized = resize(torch.from_numpy(tiny[0].images), size)
+    assert (resized.dtype, resized.shape) == (torch.uint8, (50, size, size, 3))
+    for image, made in zip(tiny[0].images, resized.numpy(), strict=True):
+        expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(made.astype(int) - expected).max() <= 1
+    assert torch.equal(resize(resized, size), resized)

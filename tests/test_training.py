@@ -10,14 +10,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
+from onecycle.acceleration import PLAIN
 from onecycle.batches import Batches
 from onecycle.checkpoint import load_state, save_state
 from onecycle.dataset import ImageSet, load_dataset
-from onecycle.models import Batch, ModelComposite, StepOutput
+from onecycle.models import Batch, ModelComposite, StepOutput, as_composite
 from onecycle.preprocessing import Preprocessing
 from onecycle.records import EpochRecord, History
 from onecycle.scheduler import one_cycle, peak_step
-from onecycle.training import Evaluation, StepReport, Totals, evaluate, fit
+from onecycle.training import Evaluation, StepReport, Totals, evaluate, fit, training_steps
 
 RATES = {"lr_min": 1e-4, "lr_max": 1e-2}
 
@@ -308,4 +309,12 @@ def assert_same_state(one: nn.Module, other: nn.Module) -> None:
 
 
 def timeless(history: History) -> History:
-    return [replace(record, seconds=0.0) for record in history]
+    return [replace(record, seconds=0.0, training_seconds=0.0) for record in history]
+
+
+def test_a_group_with_a_scale_learns_at_so_many_times_the_rate_of_the_step() -> None:
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [network.weight]}, {"params": [network.bias], "lr_scale": 10}], lr=1)
+    batch = Batch(torch.ones(3, 2), torch.tensor([0, 1, 0]))
+    list(training_steps(as_composite(network), optimizer, [batch], lambda step: 0.5, acceleration=PLAIN))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 5.0]

@@ -25,7 +25,7 @@ from onecycle.user_cache import cache_folder
 
 BUDGET_SECONDS = 5.0  # for all that is timed on a CPU
 PASS_SECONDS = 0.4  # on a CPU, where a pass takes longer, it gets fewer images
-ADVANTAGE = 1.1  # a challenger must be so many times as fast
+ADVANTAGE = 1.05  # a challenger must be so many times as fast
 Change = Callable[[Acceleration], Acceleration]
 
 # How many images to time on, on a CPU, and what to try one after another, each on top of the best so far. Kernels need

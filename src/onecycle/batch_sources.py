@@ -20,9 +20,9 @@ _ORDER = 2**32
 
 
 class AugmentBatch(Protocol):
-    """Augments whole batches: `draw` says what happens to the images at positions 0 to `count` of an epoch."""
+    """Augments whole batches: `draw` says what happens in an epoch to the images with the indices `order`."""
 
-    def draw(self, seed: int, epoch: int, count: int) -> NDArray[np.int16]: ...
+    def draw(self, seed: int, epoch: int, order: NDArray[np.int64]) -> NDArray[np.int16]: ...
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor: ...
 
@@ -82,7 +82,7 @@ class ResidentSource:
         labels = torch.from_numpy(self._images.labels[order]).to(self._device)
         draws = None
         if self._augment_batch:
-            draws = torch.from_numpy(self._augment_batch.draw(self._seed, epoch, len(order))).to(self._device)
+            draws = torch.from_numpy(self._augment_batch.draw(self._seed, epoch, order)).to(self._device)
         for start in range(0, len(order), self._batch_size):
             batch = slice(start, start + self._batch_size)
             if self._pixels is None:
@@ -96,7 +96,8 @@ class ResidentSource:
     def first(self, count: int) -> NDArray[np.uint8]:
         images = torch.from_numpy(self._images.images[self._order.of(0)[:count]])
         if self._augment_batch:
-            images = self._augment_batch(images, torch.from_numpy(self._augment_batch.draw(self._seed, 0, count)))
+            draws = self._augment_batch.draw(self._seed, 0, self._order.of(0)[:count])
+            images = self._augment_batch(images, torch.from_numpy(draws))
         return images.numpy()
 
 

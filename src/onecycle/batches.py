@@ -1,6 +1,6 @@
 """From an `ImageSet` to batches: order, augmentation, workers. Randomness is a function of (seed, epoch, position)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onecycle.batch_sources import Augment, AugmentBatch, AugmentedBatches, Order, ResidentSource, Source, WorkerSource
 from onecycle.dataset import ImageSet
 from onecycle.models import Batch
-from onecycle.preprocessing import Preprocessing
+from onecycle.preprocessing import Preprocessing, resize
 
 
 class Batches:
@@ -17,6 +17,8 @@ class Batches:
     `augment` is called with an image uint8 `[H,W,3]` and the key (seed, epoch, position), in as many processes as there
     are `workers`; batches are the same with any number. `augment_batch` is called with a batch of images uint8
     `[B,H,W,3]` and their draws, on the device, where all images then stay. The last, shorter batch counts.
+
+    With `sizes` the batches of `epochs` epochs are resized to these sides in turn, each for an equal part of them.
 
     Raises:
         ValueError: when both ways to augment are given.
@@ -31,6 +33,8 @@ class Batches:
         shuffle: bool = False,
         augment: Augment | None = None,
         augment_batch: AugmentBatch | None = None,
+        sizes: Sequence[int] = (),
+        epochs: int = 1,
         seed: int = 0,
         workers: int = 0,
         device: str = "cpu",
@@ -49,6 +53,8 @@ class Batches:
             self._source = ResidentSource(
                 images, self._order, augment_batch, batch_size=batch_size, seed=seed, device=device
             )
+        self._sizes = sizes
+        self._epochs = epochs
         self._begun: object = None
 
     def __len__(self) -> int:
@@ -56,7 +62,7 @@ class Batches:
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch` (0-based): float `[B,3,H,W]`, normalized and channels-last, and labels int64 `[B]`.
+        """The batches of `epoch` (0-based): float `[B,3,S,S]`, normalized and channels-last, and labels int64 `[B]`.
 
         One epoch is drawn at a time.
 
@@ -64,10 +70,15 @@ class Batches:
             RuntimeError: when it is continued after another was begun.
         """
         self._begun = begun = object()
-        for images, labels in self._source.epoch(epoch):  # uint8 [B,H,W,3], int64 [B]
+        for number, (images, labels) in enumerate(self._source.epoch(epoch)):  # uint8 [B,H,W,3], int64 [B]
+            if self._sizes:
+                images = resize(images, self._size(epoch * len(self) + number))
             yield Batch(self.preprocessing.normalize(images), labels)
             if self._begun is not begun:  # and the next batch that comes belongs to the other
                 raise RuntimeError(f"epoch {epoch} was continued after another was begun; draw one at a time")
+
+    def _size(self, step: int) -> int:
+        return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The first `count` images of the first epoch as they are, and as trained on: uint8 `[count,H,W,3]` each."""

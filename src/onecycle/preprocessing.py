@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn import functional
 
 from onecycle.errors import InputError
 
@@ -60,6 +61,17 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images uint8 `[B,H,W,3]` as `[B,size,size,3]`, bilinear with antialiasing."""
+    if images.shape[1:3] == (size, size):
+        return images
+    pixels = images.permute(0, 3, 1, 2)
+    if images.device.type != "cpu":  # elsewhere PyTorch resizes only floats
+        pixels = pixels.float()
+    resized = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).round().to(torch.uint8)
 
 
 @functools.cache

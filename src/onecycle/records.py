@@ -23,6 +23,7 @@ class EpochRecord:
     test_loss: float
     test_accuracy: float
     seconds: float
+    training_seconds: float | None = None  # without the evaluation; the first version did not measure it
 
 
 History = list[EpochRecord]
@@ -80,6 +81,8 @@ class RunResult:
     seconds: float  # the whole run: LR finder, training, evaluation
     images_per_second: float  # training images over the time of the epochs, each with its evaluation
     peak_memory_gib: float  # of the training process
+    tta_accuracy: float | None = None  # with test-time augmentation, where the run was asked for it
+    tta_seconds: float | None = None  # that evaluation took
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -78,11 +78,14 @@ def training_steps(
     acceleration: Acceleration,
     first_step: int = 0,
 ) -> Iterator[StepOutcome]:
-    """Train `running`, a model that `acceleration` has prepared, on `batches`, one step each time the caller asks."""
+    """Train `running`, a model that `acceleration` has prepared, on `batches`, one step each time the caller asks.
+
+    A parameter group of `optimizer` that has an "lr_scale" learns at so many times the rate of the step.
+    """
     running.train()
     for step, batch in enumerate(batches, start=first_step):
         for group in optimizer.param_groups:
-            group["lr"] = lr_of_step(step)
+            group["lr"] = lr_of_step(step) * group.get("lr_scale", 1.0)
         optimizer.zero_grad()
         with acceleration.autocast():
             loss, logits = running.training_step(batch)
@@ -156,15 +159,18 @@ def fit(
         )
         for report in _reports(steps, epoch, lr_of_step):
             after_step(report)
+        train_loss, train_accuracy = report.loss, report.accuracy  # waits for the device
+        training_seconds = time.perf_counter() - started
         tested = evaluate(model, evaluation, acceleration=acceleration)
         record = EpochRecord(
             epoch=epoch + 1,
             lr=report.lr,
-            train_loss=report.loss,
-            train_accuracy=report.accuracy,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
             test_loss=tested.loss,
             test_accuracy=tested.accuracy,
             seconds=time.perf_counter() - started,
+            training_seconds=training_seconds,
         )
         history.append(record)
         after_epoch(record, tested)

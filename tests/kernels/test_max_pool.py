@@ -48,7 +48,7 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 
 @given(
-    st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(2, 17), st.integers(2, 17)),
     st.integers(1, 3),
     st.sampled_from([1, 2, 1000]),
     st.integers(0, 2**32 - 1),
@@ -57,8 +57,7 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 def test_maps_and_gradients_are_exactly_pytorchs_with_many_ties(shape, threads, largest, seed) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    batch, channels, height, width = shape
-    images = torch.randint(-largest, largest + 1, (batch, channels, 2 * height, 2 * width))
+    images = torch.randint(-largest, largest + 1, shape)
     assert_exactly_as_in_pytorch(channels_last(images.float()))
 
 
@@ -85,12 +84,10 @@ def test_the_gradient_may_come_in_any_layout() -> None:
         channels_last(torch.randn(2, 6, 4, 4)).float(),
         channels_last(torch.randn(2, 6, 4, 4)).contiguous(),
         channels_last(torch.randn(2, 12, 4, 4))[:, :6],
-        channels_last(torch.randn(2, 6, 5, 4)),
-        channels_last(torch.randn(2, 6, 4, 5)),
         torch.randn(6, 4, 4).bfloat16(),
         torch.randn(0, 6, 4, 4).bfloat16(),
     ],
-    ids=["float32", "contiguous", "a slice of the channels", "odd height", "odd width", "a single map", "no map"],
+    ids=["float32", "contiguous", "a slice of the channels", "a single map", "no map"],
 )
 def test_where_the_kernels_do_not_apply_pytorchs_own_compute(images: torch.Tensor) -> None:
     assert_exactly_as_in_pytorch(images, natively=False)

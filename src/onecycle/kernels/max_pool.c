@@ -1,18 +1,20 @@
-/* Max-pooling of 2×2 windows, and its gradient; maps [images, height, width, channels] in bfloat16.
+/* Max-pooling of 2×2 windows, and its gradient; maps [images, height, width, channels] in bfloat16, height and width
+   those of the map that is pooled. A last row or column without a partner is left out, as PyTorch does.
 
    Where a maximum lay is kept in a byte (0 to 3, in reading order), not in PyTorch's 64-bit index, and the gradient is
    written in one pass over the larger map: nothing is filled with zeros first. */
 #include "bfloat16.h"
 
-/* height and width are those of the pooled map. Of equal values the first counts; what is not a number stays so. */
+/* Of equal values the first counts; what is not a number stays so. */
 void max_pool(const bfloat16 *restrict x, bfloat16 *restrict y, uint8_t *restrict place, long images, long height,
               long width, long channels, int threads) {
+    long rows = height / 2, columns = width / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long row = 0; row < images * height; row++)
-        for (long column = 0; column < width; column++) {
-            const bfloat16 *above = x + (4 * row * width + 2 * column) * channels;
-            const bfloat16 *below = above + 2 * width * channels;
-            long out = (row * width + column) * channels;
+    for (long row = 0; row < images * rows; row++)
+        for (long column = 0; column < columns; column++) {
+            long from = (row / rows * height + row % rows * 2) * width + 2 * column;
+            const bfloat16 *above = x + from * channels, *below = above + width * channels;
+            long out = (row * columns + column) * channels;
 #pragma omp simd
             for (long c = 0; c < channels; c++) {
                 const bfloat16 window[] = {above[c], above[channels + c], below[c], below[channels + c]};
@@ -30,17 +32,22 @@ void max_pool(const bfloat16 *restrict x, bfloat16 *restrict y, uint8_t *restric
         }
 }
 
-/* Each gradient goes to where its maximum lay, and zero to the other three. */
+/* Each gradient goes to where its maximum lay, and zero to the other three and to what was left out. */
 void max_pool_gradient(const bfloat16 *restrict gradient, const uint8_t *restrict place, bfloat16 *restrict result,
                        long images, long height, long width, long channels, int threads) {
+    long rows = height / 2, columns = width / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < images * height; row++)
         for (long column = 0; column < width; column++) {
-            long in = (row * width + column) * channels;
-            for (int i = 0; i < 4; i++) {
-                bfloat16 *results = result + (4 * row * width + (i / 2) * 2 * width + 2 * column + i % 2) * channels;
-#pragma omp simd
-                for (long c = 0; c < channels; c++) results[c] = place[in + c] == i ? gradient[in + c] : 0;
+            bfloat16 *results = result + (row * width + column) * channels;
+            long above = row % height / 2, beside = column / 2;
+            if (above == rows || beside == columns) {
+                memset(results, 0, channels * sizeof *results);
+                continue;
             }
+            long in = ((row / height * rows + above) * columns + beside) * channels;
+            uint8_t here = (uint8_t)(row % height % 2 * 2 + column % 2);
+#pragma omp simd
+            for (long c = 0; c < channels; c++) results[c] = place[in + c] == here ? gradient[in + c] : 0;
         }
 }

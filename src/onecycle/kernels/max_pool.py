@@ -17,21 +17,24 @@ class _MaxPool(torch.autograd.Function):
         pooled = (batch, channels, height // 2, width // 2)
         y = torch.empty(pooled, dtype=x.dtype, memory_format=torch.channels_last)
         place = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
-        native.call("max_pool", x, y, place, batch, height // 2, width // 2, channels)
+        native.call("max_pool", x, y, place, *_sizes(x))
         ctx.save_for_backward(place)
+        ctx.shape = x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (place,) = ctx.saved_tensors
-        batch, channels, height, width = place.shape
         gradient = native.in_rows(gradients[0])
-        result = torch.empty(
-            (batch, channels, 2 * height, 2 * width), dtype=gradient.dtype, memory_format=torch.channels_last
-        )
-        native.call("max_pool_gradient", gradient, place, result, batch, height, width, channels)
+        result = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
+        native.call("max_pool_gradient", gradient, place, result, *_sizes(result))
         return result
+
+
+def _sizes(x: torch.Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, height, width, channels  # as they lie in memory
 
 
 class MaxPool2x2(nn.MaxPool2d):
@@ -50,7 +53,7 @@ class MaxPool2x2(nn.MaxPool2d):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not native.takes(input) or input.shape[2] % 2 or input.shape[3] % 2:
+        if not native.takes(input) or min(input.shape[2:]) < 2:
             pooled: torch.Tensor = super().forward(input)
         else:
             pooled = _MaxPool.apply(input)  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from onecycle.records import LayerSummary, NetworkSummary
 
@@ -85,6 +86,17 @@ class ModelComposite(nn.Module):
             parameters=sum(p.numel() for p in self.parameters()),
             trainable_parameters=sum(p.numel() for p in self.parameters() if p.requires_grad),
         )
+
+
+class SmoothedCrossEntropy(nn.CrossEntropyLoss):
+    """Cross entropy that spreads a part of each label evenly over all classes in training, and none in evaluation.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
+    """
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        return functional.cross_entropy(input, target, label_smoothing=smoothing)
 
 
 class PlainComposite(ModelComposite):

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from onecycle.dataset import ImageSet
+from onecycle.errors import InputError
+from onecycle.models import Architecture, CustomResNet, WhitenedConvNet
+from onecycle.preprocessing import Preprocessing
+
+
+@pytest.fixture
+def network() -> WhitenedConvNet:
+    torch.manual_seed(0)
+    return WhitenedConvNet(10, 32, (16, 24, 32))
+
+
+@pytest.mark.parametrize("size", [9, 16, 24, 28, 32, 33])
+def test_images_of_any_size_from_the_smallest_up_become_logits(network: WhitenedConvNet, size: int) -> None:
+    assert network(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("classes", "size", "line"), [(1, 32, "at least 2"), (10, 8, "use 9×9 or more")])
+def test_what_it_cannot_be_is_refused(classes: int, size: int, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        WhitenedConvNet(classes, size)
+
+
+def test_the_widths_of_airbench_have_its_number_of_parameters() -> None:
+    """Of which the norms' scales, 2 × (64 + 256 + 256), and the whitening filters are not learned."""
+    network = WhitenedConvNet()
+    network.whiten(torch.randn(4, 3, 32, 32))
+    summary = network.summary((3, 32, 32))
+    filters = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 256 * 256 + 256 * 256 + 256 * 256)
+    biases = 2 * (64 + 256 + 256)
+    assert summary.trainable_parameters == filters + biases + 24 + 2560
+    assert summary.parameters == summary.trainable_parameters + biases + 24 * 12
+
+
+def test_whitened_it_sees_uncorrelated_channels_and_their_opposites(
+    network: WhitenedConvNet, tiny: tuple[ImageSet, ImageSet]
+) -> None:
+    pixels = torch.from_numpy(tiny[0].images)
+    images = Preprocessing.of(tiny[0].images).normalize(pixels)
+    network.whiten(images)
+    seen = functional.conv2d(images, network.whitening.weight)  # [N,24,31,31]
+    assert torch.allclose(seen[:, :12], -seen[:, 12:], atol=1e-4)
+    rows = seen[:, :12].transpose(0, 1).flatten(1).double()
+    covariance = rows @ rows.T / rows.shape[1]
+    off = covariance - torch.diag(covariance.diagonal())
+    assert float(off.abs().max()) < 0.02
+    assert not network.whitening.weight.requires_grad
+
+
+def test_passed_on_inputs_come_out_of_every_convolution_unchanged(network: WhitenedConvNet) -> None:
+    network.pass_inputs_on()
+    for layer in network.groups.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            inputs = torch.randn(1, layer.in_channels, 5, 5)
+            outputs = functional.conv2d(inputs, layer.weight, padding=1)
+            kept = min(layer.in_channels, layer.out_channels)
+            assert torch.equal(outputs[:, :kept], inputs[:, :kept])
+
+
+def test_an_architecture_is_built_again_from_its_json() -> None:
+    wanted = Architecture(network="whitened_convnet", widths=(8, 16, 24))
+    again = Architecture.from_json(wanted.to_json())
+    assert again == wanted
+    built = again.build(5, 32)
+    assert isinstance(built, WhitenedConvNet)
+    assert built.linear.weight.shape == (5, 24)
+    assert isinstance(Architecture().build(10, 32), CustomResNet)
