@@ -1,6 +1,7 @@
 # `make` alone lists the commands. Each makes .venv on first use, and again when the lock or pyproject.toml changes.
 PYTHON ?= python3
 ARGS ?=
+RECIPE ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -20,8 +21,8 @@ endif
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
 
-train: $(INSTALLED) ## train on CIFAR-10 and write a report, e.g. make train ARGS="--epochs 1"
-	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto) $(ARGS)
+train: $(INSTALLED) ## train on CIFAR-10 and write a report, e.g. make train RECIPE=quick ARGS="--seed 1"
+	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto)$(if $(RECIPE), --recipe $(RECIPE)) $(ARGS)
 
 test: $(INSTALLED) ## run the tests, e.g. make test ARGS="-k scheduler"
 	$(BIN)/pytest $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 from onecycle.cli import main
 from onecycle.errors import InputError
 
-COMMANDS = ("train", "find-lr", "evaluate", "summary", "predict")
+COMMANDS = ("train", "find-lr", "study", "evaluate", "summary", "predict")
 
 # The specification's table: output shape and parameters of each layer.
 LAYERS = """

@@ -44,6 +44,34 @@ def test_the_baseline_holds_the_specifications_values() -> None:
     assert (BASELINE.device, BASELINE.precision, BASELINE.seed) == ("auto", "auto", 0)
 
 
+def test_the_recipes_for_the_impatient_end_at_a_rate_of_0_and_augment_whole_batches() -> None:
+    for name in ("quick", "fast"):
+        recipe = RECIPES[name]
+        assert (recipe.recipe, recipe.data) == (name, "cifar10")
+        assert (recipe.lr_min, recipe.peak_fraction) == (0, 0)
+        assert recipe.lr_max is not None
+        assert recipe.augmentation == "batched"
+    assert RECIPES["fast"].test_time_augmentation
+    assert not RECIPES["quick"].test_time_augmentation
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("sizes", (24, 8), "sides of 9 pixels or more"),
+        ("widths", (64, 128), "three numbers of channels"),
+        ("widths", (64, 0, 128), "three numbers of channels"),
+        ("padding", -1, "at least 0"),
+        ("hole", -1, "at least 0"),
+        ("bias_lr_scale", 0.0, "positive"),
+    ],
+)
+def test_so_is_one_that_only_other_recipes_can_change(field: str, value: object, allowed: str) -> None:
+    message = f"--{field.replace('_', '-')} is {value!r}; it must be {allowed}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        dataclasses.replace(RECIPES["quick"], **{field: value})
+
+
 def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         BASELINE.epochs = 3  # type: ignore[misc]
@@ -55,7 +83,7 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("recipe", "fastest", "one of baseline"),
+        ("recipe", "fastest", "one of baseline, quick, fast"),
         ("device", "tpu", "one of auto, cpu, cuda, mps"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
         ("epochs", 0, "at least 1"),
@@ -66,9 +94,21 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
         ("workers", -1, "at least 0"),
         ("limit", 0, "at least 1"),
         ("limit", -10, "at least 1"),
-        *((rate, value, "a positive number") for rate in ("lr_max", "lr_min") for value in (0.0, -0.1, math.nan)),
-        *((rate, value, "a positive number") for rate in ("lr_max", "lr_min") for value in (math.inf, -math.inf)),
-        *(("peak_fraction", value, "between 0 and 1") for value in (0.0, 1.0, -0.2, 1.5, math.nan, math.inf)),
+        *(("lr_max", value, "a positive number") for value in (0.0, -0.1, math.nan, math.inf, -math.inf)),
+        *(("lr_min", value, "a number from 0 up") for value in (-0.1, math.nan, math.inf, -math.inf)),
+        *(("peak_fraction", value, "from 0 to below 1") for value in (1.0, -0.2, 1.5, math.nan, math.inf)),
+        ("network", "resnet50", "one of custom_resnet, whitened_convnet"),
+        ("sizes", (24, 28), "() with the custom ResNet"),
+        ("sizes", (24.5,), "whole numbers"),
+        ("label_smoothing", 1.0, "from 0 to below 1"),
+        ("label_smoothing", -0.1, "from 0 to below 1"),
+        ("padding", 2, "4 with albumentations"),
+        ("hole", 0, "8 with albumentations"),
+        ("flip", "alternating", "random with albumentations"),
+        ("widths", (64, 128, 128), "(64, 256, 256) with the custom ResNet"),
+        ("whitening", False, "True with the custom ResNet"),
+        ("optimizer", "muon", "adam for the custom ResNet"),
+        ("bias_lr_scale", 64, "1 with adam"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_option_value_and_what_is_allowed(
@@ -127,6 +167,9 @@ def test_an_unknown_field_of_a_file_is_named_with_the_known_ones() -> None:
         ("device", "tpu"),
         ("precision", 16),
         ("recipe", None),
+        ("whitening", 1),
+        ("sizes", 24),
+        ("sizes", "24"),
         ("out", 1),
     ],
 )

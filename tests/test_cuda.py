@@ -14,7 +14,7 @@ from onecycle.acceleration import Acceleration
 from onecycle.assembly import assemble
 from onecycle.batched_transforms import BatchedAugmentation
 from onecycle.batches import Batches
-from onecycle.config import BASELINE
+from onecycle.config import BASELINE, FAST, Config
 from onecycle.dataset import ImageSet
 from onecycle.models import CustomResNet
 from onecycle.preprocessing import Preprocessing
@@ -57,8 +57,9 @@ def waiting_forbidden() -> Iterator[None]:
 
 @needs_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-def test_an_epoch_on_a_gpu_never_waits_for_it() -> None:
-    config = replace(BASELINE, data="digits", device="cuda", augmentation="batched", batch_size=64)
+@pytest.mark.parametrize("recipe", [BASELINE, FAST], ids=["baseline", "fast"])
+def test_an_epoch_on_a_gpu_never_waits_for_it(recipe: Config) -> None:
+    config = replace(recipe, data="digits", device="cuda", augmentation="batched", batch_size=64)
     parts = assemble(config, Acceleration(device="cuda", precision="bfloat16", channels_last=True))
     steps = training_steps(
         parts.acceleration.prepare(parts.model),
@@ -80,3 +81,10 @@ def test_a_run_on_a_gpu_learns_the_digits(augmentation: str, tmp_path: Path) -> 
     assert cli.main(["train", *options.split()]) == 0
     result = newest_complete(tmp_path).read_result()
     assert result.test_accuracy > 0.8
+
+
+@needs_gpu
+def test_a_recipe_for_the_impatient_on_a_gpu_learns_the_digits(tmp_path: Path) -> None:
+    options = f"--recipe fast --data digits --device cuda --batch-size 64 --out {tmp_path}"
+    assert cli.main(["train", *options.split()]) == 0
+    assert newest_complete(tmp_path).read_result().test_accuracy > 0.8

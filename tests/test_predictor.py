@@ -14,7 +14,7 @@ from onecycle.batches import Batches
 from onecycle.checkpoint import load_tensors, save_state, save_tensors
 from onecycle.dataset import ImageSet
 from onecycle.errors import InputError
-from onecycle.models import CustomResNet
+from onecycle.models import Architecture, CustomResNet
 from onecycle.predictor import Predictor, read_picture
 from onecycle.preprocessing import Preprocessing
 from onecycle.training import Evaluation, fit
@@ -38,7 +38,9 @@ def trained(tiny: tuple[ImageSet, ImageSet]) -> tuple[Predictor, Evaluation]:
         lr_max=1e-3,
         after_epoch=lambda record, evaluation: evaluations.append(evaluation),
     )
-    return Predictor(model=model, preprocessing=preprocessing, classes=train.classes), evaluations[0]
+    return Predictor(
+        model=model, architecture=Architecture(), preprocessing=preprocessing, classes=train.classes
+    ), evaluations[0]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ LONGEST_FUNCTION = 60
 
 def make(*arguments: str, folder: Path, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """`make` as a person would start it: without what an outer `make test` put into the environment."""
-    outer = ("MAKE", "MFLAGS", "ONECYCLE_DATA", "PYTHON", "ARGS")
+    outer = ("MAKE", "MFLAGS", "ONECYCLE_DATA", "PYTHON", "ARGS", "RECIPE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
     return subprocess.run(
         ["make", *arguments],
@@ -123,6 +123,8 @@ def test_arguments_reach_the_training_command(bare_house: Path) -> None:
     put_stamp(bare_house)
     plan = make("-n", "train", "ARGS=--epochs 1", folder=bare_house).stdout
     assert plan.strip().endswith("train --data auto --epochs 1")
+    plan = make("-n", "train", "RECIPE=quick", "ARGS=--seed 1", folder=bare_house).stdout
+    assert plan.strip().endswith("train --data auto --recipe quick --seed 1")
     for arguments in ("--data digits", "--resume runs/one", "--config runs/one/config.json"):
         plan = make("-n", "train", f"ARGS={arguments}", folder=bare_house).stdout
         assert plan.split()[-3:] == ["train", *arguments.split()]

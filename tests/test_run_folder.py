@@ -8,12 +8,12 @@ import pytest
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.records import EpochRecord, History, Mistakes
-from onecycle.run_folder import RunFolder, newest_complete, replacing
+from onecycle.run_folder import RunFolder, new_folder, newest_complete, replacing
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    folder = RunFolder.create(tmp_path, "a-run")
+    folder = RunFolder.create(tmp_path / "a-run")
     folder.write_json(folder.config, Config(data="digits").to_json())
     return folder
 
@@ -76,26 +76,29 @@ def test_what_is_written_can_be_read_by_whoever_may_read_the_folder(folder: RunF
 
 
 def test_runs_that_begin_within_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
-    folders = [RunFolder.create(tmp_path / "new" / "runs", "baseline-digits") for _ in range(4)]
-    assert len({folder.path for folder in folders}) == 4
+    folders = [new_folder(tmp_path / "new" / "runs", "baseline-digits") for _ in range(4)]
+    assert len(set(folders)) == 4
     for folder in folders:
-        assert folder.path.parent == tmp_path / "new" / "runs"
-        assert folder.path.name.startswith("baseline-digits-2")
-        assert [path.name for path in folder.path.iterdir()] == ["pictures"]
+        assert folder.parent == tmp_path / "new" / "runs"
+        assert folder.name.startswith("baseline-digits-2")
+        RunFolder.create(folder)
+        assert [path.name for path in folder.iterdir()] == ["pictures"]
 
 
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="--out .*file"):
-            RunFolder.create(out, "a-run")
+            new_folder(out, "a-run")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
 def test_out_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(InputError, match="cannot make a run folder in --out /proc/self/runs: "):
-        RunFolder.create(Path("/proc/self/runs"), "a-run")
+    with pytest.raises(InputError, match="cannot make a folder in --out /proc/self/runs: "):
+        new_folder(Path("/proc/self/runs"), "a-run")
+    with pytest.raises(InputError, match="cannot make the run folder /proc/self/runs: "):
+        RunFolder.create(Path("/proc/self/runs"))
 
 
 def test_opening_tells_what_is_no_run_folder(tmp_path: Path, folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.optim import Adam, Optimizer
 
@@ -13,9 +14,18 @@ from onecycle.batched_transforms import BatchedAugmentation
 from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.dataset import Dataset, load_dataset
-from onecycle.models import CustomResNet
+from onecycle.errors import InputError
+from onecycle.models import Architecture, ModelComposite, SmoothedCrossEntropy, WhitenedConvNet
+from onecycle.optimizers import Muon
 from onecycle.predictor import Predictor
 from onecycle.preprocessing import Preprocessing
+
+IMAGES_WHITENED = 5000  # of the training set, from which the whitening layer is made
+
+# As in airbench94's version with Muon (see models/whitened_convnet.py), for batches of 1,000 and losses that are means.
+FILTER_MOMENTUM = 0.6  # of what Muon orthogonalizes
+MOMENTUM = 0.85
+SGD_LR_SCALE = 3.5  # the rate of what SGD trains to that of Muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +35,7 @@ class Experiment:
     config: Config
     dataset: Dataset
     preprocessing: Preprocessing
-    model: CustomResNet
+    model: ModelComposite
     optimizer: Optimizer
     train: Batches
     evaluation: Batches
@@ -37,6 +47,7 @@ class Experiment:
     def predictor(self) -> Predictor:
         return Predictor(
             model=self.model,
+            architecture=Architecture(network=self.config.network, widths=self.config.widths),
             preprocessing=self.preprocessing,
             classes=self.dataset.train.classes,
             acceleration=self.acceleration,
@@ -44,12 +55,12 @@ class Experiment:
 
 
 def load_data(config: Config) -> Dataset:
-    """The data that `config` names, cut as it says.
+    """The data that `config` names, cut as it says: in the same way for every seed, so that runs can be compared.
 
     Raises:
         InputError: when they cannot be had.
     """
-    return load_dataset(config.data, validation=config.validation, limit=config.limit, seed=config.seed)
+    return load_dataset(config.data, validation=config.validation, limit=config.limit)
 
 
 def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
@@ -64,7 +75,7 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
     dataset = load_data(config)
     preprocessing = Preprocessing.of(dataset.train.images)
     torch.manual_seed(config.seed)
-    model = CustomResNet(len(dataset.train.classes), preprocessing.input_size)
+    model = _network(config, dataset, preprocessing)
     choice = None
     if how is None:
         choice = autotune.choose(
@@ -79,7 +90,7 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
         dataset=dataset,
         preprocessing=preprocessing,
         model=model,
-        optimizer=Adam(model.parameters()),
+        optimizer=_optimizer(config, model, how.precision),
         train=Batches(
             dataset.train,
             preprocessing,
@@ -87,6 +98,8 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
             shuffle=True,
             augment=augment,
             augment_batch=augment_batch,
+            sizes=config.sizes,
+            epochs=config.epochs,
             seed=config.seed,
             workers=config.workers,
             device=how.device,
@@ -97,11 +110,53 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
     )
 
 
+def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> ModelComposite:
+    model = Architecture(network=config.network, widths=config.widths).build(
+        len(dataset.train.classes), preprocessing.input_size
+    )
+    if isinstance(model, WhitenedConvNet):
+        if config.whitening:
+            # Evenly spread: the images of a folder come class by class.
+            spread = np.linspace(0, len(dataset.train) - 1, min(IMAGES_WHITENED, len(dataset.train))).astype(int)
+            model.whiten(preprocessing.normalize(torch.from_numpy(dataset.train.images[spread])))
+        if config.dirac:
+            model.pass_inputs_on()
+    if config.label_smoothing:
+        model.criterion = SmoothedCrossEntropy(label_smoothing=config.label_smoothing)
+    return model
+
+
+def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimizer:
+    """Adam for all; or Muon for filters and SGD for the rest; or SGD for all.
+
+    The `lr_scale` of a group is its rate to that of the schedule.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adam":
+        return Adam(learned)
+    filters = [parameter for parameter in learned if parameter.dim() == 4]
+    biases = [parameter for parameter in learned if parameter.dim() == 1]
+    others = [parameter for parameter in learned if parameter.dim() == 2]
+    sgd = {"momentum": MOMENTUM, "lr_scale": SGD_LR_SCALE}
+    muon = {"momentum": FILTER_MOMENTUM, "lr_scale": 1, "orthogonalize": precision}
+    return Muon(
+        [
+            {"params": filters, **(muon if config.optimizer == "muon" else sgd)},
+            {"params": biases, **sgd, "lr_scale": SGD_LR_SCALE * config.bias_lr_scale},
+            {"params": others, **sgd},
+        ]
+    )
+
+
 def _augmentation(config: Config, preprocessing: Preprocessing) -> tuple[Augment | None, AugmentBatch | None]:
-    fill = [255 * value for value in preprocessing.mean]
+    size, fill = preprocessing.input_size, [255 * value for value in preprocessing.mean]
+    if config.hole > size:
+        raise InputError(f"--hole is {config.hole}; it must be at most the images' side, which is {size}")
+    if config.padding >= size:
+        raise InputError(f"--padding is {config.padding}; it must be below the images' side, which is {size}")
     if config.augmentation == "batched":
-        return None, BatchedAugmentation(preprocessing.input_size, fill)
+        return None, BatchedAugmentation(size, fill, padding=config.padding, hole=config.hole, flip=config.flip)
     # Imported here because albumentations takes seconds, which nothing else need wait for.
     from onecycle.transforms import Augmentation
 
-    return Augmentation(preprocessing.input_size, fill), None
+    return Augmentation(size, fill), None

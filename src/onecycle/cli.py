@@ -1,4 +1,4 @@
-"""The command line: `onecycle train | find-lr | evaluate | summary | predict`, generated from `Config`."""
+"""The command line: `onecycle train | find-lr | study | evaluate | summary | predict`, generated from `Config`."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from cyclopts.config import Dict
 from rich.console import Console
 from rich.table import Table
 
-from onecycle.config import BASELINE, RECIPES, Config
+from onecycle.config import BASELINE, RECIPES, Config, Recipe
 from onecycle.errors import InputError
 
 app = App(
@@ -45,10 +45,11 @@ def train(*, settings: Settings = BASELINE, config: Saved = None, resume: Path |
     console = Console()
     folder = experiment.resume(resume, console) if resume else experiment.run(settings, console)
     result = folder.read_result()
+    averaged = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
     console.print(
         f"\n{result.evaluated_on} accuracy {result.test_accuracy:.2%} at the last epoch "
         f"(best {result.best_test_accuracy:.2%}, epoch {result.best_epoch}), "
-        f"train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
+        f"{averaged}train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
         highlight=False,
         soft_wrap=True,
     )
@@ -72,6 +73,43 @@ def find_lr(*, settings: Settings = BASELINE, config: Saved = None) -> int:
 
 
 @app.command
+def study(
+    *,
+    settings: Settings = BASELINE,
+    config: Saved = None,
+    seeds: int = 5,
+    grid: tuple[str, ...] = (),
+    vary: tuple[str, ...] = (),
+    threshold: float = 0.9,
+    resume: Path | None = None,
+) -> int:
+    """Train with several seeds, and say what all runs come to together: means, intervals, differences.
+
+    Parameters
+    ----------
+    config
+        Start from the config.json of a run; other options change it.
+    seeds
+        Runs of each variant, with --seed and the seeds that follow it.
+    grid
+        field=value,value: run all combinations of the values of every --grid. Sizes and widths are written 24-28-32.
+    vary
+        field=value,value: run the recipe itself, and with each of the values of every --vary alone.
+    threshold
+        Count the runs that reach this accuracy, a fraction; with test-time augmentation if the recipe has it.
+    resume
+        Go on with the study in this folder; takes no other option.
+    """
+    from onecycle.study import begin, go_on, plan
+
+    if resume:
+        go_on(resume, Console())
+    else:
+        begin(plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold), Console())
+    return 0
+
+
+@app.command
 def evaluate(run: Path, /, *, data: str | None = None) -> int:
     """Compute a run's result again from its weights; exit code 1 if it is not what was recorded.
 
@@ -86,23 +124,36 @@ def evaluate(run: Path, /, *, data: str | None = None) -> int:
     from onecycle.run_folder import RunFolder
 
     recorded = RunFolder.open(run).read_result()
-    evaluation = evaluate_run(run, data)
-    print(f"{recorded.evaluated_on} accuracy {evaluation.accuracy}, loss {evaluation.loss}")
-    if (evaluation.accuracy, evaluation.loss) == (recorded.test_accuracy, recorded.test_loss):
+    evaluation, averaged = evaluate_run(run, data)
+    now = evaluation.accuracy, evaluation.loss, averaged
+    then = recorded.test_accuracy, recorded.test_loss, recorded.tta_accuracy
+
+    def told(accuracy: float, loss: float, averaged: float | None) -> str:
+        views = "" if averaged is None else f", accuracy with test-time augmentation {averaged}"
+        return f"{recorded.evaluated_on} accuracy {accuracy}, loss {loss}{views}"
+
+    print(told(*now))
+    if now == then:
         print("as recorded in result.json, to the last digit")
         return 0
-    print(f"result.json has {recorded.test_accuracy}, loss {recorded.test_loss}: these differ", file=sys.stderr)
+    print(f"result.json has {told(*then)}: these differ", file=sys.stderr)
     return 1
 
 
 @app.command
 def summary(
-    *, classes: int = 10, input_size: int = 32, as_json: Annotated[bool, Parameter(name="--json")] = False
+    *,
+    recipe: Recipe = "baseline",
+    classes: int = 10,
+    input_size: int = 32,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Print the network layer by layer.
 
     Parameters
     ----------
+    recipe
+        The recipe whose network it is.
     classes
         Number of classes.
     input_size
@@ -110,9 +161,11 @@ def summary(
     as_json
         Print JSON instead of a table.
     """
-    from onecycle.models import CustomResNet
+    from onecycle.models import Architecture
 
-    network = CustomResNet(classes, input_size).summary((3, input_size, input_size))
+    chosen = RECIPES[recipe]
+    model = Architecture(network=chosen.network, widths=chosen.widths).build(classes, input_size)
+    network = model.summary((3, input_size, input_size))
     if as_json:
         print(json.dumps(network.to_json(), indent=2))
         return 0
@@ -166,17 +219,18 @@ def predict(*files: Path, run: Path | None = None) -> int:
 def _fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Let the values of `--config` or `--recipe` stand where the command line gives none."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
-    whole_numbers = {argument.name for argument in arguments if argument.hint in (int, int | None)}
-    for name in whole_numbers & given.keys():
-        # Left alone, 1.5 epochs would be rounded to 2.
-        if not re.fullmatch(r"[+-]?\d+", given[name]):
-            raise InputError(f"{name} is {given[name]!r}; it must be a whole number")
+    for argument in arguments:
+        if argument.hint in (int, int | None, tuple[int, ...]):
+            for token in argument.tokens:
+                # Left alone, 1.5 epochs would be rounded to 2.
+                if not re.fullmatch(r"[+-]?\d+", token.value):
+                    raise InputError(f"{argument.name} is {token.value!r}; it must be a whole number")
     if "--epochs" not in {argument.name for argument in arguments}:
         return
     if "--resume" in given:
         if len(given) > 1:
             others = ", ".join(sorted(given.keys() - {"--resume"}))
-            raise InputError(f"--resume goes on with the run as it was configured; leave out {others}")
+            raise InputError(f"--resume goes on as it was configured; leave out {others}")
         return
     if "--config" in given:
         if "--recipe" in given:
@@ -207,8 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; `onecycle train --resume RUN` goes on after the last whole epoch" if "train" in tokens[:1] else ""
-        print(f"onecycle: interrupted{hint}", file=sys.stderr)
+        hints = {
+            "train": "; `onecycle train --resume RUN` goes on after the last whole epoch",
+            "study": "; `onecycle study --resume STUDY` goes on",
+        }
+        print(f"onecycle: interrupted{hints.get(tokens[0], '') if tokens else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -12,11 +12,15 @@ from onecycle.errors import InputError
 
 PADDING = 4  # pixels that an image is padded by on each side before it is cropped again
 HOLE = 8  # side of the square that CoarseDropout fills
+SMALLEST_SIZE = 9  # of images that the whitened network takes
 
-Recipe = Literal["baseline"]
+Recipe = Literal["baseline", "quick", "fast"]
+Network = Literal["custom_resnet", "whitened_convnet"]
+Optimization = Literal["adam", "muon", "sgd"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Augmentation = Literal["albumentations", "batched"]
+Flip = Literal["random", "alternating"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,44 @@ class Config:
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto takes bfloat16 where it is measured to be faster."""
 
+    network: Network = "custom_resnet"
+    """The custom ResNet, or a smaller network whose first layer whitens."""
+
+    widths: tuple[int, ...] = (64, 256, 256)
+    """Channels of the whitened network's three groups."""
+
+    whitening: bool = True
+    """Whether the filters of the whitened network's first layer are fixed to whiten, or learned like the others."""
+
+    dirac: bool = True
+    """Whether the whitened network's convolutions begin by passing their inputs on, or at random."""
+
+    optimizer: Optimization = "adam"
+    """adam; muon for the filters, with SGD for the rest; or sgd for all. The last two are for the whitened network."""
+
+    bias_lr_scale: float = 1
+    """How many times faster than the rest of what SGD trains the biases of norms learn."""
+
+    label_smoothing: float = 0
+    """Part of each label that is spread evenly over all classes."""
+
+    sizes: tuple[int, ...] = ()
+    """Train on images resized to these sides, each for an equal part of the steps; their own size when left out."""
+
     augmentation: Augmentation = "albumentations"
     """albumentations, image by image in worker processes, or batched: the same on whole batches, on the device."""
+
+    padding: int = PADDING
+    """Pixels that an image is padded by on each side before it is cropped again; albumentations takes 4."""
+
+    hole: int = HOLE
+    """Side of the square that is filled in; 0 fills none; albumentations takes 8."""
+
+    flip: Flip = "random"
+    """Flip half of the images, or each in every other epoch; albumentations flips at random."""
+
+    test_time_augmentation: bool = False
+    """At the end also evaluate the mean over six views of each image; its accuracy stands beside the usual one."""
 
     workers: int = 1
     """Processes in which albumentations runs; the result does not depend on their number."""
@@ -77,19 +117,39 @@ class Config:
             _require(self, field, _fits(getattr(self, field), hint), _in_words(hint))
         for field in ("epochs", "batch_size"):
             _require(self, field, getattr(self, field) >= 1, "at least 1")
+        _require(self, "widths", len(self.widths) == 3 and min(self.widths) >= 1, "three numbers of channels")
+        _require(
+            self, "sizes", all(size >= SMALLEST_SIZE for size in self.sizes), f"sides of {SMALLEST_SIZE} pixels or more"
+        )
+        _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to below 1")
+        _require(self, "bias_lr_scale", self.bias_lr_scale > 0, "positive")
+        for field in ("padding", "hole"):
+            _require(self, field, getattr(self, field) >= 0, "at least 0")
+        if self.augmentation == "albumentations":
+            self._require_fixed("albumentations", padding=PADDING, hole=HOLE, flip="random")
+        if self.network == "custom_resnet":
+            self._require_fixed("the custom ResNet", widths=(64, 256, 256), whitening=True, dirac=True, sizes=())
+        if self.optimizer == "adam":
+            self._require_fixed("adam", bias_lr_scale=1)
+        else:
+            _require(self, "optimizer", self.network != "custom_resnet", "adam for the custom ResNet")
         for field in ("seed", "validation", "workers"):
             _require(self, field, getattr(self, field) >= 0, "at least 0")
         _require(self, "seed", self.seed < 2**64, "below 2**64")
         _require(self, "limit", self.limit is None or self.limit >= 1, "at least 1")
-        for field in ("lr_max", "lr_min"):
-            rate = getattr(self, field)
-            _require(self, field, rate is None or 0 < rate < float("inf"), "a positive number")
+        infinity = float("inf")
+        _require(self, "lr_max", self.lr_max is None or 0 < self.lr_max < infinity, "a positive number")
+        _require(self, "lr_min", self.lr_min is None or 0 <= self.lr_min < infinity, "a number from 0 up")
         if self.lr_min is not None and self.lr_max is not None:
             _require(self, "lr_min", self.lr_min <= self.lr_max, f"at most lr_max, which is {self.lr_max}")
-        _require(self, "peak_fraction", 0 < self.peak_fraction < 1, "between 0 and 1")
+        _require(self, "peak_fraction", 0 <= self.peak_fraction < 1, "from 0 to below 1")
+
+    def _require_fixed(self, what: str, **values: object) -> None:
+        for field, value in values.items():
+            _require(self, field, getattr(self, field) == value, f"{value} with {what}")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "out": str(self.out)}
+        return {**asdict(self), "widths": list(self.widths), "sizes": list(self.sizes), "out": str(self.out)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -103,6 +163,9 @@ class Config:
             raise InputError(f"configuration field {unknown[0]!r} is not known; the fields are {', '.join(known)}")
         if isinstance(out := values.get("out"), str):
             values = {**values, "out": Path(out)}
+        for field in ("widths", "sizes"):
+            if isinstance(values.get(field), list):
+                values = {**values, field: tuple(values[field])}
         return cls(**values)
 
     @classmethod
@@ -137,6 +200,10 @@ def _fits(value: object, hint: Any) -> bool:
         return value in get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, get_args(hint)[0]) for part in value)
+    if hint is bool:
+        return isinstance(value, bool)
     return isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
 
 
@@ -145,10 +212,35 @@ def _in_words(hint: Any) -> str:
         return "one of " + ", ".join(get_args(hint))
     if isinstance(hint, types.UnionType):
         return _in_words(get_args(hint)[0])
-    return {int: "a whole number", float: "a number", str: "text", Path: "a path"}[hint]
+    if typing.get_origin(hint) is tuple:
+        return "whole numbers"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}[hint]
 
 
 BASELINE = Config()
 """The specification: the custom ResNet on CIFAR-10, batch 512, one cycle over 24 epochs with its peak at epoch 5."""
 
-RECIPES: Mapping[str, Config] = {"baseline": BASELINE}
+FAST = Config(
+    recipe="fast",
+    network="whitened_convnet",
+    epochs=9,
+    batch_size=1000,
+    optimizer="muon",
+    bias_lr_scale=64,
+    label_smoothing=0.2,
+    sizes=(24, 28, 32),
+    augmentation="batched",
+    padding=2,
+    hole=0,
+    flip="alternating",
+    test_time_augmentation=True,
+    lr_max=0.215,
+    lr_min=0.0,
+    peak_fraction=0.0,
+)
+"""94 % on CIFAR-10 with test-time augmentation, in the shortest time that we know of on a CPU."""
+
+QUICK = replace(FAST, recipe="quick", widths=(64, 192, 256), epochs=4, test_time_augmentation=False)
+"""90 % on CIFAR-10, in the shortest time that we know of on a CPU."""
+
+RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST}

@@ -19,15 +19,18 @@ from onecycle.lr_finder import find_lr
 from onecycle.predictor import Predictor
 from onecycle.progress import RunProgress
 from onecycle.records import EpochRecord, History, LRCurve
-from onecycle.run_folder import RunFolder, reading
+from onecycle.run_folder import RunFolder, new_folder, reading
+from onecycle.test_time_augmentation import Averaged
 from onecycle.training import Evaluation, evaluate, fit
 
 SWEEP_STEPS = 100
 AUGMENTATIONS_SHOWN = 8
 
 
-def run(config: Config, console: Console) -> RunFolder:
+def run(config: Config, console: Console, place: Path | None = None) -> RunFolder:
     """Find the learning rates, train, evaluate, write it all down: the whole of `onecycle train`.
+
+    The run's folder is `place`, or a new one in `config.out`.
 
     Raises:
         InputError: when the configuration cannot be run; no folder is left behind unless training had begun.
@@ -37,7 +40,7 @@ def run(config: Config, console: Console) -> RunFolder:
         experiment = assemble(config)
         _announce(experiment, progress)
         _check_cycle(experiment)
-        folder = _new_folder(experiment, config.recipe)
+        folder = _new_folder(experiment, config.recipe, place)
         progress.say(f"Run folder: {folder.path}")
         try:
             rates = _rates(experiment, folder, progress)
@@ -54,7 +57,7 @@ def resume(path: Path, console: Console) -> RunFolder:
         InputError: when there is no such run, it is complete, or its data are not what they were.
     """
     folder = RunFolder.open(path)
-    if folder.result.exists() and not folder.checkpoint.exists():
+    if folder.complete:
         raise InputError(f"{path} is complete: there is nothing to resume")
     folder.remove_strays()
     with RunProgress(console) as progress:
@@ -77,10 +80,12 @@ def resume(path: Path, console: Console) -> RunFolder:
 
 def find_rates(config: Config, console: Console) -> RunFolder:
     """Run only the LR finder, and write its curve and picture into a folder of its own."""
+    # At one size: the loss jumps when the size changes, and that is not the learning rate's doing.
+    config = replace(config, sizes=config.sizes[-1:])
     with RunProgress(console) as progress:
         experiment = assemble(config)
         _announce(experiment, progress)
-        folder = _new_folder(experiment, "find-lr")
+        folder = _new_folder(experiment, "find-lr", None)
         try:
             _sweep(experiment, folder, progress)
         except InputError:
@@ -90,8 +95,10 @@ def find_rates(config: Config, console: Console) -> RunFolder:
     return folder
 
 
-def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
+def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, float | None]:
     """Compute a finished run's result again from its weights, on the data it was trained on, from `data` if given.
+
+    The second is the accuracy with test-time augmentation, where the run was asked for it.
 
     Raises:
         InputError: when there is no such run, or the data are not those of the run.
@@ -106,7 +113,10 @@ def evaluate_run(path: Path, data: str | None = None) -> Evaluation:
     dataset = load_data(config if data is None else replace(config, data=data))
     _check_fingerprint(folder, dataset)
     batches = Batches(dataset.evaluation, predictor.preprocessing, batch_size=config.batch_size, device=how.device)
-    return evaluate(predictor.model, batches, acceleration=how)
+    evaluation = evaluate(predictor.model, batches, acceleration=how)
+    if not config.test_time_augmentation:
+        return evaluation, None
+    return evaluation, evaluate(Averaged(predictor.model), batches, acceleration=how).accuracy
 
 
 def _draw(folder: RunFolder) -> None:
@@ -151,9 +161,9 @@ def _check_cycle(experiment: Experiment) -> None:
         )
 
 
-def _new_folder(experiment: Experiment, purpose: str) -> RunFolder:
+def _new_folder(experiment: Experiment, purpose: str, place: Path | None) -> RunFolder:
     dataset = experiment.dataset
-    folder = RunFolder.create(experiment.config.out, f"{purpose}-{dataset.name}")
+    folder = RunFolder.create(place or new_folder(experiment.config.out, f"{purpose}-{dataset.name}"))
     # What "auto" came to, so that a resume or an evaluation does not come to something else.
     data = dataset.name if experiment.config.data == "auto" else experiment.config.data
     folder.write_json(folder.config, replace(experiment.config, data=data).to_json())
@@ -241,8 +251,13 @@ def _train(
     )
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
+    views = None
+    if config.test_time_augmentation:
+        began = time.perf_counter()
+        averaged = evaluate(Averaged(experiment.model), experiment.evaluation, acceleration=experiment.acceleration)
+        views = averaged.accuracy, time.perf_counter() - began
     seconds = time.perf_counter() - started
-    outcome.write(experiment, folder, evaluation, history, lr_min=lr_min, lr_max=lr_max, seconds=seconds)
+    outcome.write(experiment, folder, evaluation, history, rates=rates, views=views, seconds=seconds)
     _draw(folder)
     folder.checkpoint.unlink(missing_ok=True)  # last: a run that has none and has a result is complete
     return folder

@@ -20,11 +20,14 @@ def write(
     evaluation: Evaluation,
     history: History,
     *,
-    lr_min: float,
-    lr_max: float,
+    rates: tuple[float, float],
+    views: tuple[float, float] | None,
     seconds: float,
 ) -> None:
-    """Write what the run came to; `result.json` last, so that a folder that has it is complete."""
+    """Write what the run came to; `result.json` last, so that a folder that has it is complete.
+
+    `rates` are (lr_min, lr_max); `views`, where there was test-time augmentation, its accuracy and seconds.
+    """
     logits, labels = evaluation.logits.numpy(), evaluation.labels.numpy()
     folder.write_arrays(folder.predictions, logits=logits, labels=labels)
     folder.write_mistakes(confident_mistakes(logits, labels, experiment.dataset.evaluation))
@@ -41,8 +44,8 @@ def write(
         notes=dataset.notes,
         seed=config.seed,
         parameters=sum(parameter.numel() for parameter in experiment.model.parameters()),
-        lr_min=lr_min,
-        lr_max=lr_max,
+        lr_min=rates[0],
+        lr_max=rates[1],
         epochs=config.epochs,
         train_accuracy=history[-1].train_accuracy,
         test_loss=evaluation.loss,
@@ -52,6 +55,8 @@ def write(
         seconds=seconds,
         images_per_second=len(history) * len(dataset.train) / sum(record.seconds for record in history),
         peak_memory_gib=hardware.peak_memory_gib(),
+        tta_accuracy=views[0] if views else None,
+        tta_seconds=views[1] if views else None,
     )
     folder.write_json(folder.result, result.to_json())
 

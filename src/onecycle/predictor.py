@@ -12,7 +12,7 @@ from PIL import Image
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.errors import InputError
-from onecycle.models import CustomResNet
+from onecycle.models import Architecture, ModelComposite
 from onecycle.preprocessing import Preprocessing, open_picture, to_square
 from onecycle.run_folder import reading
 
@@ -30,14 +30,19 @@ class Prediction:
 class Predictor:
     """Everything that prediction needs. It travels as one file: the weights, with the rest in their metadata."""
 
-    model: CustomResNet
+    model: ModelComposite
+    architecture: Architecture
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     acceleration: Acceleration = PLAIN
 
     def save(self, path: Path) -> None:
         """Write the weights with class names, input size and normalization to `path`."""
-        metadata = {"classes": self.classes, "preprocessing": self.preprocessing.to_json()}
+        metadata = {
+            "classes": self.classes,
+            "preprocessing": self.preprocessing.to_json(),
+            "architecture": self.architecture.to_json(),
+        }
         save_tensors(path, self.model.state_dict(), metadata)
 
     @classmethod
@@ -51,10 +56,18 @@ class Predictor:
         with reading(path):
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
             classes = tuple(metadata["classes"])
-        model = CustomResNet(classes=len(classes), input_size=preprocessing.input_size)
+            # The first version knew one network only, and did not say so.
+            architecture = (
+                Architecture.from_json(metadata["architecture"]) if "architecture" in metadata else Architecture()
+            )
+        model = architecture.build(len(classes), preprocessing.input_size)
         load_weights(model, tensors, path)
         return cls(
-            model=model.to(acceleration.device), preprocessing=preprocessing, classes=classes, acceleration=acceleration
+            model=model.to(acceleration.device),
+            preprocessing=preprocessing,
+            classes=classes,
+            architecture=architecture,
+            acceleration=acceleration,
         )
 
     def predict(self, pictures: Sequence[Image.Image]) -> list[Prediction]:

@@ -48,6 +48,27 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read, it is damaged or of another kind: {error!r}") from error
 
 
+def new_folder(parent: Path, name: str) -> Path:
+    """A new, empty folder `parent/name-<time>`.
+
+    Raises:
+        InputError: when it cannot be made.
+    """
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 100):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if parent.exists() and not parent.is_dir():
+                raise InputError(f"--out {parent} is a file; give a folder") from None
+        except OSError as error:
+            raise InputError(f"cannot make a folder in --out {parent}: {error.strerror}") from error
+        else:
+            return path
+    raise InputError(f"--out {parent} holds too many folders named {stem}")
+
+
 class RunFolder:
     """The files of one run. Everything that is shown about the run can be drawn again from them."""
 
@@ -65,27 +86,24 @@ class RunFolder:
         self.result = path / "result.json"
         self.pictures = path / "pictures"
 
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end. Its last deed is to remove its checkpoint."""
+        return self.result.exists() and not self.checkpoint.exists()
+
     @classmethod
-    def create(cls, parent: Path, name: str) -> Self:
-        """A new folder `parent/name-<time>`.
+    def create(cls, path: Path) -> Self:
+        """A new run's folder in the folder `path`, which is made unless it is there.
 
         Raises:
             InputError: when it cannot be made.
         """
-        stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        for number in range(1, 100):
-            path = parent / (stem if number == 1 else f"{stem}-{number}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                if parent.exists() and not parent.is_dir():
-                    raise InputError(f"--out {parent} is a file; give a folder") from None
-            except OSError as error:
-                raise InputError(f"cannot make a run folder in --out {parent}: {error.strerror}") from error
-            else:
-                (path / "pictures").mkdir()
-                return cls(path)
-        raise InputError(f"--out {parent} holds too many runs named {stem}")
+        folder = cls(path)
+        try:
+            folder.pictures.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {path}: {error.strerror}") from error
+        return folder
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -21,7 +21,9 @@ from PIL import Image
 
 from onecycle.acceleration import Acceleration
 from onecycle.cli import main
+from onecycle.config import FAST
 from onecycle.dataset import ImageSet, load_dataset
+from onecycle.models import Architecture
 from onecycle.predictor import Predictor
 from onecycle.run_folder import RunFolder
 
@@ -87,7 +89,9 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     for name in ("weights", "predictions", "mistakes"):
         one_digest, other_digest = (sha256(getattr(run, name).read_bytes()).hexdigest() for run in (one, other))
         assert one_digest == other_digest, name
-    histories = [[{**record, "seconds": 0} for record in history_of(folder)] for folder in (one, other)]
+    histories = [
+        [{**record, "seconds": 0, "training_seconds": 0} for record in history_of(folder)] for folder in (one, other)
+    ]
     assert histories[0] == histories[1]
 
 
@@ -146,7 +150,16 @@ def test_the_screen_shows_data_device_every_epoch_and_the_result(finished: tuple
 
 def test_the_history_has_a_line_an_epoch_with_exactly_these_fields(run: RunFolder) -> None:
     history = history_of(run)
-    fields = ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    fields = [
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "seconds",
+        "training_seconds",
+    ]
     assert [list(record) for record in history] == [fields] * 3
     assert [record["epoch"] for record in history] == [1, 2, 3]
     # 12 steps; the peak is where 5/24 of them are done, step 1 (0-based), and 10 more lead back.
@@ -301,9 +314,9 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finde
 # Killed and resumed
 
 
-def killed_after_its_first_epoch(out: Path) -> RunFolder:
-    """The folder of the same run as `finished`, killed when its first checkpoint was there."""
-    command = [sys.executable, "-m", "onecycle", "train", *OPTIONS, *RATES, "--out", str(out)]
+def killed_after_its_first_epoch(out: Path, *options: str) -> RunFolder:
+    """The folder of a run that was killed when its first checkpoint was there; of the run of `finished` by default."""
+    command = [sys.executable, "-m", "onecycle", "train", *(options or (*OPTIONS, *RATES)), "--out", str(out)]
     with (out.parent / "said").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
         try:
@@ -332,6 +345,21 @@ def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     assert results[0] == results[1]
     for name in ("accuracy", "loss", "learning_rate", "confusion_matrix", "incorrect_predictions", "augmentations"):
         assert (killed.pictures / f"{name}.png").read_bytes() == (run.pictures / f"{name}.png").read_bytes()
+
+
+def test_a_recipe_for_the_impatient_goes_all_the_way_and_can_be_killed(tmp_path: Path) -> None:
+    options = ("--recipe", "fast", "--data", "digits", "--limit", "90", "--epochs", "3", "--batch-size", "30")
+    run = trained(tmp_path / "whole", *options)
+    result = run.read_result()
+    assert (result.recipe, result.lr_max, result.lr_min) == ("fast", FAST.lr_max, 0)
+    assert result.tta_accuracy is not None and 0 <= result.tta_accuracy <= 1
+    assert not run.lr_finder.exists(), "the rates are part of the recipe"
+    killed = killed_after_its_first_epoch(tmp_path / "killed", *options)
+    assert onecycle("train", "--resume", killed.path).code == 0
+    assert_same_run(killed, run)
+    assert killed.read_result().tta_accuracy == result.tta_accuracy
+    assert onecycle("evaluate", run.path).code == 0
+    assert Predictor.load(run.weights).architecture == Architecture(network="whitened_convnet", widths=FAST.widths)
 
 
 @pytest.fixture
@@ -374,7 +402,7 @@ def test_a_run_is_resumed_as_it_was_configured(copied: RunFolder, others: list[s
     copied.result.unlink()
     outcome = onecycle("train", "--resume", copied.path, *others)
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith("onecycle: --resume goes on with the run as it was configured; leave out --")
+    assert outcome.err.startswith("onecycle: --resume goes on as it was configured; leave out --")
     assert all(option in outcome.err for option in others[::2])
 
 

@@ -1,0 +1,86 @@
+"""What several runs say together: means with their intervals, paired differences, and where they agree."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+FEWEST_FOR_INTERVAL = 5  # below that the values themselves say more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds, and how sure it is."""
+
+    values: tuple[float, ...]  # in the order of the seeds
+    mean: float
+    deviation: float | None  # standard deviation of a single value; None for one value alone
+    interval_95: tuple[float, float] | None  # of the mean, by Student's t; None for fewer than FEWEST_FOR_INTERVAL
+
+    @property
+    def resolved(self) -> bool:
+        """Whether zero lies outside of the interval: of a difference, whether it is one."""
+        return self.interval_95 is not None and not self.interval_95[0] <= 0 <= self.interval_95[1]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of `values`, with the 95 % interval of the mean by Student's t where there are enough of them.
+
+    Raises:
+        ValueError: when there are no values.
+    """
+    if not values:
+        raise ValueError("there is no mean of no values")
+    mean = statistics.fmean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    interval = None
+    if deviation is not None and len(values) >= FEWEST_FOR_INTERVAL:
+        half = float(student.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+        interval = mean - half, mean + half
+    return Estimate(values=tuple(values), mean=mean, deviation=deviation, interval_95=interval)
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
+    """Ours minus theirs, seed by seed, over the seeds that both have.
+
+    Pairing takes out what a seed does to both alike.
+
+    Raises:
+        ValueError: when they have no seed in common.
+    """
+    return estimate([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """On which images the runs are wrong: counts of images."""
+
+    images: int
+    wrong_in_every_run: int
+    wrong_in_some_runs: int  # and right in others
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def agreement(correct: NDArray[np.bool_]) -> Agreement:
+    """What `correct` bool `[runs,N]` says of the N images."""
+    wrong = (~correct).sum(axis=0)
+    runs = len(correct)
+    return Agreement(
+        images=correct.shape[1],
+        wrong_in_every_run=int((wrong == runs).sum()),
+        wrong_in_some_runs=int(((wrong > 0) & (wrong < runs)).sum()),
+    )
+
+
+def accuracy_by_class(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> dict[int, Estimate]:
+    """For each class that there is, the accuracy over the runs: `correct` is bool `[runs,N]`, `labels` are `[N]`."""
+    return {int(label): estimate(correct[:, labels == label].mean(axis=1).tolist()) for label in np.unique(labels)}

@@ -1,0 +1,185 @@
+"""Many complete runs of a recipe and its variants, over seeds. A study is a folder of run folders."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+
+from onecycle import experiment, study_summary
+from onecycle.config import RECIPES, Config
+from onecycle.errors import InputError
+from onecycle.run_folder import RunFolder, new_folder, reading, replacing
+
+# Of another recipe a run takes all but these: what it is trained on, and where and how.
+_SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers")
+
+_WIDTH_OF_FILES = 140  # characters of the table where no terminal says how many there are
+_LONGEST_NAME = 200  # characters; file systems allow 255 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is to be run: every variant with seeds `config.seed`, `config.seed + 1` and so on. `study.json`."""
+
+    config: Config
+    seeds: int
+    variants: dict[str, dict[str, Any]]  # the changes to `config`, by name; the first is what others are compared with
+    threshold: float  # an accuracy, a fraction
+
+    def runs(self) -> list[tuple[str, Config]]:
+        """Every run as its variant's name and its configuration, a seed's runs one after another."""
+        seeds = range(self.config.seed, self.config.seed + self.seeds)
+        return [(name, self.configured(changes, seed)) for seed in seeds for name, changes in self.variants.items()]
+
+    def configured(self, changes: Mapping[str, Any], seed: int) -> Config:
+        """The configuration of one run.
+
+        Raises:
+            InputError: when a change is not allowed.
+        """
+        start = self.config
+        if isinstance(other := changes.get("recipe"), str) and other in RECIPES:
+            start = replace(RECIPES[other], **{field: getattr(start, field) for field in _SHARED})
+        return Config.from_json({**start.to_json(), **changes, "seed": seed})
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "config": self.config.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(**{**values, "config": Config.from_json(values["config"])})
+
+
+def plan(
+    config: Config, *, seeds: int, grid: Sequence[str] = (), vary: Sequence[str] = (), threshold: float = 0.9
+) -> Study:
+    """A study of `config`: of all combinations of `grid`, or of `config` itself and of each value of `vary` alone.
+
+    Both hold texts such as "flip=random,alternating".
+
+    Raises:
+        InputError: when a text is not of this form, names a field or a value that `Config` does not have, or makes the
+            same run twice.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; it must be at least 1")
+    if not 0 < threshold < 1:
+        raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
+    if grid and vary:
+        raise InputError("--grid combines values and --vary takes each alone; give one of them")
+    choices = [[{field: value} for value in values] for field, values in map(_parsed, grid)]
+    combined = [dict(item for choice in chosen for item in choice.items()) for chosen in product(*choices)]
+    changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
+    study = Study(
+        config=config,
+        seeds=seeds,
+        variants={_name(change) or config.recipe: change for change in changes},
+        threshold=threshold,
+    )
+    different = {str(study.configured(change, config.seed)) for change in changes}
+    if len(different) < len(changes) or any(len(choice) < len(grid) for choice in combined):
+        raise InputError("two of these variants are the same run; name every field and every other value once")
+    if too_long := [name for name in study.variants if len(name) > _LONGEST_NAME]:
+        raise InputError(f"{too_long[0][:40]}… is too long for the name of a folder; vary fewer fields at once")
+    return study
+
+
+def begin(study: Study, console: Console) -> Path:
+    """Run a new study in a folder of its own, and return the folder.
+
+    Raises:
+        InputError: when the folder cannot be made, or a run fails; the others are run all the same.
+    """
+    path = new_folder(study.config.out, f"study-{study.config.recipe}")
+    _write(path / "study.json", study.to_json())
+    _run(path, study, console)
+    return path
+
+
+def go_on(path: Path, console: Console) -> None:
+    """Do what is left of the study in `path`.
+
+    Raises:
+        InputError: when there is none, or a run fails; the others are run all the same.
+    """
+    _run(path, _read(path), console)
+
+
+def _read(path: Path) -> Study:
+    if not path.is_dir():
+        raise InputError(f"there is no study folder {path}")
+    with reading(path / "study.json"):
+        return Study.from_json(json.loads((path / "study.json").read_text()))
+
+
+def _run(path: Path, study: Study, console: Console) -> None:
+    console.print(f"Study folder: {path}", highlight=False, soft_wrap=True)
+    runs = study.runs()
+    failed: list[str] = []
+    for number, (name, config) in enumerate(runs, start=1):
+        folder = RunFolder(path / name / f"seed-{config.seed}")
+        if not folder.complete:
+            console.rule(f"{number}/{len(runs)}: {name}, seed {config.seed}")
+            try:
+                _complete(folder, config, console)
+            except InputError as error:
+                failed.append(f"{name}, seed {config.seed}: {error}")
+                console.print(failed[-1], highlight=False, soft_wrap=True)
+        _write(path / "summary.json", _summary(path, study))
+    width = console.width if console.is_terminal else _WIDTH_OF_FILES
+    console.print(study_summary.table(_summary(path, study)), width=width)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}")
+
+
+def _complete(folder: RunFolder, config: Config, console: Console) -> None:
+    if folder.checkpoint.exists():
+        experiment.resume(folder.path, console)
+        return
+    if folder.path.exists():
+        folder.discard()  # it ended before its first epoch
+    experiment.run(config, console, folder.path)
+
+
+def _summary(path: Path, study: Study) -> dict[str, Any]:
+    done: dict[str, list[RunFolder]] = {name: [] for name in study.variants}
+    for name, config in study.runs():
+        folder = RunFolder(path / name / f"seed-{config.seed}")
+        if folder.complete:
+            done[name].append(folder)
+    return {"recipe": study.config.recipe, **study_summary.summarize(done, study.threshold)}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _parsed(text: str) -> tuple[str, list[Any]]:
+    field, equals, values = text.partition("=")
+    allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in ("seed", *_SHARED)]
+    field = field.strip().replace("-", "_")
+    if not equals or field not in allowed:
+        raise InputError(f"{text!r} is no variation: give field=value,value with a field of {', '.join(allowed)}")
+    return field, [_value(field, value.strip()) for value in values.split(",")]
+
+
+def _value(field: str, text: str) -> Any:
+    if field in ("sizes", "widths") and re.fullmatch(r"\d+(-\d+)*", text):
+        return [int(part) for part in text.split("-")]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _name(changes: Mapping[str, Any]) -> str:
+    def word(value: Any) -> str:
+        return "-".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return ",".join(f"{field}={word(value)}" for field, value in changes.items())
