@@ -21,7 +21,7 @@ def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict
     if path.exists():
         with reading(path):
             study: dict[str, Any] = json.loads(path.read_text())
-            if study["config"] == config.to_json():
+            if Config.from_json(study["config"]) == config:
                 return study
         raise InputError(f"{path} holds a study with other settings; give another --out")
     parts = assemble(config)

@@ -89,6 +89,21 @@ def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
     assert 0 < record["seconds"]["help"] < record["seconds"]["later_run"]
 
 
+def test_time_to_accuracy_lets_recipes_and_port_take_turns(tmp_path: Path) -> None:
+    out = tmp_path / "time_to_accuracy.json"
+    done = run("time_to_accuracy", "--data", "digits", "--limit", "60", "--epochs", "2", "--rounds", "2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    contenders = {"quick", "fast", "port"}
+    assert record["runs"].keys() == record["seconds"].keys() == record["wall_seconds"].keys() == contenders
+    for name, runs in record["runs"].items():
+        assert [one["seed"] for one in runs] == [0, 1]
+        assert all(0 <= one["accuracy"] <= 1 for one in runs)
+        assert all((one["tta_accuracy"] is None) == (name == "quick") for one in runs)
+        assert all(0 < one["seconds"] < one["wall_seconds"] for one in runs)
+    assert record["fast_to_port"] == pytest.approx(record["seconds"]["fast"] / record["seconds"]["port"], rel=0.01)
+
+
 def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "study.json"
     options = ["--data", "digits", "--validation", "300", "--limit", "60", "--batch-size", "30", "--out", out]
@@ -104,6 +119,7 @@ def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_pat
     low, high = record["verdict"]["interval_95_points"]
     assert low <= record["verdict"]["mean_points"] <= high
     again = run("fast_mode_accuracy", *options, "--seeds", "1", "2")
+    assert again.returncode == 0, again.stderr
     assert json.loads(out.read_text()) == record
     assert "accuracy" not in again.stdout, "nothing was trained again"
     other = run("fast_mode_accuracy", *options, "--epochs", "2")

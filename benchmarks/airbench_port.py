@@ -1,0 +1,211 @@
+"""A plain port of airbench94-Muon to the CPU: what the published recipe comes to without this project's work on speed.
+
+Network, optimizers, rates, augmentation and test-time augmentation are those of Jordan 2024 (arXiv 2404.00498, and the
+Muon version that followed it). It computes with bfloat16 autocast, in channels-last memory, with an allocator that
+keeps its memory; all else is PyTorch as it is. Prints one line of JSON: accuracies with and without test-time
+augmentation, and seconds counted as its author counts them, for whitening, training and test-time augmentation; data
+loading is apart.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from onecycle import hardware
+from onecycle.acceleration import Acceleration
+from onecycle.dataset import load_dataset
+
+BATCH_SIZE = 2000
+WIDTHS = (64, 256, 256)
+FILTER_LR, FILTER_MOMENTUM = 0.24, 0.6
+# These two go with losses that are summed over a batch.
+BIAS_LR, HEAD_LR, MOMENTUM = 0.053, 0.67, 0.85
+WEIGHT_DECAY = 2e-6 * BATCH_SIZE  # of a step at the full rate
+WHITENING_BIAS_EPOCHS = 3
+SMOOTHING = 0.2
+SHIFT = 2
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--limit", type=int, help="images of each split")
+    options = parser.parse_args()
+    how = Acceleration(precision="bfloat16", channels_last=True, threads=hardware.detect().cores)
+    how.apply()
+    torch.manual_seed(options.seed)
+    began = time.perf_counter()
+    data = load_dataset(options.data, limit=options.limit)
+    images, labels = normalized(data.train.images), torch.from_numpy(data.train.labels)
+    test_images, test_labels = normalized(data.evaluation.images), torch.from_numpy(data.evaluation.labels)
+    loaded = time.perf_counter()
+    network = Network(len(data.train.classes)).to(memory_format=torch.channels_last)
+    network.whiten(images[:5000])
+    train(network, images, labels, options.epochs, how)
+    trained = time.perf_counter()
+    plain = accuracy(infer(network, test_images, how), test_labels)
+    tested = time.perf_counter()
+    averaged = accuracy(infer_views(network, test_images, how), test_labels)
+    seconds = (time.perf_counter() - tested) + (trained - loaded)
+    told = {"accuracy": plain, "tta_accuracy": averaged, "seconds": seconds, "data_seconds": loaded - began}
+    print(json.dumps({"seed": options.seed, **told}))
+    return 0
+
+
+def normalized(pixels: object) -> torch.Tensor:
+    """float32 `[N,3,H,W]`, channels-last, of uint8 `[N,H,W,3]`."""
+    images = torch.as_tensor(pixels).float().div_(255)
+    return images.sub_(torch.tensor(MEAN)).div_(torch.tensor(STD)).permute(0, 3, 1, 2)
+
+
+class Group(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            convolution(inputs, outputs),
+            nn.MaxPool2d(2),
+            norm(outputs),
+            nn.GELU(),
+            convolution(outputs, outputs),
+            norm(outputs),
+            nn.GELU(),
+        )
+
+
+def convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[:inputs])
+    return layer
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+class Network(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.whitening = nn.Conv2d(3, 24, 2)
+        self.whitening.weight.requires_grad_(False)
+        groups = [Group(inputs, outputs) for inputs, outputs in zip((24, *WIDTHS), WIDTHS, strict=False)]
+        self.body = nn.Sequential(nn.GELU(), *groups, nn.MaxPool2d(3), nn.Flatten())
+        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
+        self.head.weight.data /= self.head.weight.data.std()
+
+    @torch.no_grad()
+    def whiten(self, images: torch.Tensor) -> None:
+        patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = directions.T.reshape(12, 3, 2, 2) / (variances + 5e-4).sqrt().view(12, 1, 1, 1)
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, images: torch.Tensor, learn_whitening: bool = False) -> torch.Tensor:
+        bias = self.whitening.bias if learn_whitening else self.whitening.bias.detach()
+        features = self.body(functional.conv2d(images, self.whitening.weight, bias))
+        return self.head(features) / WIDTHS[-1]
+
+
+class Muon:
+    """As published: momentum, Nesterov, filters back to one length, and three rounds of Newton-Schulz."""
+
+    def __init__(self, filters: list[nn.Parameter]) -> None:
+        self.filters = [(parameter, torch.zeros_like(parameter)) for parameter in filters]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        for parameter, buffer in self.filters:
+            buffer.mul_(FILTER_MOMENTUM).add_(parameter.grad)
+            update = parameter.grad + FILTER_MOMENTUM * buffer
+            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            turned = newton_schulz(update.reshape(len(update), -1)).view_as(parameter)
+            parameter.add_(turned.to(parameter.dtype), alpha=-lr)
+
+
+def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
+    x = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    for _ in range(3):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: int, how: Acceleration) -> None:
+    steps = max(1, len(images) // BATCH_SIZE)
+    total, whitening_steps = epochs * steps, min(WHITENING_BIAS_EPOCHS, epochs) * steps
+    learned = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
+    muon = Muon([parameter for parameter in learned if parameter.dim() == 4])
+    groups = [
+        ([network.whitening.bias], BIAS_LR, whitening_steps),
+        ([parameter for parameter in learned if parameter.dim() == 1], BIAS_LR, total),
+        ([network.head.weight], HEAD_LR, total),
+    ]
+    sgd = torch.optim.SGD(
+        [{"params": parameters, "lr": lr, "weight_decay": WEIGHT_DECAY / lr} for parameters, lr, _ in groups],
+        momentum=MOMENTUM,
+        nesterov=True,
+    )
+    network.train()
+    for step, (batch, targets) in enumerate(batches(images, labels, epochs)):
+        with how.autocast():
+            logits = network(batch, learn_whitening=step < whitening_steps)
+            loss = functional.cross_entropy(logits, targets, label_smoothing=SMOOTHING, reduction="sum")
+        loss.backward()
+        for group, (_, lr, ends) in zip(sgd.param_groups, groups, strict=True):
+            group["lr"] = lr * max(0.0, 1 - step / ends)
+        sgd.step()
+        muon.step(FILTER_LR * (1 - step / total))
+        network.zero_grad()
+
+
+def batches(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Shifted by up to two pixels and, every other epoch, flipped; a last short batch is left out."""
+    size = images.shape[-1]
+    flipped = torch.rand(len(images)) < 0.5
+    padded = functional.pad(images, (SHIFT,) * 4, mode="reflect").permute(0, 2, 3, 1)  # [N,H+4,W+4,3]
+    place = torch.arange(size)
+    for epoch in range(epochs):
+        rows, columns = torch.randint(2 * SHIFT + 1, (2, len(images), 1)) + place  # [N,S] each
+        columns = torch.where((flipped ^ bool(epoch % 2))[:, None], columns.flip(1), columns)
+        for batch in torch.randperm(len(images)).split(BATCH_SIZE):
+            if len(batch) == BATCH_SIZE or len(images) < BATCH_SIZE:
+                chosen = padded[batch[:, None, None], rows[batch][:, :, None], columns[batch][:, None, :]]
+                yield chosen.permute(0, 3, 1, 2), labels[batch]
+
+
+@torch.no_grad()
+def infer(network: Network, images: torch.Tensor, how: Acceleration) -> torch.Tensor:
+    network.eval()
+    logits = []
+    for batch in images.split(BATCH_SIZE):
+        with how.autocast():
+            logits.append(network(batch.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(logits)
+
+
+def infer_views(network: Network, images: torch.Tensor, how: Acceleration) -> torch.Tensor:
+    """Images and their mirror images count half; the same, shifted by a pixel both ways, the other half."""
+    size = images.shape[-1]
+    padded = functional.pad(images, (1,) * 4, mode="reflect")
+    views = [(images, 0.5), (padded[..., :size, :size], 0.25), (padded[..., 2:, 2:], 0.25)]
+    return sum(weight / 2 * (infer(network, view, how) + infer(network, view.flip(3), how)) for view, weight in views)
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return math.fsum((logits.argmax(1) == labels).tolist()) / len(labels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""How long until 90 % and 94 %? `quick` and `fast` against a plain port of airbench94-Muon, in turns.
+
+Each contender is a command of its own, with the same seeds:
+
+  quick  `onecycle train --recipe quick`
+  fast   `onecycle train --recipe fast`, whose accuracy with test-time augmentation is the one to compare
+  port   airbench_port.py beside this script
+
+`seconds` are counted as airbench's author counts them: whitening, training and test-time augmentation, without loading
+the data and without other evaluations. `wall_seconds` are those of the whole command, with all that it writes and
+draws. Medians of the rounds are compared.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from studies import rounded, write
+
+from onecycle import autotune, environment, hardware
+from onecycle.config import FAST
+from onecycle.models import WhitenedConvNet
+from onecycle.run_folder import RunFolder
+
+CONTENDERS = ("quick", "fast", "port")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; round 1 has seed 0")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
+    parser.add_argument("--epochs", type=int, help="instead of those of the recipes, to try this out")
+    parser.add_argument("--limit", type=int, help="images of each split, to try this out")
+    parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy.json"))
+    options = parser.parse_args()
+    common = ["--data", options.data]
+    for name in ("epochs", "limit"):
+        if (value := getattr(options, name)) is not None:
+            common += [f"--{name}", str(value)]
+    whitening = whitening_seconds()
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.contenders}
+    how = autotune.choose(WhitenedConvNet(widths=FAST.widths), 32, hardware.detect()).acceleration
+    for round in range(options.rounds):
+        for name in options.contenders:
+            arguments = [*common, "--seed", str(round)]
+            told = port(arguments) if name == "port" else recipe(name, arguments, whitening)
+            runs[name].append(told)
+            print(f"round {round + 1}/{options.rounds}, {name}:", told, flush=True)
+            write(options.out, summary(runs, environment.describe(hardware.detect(), how)))
+    return 0
+
+
+def summary(runs: dict[str, list[dict[str, Any]]], described: dict[str, Any]) -> dict[str, Any]:
+    def medians(key: str) -> dict[str, float]:
+        return {name: rounded(statistics.median(run[key] for run in told)) for name, told in runs.items() if told}
+
+    seconds = medians("seconds")
+    ours = [name for name in ("quick", "fast") if name in seconds and "port" in seconds]
+    return {
+        "seconds": seconds,
+        "wall_seconds": medians("wall_seconds"),
+        **{f"{name}_to_port": rounded(seconds[name] / seconds["port"]) for name in ours},
+        "runs": runs,
+        "environment": described,
+    }
+
+
+def recipe(name: str, arguments: list[str], whitening: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "onecycle", "train", "--recipe", name, *arguments, "--out", out]
+        _, wall_seconds = timed(command)
+        folder = RunFolder(next(Path(out).iterdir()))
+        result, history = folder.read_result(), folder.read_history()
+    training = sum(record.training_seconds or 0 for record in history)
+    return {
+        "seed": result.seed,
+        "accuracy": result.test_accuracy,
+        "tta_accuracy": result.tta_accuracy,
+        "seconds": rounded(whitening + training + (result.tta_seconds or 0)),
+        "wall_seconds": rounded(wall_seconds),
+        "fingerprint": result.fingerprint,
+    }
+
+
+def port(arguments: list[str]) -> dict[str, Any]:
+    printed, wall_seconds = timed([sys.executable, str(Path(__file__).with_name("airbench_port.py")), *arguments])
+    return {**json.loads(printed), "wall_seconds": rounded(wall_seconds)}
+
+
+def timed(command: list[str]) -> tuple[str, float]:
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"time_to_accuracy: {' '.join(command)} failed")
+    return done.stdout, time.perf_counter() - began
+
+
+def whitening_seconds() -> float:
+    """What making the whitening layer takes; it depends on the number of images alone."""
+    images = torch.randn(5000, 3, 32, 32)
+    network = WhitenedConvNet()
+    began = time.perf_counter()
+    network.whiten(images)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
