@@ -4,7 +4,7 @@ Network, optimizers, rates, augmentation and test-time augmentation are those of
 Muon version that followed it). It computes with bfloat16 autocast, in channels-last memory, with an allocator that
 keeps its memory; all else is PyTorch as it is. Prints one line of JSON: accuracies with and without test-time
 augmentation, and seconds counted as its author counts them, for whitening, training and test-time augmentation; data
-loading is apart.
+loading is apart, and normalizing the images counts as loading.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> int:
     averaged = accuracy(infer_views(network, test_images, how), test_labels)
     seconds = (time.perf_counter() - tested) + (trained - loaded)
     told = {"accuracy": plain, "tta_accuracy": averaged, "seconds": seconds, "data_seconds": loaded - began}
-    print(json.dumps({"seed": options.seed, **told}))
+    print(json.dumps({"seed": options.seed, **told, "fingerprint": data.fingerprint}))
     return 0
 
 

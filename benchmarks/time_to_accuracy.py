@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from studies import rounded, write
 
-from onecycle import autotune, environment, hardware
-from onecycle.config import FAST
+from onecycle import environment, hardware
+from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.models import WhitenedConvNet
+from onecycle.preprocessing import Preprocessing
 from onecycle.run_folder import RunFolder
 
 CONTENDERS = ("quick", "fast", "port")
@@ -46,15 +47,16 @@ def main() -> int:
         if (value := getattr(options, name)) is not None:
             common += [f"--{name}", str(value)]
     whitening = whitening_seconds()
+    described = environment.describe(hardware.detect(), PLAIN)
+    del described["acceleration"]  # each contender has its own
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.contenders}
-    how = autotune.choose(WhitenedConvNet(widths=FAST.widths), 32, hardware.detect()).acceleration
     for round in range(options.rounds):
         for name in options.contenders:
             arguments = [*common, "--seed", str(round)]
             told = port(arguments) if name == "port" else recipe(name, arguments, whitening)
             runs[name].append(told)
             print(f"round {round + 1}/{options.rounds}, {name}:", told, flush=True)
-            write(options.out, summary(runs, environment.describe(hardware.detect(), how)))
+            write(options.out, summary(runs, described))
     return 0
 
 
@@ -63,11 +65,11 @@ def summary(runs: dict[str, list[dict[str, Any]]], described: dict[str, Any]) ->
         return {name: rounded(statistics.median(run[key] for run in told)) for name, told in runs.items() if told}
 
     seconds = medians("seconds")
-    ours = [name for name in ("quick", "fast") if name in seconds and "port" in seconds]
+    both = {"fast", "port"} <= seconds.keys()
     return {
         "seconds": seconds,
         "wall_seconds": medians("wall_seconds"),
-        **{f"{name}_to_port": rounded(seconds[name] / seconds["port"]) for name in ours},
+        **({"fast_to_port": rounded(seconds["fast"] / seconds["port"])} if both else {}),
         "runs": runs,
         "environment": described,
     }
@@ -87,6 +89,8 @@ def recipe(name: str, arguments: list[str], whitening: float) -> dict[str, Any]:
         "seconds": rounded(whitening + training + (result.tta_seconds or 0)),
         "wall_seconds": rounded(wall_seconds),
         "fingerprint": result.fingerprint,
+        "notes": result.notes,
+        "acceleration": str(Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])),
     }
 
 
@@ -104,12 +108,15 @@ def timed(command: list[str]) -> tuple[str, float]:
 
 
 def whitening_seconds() -> float:
-    """What making the whitening layer takes; it depends on the number of images alone."""
-    images = torch.randn(5000, 3, 32, 32)
-    network = WhitenedConvNet()
-    began = time.perf_counter()
-    network.whiten(images)
-    return time.perf_counter() - began
+    """What normalizing 5,000 images and making the whitening layer of them takes, the median of three."""
+    pixels = torch.randint(256, (5000, 32, 32, 3), dtype=torch.uint8)
+    preprocessing, network = Preprocessing.of(pixels.numpy()), WhitenedConvNet()
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        network.whiten(preprocessing.normalize(pixels))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

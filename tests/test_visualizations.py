@@ -193,6 +193,14 @@ def test_a_peak_inside_an_epoch_is_given_in_parts_of_epochs() -> None:
     assert not texts_outside(figure)
 
 
+def test_a_rate_that_only_falls_is_no_cycle() -> None:
+    figure = learning_rate_curve(lr_min=0, lr_max=0.215, total_steps=200, peak_step=0, steps_per_epoch=50)
+    assert "LR max 0.215 at the first step" in texts(figure)
+    assert figure.axes[0].get_title(loc="left") == "Learning rate by epoch: straight from 0.215 to 0"
+    assert not overlapping_texts(figure)
+    assert not texts_outside(figure)
+
+
 def test_the_finder_has_a_log_axis_two_curves_and_the_chosen_pair() -> None:
     figure = lr_finder_curve(sweep())
     axes = figure.axes[0]

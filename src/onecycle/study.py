@@ -131,8 +131,8 @@ def _run(path: Path, study: Study, console: Console) -> None:
                 failed.append(f"{name}, seed {config.seed}: {error}")
                 console.print(failed[-1], highlight=False, soft_wrap=True)
         _write(path / "summary.json", _summary(path, study))
-    width = console.width if console.is_terminal else _WIDTH_OF_FILES
-    console.print(study_summary.table(_summary(path, study)), width=width)
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH_OF_FILES)
+    wide.print(study_summary.table(_summary(path, study)))
     if failed:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}")
 

@@ -59,6 +59,9 @@ def learning_rate_curve(
     axes.plot(epochs, lrs, color=BLUE, linewidth=2, clip_on=False)
     axes.plot([peak], [lr_max], "o", color=VERMILLION, markersize=8)
     when = f"at the end of epoch {peak:g}" if peak == int(peak) else f"after {peak:.2f} epochs"
+    way = f"one cycle from {lr_min:.3g} to {lr_max:.3g} and back"
+    if peak_step == 0:
+        when, way = "at the first step", f"straight from {lr_max:.3g} to {lr_min:.3g}"
     on_the_left = peak > epochs[-1] / 2
     axes.annotate(
         f"LR max {lr_max:.3g} {when}",
@@ -79,7 +82,7 @@ def learning_rate_curve(
         weight="bold",
         annotation_clip=False,
     )
-    axes.set_title(f"Learning rate by epoch: one cycle from {lr_min:.3g} to {lr_max:.3g} and back")
+    axes.set_title(f"Learning rate by epoch: {way}")
     axes.set_xlabel("epochs completed")
     axes.set_ylabel("learning rate")
     return figure
