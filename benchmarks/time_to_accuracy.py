@@ -81,6 +81,7 @@ def recipe(name: str, arguments: list[str], whitening: float) -> dict[str, Any]:
         _, wall_seconds = timed(command)
         folder = RunFolder(next(Path(out).iterdir()))
         result, history = folder.read_result(), folder.read_history()
+        acceleration = Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
     training = sum(record.training_seconds or 0 for record in history)
     return {
         "seed": result.seed,
@@ -90,7 +91,7 @@ def recipe(name: str, arguments: list[str], whitening: float) -> dict[str, Any]:
         "wall_seconds": rounded(wall_seconds),
         "fingerprint": result.fingerprint,
         "notes": result.notes,
-        "acceleration": str(Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])),
+        "acceleration": str(acceleration),
     }
 
 
