@@ -238,9 +238,9 @@ FAST = Config(
     lr_min=0.0,
     peak_fraction=0.0,
 )
-"""94 % on CIFAR-10 with test-time augmentation, in the shortest time that we know of on a CPU."""
+"""Aims at 94 % on CIFAR-10 with test-time augmentation, in a few minutes on a CPU."""
 
 QUICK = replace(FAST, recipe="quick", widths=(64, 192, 256), epochs=4, test_time_augmentation=False)
-"""90 % on CIFAR-10, in the shortest time that we know of on a CPU."""
+"""Over 90 % on CIFAR-10, in a minute and a half on a CPU; results/studies/quick has the runs."""
 
 RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST}
