@@ -49,6 +49,18 @@ def test_biases_learn_so_many_times_faster_than_the_linear_layer() -> None:
     assert found["groups.0.0.weight"] == 1
 
 
+def test_the_rate_of_what_sgd_trains_grows_with_the_batch() -> None:
+    assert rates(made(FAST))["linear.weight"] == pytest.approx(20 * 0.0035)
+
+
+def test_the_biases_of_the_whitening_layer_learn_in_so_many_epochs_only() -> None:
+    experiment = made(FAST, whitening_epochs=1)
+    (group,) = (group for group in experiment.optimizer.param_groups if group.get("epochs") is not None)
+    assert group["epochs"] == 1
+    assert [id(parameter) for parameter in group["params"]] == [id(experiment.model.whitening.bias)]
+    assert rates(experiment) == rates(made(FAST, whitening_epochs=None))
+
+
 def test_with_sgd_filters_learn_like_the_linear_layer_and_are_not_orthogonalized() -> None:
     experiment = made(FAST, optimizer="sgd")
     found = rates(experiment)

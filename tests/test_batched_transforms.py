@@ -187,3 +187,36 @@ def test_padding_says_how_far_an_image_is_moved_and_no_hole_is_made_of_size_0() 
             left = 4 - left
             cropped = cropped[top : top + SIZE, left : left + SIZE]
         assert (image == cropped).all()
+
+
+def test_light_is_uniform_drawn_apart_and_leaves_the_other_draws_as_they_are() -> None:
+    lit = BatchedAugmentation(SIZE, FILL, brightness=0.1).draw(3, 1, np.arange(MANY))
+    assert (lit[:, :5] == BATCHED.draw(3, 1, np.arange(MANY))).all()
+    assert -1000 <= lit[:, 5:].min() < -990 < 990 < lit[:, 5:].max() <= 1000
+    for column in lit[:, 5:].astype(int).T:
+        assert chi_square((column + 1000) * 20 // 2001, 20) < 4
+    assert abs(np.corrcoef(lit[:, 5:].T)[0, 1]) < 4 / np.sqrt(MANY)
+
+
+@pytest.mark.parametrize(("brightness", "contrast"), [(0.1, 0.0), (0.0, 0.3), (0.1, 0.3), (1.0, 1.0)])
+def test_light_is_what_its_draws_say_rounded_and_within_the_range(brightness: float, contrast: float) -> None:
+    augmentation = BatchedAugmentation(SIZE, FILL, hole=0, brightness=brightness, contrast=contrast)
+    plain = BatchedAugmentation(SIZE, FILL, hole=0)
+    draws = augmentation.draw(0, 0, np.arange(40))
+    images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(40, SIZE, SIZE, 3), dtype=np.uint8))
+    moved = plain(images, torch.from_numpy(draws[:, :5])).numpy()
+    part = draws[:, 5:, None, None, None] / 1000
+    mean = np.round(FILL)
+    expected = (moved + 255 * brightness * part[:, 0] - mean) * (1 + contrast * part[:, 1]) + mean
+    made = augmentation(images, torch.from_numpy(draws)).numpy()
+    assert made.dtype == np.uint8
+    assert np.abs(made - expected.clip(0, 255)).max() < 0.501
+
+
+def test_the_hole_has_its_colour_in_any_light() -> None:
+    augmentation = BatchedAugmentation(SIZE, FILL, brightness=0.5, contrast=0.5)
+    draws = torch.from_numpy(augmentation.draw(0, 0, np.arange(5)))
+    for image, (*_, top, left, _, _) in zip(
+        augmentation(torch.zeros(5, SIZE, SIZE, 3).byte(), draws), draws, strict=True
+    ):
+        assert (image[top : top + HOLE, left : left + HOLE] == torch.tensor(FILL).round()).all()

@@ -104,11 +104,19 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
         ("label_smoothing", -0.1, "from 0 to below 1"),
         ("padding", 2, "4 with albumentations"),
         ("hole", 0, "8 with albumentations"),
+        ("brightness", 0.1, "0 with albumentations"),
+        ("contrast", 0.1, "0 with albumentations"),
+        ("brightness", -0.1, "from 0 to 1"),
+        ("contrast", 1.5, "from 0 to 1"),
         ("flip", "alternating", "random with albumentations"),
         ("widths", (64, 128, 128), "(64, 256, 256) with the custom ResNet"),
         ("whitening", False, "True with the custom ResNet"),
+        ("activation", "hardswish", "relu with the custom ResNet"),
+        ("activation", "gelu", "one of relu, hardswish"),
+        ("whitening_epochs", 1, "None with the custom ResNet"),
         ("optimizer", "muon", "adam for the custom ResNet"),
         ("bias_lr_scale", 64, "1 with adam"),
+        ("whitening_epochs", -1, "at least 0"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_option_value_and_what_is_allowed(
@@ -145,7 +153,7 @@ def test_a_saved_configuration_is_loaded_equal_and_what_it_leaves_out_has_its_de
 
 
 def test_an_unknown_field_of_a_file_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"field 'epoch' is not known; the fields are augmentation, .*, workers"):
+    with pytest.raises(InputError, match=r"field 'epoch' is not known; the fields are activation, .*, workers"):
         Config.from_json({"epoch": 3})
 
 

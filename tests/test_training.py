@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,19 @@ def test_a_group_with_a_scale_learns_at_so_many_times_the_rate_of_the_step() -> 
     batch = Batch(torch.ones(3, 2), torch.tensor([0, 1, 0]))
     list(training_steps(as_composite(network), optimizer, [batch], lambda step: 0.5, acceleration=PLAIN))
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 5.0]
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_a_group_with_epochs_learns_in_so_many_only(ten: ImageSet, epochs: int) -> None:
+    model = linear()
+    weight, bias = model[1].weight, model[1].bias
+    optimizer = SGD([{"params": [weight]}, {"params": [bias], "epochs": epochs}])
+    seen: list[torch.Tensor] = [bias.detach().clone()]
+
+    def keep(record: EpochRecord, evaluation: Evaluation) -> None:
+        seen.append(bias.detach().clone())
+
+    images = batches(ten, 5)
+    fit(model, optimizer, images, images, epochs=3, after_epoch=keep, peak_fraction=0.0, **RATES)
+    moved = [not torch.equal(before, after) for before, after in pairwise(seen)]
+    assert moved == [epoch < epochs for epoch in range(3)]

@@ -14,7 +14,7 @@ from torch import nn
 from onecycle.errors import InputError
 from onecycle.hardware import Hardware
 from onecycle.kernels import native
-from onecycle.kernels.batch_norm_relu import BatchNormReLU2d
+from onecycle.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.kernels.max_pool import MaxPool2x2
 from onecycle.kernels.small_map_convolution import SmallMapConv2d
 
@@ -137,12 +137,13 @@ def _replace_norms_and_pools(running: nn.Module) -> None:
             if MaxPool2x2.replaces(layer):
                 setattr(parent, name, MaxPool2x2().train(layer.training))
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
-            # Here the ReLU takes what the norm gives, and nothing else does, unless a parent reaches for the parts.
+            # Here the activation takes what the norm gives, and nothing else, unless a parent reaches for the parts.
             for place in range(len(parent) - 1):
                 norm, activation = parent[place], parent[place + 1]
-                if BatchNormReLU2d.replaces(norm, activation):
+                if BatchNormActivation2d.replaces(norm, activation):
                     assert isinstance(norm, nn.BatchNorm2d)
-                    parent[place], parent[place + 1] = BatchNormReLU2d.sharing(norm), nn.Identity().train(norm.training)
+                    parent[place] = BatchNormActivation2d.sharing(norm, activation)
+                    parent[place + 1] = nn.Identity().train(norm.training)
 
 
 def _keep_large_blocks() -> None:

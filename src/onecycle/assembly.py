@@ -22,10 +22,10 @@ from onecycle.preprocessing import Preprocessing
 
 IMAGES_WHITENED = 5000  # of the training set, from which the whitening layer is made
 
-# As in airbench94's version with Muon (see models/whitened_convnet.py), for batches of 1,000 and losses that are means.
+# As in airbench94's version with Muon (see models/whitened_convnet.py).
 FILTER_MOMENTUM = 0.6  # of what Muon orthogonalizes
 MOMENTUM = 0.85
-SGD_LR_SCALE = 3.5  # the rate of what SGD trains to that of Muon
+SGD_LR_SCALE = 0.0035  # for each image of a batch: the rate of what SGD trains to that of Muon, for mean losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Experiment:
     def predictor(self) -> Predictor:
         return Predictor(
             model=self.model,
-            architecture=Architecture(network=self.config.network, widths=self.config.widths),
+            architecture=Architecture.of(self.config),
             preprocessing=self.preprocessing,
             classes=self.dataset.train.classes,
             acceleration=self.acceleration,
@@ -111,9 +111,7 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
 
 
 def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> ModelComposite:
-    model = Architecture(network=config.network, widths=config.widths).build(
-        len(dataset.train.classes), preprocessing.input_size
-    )
+    model = Architecture.of(config).build(len(dataset.train.classes), preprocessing.input_size)
     if isinstance(model, WhitenedConvNet):
         if config.whitening:
             # Evenly spread: the images of a folder come class by class.
@@ -129,21 +127,24 @@ def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> 
 def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimizer:
     """Adam for all; or Muon for filters and SGD for the rest; or SGD for all.
 
-    The `lr_scale` of a group is its rate to that of the schedule.
+    The `lr_scale` of a group is its rate to that of the schedule; `epochs` are those it learns in.
     """
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if config.optimizer == "adam":
-        return Adam(learned)
-    filters = [parameter for parameter in learned if parameter.dim() == 4]
-    biases = [parameter for parameter in learned if parameter.dim() == 1]
-    others = [parameter for parameter in learned if parameter.dim() == 2]
-    sgd = {"momentum": MOMENTUM, "lr_scale": SGD_LR_SCALE}
+        return Adam(list(learned.values()))
+    whitening = [learned.pop("whitening.bias")] if config.whitening_epochs is not None else []
+    filters = [parameter for parameter in learned.values() if parameter.dim() == 4]
+    biases = [parameter for parameter in learned.values() if parameter.dim() == 1]
+    others = [parameter for parameter in learned.values() if parameter.dim() == 2]
+    sgd = {"momentum": MOMENTUM, "lr_scale": SGD_LR_SCALE * config.batch_size}
+    sgd_of_biases = {**sgd, "lr_scale": sgd["lr_scale"] * config.bias_lr_scale}
     muon = {"momentum": FILTER_MOMENTUM, "lr_scale": 1, "orthogonalize": precision}
     return Muon(
         [
             {"params": filters, **(muon if config.optimizer == "muon" else sgd)},
-            {"params": biases, **sgd, "lr_scale": SGD_LR_SCALE * config.bias_lr_scale},
+            {"params": biases, **sgd_of_biases},
             {"params": others, **sgd},
+            {"params": whitening, **sgd_of_biases, "epochs": config.whitening_epochs},
         ]
     )
 
@@ -155,7 +156,15 @@ def _augmentation(config: Config, preprocessing: Preprocessing) -> tuple[Augment
     if config.padding >= size:
         raise InputError(f"--padding is {config.padding}; it must be below the images' side, which is {size}")
     if config.augmentation == "batched":
-        return None, BatchedAugmentation(size, fill, padding=config.padding, hole=config.hole, flip=config.flip)
+        return None, BatchedAugmentation(
+            size,
+            fill,
+            padding=config.padding,
+            hole=config.hole,
+            flip=config.flip,
+            brightness=config.brightness,
+            contrast=config.contrast,
+        )
     # Imported here because albumentations takes seconds, which nothing else need wait for.
     from onecycle.transforms import Augmentation
 

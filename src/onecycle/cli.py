@@ -164,7 +164,7 @@ def summary(
     from onecycle.models import Architecture
 
     chosen = RECIPES[recipe]
-    model = Architecture(network=chosen.network, widths=chosen.widths).build(classes, input_size)
+    model = Architecture.of(chosen).build(classes, input_size)
     network = model.summary((3, input_size, input_size))
     if as_json:
         print(json.dumps(network.to_json(), indent=2))

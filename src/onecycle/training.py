@@ -133,8 +133,9 @@ def fit(
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
     `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
-    training mode at the start of every epoch. `first_epoch` (0-based) continues a run whose model and optimizer were
-    restored. Returns the records of the epochs it ran.
+    training mode at the start of every epoch. Parameters of a group that has "epochs" learn in so many only.
+    `first_epoch` (0-based) continues a run whose model and optimizer were restored. Returns the records of the epochs
+    it ran.
 
     Raises:
         ValueError: when there are fewer than two steps, which make no cycle.
@@ -153,6 +154,7 @@ def fit(
     history: History = []
     for epoch in range(first_epoch, epochs):
         started = time.perf_counter()
+        _freeze(optimizer, epoch)
         first_step = epoch * len(train)
         steps = training_steps(
             running, optimizer, train.epoch(epoch), lr_of_step, acceleration=acceleration, first_step=first_step
@@ -175,6 +177,14 @@ def fit(
         history.append(record)
         after_epoch(record, tested)
     return history
+
+
+def _freeze(optimizer: Optimizer, epoch: int) -> None:
+    """Let the parameters of a group that has "epochs" learn in so many only."""
+    for group in optimizer.param_groups:
+        if (epochs := group.get("epochs")) is not None:
+            for parameter in group["params"]:
+                parameter.requires_grad_(epoch < epochs)
 
 
 def _reports(steps: Iterable[StepOutcome], epoch: int, lr_of_step: Callable[[int], float]) -> Iterator[StepReport]:

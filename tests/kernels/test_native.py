@@ -9,12 +9,12 @@ from torch import nn
 
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.kernels import native
-from onecycle.kernels.batch_norm_relu import BatchNormReLU2d
+from onecycle.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.kernels.max_pool import MaxPool2x2
 
 NATIVE = Acceleration(native_kernels=True)
 
-KERNELS = ["moments", "scale_shift_relu", "gradient_moments", "input_gradient", "max_pool", "max_pool_gradient"]
+KERNELS = ["moments", "scale_shift_activate", "gradient_moments", "input_gradient", "max_pool", "max_pool_gradient"]
 
 # The library is kept for the life of the process; this looks for it anew.
 find_library = native.compiled.__wrapped__
@@ -123,13 +123,13 @@ def test_a_gradient_is_brought_into_the_type_and_layout_of_the_kernels() -> None
 
 FEWER_THREADS = """
 import torch
-from onecycle.kernels.batch_norm_relu import BatchNormReLU2d
+from onecycle.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.kernels.max_pool import MaxPool2x2
 
 torch.manual_seed(0)
 torch.set_num_threads(4)
 images = torch.randn(8, 16, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-output = BatchNormReLU2d(16, momentum=1.0).train()
+output = BatchNormActivation2d(16, momentum=1.0).train()
 expected = torch.nn.BatchNorm2d(16, momentum=1.0).train()
 torch.testing.assert_close(MaxPool2x2()(output(images)), torch.nn.MaxPool2d(2)(expected(images).relu()))
 torch.testing.assert_close(output.running_mean, expected.running_mean)
@@ -149,7 +149,7 @@ def test_norms_with_their_relu_and_poolings_of_two_become_native() -> None:
     )
     network[4].eval()  # as one freezes a norm
     running = NATIVE.prepare(network)
-    kinds = [nn.Conv2d, nn.BatchNorm2d, MaxPool2x2, nn.MaxPool2d, BatchNormReLU2d, nn.Identity]
+    kinds = [nn.Conv2d, nn.BatchNorm2d, MaxPool2x2, nn.MaxPool2d, BatchNormActivation2d, nn.Identity]
     assert [type(layer) for layer in running] == kinds
     assert [layer.training for layer in running] == [True, True, True, True, False, False]
     assert running[4].running_var is network[4].running_var

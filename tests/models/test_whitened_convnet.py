@@ -62,10 +62,20 @@ def test_passed_on_inputs_come_out_of_every_convolution_unchanged(network: White
 
 
 def test_an_architecture_is_built_again_from_its_json() -> None:
-    wanted = Architecture(network="whitened_convnet", widths=(8, 16, 24))
+    wanted = Architecture(network="whitened_convnet", widths=(8, 16, 24), activation="hardswish")
     again = Architecture.from_json(wanted.to_json())
     assert again == wanted
     built = again.build(5, 32)
     assert isinstance(built, WhitenedConvNet)
     assert built.linear.weight.shape == (5, 24)
+    assert sum(isinstance(layer, torch.nn.Hardswish) for layer in built.modules()) == 7
+    assert not any(isinstance(layer, torch.nn.ReLU) for layer in built.modules())
     assert isinstance(Architecture().build(10, 32), CustomResNet)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"network": "resnet"}, {"widths": [8, 16]}, {"widths": [8, 16, "x"]}, {"activation": "gelu"}]
+)
+def test_an_architecture_that_there_is_not_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"^there is no (network|activation) "):
+        Architecture.from_json(Architecture().to_json() | changes)

@@ -4,17 +4,18 @@ Source: Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 24
 which costs a CPU more and gave no more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from onecycle.config import SMALLEST_SIZE
+from onecycle.config import SMALLEST_SIZE, Activation
 from onecycle.errors import InputError
 from onecycle.models.model_composite import ModelComposite
 from onecycle.models.whitening import whitening_filters
 
+ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
 PATCH = 2  # side of the whitened patches
 LOGIT_SCALE = 1 / 9  # logits that begin small let the filters learn before the network is sure; as in Page 2018
 
@@ -33,6 +34,7 @@ class WhitenedConvNet(ModelComposite):
         classes: int = 10,
         input_size: int = 32,
         widths: Sequence[int] = (64, 256, 256),
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         if classes < 2:
@@ -43,9 +45,10 @@ class WhitenedConvNet(ModelComposite):
                 f"too small, use {SMALLEST_SIZE}×{SMALLEST_SIZE} or more"
             )
         filters = 2 * 3 * PATCH**2  # each whitened direction and its opposite, of which a ReLU passes one
+        made = ACTIVATIONS[activation]
         self.whitening = nn.Conv2d(3, filters, PATCH)
-        self.activation = nn.ReLU()
-        self.groups = nn.Sequential(*(group(inputs, outputs) for inputs, outputs in pairwise((filters, *widths))))
+        self.activation = made()
+        self.groups = nn.Sequential(*(group(*sides, made) for sides in pairwise((filters, *widths))))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(widths[-1], classes, bias=False)
@@ -72,16 +75,16 @@ class WhitenedConvNet(ModelComposite):
         return logits
 
 
-def group(inputs: int, outputs: int) -> nn.Sequential:
-    """Two 3×3 convolutions, normalized and rectified, the first pooled: `[B,inputs,H,W]` to `[B,outputs,H/2,W/2]`."""
+def group(inputs: int, outputs: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Two 3×3 convolutions, normalized and activated, the first pooled: `[B,inputs,H,W]` to `[B,outputs,H/2,W/2]`."""
     return nn.Sequential(
         convolution(inputs, outputs),
         nn.MaxPool2d(2),
         biased_norm(outputs),
-        nn.ReLU(),
+        activation(),
         convolution(outputs, outputs),
         biased_norm(outputs),
-        nn.ReLU(),
+        activation(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Batch norm and ReLU as one layer, in bfloat16 on the CPU: two passes over the map, and two for the gradient."""
+"""Batch norm and an activation as one layer, in bfloat16 on the CPU: two passes over the map, two for its gradient."""
 
 from typing import Any
 
@@ -10,16 +10,20 @@ from torch.nn import functional
 from onecycle.kernels import native
 from onecycle.kernels.hooks import hooked
 
+ACTIVATIONS = {nn.ReLU: functional.relu, nn.Hardswish: functional.hardswish}
 
-class _NormalizeAndRectify(torch.autograd.Function):
-    """relu(batch_norm(x)) with the statistics of the batch; also returns these: mean and variance float32 `[C]`.
+
+class _NormalizeAndActivate(torch.autograd.Function):
+    """activation(batch_norm(x)) with the statistics of the batch; also returns these: mean and variance float32 `[C]`.
+
+    The activation is a hardswish if `smooth`, else a ReLU.
 
     The gradient is that of Ioffe & Szegedy 2015, "Batch Normalization", section 3, with its terms gathered by x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, smooth: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         channels = x.shape[1]
         rows = x.numel() // channels
@@ -33,7 +37,8 @@ class _NormalizeAndRectify(torch.autograd.Function):
         scale = (weight / deviation).float()
         shift = (bias - mean * scale).float()
         y = torch.empty_like(x)
-        native.call("scale_shift_relu", x, scale, shift, y, rows, channels)
+        native.call("scale_shift_activate", x, scale, shift, y, rows, channels, smooth)
+        ctx.smooth = smooth
         ctx.save_for_backward(x, scale, shift, mean, deviation)
         mean, variance = mean.float(), variance.float()
         ctx.mark_non_differentiable(mean, variance)
@@ -41,36 +46,40 @@ class _NormalizeAndRectify(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         x, scale, shift, mean, deviation = ctx.saved_tensors
         gradient = native.in_rows(gradients[0])
         channels = x.shape[1]
         rows = x.numel() // channels
         mean32 = mean.float()
         sums = torch.empty(torch.get_num_threads(), 2, channels, dtype=torch.float64)
-        native.call("gradient_moments", x, gradient, scale, shift, mean32, sums, rows, channels)
+        native.call("gradient_moments", x, gradient, scale, shift, mean32, sums, rows, channels, ctx.smooth)
         of_bias, with_x = sums.sum(dim=0)
         of_weight = with_x / deviation
         # scale (g - of_bias / n - normalized x of_weight / n), written as a line in x
         slope = -scale * of_weight / deviation / rows
         offset = -scale * of_bias / rows - slope * mean32
         result = torch.empty_like(x)
-        native.call("input_gradient", x, gradient, scale, shift, slope.float(), offset.float(), result, rows, channels)
-        return result, of_weight.float(), of_bias.float(), None
+        line = slope.float(), offset.float()
+        native.call("input_gradient", x, gradient, scale, shift, *line, result, rows, channels, ctx.smooth)
+        return result, of_weight.float(), of_bias.float(), None, None
 
 
-class BatchNormReLU2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` and the `nn.ReLU` after it. It shares the parameters and buffers of the norm it was made from.
+class BatchNormActivation2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` and the `nn.ReLU` or `nn.Hardswish` after it.
 
-    Where the kernels do not apply (in evaluation, and for another type, layout or device) PyTorch's own compute.
+    It shares the parameters and buffers of the norm it was made from. Where the kernels do not apply (in evaluation,
+    and for another type, layout or device) PyTorch's own compute.
     """
+
+    activation: type[nn.Module] = nn.ReLU
 
     @classmethod
     def replaces(cls, norm: nn.Module, activation: nn.Module) -> bool:
         """Whether `norm` followed by `activation` is what this class stands in for."""
         return (
             type(norm) is nn.BatchNorm2d
-            and type(activation) is nn.ReLU
+            and type(activation) in ACTIVATIONS
             and norm.affine
             and norm.track_running_stats
             and norm.momentum is not None
@@ -79,9 +88,10 @@ class BatchNormReLU2d(nn.BatchNorm2d):
         )
 
     @classmethod
-    def sharing(cls, norm: nn.BatchNorm2d) -> "BatchNormReLU2d":
-        """The stand-in for `norm` and the ReLU after it, on the same parameters and buffers."""
+    def sharing(cls, norm: nn.BatchNorm2d, activation: nn.Module) -> "BatchNormActivation2d":
+        """The stand-in for `norm` and the `activation` after it, on the same parameters and buffers."""
         stand_in = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum, device="meta")
+        stand_in.activation = type(activation)
         stand_in.weight, stand_in.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
             setattr(stand_in, name, buffer)
@@ -91,9 +101,10 @@ class BatchNormReLU2d(nn.BatchNorm2d):
         values = input.numel() // self.num_features  # of each channel; PyTorch refuses a single one
         applies = native.takes(input) and input.shape[1] == self.num_features and self.weight.dtype == torch.float32
         if not (self.training and applies and values > 1):
-            return functional.relu(super().forward(input))
+            return ACTIVATIONS[self.activation](super().forward(input))
+        smooth = self.activation is nn.Hardswish
         y: torch.Tensor
-        y, mean, variance = _NormalizeAndRectify.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        y, mean, variance = _NormalizeAndActivate.apply(input, self.weight, self.bias, self.eps, smooth)  # type: ignore[no-untyped-call]
         assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -1,0 +1,113 @@
+/* Batch norm and activation over rows of channels, [rows, channels] in bfloat16; what is per channel is float32.
+
+   The activation is a ReLU, or a hardswish where `smooth` is not 0: z times z/6 + 1/2, held between 0 and 1.
+
+   Every loop over channels is one vector instruction after another, and every array is read once per pass. Each thread
+   takes an equal stretch of the rows, and its sums are its own: they are added outside, always in the same order. Where
+   OpenMP grants fewer threads than were asked for, one does the stretches of several. */
+#include "bfloat16.h"
+
+#define INLINE static inline __attribute__((always_inline))  /* with `smooth` known, no loop branches */
+
+enum { BLOCK = 256 };  /* rows summed in float32 before they are added in float64 */
+
+/* What is not a number stays so. */
+INLINE float activated(float z, long smooth) {
+    if (!smooth) return z < 0 ? 0 : z;
+    float part = z * (1 / 6.0f) + 0.5f;
+    return z * (part < 0 ? 0 : part > 1 ? 1 : part);
+}
+
+/* The gradient before the activation, for the gradient behind it. */
+INLINE float let_through(float gradient, float z, long smooth) {
+    if (!smooth) return z <= 0 ? 0 : gradient;
+    return z <= -3 ? 0 : z >= 3 ? gradient : gradient * (z * (1 / 3.0f) + 0.5f);
+}
+
+static void add_block(double *sums, float *block, long channels) {
+    for (long c = 0; c < 2 * channels; c++) {
+        sums[c] += block[c];
+        block[c] = 0;
+    }
+}
+
+/* sums [2, channels] over one thread's rows: of g and of g (x - around). g is the gradient that the activation lets
+   through; where there is none it is x - around itself. Around a value near the mean its squares stay small. */
+INLINE void sum_rows(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+                     const float *restrict shift, const float *restrict around, double *restrict sums, long begin,
+                     long end, long channels, long smooth) {
+    float block[2 * channels];
+    memset(sums, 0, 2 * channels * sizeof *sums);
+    memset(block, 0, sizeof block);
+    for (long row = begin; row < end; row++) {
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float value = widen(x[row * channels + c]), distance = value - around[c], g = distance;
+            if (gradient) g = let_through(widen(gradient[row * channels + c]), scale[c] * value + shift[c], smooth);
+            block[c] += g;
+            block[channels + c] += g * distance;
+        }
+        if ((row + 1 - begin) % BLOCK == 0 || row == end - 1) add_block(sums, block, channels);
+    }
+}
+
+/* sums [threads, 2, channels]: of x - around and of its square. */
+void moments(const bfloat16 *x, const float *around, double *sums, long rows, long channels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++)
+        sum_rows(x, NULL, NULL, NULL, around, sums + thread * 2 * channels, rows * thread / threads,
+                 rows * (thread + 1) / threads, channels, 0);
+}
+
+INLINE void activate_row(const bfloat16 *restrict x, const float *restrict scale, const float *restrict shift,
+                         bfloat16 *restrict y, long channels, long smooth) {
+#pragma omp simd
+    for (long c = 0; c < channels; c++) y[c] = narrow(activated(scale[c] * widen(x[c]) + shift[c], smooth));
+}
+
+/* y = activation(scale x + shift). */
+void scale_shift_activate(const bfloat16 *x, const float *scale, const float *shift, bfloat16 *y, long rows,
+                          long channels, long smooth, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long row = 0; row < rows; row++) {
+        const bfloat16 *values = x + row * channels;
+        bfloat16 *results = y + row * channels;
+        if (smooth) activate_row(values, scale, shift, results, channels, 1);
+        else activate_row(values, scale, shift, results, channels, 0);
+    }
+}
+
+/* sums [threads, 2, channels]: of g and of g (x - mean), where g is the gradient that the activation lets through. */
+void gradient_moments(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
+                      const float *mean, double *sums, long rows, long channels, long smooth, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        long begin = rows * thread / threads, end = rows * (thread + 1) / threads;
+        double *own = sums + thread * 2 * channels;
+        if (smooth) sum_rows(x, gradient, scale, shift, mean, own, begin, end, channels, 1);
+        else sum_rows(x, gradient, scale, shift, mean, own, begin, end, channels, 0);
+    }
+}
+
+INLINE void gradient_row(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+                         const float *restrict shift, const float *restrict slope, const float *restrict offset,
+                         bfloat16 *restrict result, long channels, long smooth) {
+#pragma omp simd
+    for (long c = 0; c < channels; c++) {
+        float value = widen(x[c]), g = let_through(widen(gradient[c]), scale[c] * value + shift[c], smooth);
+        result[c] = narrow(scale[c] * g + slope[c] * value + offset[c]);
+    }
+}
+
+/* result = scale g + slope x + offset, where g is the gradient that the activation lets through. */
+void input_gradient(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
+                    const float *slope, const float *offset, bfloat16 *result, long rows, long channels, long smooth,
+                    int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long row = 0; row < rows; row++) {
+        const bfloat16 *values = x + row * channels, *gradients = gradient + row * channels;
+        bfloat16 *results = result + row * channels;
+        if (smooth) gradient_row(values, gradients, scale, shift, slope, offset, results, channels, 1);
+        else gradient_row(values, gradients, scale, shift, slope, offset, results, channels, 0);
+    }
+}
