@@ -117,7 +117,7 @@ class Config:
     """Change each image's contrast by up to this part; albumentations takes 0."""
 
     test_time_augmentation: bool = False
-    """At the end also evaluate the mean over six views of each image; its accuracy stands beside the usual one."""
+    """At the end also evaluate the mean over several views of an image; its accuracy stands beside the usual one."""
 
     workers: int = 1
     """Processes in which albumentations runs; the result does not depend on their number."""
@@ -263,9 +263,8 @@ FAST = replace(
     widths=(64, 256, 256),
     activation="hardswish",
     whitening_epochs=1,
-    epochs=10,
+    epochs=9,
     batch_size=1500,
-    sizes=(24, 24, 28, 32),
     label_smoothing=0.1,
     brightness=0.035,
     contrast=0.13,

@@ -73,7 +73,7 @@ def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> dict
 def table(told: Mapping[str, Any]) -> Table:
     """A summary as a table; accuracies in per cent, times in seconds."""
     averaged = any(variant["tta_accuracy"] for variant in told["variants"].values())
-    headings = ["", "runs", "accuracy", *(["with 6 views"] if averaged else []), f"≥ {100 * told['threshold']:g} %"]
+    headings = ["", "runs", "accuracy", *(["with views"] if averaged else []), f"≥ {100 * told['threshold']:g} %"]
     drawn = Table(box=None, header_style="bold")
     for heading in (*headings, "training", "whole run", "against the first"):
         drawn.add_column(heading, justify="right" if heading else "left")
