@@ -61,6 +61,12 @@ def test_the_biases_of_the_whitening_layer_learn_in_so_many_epochs_only() -> Non
     assert rates(experiment) == rates(made(FAST, whitening_epochs=None))
 
 
+def test_whatever_sgd_trains_shrinks_alike_and_filters_do_not() -> None:
+    for group in made(FAST, weight_decay=0.1).optimizer.param_groups:
+        shrinks = group["lr_scale"] * group["weight_decay"]
+        assert shrinks == pytest.approx(0 if group["orthogonalize"] else 0.1)
+
+
 def test_with_sgd_filters_learn_like_the_linear_layer_and_are_not_orthogonalized() -> None:
     experiment = made(FAST, optimizer="sgd")
     found = rates(experiment)
@@ -74,7 +80,7 @@ def test_a_network_that_is_not_whitened_learns_its_first_layer() -> None:
 
 
 def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
-    criterion = made(FAST).model.criterion
+    criterion = made(FAST, label_smoothing=0.2).model.criterion
     assert isinstance(criterion, SmoothedCrossEntropy)
     logits, labels = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0])
     plain = torch.nn.functional.cross_entropy(logits, labels)

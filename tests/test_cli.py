@@ -152,6 +152,14 @@ def test_the_summary_is_the_specified_table(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_a_summary_counts_whitening_filters_and_scales_of_norms_as_fixed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["summary", "--json", "--recipe", "fast"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["parameters"] - summary["trainable_parameters"] == 24 * 3 * 2 * 2 + 2 * (64 + 256 + 256)
+
+
 def test_the_summary_of_another_size_has_its_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", "--json", "--classes", "3", "--input-size", "64"]) == 0
     summary = json.loads(capsys.readouterr().out)

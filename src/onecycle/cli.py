@@ -161,10 +161,12 @@ def summary(
     as_json
         Print JSON instead of a table.
     """
-    from onecycle.models import Architecture
+    from onecycle.models import Architecture, WhitenedConvNet
 
     chosen = RECIPES[recipe]
     model = Architecture.of(chosen).build(classes, input_size)
+    if isinstance(model, WhitenedConvNet) and chosen.whitening:
+        model.fix_filters()
     network = model.summary((3, input_size, input_size))
     if as_json:
         print(json.dumps(network.to_json(), indent=2))

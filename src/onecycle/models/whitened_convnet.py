@@ -58,6 +58,10 @@ class WhitenedConvNet(ModelComposite):
         """Fix the first layer's filters: they whiten patches such as those of `images` `[N,3,H,W]`, normalized."""
         filters = whitening_filters(images, PATCH)
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        self.fix_filters()
+
+    def fix_filters(self) -> None:
+        """Let the first layer's filters stay as they are."""
         self.whitening.weight.requires_grad_(False)
 
     @torch.no_grad()
