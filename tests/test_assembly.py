@@ -61,12 +61,6 @@ def test_the_biases_of_the_whitening_layer_learn_in_so_many_epochs_only() -> Non
     assert rates(experiment) == rates(made(FAST, whitening_epochs=None))
 
 
-def test_whatever_sgd_trains_shrinks_alike_and_filters_do_not() -> None:
-    for group in made(FAST, weight_decay=0.1).optimizer.param_groups:
-        shrinks = group["lr_scale"] * group["weight_decay"]
-        assert shrinks == pytest.approx(0 if group["orthogonalize"] else 0.1)
-
-
 def test_with_sgd_filters_learn_like_the_linear_layer_and_are_not_orthogonalized() -> None:
     experiment = made(FAST, optimizer="sgd")
     found = rates(experiment)

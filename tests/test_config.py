@@ -117,8 +117,6 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
         ("optimizer", "muon", "adam for the custom ResNet"),
         ("bias_lr_scale", 64, "1 with adam"),
         ("whitening_epochs", -1, "at least 0"),
-        ("weight_decay", 0.1, "0 with adam"),
-        ("weight_decay", -0.1, "at least 0"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_option_value_and_what_is_allowed(

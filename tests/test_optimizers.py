@@ -55,15 +55,6 @@ def test_outside_of_the_orthogonalized_groups_it_is_sgd_with_nesterov() -> None:
     assert torch.allclose(ours, theirs)
 
 
-def test_weights_shrink_by_the_rate_times_their_decay_apart_from_the_step() -> None:
-    decayed, plain = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = Muon([{"params": [decayed], "weight_decay": 0.5}, {"params": [plain]}], lr=0.1)
-    for parameter in (decayed, plain):
-        parameter.grad = torch.tensor([1.0, -2.0, 0.5])
-    optimizer.step()
-    assert torch.allclose(decayed, plain - 0.1 * 0.5 * torch.ones(3))
-
-
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_filters_are_kept_at_one_length_and_turned_by_an_orthogonal_step(

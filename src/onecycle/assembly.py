@@ -136,19 +136,15 @@ def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimiz
     filters = [parameter for parameter in learned.values() if parameter.dim() == 4]
     biases = [parameter for parameter in learned.values() if parameter.dim() == 1]
     others = [parameter for parameter in learned.values() if parameter.dim() == 2]
-
-    def sgd(scale: float) -> dict[str, float]:
-        # Decay is by the rate of the schedule: however fast parameters learn, they shrink alike.
-        return {"momentum": MOMENTUM, "lr_scale": scale, "weight_decay": config.weight_decay / scale}
-
-    lr_scale = SGD_LR_SCALE * config.batch_size
+    sgd = {"momentum": MOMENTUM, "lr_scale": SGD_LR_SCALE * config.batch_size}
+    sgd_of_biases = {**sgd, "lr_scale": sgd["lr_scale"] * config.bias_lr_scale}
     muon = {"momentum": FILTER_MOMENTUM, "lr_scale": 1, "orthogonalize": precision}
     return Muon(
         [
-            {"params": filters, **(muon if config.optimizer == "muon" else sgd(lr_scale))},
-            {"params": biases, **sgd(lr_scale * config.bias_lr_scale)},
-            {"params": others, **sgd(lr_scale)},
-            {"params": whitening, **sgd(lr_scale * config.bias_lr_scale), "epochs": config.whitening_epochs},
+            {"params": filters, **(muon if config.optimizer == "muon" else sgd)},
+            {"params": biases, **sgd_of_biases},
+            {"params": others, **sgd},
+            {"params": whitening, **sgd_of_biases, "epochs": config.whitening_epochs},
         ]
     )
 

@@ -92,9 +92,6 @@ class Config:
     bias_lr_scale: float = 1
     """How many times faster than the rest of what SGD trains the biases of norms learn."""
 
-    weight_decay: float = 0
-    """At each step what SGD trains shrinks by this times the learning rate."""
-
     label_smoothing: float = 0
     """Part of each label that is spread evenly over all classes."""
 
@@ -142,7 +139,7 @@ class Config:
         for field in ("brightness", "contrast"):
             _require(self, field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
         _require(self, "bias_lr_scale", self.bias_lr_scale > 0, "positive")
-        for field in ("weight_decay", "padding", "hole"):
+        for field in ("padding", "hole"):
             _require(self, field, getattr(self, field) >= 0, "at least 0")
         if self.augmentation == "albumentations":
             self._require_fixed("albumentations", padding=PADDING, hole=HOLE, flip="random", brightness=0, contrast=0)
@@ -150,7 +147,7 @@ class Config:
             self._require_fixed("the custom ResNet", widths=(64, 256, 256), activation="relu", sizes=())
             self._require_fixed("the custom ResNet", whitening=True, whitening_epochs=None, dirac=True)
         if self.optimizer == "adam":
-            self._require_fixed("adam", bias_lr_scale=1, whitening_epochs=None, weight_decay=0)
+            self._require_fixed("adam", bias_lr_scale=1, whitening_epochs=None)
         else:
             _require(self, "optimizer", self.network != "custom_resnet", "adam for the custom ResNet")
         for field in ("seed", "validation", "workers"):

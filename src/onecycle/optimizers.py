@@ -34,16 +34,14 @@ class Muon(Optimizer):
 
     `orthogonalize` names the precision to do that in, "bfloat16" or "float32". In these groups each parameter
     `[outputs, …]` is a matrix with a row for each output. Before each step it is scaled back to a length of one for a
-    row on average, so that the learning rate says how far it turns. Elsewhere this is SGD, and at each step
-    parameters shrink by their rate times `weight_decay`. (PyTorch's own Muon takes only matrices, and lets them shrink
-    instead of scaling them.)
+    row on average, so that the learning rate says how far it turns. Elsewhere this is SGD. (PyTorch's own Muon takes
+    only matrices, and decays weights instead of scaling them.)
 
-    Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Loshchilov & Hutter 2019,
-    arXiv 1711.05101, for decay apart from the gradient.
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float = 1e-3) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": 0.0, "weight_decay": 0.0, "orthogonalize": None})
+        super().__init__(groups, {"lr": lr, "momentum": 0.0, "orthogonalize": None})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -64,8 +62,6 @@ class Muon(Optimizer):
                 if group["orthogonalize"]:
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
                     step = _turned(step, getattr(torch, group["orthogonalize"]))
-                elif group["weight_decay"]:
-                    parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(step, alpha=-lr)
 
 
