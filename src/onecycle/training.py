@@ -133,9 +133,8 @@ def fit(
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
     `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
-    training mode at the start of every epoch. Parameters of a group that has "epochs" learn in so many only.
-    `first_epoch` (0-based) continues a run whose model and optimizer were restored. Returns the records of the epochs
-    it ran.
+    training mode at the start of every epoch. A group that has "epochs" learns in so many only. `first_epoch` (0-based)
+    continues a run whose model and optimizer were restored. Returns the records of the epochs it ran.
 
     Raises:
         ValueError: when there are fewer than two steps, which make no cycle.
@@ -155,10 +154,9 @@ def fit(
     for epoch in range(first_epoch, epochs):
         started = time.perf_counter()
         _freeze(optimizer, epoch)
-        first_step = epoch * len(train)
-        steps = training_steps(
-            running, optimizer, train.epoch(epoch), lr_of_step, acceleration=acceleration, first_step=first_step
-        )
+        first = epoch * len(train)
+        batches = train.epoch(epoch)
+        steps = training_steps(running, optimizer, batches, lr_of_step, acceleration=acceleration, first_step=first)
         for report in _reports(steps, epoch, lr_of_step):
             after_step(report)
         train_loss, train_accuracy = report.loss, report.accuracy  # waits for the device

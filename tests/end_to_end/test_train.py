@@ -359,7 +359,7 @@ def test_a_recipe_for_the_impatient_goes_all_the_way_and_can_be_killed(tmp_path:
     assert_same_run(killed, run)
     assert killed.read_result().tta_accuracy == result.tta_accuracy
     assert onecycle("evaluate", run.path).code == 0
-    assert Predictor.load(run.weights).architecture == Architecture(network="whitened_convnet", widths=FAST.widths)
+    assert Predictor.load(run.weights).architecture == Architecture.of(FAST)
 
 
 @pytest.fixture
