@@ -11,8 +11,8 @@ from onecycle.acceleration import PLAIN, Acceleration, require_device
 from onecycle.dataset import ImageSet
 from onecycle.errors import InputError
 from onecycle.hardware import Hardware
-from onecycle.kernels import native
-from onecycle.kernels.small_map_convolution import SmallMapConv2d
+from onecycle.kernels import native, tiles
+from onecycle.kernels.convolution import FastConv2d
 from onecycle.models import Batch, CustomResNet, as_composite
 from onecycle.preprocessing import Preprocessing
 
@@ -22,7 +22,7 @@ CUDA = dataclasses.replace(LAPTOP, gpu="NVIDIA H100", gpu_kind="cuda")
 MAC = dataclasses.replace(LAPTOP, gpu="Apple GPU", gpu_kind="mps")
 
 FAST = Acceleration(channels_last=True, small_map_products=True)
-FASTEST = dataclasses.replace(FAST, precision="bfloat16", native_kernels=True)
+FASTEST = dataclasses.replace(FAST, precision="bfloat16", native_kernels=True, matrix_unit=True)
 USUAL = Acceleration(channels_last=True, precision="bfloat16")
 
 SIZE = 16  # the maps of the last layer are 2×2: small, so the kernels run
@@ -90,7 +90,7 @@ def test_the_prepared_copy_has_every_fitting_convolution_replaced_and_channels_l
     running = FAST.prepare(model)
     convolutions = [module for module in running.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 8
-    assert {type(module) for module in convolutions} == {SmallMapConv2d}
+    assert {type(module) for module in convolutions} == {FastConv2d}
     assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in convolutions)
     plain = PLAIN.prepare(model)
     assert [type(module) for module in plain.modules()] == [type(module) for module in model.modules()]
@@ -105,7 +105,7 @@ def test_a_network_of_ones_own_keeps_the_layers_that_do_not_fit() -> None:
     )
     running = FAST.prepare(network)
     kinds = [type(module) for module in running.network]
-    assert kinds == [nn.Conv2d, SmallMapConv2d, nn.Sequential, nn.ReLU, nn.Flatten, nn.Linear]
+    assert kinds == [nn.Conv2d, FastConv2d, nn.Sequential, nn.ReLU, nn.Flatten, nn.Linear]
     images = torch.randn(2, 3, 4, 4)
     assert torch.allclose(running(images), network(images), atol=1e-6)
     assert running.network[1].weight is running.network[2][0].weight is shared.weight
@@ -239,6 +239,13 @@ def test_native_kernels_are_refused_with_a_way_out_where_there_is_no_compiler() 
     with pytest.raises(InputError, match=r"native kernels, which need a C compiler .* install one, or set CC to it"):
         FASTEST.require(LAPTOP)
     FAST.require(LAPTOP)
+
+
+def test_a_matrix_unit_is_refused_where_there_is_none(native_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "can_be_used", lambda: False)
+    with pytest.raises(InputError, match=r"computed on the matrix unit of a CPU \(AMX\), which old does not have"):
+        FASTEST.require(LAPTOP)
+    dataclasses.replace(FASTEST, matrix_unit=False).require(LAPTOP)
 
 
 def test_a_way_written_as_json_comes_back_equal() -> None:

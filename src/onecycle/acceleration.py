@@ -13,10 +13,10 @@ from torch import nn
 
 from onecycle.errors import InputError
 from onecycle.hardware import Hardware
-from onecycle.kernels import native
+from onecycle.kernels import native, tiles
 from onecycle.kernels.batch_norm_activation import BatchNormActivation2d
+from onecycle.kernels.convolution import FastConv2d
 from onecycle.kernels.max_pool import MaxPool2x2
-from onecycle.kernels.small_map_convolution import SmallMapConv2d
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,6 +33,7 @@ class Acceleration:
     channels_last: bool = False
     small_map_products: bool = False  # convolutions on small maps as matrix products
     native_kernels: bool = False  # batch norm with ReLU, and max-pooling, compiled from C for this CPU
+    matrix_unit: bool = False  # of the CPU, for the weight gradients of convolutions; also compiled from C
     torch_compile: bool = False
     threads: int | None = None  # None: PyTorch's own number
 
@@ -41,6 +42,7 @@ class Acceleration:
             "channels-last": self.channels_last,
             "small maps as products": self.small_map_products,
             "native kernels": self.native_kernels,
+            "matrix unit": self.matrix_unit,
             "torch.compile": self.torch_compile,
         }
         return ", ".join([self.precision, *(name for name, used in parts.items() if used)])
@@ -54,11 +56,13 @@ class Acceleration:
         require_device(hardware, self.device)
         if self.torch_compile and find_spec("triton") is None:
             raise InputError("this was computed with torch.compile, which needs triton; pip install triton")
-        if self.native_kernels and native.compiled() is None:
+        if (self.native_kernels or self.matrix_unit) and native.compiled() is None:
             raise InputError(
                 "this was computed with native kernels, which need a C compiler with OpenMP (gcc) on Linux and a cache "
                 "folder that can be written; install one, or set CC to it"
             )
+        if self.matrix_unit and not tiles.can_be_used():
+            raise InputError(f"this was computed on the matrix unit of a CPU (AMX), which {hardware.cpu} does not have")
 
     def apply(self) -> None:
         """Set this process up: the number of threads, and an allocator that keeps large blocks."""
@@ -75,8 +79,8 @@ class Acceleration:
         """
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         running = copy.deepcopy(model, shared)  # what the memo knows is shared, not copied
-        if self.small_map_products:
-            _replace_convolutions(running)
+        if self.small_map_products or self.matrix_unit:
+            _replace_convolutions(running, products=self.small_map_products, matrix_unit=self.matrix_unit)
         if self.native_kernels:
             _replace_norms_and_pools(running)
         if not self.channels_last:
@@ -123,12 +127,12 @@ def _with_contiguous_images(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> t
     return images.contiguous(), *others
 
 
-def _replace_convolutions(running: nn.Module) -> None:
+def _replace_convolutions(running: nn.Module, *, products: bool, matrix_unit: bool) -> None:
     for parent in list(running.modules()):
         for name, layer in parent.named_children():
-            if SmallMapConv2d.replaces(layer):
+            if FastConv2d.replaces(layer):
                 assert isinstance(layer, nn.Conv2d)
-                setattr(parent, name, SmallMapConv2d.sharing(layer))
+                setattr(parent, name, FastConv2d.sharing(layer, products=products, matrix_unit=matrix_unit))
 
 
 def _replace_norms_and_pools(running: nn.Module) -> None:

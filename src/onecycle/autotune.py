@@ -17,7 +17,7 @@ import torch
 from onecycle.acceleration import Acceleration, release_memory, require_device
 from onecycle.config import Device, Precision
 from onecycle.hardware import Hardware
-from onecycle.kernels import native
+from onecycle.kernels import native, tiles
 from onecycle.models import ModelComposite
 from onecycle.run_folder import replacing
 from onecycle.trial import IMAGES_ON_GPU, Trial
@@ -39,10 +39,11 @@ ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
         ),
     ),
     (
-        64,
+        128,
         (
             lambda best: replace(best, small_map_products=True),
             lambda best: replace(best, native_kernels=True),
+            lambda best: replace(best, matrix_unit=True),
             lambda best: replace(best, torch_compile=True),
         ),
     ),
@@ -137,6 +138,7 @@ def _possible(way: Acceleration, precisions: Sequence[str]) -> bool:
         way.precision in precisions
         and (not way.small_map_products or on_cpu)
         and (not way.native_kernels or kernels)
+        and (not way.matrix_unit or (kernels and tiles.can_be_used()))
         and (not way.torch_compile or (way.device == "cuda" and find_spec("triton") is not None))
     )
 

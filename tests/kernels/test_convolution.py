@@ -8,7 +8,7 @@ from second_derivative import penalty_gradient
 from torch import nn
 from torch.nn import functional
 
-from onecycle.kernels.small_map_convolution import LARGEST_MAP, SmallMapConv2d, unfold_patches
+from onecycle.kernels.convolution import LARGEST_MAP, FastConv2d, unfold_patches
 
 MAPS = [*((height, width) for height in range(1, 5) for width in range(1, 5)), (5, 4), (6, 7), (8, 8)]
 
@@ -16,6 +16,10 @@ MAPS = [*((height, width) for height in range(1, 5) for width in range(1, 5)), (
 def plain(inputs: int, outputs: int, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
     torch.manual_seed(inputs * 100 + outputs)
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False, dtype=dtype)
+
+
+def stand_in_for(layer: nn.Conv2d) -> FastConv2d:
+    return FastConv2d.sharing(layer, products=True, matrix_unit=False)
 
 
 def run(layer: nn.Conv2d, images: torch.Tensor, *, autocast: bool = False) -> tuple[torch.Tensor, ...]:
@@ -35,7 +39,7 @@ def test_output_and_both_gradients_are_those_of_the_ordinary_convolution(height:
     layer = plain(5, 7)
     images = torch.randn(3, 5, height, width, dtype=torch.float64)
     expected = run(layer, images)
-    for ours, theirs in zip(run(SmallMapConv2d.sharing(layer), images), expected, strict=True):
+    for ours, theirs in zip(run(stand_in_for(layer), images), expected, strict=True):
         assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() < 1e-10
 
@@ -53,13 +57,13 @@ def test_they_agree_for_any_batch_channels_small_map_and_layout(batch, inputs, o
     images = torch.randn(batch, inputs, *size, dtype=torch.float64)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    for ours, theirs in zip(run(SmallMapConv2d.sharing(layer), images), run(layer, images), strict=True):
+    for ours, theirs in zip(run(stand_in_for(layer), images), run(layer, images), strict=True):
         assert (ours - theirs).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (4, 4)])
 def test_the_gradients_pass_the_numerical_check(height: int, width: int) -> None:
-    layer = SmallMapConv2d.sharing(plain(2, 3))
+    layer = stand_in_for(plain(2, 3))
     images = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
 
     # As a network calls it: the weight is a leaf, so give the check a copy of it to move.
@@ -72,7 +76,7 @@ def test_the_gradients_pass_the_numerical_check(height: int, width: int) -> None
 
 def test_a_derivative_of_the_gradient_is_refused_and_not_wrong() -> None:
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        penalty_gradient(SmallMapConv2d.sharing(plain(2, 3)), torch.randn(2, 2, 2, 2, dtype=torch.float64))
+        penalty_gradient(stand_in_for(plain(2, 3)), torch.randn(2, 2, 2, 2, dtype=torch.float64))
 
 
 def test_a_patch_holds_the_nine_pixels_around_its_own_and_zeros_beyond_the_border() -> None:
@@ -89,7 +93,7 @@ def test_larger_maps_take_the_ordinary_path(size: tuple[int, int]) -> None:
     assert size[0] * size[1] > LARGEST_MAP
     layer = plain(3, 4, torch.float32)
     images = torch.randn(2, 3, *size)
-    stand_in = SmallMapConv2d.sharing(layer)
+    stand_in = stand_in_for(layer)
     assert "Convolve" not in type(stand_in(images).grad_fn).__name__
     assert all(torch.equal(*pair) for pair in zip(run(stand_in, images), run(layer, images), strict=True))
     assert "Convolve" in type(stand_in(images[:, :, :1, :4]).grad_fn).__name__  # so the name tells
@@ -99,7 +103,7 @@ def test_larger_maps_take_the_ordinary_path(size: tuple[int, int]) -> None:
 def test_the_stand_in_has_the_very_weight_and_mode_of_its_layer(training: bool) -> None:
     layer = plain(3, 4).train(training)
     before = layer.weight.detach().clone()
-    stand_in = SmallMapConv2d.sharing(layer)
+    stand_in = FastConv2d.sharing(layer, products=True, matrix_unit=True)
     assert stand_in.weight is layer.weight
     assert stand_in.training is training
     assert list(stand_in.state_dict()) == list(layer.state_dict())
@@ -114,16 +118,16 @@ def test_frozen_weights_stay_without_a_gradient_and_no_grad_needs_none() -> None
     layer = plain(3, 4)
     layer.weight.requires_grad_(False)
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    SmallMapConv2d.sharing(layer)(images).sum().backward()
+    stand_in_for(layer)(images).sum().backward()
     assert layer.weight.grad is None
     assert images.grad is not None
     with torch.no_grad():
-        assert not SmallMapConv2d.sharing(layer)(images).requires_grad
+        assert not stand_in_for(layer)(images).requires_grad
 
 
 def test_it_replaces_the_convolution_it_was_made_for() -> None:
-    assert SmallMapConv2d.replaces(nn.Conv2d(3, 4, 3, padding=1, bias=False))
-    assert SmallMapConv2d.replaces(nn.Conv2d(3, 4, (3, 3), stride=(1, 1), padding=(1, 1), bias=False))
+    assert FastConv2d.replaces(nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    assert FastConv2d.replaces(nn.Conv2d(3, 4, (3, 3), stride=(1, 1), padding=(1, 1), bias=False))
 
 
 @pytest.mark.parametrize(
@@ -142,21 +146,21 @@ def test_it_replaces_the_convolution_it_was_made_for() -> None:
         nn.ConvTranspose2d(4, 4, 3, padding=1, bias=False),
         nn.Conv1d(4, 4, 3, padding=1, bias=False),
         nn.Linear(4, 4),
-        SmallMapConv2d(4, 4, 3, padding=1, bias=False),
+        FastConv2d(4, 4, 3, padding=1, bias=False),
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1, bias=False)),
         nn.utils.spectral_norm(nn.Conv2d(4, 4, 3, padding=1, bias=False)),
     ],
     ids=lambda layer: type(layer).__name__ + (f" {layer.extra_repr()}" if isinstance(layer, nn.Conv2d) else ""),
 )
 def test_it_replaces_nothing_else(layer: nn.Module) -> None:
-    assert not SmallMapConv2d.replaces(layer)
+    assert not FastConv2d.replaces(layer)
 
 
 @pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
 def test_a_layer_that_something_is_hooked_to_is_left_as_it_is(hook: str) -> None:
     layer = plain(3, 4)
     getattr(layer, f"register_{hook}")(lambda *_: None)
-    assert not SmallMapConv2d.replaces(layer)
+    assert not FastConv2d.replaces(layer)
 
 
 @given(
@@ -176,7 +180,7 @@ def test_under_bfloat16_autocast_no_more_is_lost_than_usually(shape, outputs, ch
         images = images.contiguous(memory_format=torch.channels_last)
     exact = run(copy.deepcopy(layer).double(), images.double())
     usual = run(layer, images, autocast=True)
-    ours = run(SmallMapConv2d.sharing(layer), images, autocast=True)
+    ours = run(stand_in_for(layer), images, autocast=True)
     assert ours[0].dtype == usual[0].dtype == torch.bfloat16
     for mine, theirs, right in zip(ours, usual, exact, strict=True):
         error, allowed = ((value.double() - right).norm() / right.norm() for value in (mine, theirs))
@@ -187,7 +191,7 @@ def test_under_bfloat16_autocast_no_more_is_lost_than_usually(shape, outputs, ch
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_a_product_is_channels_last_whatever_the_layout_of_its_input(memory_format: torch.memory_format) -> None:
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64).contiguous(memory_format=memory_format)
-    output, input_gradient, _ = run(SmallMapConv2d.sharing(plain(3, 4)), images)
+    output, input_gradient, _ = run(stand_in_for(plain(3, 4)), images)
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert input_gradient.shape == images.shape
 
@@ -196,7 +200,7 @@ def test_a_product_is_channels_last_whatever_the_layout_of_its_input(memory_form
 def test_a_single_image_and_an_empty_batch_are_taken_as_usually(shape: tuple[int, ...]) -> None:
     layer = plain(3, 4)
     images = torch.randn(shape, dtype=torch.float64)
-    for ours, theirs in zip(run(SmallMapConv2d.sharing(layer), images), run(layer, images), strict=True):
+    for ours, theirs in zip(run(stand_in_for(layer), images), run(layer, images), strict=True):
         assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs)
 
@@ -205,7 +209,7 @@ def test_the_gradient_arrives_in_the_shared_weight_as_float32() -> None:
     layer = plain(8, 8, torch.float32)
     images = torch.randn(2, 8, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = SmallMapConv2d.sharing(layer)(images)
+        output = stand_in_for(layer)(images)
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
     assert layer.weight.grad is not None

@@ -1,0 +1,284 @@
+/* 3×3 convolution (stride 1, padding 1) on the matrix unit of x86 CPUs (AMX), in bfloat16 with float32 sums; maps
+   [images, height, width, channels], filters [outputs, 3, 3, inputs].
+
+   Packed, the images lie innermost: at each pixel there is a matrix of 32 images by the channels. A convolution is then
+   a sum of products of whole matrices, one for each neighbour that a pixel has: nothing is unfolded, and at the border
+   nothing is multiplied with zeros. A tile is 16 rows of 64 bytes. The left one of a product holds rows of 32 values,
+   the right one pairs of rows, interleaved. */
+#include "bfloat16.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { SIDE = 16, DEPTH = 2 * SIDE, IMAGES = DEPTH, TAPS = 9, BYTES = 64 };
+
+typedef struct {
+    __m512i row[SIDE];
+} Tile;
+
+typedef struct {
+    float value[SIDE][SIDE];
+} Sums;
+
+/* Linux lets a process use the tiles once it has asked. */
+int has_tiles(void) {
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} Configuration;
+
+/* Sets up the tiles of this thread; returns what others, such as PyTorch's own kernels, had set up. */
+static Configuration begin(void) {
+    Configuration ours = {.palette = 1}, theirs;
+    for (int i = 0; i < 8; i++) ours.bytes[i] = BYTES, ours.rows[i] = SIDE;
+    _tile_storeconfig(&theirs);
+    _tile_loadconfig(&ours);
+    return theirs;
+}
+
+static void end(Configuration theirs) {
+    if (theirs.palette)
+        _tile_loadconfig(&theirs);
+    else
+        _tile_release();
+}
+
+/* Of channels, two by two. */
+static long blocks(long channels) { return (channels + 2 * SIDE - 1) / (2 * SIDE) * 2; }
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+
+/* A mask of the first `count` values, up to 32. */
+static inline __mmask32 first(long count) { return count >= 32 ? 0xffffffff : count > 0 ? (1u << count) - 1 : 0; }
+
+/* Two rows of 16 values, interleaved; null is a row of zeros. */
+static inline __m512i pair(const bfloat16 *one, const bfloat16 *other, __mmask16 valid) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    if (one) low = _mm256_maskz_loadu_epi16(valid, one);
+    if (other) high = _mm256_maskz_loadu_epi16(valid, other);
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+/* Of 32-bit values; it swaps the halves of ever larger squares beside the diagonal. */
+static inline void transpose(Tile *tile) {
+#pragma GCC unroll 4
+    for (int half = 1; half < SIDE; half *= 2) {
+        int32_t left[SIDE], right[SIDE];
+        for (int i = 0; i < SIDE; i++) {
+            left[i] = i & half ? SIDE + i - half : i;
+            right[i] = i & half ? SIDE + i : i + half;
+        }
+        __m512i to_left = _mm512_loadu_si512(left), to_right = _mm512_loadu_si512(right);
+#pragma GCC unroll 16
+        for (int i = 0; i < SIDE; i++)
+            if (!(i & half)) {
+                __m512i above = tile->row[i], below = tile->row[i + half];
+                tile->row[i] = _mm512_permutex2var_epi32(above, to_left, below);
+                tile->row[i + half] = _mm512_permutex2var_epi32(above, to_right, below);
+            }
+    }
+}
+
+/* packed [32 outputs][tap][32 inputs][16 outputs, twice]: right tiles. */
+static void pack_filters(const bfloat16 *filters, Tile *packed, long inputs, long outputs, int threads) {
+    long steps = blocks(inputs) / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long out = 0; out < blocks(outputs); out++)
+        for (long tap = 0; tap < TAPS; tap++)
+            for (long step = 0; step < steps; step++) {
+                Tile tile;
+                for (long i = 0; i < SIDE; i++) {
+                    __mmask32 valid = out * SIDE + i < outputs ? first(inputs - step * DEPTH) : 0;
+                    tile.row[i] = _mm512_maskz_loadu_epi16(
+                        valid, filters + ((out * SIDE + i) * TAPS + tap) * inputs + step * DEPTH);
+                }
+                transpose(&tile);
+                packed[(((out / 2) * TAPS + tap) * steps + step) * 2 + out % 2] = tile;
+            }
+}
+
+/* packed [pixel][32 channels][16 images, twice]: left tiles. */
+static void pack_images(const bfloat16 *maps, Tile *packed, long images, long pixels, long channels) {
+    long steps = blocks(channels) / 2;
+    for (long image = 0; image < IMAGES; image++)
+        for (long pixel = 0; pixel < pixels; pixel++)
+            for (long step = 0; step < steps; step++) {
+                const bfloat16 *at = maps + (image * pixels + pixel) * channels + step * DEPTH;
+                __mmask32 valid = image < images ? first(channels - step * DEPTH) : 0;
+                Tile *tile = packed + (pixel * steps + step) * 2 + image / SIDE;
+                tile->row[image % SIDE] = _mm512_maskz_loadu_epi16(valid, at);
+            }
+}
+
+/* sums [16 images, twice][16 outputs, twice]: of one pixel; `filters` are those of the 32 outputs. */
+static inline void convolve_pixel(const Tile *packed, const Tile *filters, Sums sums[4], long row, long column,
+                                  long height, long width, long steps) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long tap = 0; tap < TAPS; tap++) {
+        long y = row + tap / 3 - 1, x = column + tap % 3 - 1;
+        if (y < 0 || y >= height || x < 0 || x >= width) continue;
+        const Tile *left = packed + (y * width + x) * steps * 2, *right = filters + tap * steps * 2;
+        for (long step = 0; step < steps; step++, left += 2, right += 2) {
+            _tile_loadd(4, left, BYTES);
+            _tile_loadd(6, right, BYTES);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, right + 1, BYTES);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, left + 1, BYTES);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, sums + 0, BYTES);
+    _tile_stored(1, sums + 1, BYTES);
+    _tile_stored(2, sums + 2, BYTES);
+    _tile_stored(3, sums + 3, BYTES);
+}
+
+/* packed_filters: room for all; packed_images: for 32 of each thread. */
+void convolve(const bfloat16 *input, const bfloat16 *filters, bfloat16 *output, Tile *packed_filters,
+              Tile *packed_images, long images, long height, long width, long inputs, long outputs, int threads) {
+    long pixels = height * width, steps = blocks(inputs) / 2, parts = (images + IMAGES - 1) / IMAGES;
+    pack_filters(filters, packed_filters, inputs, outputs, threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        Tile *packed = packed_images + thread * pixels * steps * 2;
+        Configuration theirs = begin();
+        for (long part = parts * thread / threads; part < parts * (thread + 1) / threads; part++) {
+            long from = part * IMAGES, count = least(images - from, IMAGES);
+            pack_images(input + from * pixels * inputs, packed, count, pixels, inputs);
+            for (long out = 0; out < outputs; out += 2 * SIDE)
+                for (long pixel = 0; pixel < pixels; pixel++) {
+                    _Alignas(BYTES) Sums sums[4];
+                    convolve_pixel(packed, packed_filters + out / SIDE * TAPS * steps, sums, pixel / width,
+                                   pixel % width, height, width, steps);
+                    for (long image = 0; image < count; image++) {
+                        bfloat16 *at = output + ((from + image) * pixels + pixel) * outputs + out;
+                        const Sums *of = sums + image / SIDE * 2;
+                        __m512 low = _mm512_loadu_ps(of[0].value[image % SIDE]);
+                        __m512 high = _mm512_loadu_ps(of[1].value[image % SIDE]);
+                        _mm512_mask_storeu_epi16(at, first(outputs - out), (__m512i)_mm512_cvtne2ps_pbh(high, low));
+                    }
+                }
+        }
+        end(theirs);
+    }
+}
+
+/* packed [block of channels][pixel]: right tiles of 16 pairs of images, or, transposed, left tiles of 16 channels. `map`
+   is the number of pixels of a whole one. */
+static void pack_pixels(const bfloat16 *maps, Tile *packed, long images, long map, long pixels, long channels,
+                        int transposed) {
+    for (long pixel = 0; pixel < pixels; pixel++)
+        for (long block = 0; block < blocks(channels); block++) {
+            Tile tile;
+#pragma GCC unroll 16
+            for (long i = 0; i < SIDE; i++) {
+                const bfloat16 *at = maps + (2 * i * map + pixel) * channels + block * SIDE;
+                tile.row[i] = pair(2 * i < images ? at : NULL, 2 * i + 1 < images ? at + map * channels : NULL,
+                                   first(channels - block * SIDE));
+            }
+            if (transposed) transpose(&tile);
+            packed[block * pixels + pixel] = tile;
+        }
+}
+
+/* Adds the products of one tap to the sums of 32 outputs and 32 inputs, or begins them anew; the second 16 outputs lie
+   `below` the first. */
+static inline void add_tap(Sums *sums, long below, int anew, const Tile *gradient, long next_gradient,
+                           const Tile *input, long next_input, long rows, long columns, long width) {
+    if (anew) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, BYTES);
+        _tile_loadd(1, sums + 1, BYTES);
+        _tile_loadd(2, sums + below, BYTES);
+        _tile_loadd(3, sums + below + 1, BYTES);
+    }
+    for (long row = 0; row < rows; row++)
+        for (long i = row * width; i < row * width + columns; i++) {
+            _tile_loadd(4, gradient + i, BYTES);
+            _tile_loadd(6, input + i, BYTES);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, input + next_input + i, BYTES);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, gradient + next_gradient + i, BYTES);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    _tile_stored(0, sums, BYTES);
+    _tile_stored(1, sums + 1, BYTES);
+    _tile_stored(2, sums + below, BYTES);
+    _tile_stored(3, sums + below + 1, BYTES);
+}
+
+/* result [outputs][tap][inputs]: the sums [part][tap][block of outputs][block of inputs] of all parts. */
+static void add_up(const Sums *sums, float *result, long parts, long inputs, long outputs, int threads) {
+    long in_blocks = blocks(inputs), out_blocks = blocks(outputs), all = TAPS * out_blocks * in_blocks;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long out = 0; out < outputs; out++)
+        for (long tap = 0; tap < TAPS; tap++)
+            for (long in = 0; in < inputs; in += SIDE) {
+                const Sums *sum = sums + (tap * out_blocks + out / SIDE) * in_blocks + in / SIDE;
+                __m512 total = _mm512_setzero_ps();
+                for (long part = 0; part < parts; part++)
+                    total = _mm512_add_ps(total, _mm512_loadu_ps(sum[part * all].value[out % SIDE]));
+                float *at = result + (out * TAPS + tap) * inputs + in;
+                _mm512_mask_storeu_ps(at, (__mmask16)first(inputs - in), total);
+            }
+}
+
+/* result [outputs][tap][inputs]. Each thread sums up its part of the images; `sums` and `packed`, which is of `size`
+   tiles, have room for every thread. It packs so many rows of the maps at once, and of the input one more on each
+   side. */
+void filter_gradient(const bfloat16 *input, const bfloat16 *gradient, float *result, Sums *sums, Tile *packed,
+                     long size, long rows_at_once, long images, long height, long width, long inputs, long outputs,
+                     int threads) {
+    long map = height * width, in_blocks = blocks(inputs), out_blocks = blocks(outputs);
+    long groups = (images + IMAGES - 1) / IMAGES, parts = least(groups, threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long part = 0; part < parts; part++) {
+        Sums *sum = sums + part * TAPS * out_blocks * in_blocks;
+        Tile *packed_input = packed + part * size;
+        Tile *packed_gradient = packed_input + least(rows_at_once + 2, height) * width * in_blocks;
+        Configuration theirs = begin();
+        int anew = 1;
+        for (long group = groups * part / parts; group < groups * (part + 1) / parts; group++)
+            for (long top = 0; top < height; top += rows_at_once, anew = 0) {
+                long rows = least(rows_at_once, height - top), count = images - group * IMAGES;
+                long above = top ? top - 1 : 0, pixels = (least(top + rows + 1, height) - above) * width;
+                long from = group * IMAGES * map;
+                pack_pixels(input + (from + above * width) * inputs, packed_input, count, map, pixels, inputs, 0);
+                pack_pixels(gradient + (from + top * width) * outputs, packed_gradient, count, map, rows * width,
+                            outputs, 1);
+                for (long in = 0; in < in_blocks; in += 2)
+                    for (long out = 0; out < out_blocks; out += 2)
+                        for (long tap = 0; tap < TAPS; tap++) {
+                            long dy = tap / 3 - 1, dx = tap % 3 - 1;
+                            long y = top + dy < 0, x = dx < 0; /* the first pixel that has the neighbour */
+                            add_tap(sum + (tap * out_blocks + out) * in_blocks + in, in_blocks, anew,
+                                    packed_gradient + out * rows * width + y * width + x, rows * width,
+                                    packed_input + in * pixels + (top - above + y + dy) * width + x + dx, pixels,
+                                    least(rows, height - top - dy) - y, width - (dx != 0), width);
+                        }
+            }
+        end(theirs);
+    }
+    add_up(sums, result, parts, inputs, outputs, threads);
+}
+#else
+int has_tiles(void) { return 0; }
+#endif

@@ -1,0 +1,164 @@
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from onecycle.kernels import tiles
+from onecycle.kernels.convolution import FastConv2d
+
+
+@pytest.fixture(autouse=True)
+def threads(native_kernels: None) -> Iterator[None]:
+    if not tiles.can_be_used():
+        pytest.skip("this CPU has no matrix unit")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def random(*shape: int) -> torch.Tensor:
+    """In bfloat16 and channels-last."""
+    return torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    assert ours.shape == exact.shape
+    return float((ours.double() - exact).norm() / exact.norm())
+
+
+def natively(layer: nn.Conv2d) -> FastConv2d:
+    return FastConv2d.sharing(layer, products=True, matrix_unit=True)
+
+
+def run(layer: nn.Conv2d, images: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Output, input gradient and weight gradient, under bfloat16 autocast if the images are of that type."""
+    layer.weight.grad = None
+    images = images.detach().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=images.dtype == torch.bfloat16):
+        output = layer(images)
+    output.backward(gradient)
+    assert images.grad is not None
+    assert layer.weight.grad is not None
+    return output.detach(), images.grad, layer.weight.grad
+
+
+# Batches about the 32 images of a tile, channels about its 16 and 32; maps that a thread packs whole and in bands.
+SHAPES = st.tuples(
+    st.sampled_from([1, 2, 31, 32, 33, 70]),
+    st.sampled_from([16, 17, 24, 32, 48, 65]),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+OUTPUTS = st.sampled_from([1, 15, 16, 31, 32, 33, 96])
+
+
+@given(SHAPES, OUTPUTS, st.integers(1, 3), st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_the_products_are_exact_up_to_rounding(shape, outputs, threads, seed) -> None:
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    batch, inputs, height, width = shape
+    images, weight, gradient = random(*shape), random(outputs, inputs, 3, 3), random(batch, outputs, height, width)
+    output = tiles.convolve(images, weight)
+    assert output.dtype == torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert error(output, functional.conv2d(images.double(), weight.double(), padding=1)) < 2**-8  # rounded once
+    of_weight = tiles.weight_gradient(images, gradient)
+    assert of_weight.dtype == torch.float32
+    exact = nn.grad.conv2d_weight(images.double(), weight.shape, gradient.double(), padding=1)
+    assert error(of_weight, exact) < 1e-5
+
+
+def test_a_map_too_large_for_the_cache_is_taken_in_bands() -> None:
+    torch.manual_seed(0)
+    images, gradient = random(40, 64, 5, 300), random(40, 48, 5, 300)
+    exact = nn.grad.conv2d_weight(images.double(), (48, 64, 3, 3), gradient.double(), padding=1)
+    assert error(tiles.weight_gradient(images, gradient), exact) < 1e-5
+
+
+@given(SHAPES, OUTPUTS, st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_as_a_layer_no_more_is_lost_than_usually(shape, outputs, seed) -> None:
+    torch.manual_seed(seed)
+    layer = nn.Conv2d(shape[1], outputs, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.bfloat16())  # so that only what is computed is rounded, not what is given
+    images, gradient = random(*shape), random(shape[0], outputs, *shape[2:])
+    exact = run(copy.deepcopy(layer).double(), images.double(), gradient.double())
+    usual = run(layer, images, gradient)
+    ours = run(natively(layer), images, gradient)
+    for mine, theirs, right in zip(ours, usual, exact, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert error(mine, right) <= 1.2 * error(theirs, right) + 1e-7
+
+
+def test_the_weight_gradient_of_any_map_comes_from_the_matrix_unit_and_small_maps_wholly() -> None:
+    layer = natively(nn.Conv2d(16, 16, 3, padding=1, bias=False))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for size in (4, 8, 9, 20):
+            assert type(layer(random(2, 16, size, size)).grad_fn).__name__ == "_ConvolveBackward"
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.randn(2, 16, 9, 9),
+        random(2, 15, 9, 9),
+        random(2, 16, 9, 9).contiguous(),
+        random(2, 16, 9, 9)[:0],
+        random(2, 16, 9, 9)[0],
+    ],
+    ids=["float32", "few channels", "contiguous", "empty", "a single image"],
+)
+def test_what_does_not_fit_is_left_to_pytorch(images: torch.Tensor) -> None:
+    assert not tiles.takes(images)
+    layer = nn.Conv2d(images.shape[-3], 16, 3, padding=1, bias=False).to(images.dtype)
+    assert torch.equal(natively(layer)(images), layer(images))
+
+
+def test_an_image_that_is_not_a_number_spoils_no_other() -> None:
+    torch.manual_seed(0)
+    images, weight = random(40, 16, 4, 4), random(16, 16, 3, 3)
+    expected = tiles.convolve(images, weight)
+    images[7] = float("nan")
+    output = tiles.convolve(images, weight)
+    assert output[7].isnan().all()
+    others = torch.arange(40) != 7
+    assert torch.equal(output[others], expected[others])
+    assert tiles.weight_gradient(images, expected).isnan().all()
+
+
+def test_it_leaves_the_tiles_to_pytorch_as_they_were() -> None:
+    torch.manual_seed(0)
+    images, weight = random(64, 64, 16, 16), random(64, 64, 3, 3)
+    a, b = torch.randn(300, 300).bfloat16(), torch.randn(300, 300).bfloat16()
+    convolved, product = functional.conv2d(images, weight, padding=1), a @ b
+    for _ in range(3):
+        tiles.convolve(images, weight)
+        assert torch.equal(a @ b, product)
+        tiles.weight_gradient(images, images)
+        assert torch.equal(functional.conv2d(images, weight, padding=1), convolved)
+
+
+def test_the_same_threads_give_the_same_bits() -> None:
+    images, weight = random(100, 24, 7, 7), random(40, 24, 3, 3)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        output = tiles.convolve(images, weight)
+        of_weight = tiles.weight_gradient(images, output)
+        assert torch.equal(tiles.convolve(images, weight), output)
+        assert torch.equal(tiles.weight_gradient(images, output), of_weight)
+
+
+def test_no_gradient_is_computed_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = natively(nn.Conv2d(16, 16, 3, padding=1, bias=False).bfloat16())
+    monkeypatch.setattr(layer.weight, "requires_grad", False)
+    images = random(2, 16, 4, 4).requires_grad_()
+    layer(images).sum().backward()
+    assert images.grad is not None
+    assert layer.weight.grad is None
