@@ -46,8 +46,10 @@ def batch(tiny: tuple[ImageSet, ImageSet]) -> Batch:
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CC", "no-such-compiler")
     native.compiled.cache_clear()
+    tiles.can_be_used.cache_clear()
     yield
     native.compiled.cache_clear()
+    tiles.can_be_used.cache_clear()
 
 
 def step(model: CustomResNet, batch: Batch, how: Acceleration) -> torch.Tensor:
@@ -241,11 +243,21 @@ def test_native_kernels_are_refused_with_a_way_out_where_there_is_no_compiler() 
     FAST.require(LAPTOP)
 
 
-def test_a_matrix_unit_is_refused_where_there_is_none(native_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_matrix_unit(native_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "can_be_used", lambda: False)
-    with pytest.raises(InputError, match=r"computed on the matrix unit of a CPU \(AMX\), which old does not have"):
+
+
+@pytest.mark.usefixtures("no_matrix_unit")
+def test_a_matrix_unit_is_refused_where_there_is_none_and_left_out_in_evaluation(
+    model: CustomResNet, batch: Batch
+) -> None:
+    without = dataclasses.replace(FASTEST, matrix_unit=False)
+    with pytest.raises(InputError, match=r"a CPU's matrix unit \(AMX\), which needs such a CPU, .* this is old"):
         FASTEST.require(LAPTOP)
-    dataclasses.replace(FASTEST, matrix_unit=False).require(LAPTOP)
+    without.require(LAPTOP)
+    assert FASTEST.for_evaluation() == dataclasses.replace(without, native_kernels=False)
+    assert torch.equal(step(copy.deepcopy(model), batch, FASTEST), step(model, batch, without))
 
 
 def test_a_way_written_as_json_comes_back_equal() -> None:

@@ -22,7 +22,7 @@ def test_the_python_example_runs_as_printed(capsys: pytest.CaptureFixture[str]) 
 
 def test_every_command_line_shown_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^onecycle (\S+) ?([^#\n]*)", README, flags=re.MULTILINE)
-    assert {command for command, _ in lines} == {"train", "find-lr", "evaluate", "predict", "summary"}
+    assert {command for command, _ in lines} == {"train", "find-lr", "study", "evaluate", "predict", "summary"}
     for command, options in lines:
         assert cli.main([command, "--help"]) == 0
         shown = capsys.readouterr().out
@@ -105,3 +105,38 @@ def test_what_it_says_of_the_data_is_what_was_recorded() -> None:
     assert start["first_run"] <= 10
     assert epoch["albumentations"] <= 1.05
     assert max(scale.values()) <= 1.1
+
+
+def variants(study: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((ROOT / f"results/studies/{study}/summary.json").read_text())["variants"]
+    return summary
+
+
+def in_percent(estimated: dict[str, Any]) -> str:
+    low, high = estimated["interval_95"]
+    return f"{100 * estimated['mean']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def test_its_figures_of_quick_and_fast_are_those_of_the_recorded_studies() -> None:
+    race = json.loads((ROOT / "results/time_to_accuracy.json").read_text())
+    quick, fast = variants("quick")["quick"], variants("fast")["fast"]
+    wall = {name: f"{seconds:.0f}" for name, seconds in race["wall_seconds"].items()}
+    assert f"| `--recipe quick`, {len(quick['seeds'])} seeds | {in_percent(quick['accuracy'])} | |" in README
+    assert f"make train RECIPE=quick   # {100 * quick['accuracy']['mean']:.2f} % in {wall['quick']} seconds" in README
+    averaged = f"**{in_percent(fast['tta_accuracy'])}**"
+    seeds, plain = len(fast["seeds"]), in_percent(fast["accuracy"])
+    row = f"| `--recipe fast`, {seeds} seeds | {plain} | {averaged} | {wall['fast']} |"
+    assert row in README
+    assert f"{race['fast_to_port']:.2f} of the port's" in README
+    assert quick["accuracy"]["mean"] >= 0.9
+    assert quick["accuracy"]["interval_95"][0] >= 0.899
+    assert race["wall_seconds"]["quick"] <= 100
+
+
+def test_what_each_saving_gives_is_what_the_recorded_ablation_says() -> None:
+    for name, variant in variants("quick-ablation").items():
+        difference = variant.get("against_the_first", {}).get("accuracy")
+        if difference is not None:
+            low, high = (100 * end for end in difference["interval_95"])
+            assert f"`{name.lower()}`" in README or f"`{name}`" in README
+            assert f"{100 * difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})" in README

@@ -4,7 +4,7 @@ import copy
 import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Self, TypeVar
 
@@ -32,8 +32,8 @@ class Acceleration:
     precision: str = "float32"  # of the forward and backward pass; parameters and optimizer are float32
     channels_last: bool = False
     small_map_products: bool = False  # convolutions on small maps as matrix products
-    native_kernels: bool = False  # batch norm with ReLU, and max-pooling, compiled from C for this CPU
-    matrix_unit: bool = False  # of the CPU, for the weight gradients of convolutions; also compiled from C
+    native_kernels: bool = False  # batch norm with its activation, and max-pooling, compiled from C for this CPU
+    matrix_unit: bool = False  # of the CPU, for convolutions: also compiled from C
     torch_compile: bool = False
     threads: int | None = None  # None: PyTorch's own number
 
@@ -62,7 +62,10 @@ class Acceleration:
                 "folder that can be written; install one, or set CC to it"
             )
         if self.matrix_unit and not tiles.can_be_used():
-            raise InputError(f"this was computed on the matrix unit of a CPU (AMX), which {hardware.cpu} does not have")
+            raise InputError(
+                "this was computed on a CPU's matrix unit (AMX), which needs such a CPU, Linux 5.16 and gcc 11; "
+                f"this is {hardware.cpu}"
+            )
 
     def apply(self) -> None:
         """Set this process up: the number of threads, and an allocator that keeps large blocks."""
@@ -93,6 +96,15 @@ class Acceleration:
         if self.torch_compile:
             running.compile(dynamic=False)  # the last batch of an epoch is compiled for, too
         return running
+
+    def for_evaluation(self) -> Self:
+        """The same without what only training needs, so that a run can be evaluated on other machines.
+
+        Norms and pools are PyTorch's own in evaluation, which compiles nothing either. A matrix unit rounds in another
+        order, so where there is none the result may differ in its last digits.
+        """
+        matrix_unit = self.matrix_unit and tiles.can_be_used()
+        return replace(self, native_kernels=False, matrix_unit=matrix_unit, torch_compile=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the forward pass runs."""

@@ -24,22 +24,23 @@ from onecycle.trial import IMAGES_ON_GPU, Trial
 from onecycle.user_cache import cache_folder
 
 BUDGET_SECONDS = 5.0  # for all that is timed on a CPU
+MOST_IMAGES = 512  # more would not tell more
 PASS_SECONDS = 0.4  # on a CPU, where a pass takes longer, it gets fewer images
 ADVANTAGE = 1.05  # a challenger must be so many times as fast
 Change = Callable[[Acceleration], Acceleration]
 
-# How many images to time on, on a CPU, and what to try one after another, each on top of the best so far. Kernels need
-# more images than precisions do to show what they gain.
+# How many images a thread to time on, on a CPU, and what to try one after another, each on top of the best so far.
+# Kernels need more images than precisions do to show what they gain.
 ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
     (
-        16,
+        8,
         (
             lambda best: replace(best, channels_last=True, precision="bfloat16"),
             lambda best: replace(best, channels_last=True),
         ),
     ),
     (
-        128,
+        64,
         (
             lambda best: replace(best, small_map_products=True),
             lambda best: replace(best, native_kernels=True),
@@ -147,7 +148,8 @@ def _measure(trial: Trial, best: Acceleration, precisions: Sequence[str]) -> Cho
     deadline = time.perf_counter() + BUDGET_SECONDS if best.device == "cpu" else math.inf
     an_image = trial.seconds(best, 2) / 2
     rounds: list[Round] = []
-    for wanted, changes in ROUNDS:
+    for each, changes in ROUNDS:
+        wanted = min(each * (best.threads or 1), MOST_IMAGES)
         images = max(2, min(wanted, int(PASS_SECONDS / an_image))) if best.device == "cpu" else IMAGES_ON_GPU
         if rounds and time.perf_counter() + 3 * images * an_image > deadline:
             break
@@ -180,7 +182,7 @@ def _memory_file(
     """The file that remembers the choice: its name holds all that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
     kernels = native.identity() if start.device == "cpu" else None
-    versions = [torch.__version__, version("onecycle"), kernels]
+    versions = [torch.__version__, version("onecycle"), kernels, tiles.can_be_used()]
     identity = [
         hardware.cpu,
         processor,

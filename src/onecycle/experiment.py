@@ -105,8 +105,7 @@ def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, float
     """
     folder = RunFolder.open(path)
     config = folder.read_config()
-    # The native kernels' results are those of PyTorch in evaluation, which compiles nothing either.
-    how = replace(_recorded_acceleration(folder), native_kernels=False, torch_compile=False)
+    how = _recorded_acceleration(folder).for_evaluation()
     how.require(hardware.detect())
     how.apply()
     predictor = Predictor.load(folder.weights, how)

@@ -8,7 +8,7 @@ from second_derivative import penalty_gradient
 from torch import nn
 from torch.nn import functional
 
-from onecycle.kernels.convolution import LARGEST_MAP, FastConv2d, unfold_patches
+from onecycle.kernels.convolution import LARGEST_FOR_PRODUCTS, FastConv2d, unfold_patches
 
 MAPS = [*((height, width) for height in range(1, 5) for width in range(1, 5)), (5, 4), (6, 7), (8, 8)]
 
@@ -90,7 +90,7 @@ def test_a_patch_holds_the_nine_pixels_around_its_own_and_zeros_beyond_the_borde
 
 @pytest.mark.parametrize("size", [(1, 65), (9, 8), (16, 16), (32, 32)])
 def test_larger_maps_take_the_ordinary_path(size: tuple[int, int]) -> None:
-    assert size[0] * size[1] > LARGEST_MAP
+    assert size[0] * size[1] > LARGEST_FOR_PRODUCTS
     layer = plain(3, 4, torch.float32)
     images = torch.randn(2, 3, *size)
     stand_in = stand_in_for(layer)

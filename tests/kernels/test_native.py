@@ -15,6 +15,7 @@ from onecycle.kernels.max_pool import MaxPool2x2
 NATIVE = Acceleration(native_kernels=True)
 
 KERNELS = ["moments", "scale_shift_activate", "gradient_moments", "input_gradient", "max_pool", "max_pool_gradient"]
+KERNELS += ["has_tiles"]
 
 # The library is kept for the life of the process; this looks for it anew.
 find_library = native.compiled.__wrapped__
@@ -125,6 +126,7 @@ FEWER_THREADS = """
 import torch
 from onecycle.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.kernels.max_pool import MaxPool2x2
+from onecycle.kernels import tiles
 
 torch.manual_seed(0)
 torch.set_num_threads(4)
@@ -133,6 +135,15 @@ output = BatchNormActivation2d(16, momentum=1.0).train()
 expected = torch.nn.BatchNorm2d(16, momentum=1.0).train()
 torch.testing.assert_close(MaxPool2x2()(output(images)), torch.nn.MaxPool2d(2)(expected(images).relu()))
 torch.testing.assert_close(output.running_mean, expected.running_mean)
+if tiles.can_be_used():
+    weight, images = torch.randn(16, 16, 3, 3).bfloat16(), images.detach().repeat(16, 1, 1, 1)
+    convolved = tiles.convolve(images, weight)
+    of_weight = tiles.weight_gradient(images, convolved)
+    torch.set_num_threads(1)  # PyTorch's own convolution waits for the others for ever
+    expected = torch.nn.functional.conv2d(images, weight, padding=1)
+    torch.testing.assert_close(convolved, expected, rtol=0.02, atol=0.1)
+    exact = torch.nn.grad.conv2d_weight(images.float(), weight.shape, convolved.float(), padding=1)
+    torch.testing.assert_close(of_weight, exact, rtol=1e-3, atol=0.1)
 """
 
 

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from onecycle.kernels.convolution import FastConv2d
 
 @pytest.fixture(autouse=True)
 def threads(native_kernels: None) -> Iterator[None]:
-    if not tiles.can_be_used():
+    if not torch.cpu.get_capabilities().get("amx_bf16"):
         pytest.skip("this CPU has no matrix unit")
+    assert tiles.can_be_used()
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -47,9 +49,10 @@ def run(layer: nn.Conv2d, images: torch.Tensor, gradient: torch.Tensor) -> tuple
     return output.detach(), images.grad, layer.weight.grad
 
 
-# Batches about the 32 images of a tile, channels about its 16 and 32; maps that a thread packs whole and in bands.
+# Batches about the 32 images of a group, channels about the 16 and 32 of a tile; maps that a thread packs whole, and in
+# bands.
 SHAPES = st.tuples(
-    st.sampled_from([1, 2, 31, 32, 33, 70]),
+    st.sampled_from([16, 17, 31, 32, 33, 70]),
     st.sampled_from([16, 17, 24, 32, 48, 65]),
     st.integers(1, 12),
     st.integers(1, 12),
@@ -74,11 +77,44 @@ def test_the_products_are_exact_up_to_rounding(shape, outputs, threads, seed) ->
     assert error(of_weight, exact) < 1e-5
 
 
-def test_a_map_too_large_for_the_cache_is_taken_in_bands() -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 1, 5), (40, 64, 5, 300), (33, 24, 2, 1100), (33, 300, 8, 8)])
+def test_any_shape_is_computed_within_its_memory(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    images, gradient = random(40, 64, 5, 300), random(40, 48, 5, 300)
-    exact = nn.grad.conv2d_weight(images.double(), (48, 64, 3, 3), gradient.double(), padding=1)
+    given, margin = [], 4096
+    allocate = torch.empty
+
+    def spoiled(*arguments: Any, **options: Any) -> torch.Tensor:
+        """What is allocated holds no numbers, and has such before and behind it."""
+        wanted = allocate(*arguments, **options)
+        size = wanted.numel() * wanted.element_size()
+        memory = allocate(size + 2 * margin, dtype=torch.uint8).fill_(0xFF)
+        given.append(memory)
+        return memory[margin : margin + size].view(wanted.dtype).as_strided(wanted.shape, wanted.stride())
+
+    monkeypatch.setattr(torch, "empty", spoiled)
+    images, weight, gradient = random(*shape), random(48, shape[1], 3, 3), random(shape[0], 48, *shape[2:])
+    assert error(tiles.convolve(images, weight), functional.conv2d(images.double(), weight.double(), padding=1)) < 2**-8
+    exact = nn.grad.conv2d_weight(images.double(), weight.shape, gradient.double(), padding=1)
     assert error(tiles.weight_gradient(images, gradient), exact) < 1e-5
+    assert len(given) == 7
+    assert all((memory[:margin] == 0xFF).all() and (memory[-margin:] == 0xFF).all() for memory in given)
+
+
+def test_operands_come_in_any_layout_and_type_and_under_any_default() -> None:
+    torch.manual_seed(0)
+    images, weight, gradient = random(32, 16, 5, 5), random(16, 16, 3, 3), random(32, 16, 5, 5)
+    output, of_weight = tiles.convolve(images, weight), tiles.weight_gradient(images, gradient)
+    assert torch.equal(tiles.convolve(images.contiguous(), weight.contiguous()), output)
+    assert torch.equal(tiles.weight_gradient(images.contiguous(), gradient.float().contiguous()), of_weight)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(tiles.weight_gradient(images, gradient), of_weight)
+    finally:
+        torch.set_default_dtype(usual)
+    with torch.device("meta"):
+        assert torch.equal(tiles.convolve(images, weight), output)
+        assert torch.equal(tiles.weight_gradient(images, gradient), of_weight)
 
 
 @given(SHAPES, OUTPUTS, st.integers(0, 2**32 - 1))
@@ -99,21 +135,24 @@ def test_as_a_layer_no_more_is_lost_than_usually(shape, outputs, seed) -> None:
 
 def test_the_weight_gradient_of_any_map_comes_from_the_matrix_unit_and_small_maps_wholly() -> None:
     layer = natively(nn.Conv2d(16, 16, 3, padding=1, bias=False))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for size in (4, 8, 9, 20):
-            assert type(layer(random(2, 16, size, size)).grad_fn).__name__ == "_ConvolveBackward"
+    for size in (4, 8, 9, 20):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            how: Any = layer(random(16, 16, size, size)).grad_fn
+        assert how.weight_gradient is tiles.weight_gradient
+        assert (how.convolve is tiles.convolve) is (size <= 8)
 
 
 @pytest.mark.parametrize(
     "images",
     [
-        torch.randn(2, 16, 9, 9),
-        random(2, 15, 9, 9),
-        random(2, 16, 9, 9).contiguous(),
-        random(2, 16, 9, 9)[:0],
-        random(2, 16, 9, 9)[0],
+        torch.randn(16, 16, 9, 9),
+        random(16, 15, 9, 9),
+        random(15, 16, 9, 9),
+        random(16, 16, 9, 9).contiguous(),
+        random(16, 16, 9, 9)[:0],
+        random(16, 16, 9, 9)[0],
     ],
-    ids=["float32", "few channels", "contiguous", "empty", "a single image"],
+    ids=["float32", "few channels", "few images", "contiguous", "empty", "a single image"],
 )
 def test_what_does_not_fit_is_left_to_pytorch(images: torch.Tensor) -> None:
     assert not tiles.takes(images)
@@ -156,9 +195,25 @@ def test_the_same_threads_give_the_same_bits() -> None:
 
 
 def test_no_gradient_is_computed_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    for name in ("convolve", "weight_gradient"):
+        operation = getattr(tiles, name)
+
+        def noting(*operands: torch.Tensor, name: str = name, operation: Any = operation) -> torch.Tensor:
+            computed.append(name)
+            result: torch.Tensor = operation(*operands)
+            return result
+
+        monkeypatch.setattr(tiles, name, noting)
+    for of_images, of_weight, expected in [(True, False, ["convolve"]), (False, True, ["weight_gradient"])]:
+        layer = natively(nn.Conv2d(16, 16, 3, padding=1, bias=False).bfloat16().requires_grad_(of_weight))
+        output = layer(random(16, 16, 4, 4).requires_grad_(of_images))
+        computed.clear()
+        output.sum().backward()
+        assert computed == expected
+
+
+def test_the_wrong_number_of_channels_is_refused_as_usually() -> None:
     layer = natively(nn.Conv2d(16, 16, 3, padding=1, bias=False).bfloat16())
-    monkeypatch.setattr(layer.weight, "requires_grad", False)
-    images = random(2, 16, 4, 4).requires_grad_()
-    layer(images).sum().backward()
-    assert images.grad is not None
-    assert layer.weight.grad is None
+    with pytest.raises(RuntimeError, match="to have 16 channels, but got 32 channels instead"):
+        layer(random(16, 32, 4, 4))

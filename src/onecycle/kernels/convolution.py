@@ -17,8 +17,12 @@ from torch.nn import functional
 from onecycle.kernels import tiles
 from onecycle.kernels.hooks import hooked
 
-LARGEST_MAP = 8 * 8  # pixels; on the matrix unit only weight gradients are computed on larger maps
-LARGEST_FOR_ALL = 4 * 4  # and by products of patches only weight gradients on maps larger than this
+_Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Pixels of the largest map
+LARGEST_FOR_TILES = 8 * 8  # whose output and input gradient are computed on the matrix unit; the weight gradient always
+LARGEST_FOR_PRODUCTS = 8 * 8  # whose weight gradient is computed by products
+LARGEST_FOR_ALL_PRODUCTS = 4 * 4  # whose output and input gradient are, too
 _ROWS = 512  # transposed at once: a block of so many rows stays in the cache
 
 
@@ -31,17 +35,17 @@ def unfold_patches(images: torch.Tensor) -> torch.Tensor:
     return patches.reshape(batch * height * width, 9 * channels)
 
 
-def _multiplied(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _convolve_by_products(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     batch, _, height, width = images.shape
     rows = unfold_patches(images) @ weight.permute(2, 3, 1, 0).flatten(end_dim=2)  # [B*H*W, outputs]
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)  # channels-last
 
 
-def _convolved(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _convolve_usually(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return functional.conv2d(images, weight, padding=1)
 
 
-def _product_of_patches(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def _weight_gradient_by_products(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The weight gradient `[outputs,C,3,3]`, from the input `[B,C,H,W]` and the output's gradient `[B,outputs,H,W]`."""
     outputs = gradient.shape[1]
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # [B*H*W, outputs]
@@ -52,15 +56,12 @@ def _product_of_patches(images: torch.Tensor, gradient: torch.Tensor) -> torch.T
     return (columns @ unfold_patches(images)).view(outputs, 3, 3, -1).permute(0, 3, 1, 2)
 
 
-Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
 class _Convolve(torch.autograd.Function):
     """A convolution by `convolve`, and its gradients by that and `weight_gradient`."""
 
     @staticmethod
     def forward(
-        ctx: Any, images: torch.Tensor, weight: torch.Tensor, convolve: Operation, weight_gradient: Operation
+        ctx: Any, images: torch.Tensor, weight: torch.Tensor, convolve: _Operation, weight_gradient: _Operation
     ) -> torch.Tensor:
         ctx.save_for_backward(images, weight)
         ctx.convolve, ctx.weight_gradient = convolve, weight_gradient
@@ -83,11 +84,12 @@ class _Convolve(torch.autograd.Function):
 class FastConv2d(nn.Conv2d):
     """A 3×3 convolution (stride 1, padding 1, no bias, one group) that computes as suits the size of the map.
 
-    It shares the weight of the layer it was made from, and agrees with it up to rounding.
+    It shares the weight of the layer it was made from, and agrees with it up to rounding. The weight must not change
+    between the forward and the backward pass.
     """
 
     products = False  # of matrices, on small maps
-    matrix_unit = False  # for the weight gradient
+    matrix_unit = False  # all of it on small maps, the weight gradient on any
 
     @classmethod
     def replaces(cls, layer: nn.Module) -> bool:
@@ -108,22 +110,23 @@ class FastConv2d(nn.Conv2d):
         return stand_in.train(layer.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.dim() != 4 or input.numel() == 0:
-            return super().forward(input)
         device = input.device.type
         # Autocast does not reach inside an autograd function: do here what it does for a convolution.
         cast = torch.is_autocast_enabled(device) and input.dtype != torch.float64
         images = input.to(torch.get_autocast_dtype(device)) if cast else input
+        fits = input.dim() == 4 and input.numel() > 0 and input.shape[1] == self.in_channels
+        if not fits or not (cast or input.dtype == self.weight.dtype):
+            return super().forward(input)
         pixels = input.shape[-2] * input.shape[-1]
-        convolve: Operation = _convolved
+        convolve: _Operation = _convolve_usually
         if self.matrix_unit and tiles.takes(images):
             weight_gradient = tiles.weight_gradient
-            if pixels <= LARGEST_MAP:
+            if pixels <= LARGEST_FOR_TILES:
                 convolve = tiles.convolve
-        elif self.products and pixels <= LARGEST_MAP:
-            weight_gradient = _product_of_patches
-            if pixels <= LARGEST_FOR_ALL:
-                convolve = _multiplied
+        elif self.products and pixels <= LARGEST_FOR_PRODUCTS:
+            weight_gradient = _weight_gradient_by_products
+            if pixels <= LARGEST_FOR_ALL_PRODUCTS:
+                convolve = _convolve_by_products
         else:
             return super().forward(input)
         result: torch.Tensor = _Convolve.apply(images, self.weight, convolve, weight_gradient)  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
 """The kernels written in C, compiled for this very machine when they are first asked for.
 
 PyTorch's batch norm, ReLU and max-pooling in bfloat16 take several times as long as reading and writing their memory
-does. The C files beside this one take one pass each. A C compiler with OpenMP makes a library of them within a
+does, and its convolutions on small maps several times as long as their arithmetic. The C files beside this one come
+nearer. A C compiler with OpenMP makes a library of them within a
 second, kept in the user's cache; without a compiler there is none, and PyTorch's own are used.
 """
 
@@ -97,6 +98,6 @@ def takes(images: torch.Tensor) -> bool:
     )
 
 
-def in_rows(gradient: torch.Tensor) -> torch.Tensor:
-    """`gradient` `[B,C,H,W]` of the kernels' results, in the type and layout that they take."""
-    return gradient.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+def in_rows(maps: torch.Tensor) -> torch.Tensor:
+    """`maps` `[B,C,H,W]` in the type and layout that the kernels take."""
+    return maps.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)

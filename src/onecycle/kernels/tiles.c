@@ -1,18 +1,19 @@
 /* 3×3 convolution (stride 1, padding 1) on the matrix unit of x86 CPUs (AMX), in bfloat16 with float32 sums; maps
    [images, height, width, channels], filters [outputs, 3, 3, inputs].
 
-   Packed, the images lie innermost: at each pixel there is a matrix of 32 images by the channels. A convolution is then
-   a sum of products of whole matrices, one for each neighbour that a pixel has: nothing is unfolded, and at the border
-   nothing is multiplied with zeros. A tile is 16 rows of 64 bytes. The left one of a product holds rows of 32 values,
-   the right one pairs of rows, interleaved. */
+   Packed, the images lie innermost: at each pixel there is a matrix, 32 images by channels. The output is then a sum of
+   products of whole matrices, (images × inputs) by (inputs × outputs), one for each neighbour that a pixel has, and
+   the weight gradient one of (outputs × images) by (images × inputs): nothing is unfolded, and at the border nothing is
+   multiplied by zeros. A tile is 16 rows of 64 bytes. The left tile of a product holds rows of 32 values; the right
+   one pairs of rows, the two of a pair interleaved value by value, as the instruction wants them. */
 #include "bfloat16.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(__x86_64__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SIDE = 16, DEPTH = 2 * SIDE, IMAGES = DEPTH, TAPS = 9, BYTES = 64 };
+enum { SIDE = 16, DEPTH = 2 * SIDE, GROUP = DEPTH /* images */, TAPS = 9, BYTES = 64 };
 
 typedef struct {
     __m512i row[SIDE];
@@ -34,39 +35,48 @@ typedef struct {
     uint8_t rows[16];
 } Configuration;
 
-/* Sets up the tiles of this thread; returns what others, such as PyTorch's own kernels, had set up. */
-static Configuration begin(void) {
-    Configuration ours = {.palette = 1}, theirs;
-    for (int i = 0; i < 8; i++) ours.bytes[i] = BYTES, ours.rows[i] = SIDE;
-    _tile_storeconfig(&theirs);
-    _tile_loadconfig(&ours);
-    return theirs;
+/* Not by intrinsics: gcc before 12.4 and 13.3 takes their operand for 8 bytes of the 64. */
+static inline void load_configuration(const Configuration *from) { __asm__ volatile("ldtilecfg %0" : : "m"(*from)); }
+static inline void store_configuration(Configuration *to) { __asm__ volatile("sttilecfg %0" : "=m"(*to)); }
+
+/* Sets up the tiles of this thread; `others` is what PyTorch's own kernels may have set up. */
+static void take_tiles(Configuration *others) {
+    Configuration ours = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        ours.bytes[i] = BYTES;
+        ours.rows[i] = SIDE;
+    }
+    store_configuration(others);
+    load_configuration(&ours);
 }
 
-static void end(Configuration theirs) {
-    if (theirs.palette)
-        _tile_loadconfig(&theirs);
+static void give_tiles_back(const Configuration *others) {
+    if (others->palette)
+        load_configuration(others);
     else
         _tile_release();
 }
 
-/* Of channels, two by two. */
+/* gcc does not know that loading a tile reads memory: what was packed is to be there by now. */
+static inline void finish_packing(void) { __asm__ volatile("" : : : "memory"); }
+
+/* Blocks of 16 channels, rounded up to an even number: two are computed at once. */
 static long blocks(long channels) { return (channels + 2 * SIDE - 1) / (2 * SIDE) * 2; }
 
-static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long smaller(long a, long b) { return a < b ? a : b; }
 
-/* A mask of the first `count` values, up to 32. */
-static inline __mmask32 first(long count) { return count >= 32 ? 0xffffffff : count > 0 ? (1u << count) - 1 : 0; }
+/* Of the first `count` values, up to 32. */
+static inline __mmask32 mask(long count) { return count >= 32 ? 0xffffffff : count > 0 ? (1u << count) - 1 : 0; }
 
-/* Two rows of 16 values, interleaved; null is a row of zeros. */
-static inline __m512i pair(const bfloat16 *one, const bfloat16 *other, __mmask16 valid) {
+/* Two rows of 16 values; null is a row of zeros. */
+static inline __m512i interleave(const bfloat16 *one, const bfloat16 *other, __mmask16 valid) {
     __m256i low = _mm256_setzero_si256(), high = low;
     if (one) low = _mm256_maskz_loadu_epi16(valid, one);
     if (other) high = _mm256_maskz_loadu_epi16(valid, other);
     return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
 
-/* Of 32-bit values; it swaps the halves of ever larger squares beside the diagonal. */
+/* Transposes 16×16 values of 32 bits, by swapping squares of 1, 2, 4 and 8 values beside the diagonal. */
 static inline void transpose(Tile *tile) {
 #pragma GCC unroll 4
     for (int half = 1; half < SIDE; half *= 2) {
@@ -95,7 +105,7 @@ static void pack_filters(const bfloat16 *filters, Tile *packed, long inputs, lon
             for (long step = 0; step < steps; step++) {
                 Tile tile;
                 for (long i = 0; i < SIDE; i++) {
-                    __mmask32 valid = out * SIDE + i < outputs ? first(inputs - step * DEPTH) : 0;
+                    __mmask32 valid = out * SIDE + i < outputs ? mask(inputs - step * DEPTH) : 0;
                     tile.row[i] = _mm512_maskz_loadu_epi16(
                         valid, filters + ((out * SIDE + i) * TAPS + tap) * inputs + step * DEPTH);
                 }
@@ -104,14 +114,14 @@ static void pack_filters(const bfloat16 *filters, Tile *packed, long inputs, lon
             }
 }
 
-/* packed [pixel][32 channels][16 images, twice]: left tiles. */
+/* packed [pixel][32 channels][16 images, twice]: left tiles; images beyond the last are zero. */
 static void pack_images(const bfloat16 *maps, Tile *packed, long images, long pixels, long channels) {
     long steps = blocks(channels) / 2;
-    for (long image = 0; image < IMAGES; image++)
+    for (long image = 0; image < GROUP; image++)
         for (long pixel = 0; pixel < pixels; pixel++)
             for (long step = 0; step < steps; step++) {
                 const bfloat16 *at = maps + (image * pixels + pixel) * channels + step * DEPTH;
-                __mmask32 valid = image < images ? first(channels - step * DEPTH) : 0;
+                __mmask32 valid = image < images ? mask(channels - step * DEPTH) : 0;
                 Tile *tile = packed + (pixel * steps + step) * 2 + image / SIDE;
                 tile->row[image % SIDE] = _mm512_maskz_loadu_epi16(valid, at);
             }
@@ -120,6 +130,7 @@ static void pack_images(const bfloat16 *maps, Tile *packed, long images, long pi
 /* sums [16 images, twice][16 outputs, twice]: of one pixel; `filters` are those of the 32 outputs. */
 static inline void convolve_pixel(const Tile *packed, const Tile *filters, Sums sums[4], long row, long column,
                                   long height, long width, long steps) {
+    finish_packing();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -145,48 +156,54 @@ static inline void convolve_pixel(const Tile *packed, const Tile *filters, Sums 
     _tile_stored(3, sums + 3, BYTES);
 }
 
-/* packed_filters: room for all; packed_images: for 32 of each thread. */
+/* output [image][outputs of the pixel]: rounds 32 of one pixel, of so many images that are `stride` values apart. */
+static void store_pixel(bfloat16 *output, const Sums sums[4], long images, long stride, __mmask32 valid) {
+    for (long image = 0; image < images; image++) {
+        const Sums *of = sums + image / SIDE * 2;
+        __m512 low = _mm512_loadu_ps(of[0].value[image % SIDE]), high = _mm512_loadu_ps(of[1].value[image % SIDE]);
+        _mm512_mask_storeu_epi16(output + image * stride, valid, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
+/* packed_filters has room for all, packed_images for 32 of each thread. */
 void convolve(const bfloat16 *input, const bfloat16 *filters, bfloat16 *output, Tile *packed_filters,
               Tile *packed_images, long images, long height, long width, long inputs, long outputs, int threads) {
-    long pixels = height * width, steps = blocks(inputs) / 2, parts = (images + IMAGES - 1) / IMAGES;
+    long pixels = height * width, steps = blocks(inputs) / 2, groups = (images + GROUP - 1) / GROUP;
     pack_filters(filters, packed_filters, inputs, outputs, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
         Tile *packed = packed_images + thread * pixels * steps * 2;
-        Configuration theirs = begin();
-        for (long part = parts * thread / threads; part < parts * (thread + 1) / threads; part++) {
-            long from = part * IMAGES, count = least(images - from, IMAGES);
+        Configuration others;
+        take_tiles(&others);
+        for (long group = groups * thread / threads; group < groups * (thread + 1) / threads; group++) {
+            long from = group * GROUP, count = smaller(images - from, GROUP);
             pack_images(input + from * pixels * inputs, packed, count, pixels, inputs);
             for (long out = 0; out < outputs; out += 2 * SIDE)
                 for (long pixel = 0; pixel < pixels; pixel++) {
                     _Alignas(BYTES) Sums sums[4];
                     convolve_pixel(packed, packed_filters + out / SIDE * TAPS * steps, sums, pixel / width,
                                    pixel % width, height, width, steps);
-                    for (long image = 0; image < count; image++) {
-                        bfloat16 *at = output + ((from + image) * pixels + pixel) * outputs + out;
-                        const Sums *of = sums + image / SIDE * 2;
-                        __m512 low = _mm512_loadu_ps(of[0].value[image % SIDE]);
-                        __m512 high = _mm512_loadu_ps(of[1].value[image % SIDE]);
-                        _mm512_mask_storeu_epi16(at, first(outputs - out), (__m512i)_mm512_cvtne2ps_pbh(high, low));
-                    }
+                    store_pixel(output + (from * pixels + pixel) * outputs + out, sums, count, pixels * outputs,
+                                mask(outputs - out));
                 }
         }
-        end(theirs);
+        give_tiles_back(&others);
     }
 }
 
-/* packed [block of channels][pixel]: right tiles of 16 pairs of images, or, transposed, left tiles of 16 channels. `map`
-   is the number of pixels of a whole one. */
-static void pack_pixels(const bfloat16 *maps, Tile *packed, long images, long map, long pixels, long channels,
+/* packed [block of channels][pixel]: right tiles of 16 pairs of images, or, transposed, left tiles of 16 channels; of
+   each map the first `pixels` of its `map_pixels`. */
+static void pack_pixels(const bfloat16 *maps, Tile *packed, long images, long map_pixels, long pixels, long channels,
                         int transposed) {
     for (long pixel = 0; pixel < pixels; pixel++)
         for (long block = 0; block < blocks(channels); block++) {
             Tile tile;
 #pragma GCC unroll 16
             for (long i = 0; i < SIDE; i++) {
-                const bfloat16 *at = maps + (2 * i * map + pixel) * channels + block * SIDE;
-                tile.row[i] = pair(2 * i < images ? at : NULL, 2 * i + 1 < images ? at + map * channels : NULL,
-                                   first(channels - block * SIDE));
+                const bfloat16 *one = maps + (2 * i * map_pixels + pixel) * channels + block * SIDE;
+                const bfloat16 *other = one + map_pixels * channels;
+                tile.row[i] = interleave(2 * i < images ? one : NULL, 2 * i + 1 < images ? other : NULL,
+                                         mask(channels - block * SIDE));
             }
             if (transposed) transpose(&tile);
             packed[block * pixels + pixel] = tile;
@@ -197,6 +214,7 @@ static void pack_pixels(const bfloat16 *maps, Tile *packed, long images, long ma
    `below` the first. */
 static inline void add_tap(Sums *sums, long below, int anew, const Tile *gradient, long next_gradient,
                            const Tile *input, long next_input, long rows, long columns, long width) {
+    finish_packing();
     if (anew) {
         _tile_zero(0);
         _tile_zero(1);
@@ -227,7 +245,7 @@ static inline void add_tap(Sums *sums, long below, int anew, const Tile *gradien
 
 /* result [outputs][tap][inputs]: the sums [part][tap][block of outputs][block of inputs] of all parts. */
 static void add_up(const Sums *sums, float *result, long parts, long inputs, long outputs, int threads) {
-    long in_blocks = blocks(inputs), out_blocks = blocks(outputs), all = TAPS * out_blocks * in_blocks;
+    long in_blocks = blocks(inputs), out_blocks = blocks(outputs), a_part = TAPS * out_blocks * in_blocks;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long out = 0; out < outputs; out++)
         for (long tap = 0; tap < TAPS; tap++)
@@ -235,47 +253,66 @@ static void add_up(const Sums *sums, float *result, long parts, long inputs, lon
                 const Sums *sum = sums + (tap * out_blocks + out / SIDE) * in_blocks + in / SIDE;
                 __m512 total = _mm512_setzero_ps();
                 for (long part = 0; part < parts; part++)
-                    total = _mm512_add_ps(total, _mm512_loadu_ps(sum[part * all].value[out % SIDE]));
+                    total = _mm512_add_ps(total, _mm512_loadu_ps(sum[part * a_part].value[out % SIDE]));
                 float *at = result + (out * TAPS + tap) * inputs + in;
-                _mm512_mask_storeu_ps(at, (__mmask16)first(inputs - in), total);
+                _mm512_mask_storeu_ps(at, (__mmask16)mask(inputs - in), total);
             }
 }
 
-/* result [outputs][tap][inputs]. Each thread sums up its part of the images; `sums` and `packed`, which is of `size`
-   tiles, have room for every thread. It packs so many rows of the maps at once, and of the input one more on each
-   side. */
-void filter_gradient(const bfloat16 *input, const bfloat16 *gradient, float *result, Sums *sums, Tile *packed,
-                     long size, long rows_at_once, long images, long height, long width, long inputs, long outputs,
-                     int threads) {
-    long map = height * width, in_blocks = blocks(inputs), out_blocks = blocks(outputs);
-    long groups = (images + IMAGES - 1) / IMAGES, parts = least(groups, threads);
+/* What a thread works on at once: some rows of 32 maps of the output's gradient, and the rows of the input that lie
+   beside them, from `first_input_row`. */
+typedef struct {
+    long row, rows, first_input_row, input_rows;
+} Band;
+
+static Band band_at(long row, long rows_at_once, long height) {
+    long rows = smaller(rows_at_once, height - row), first = row ? row - 1 : 0;
+    return (Band){row, rows, first, smaller(row + rows + 1, height) - first};
+}
+
+/* Adds the products of all taps and channels to `sums` [tap][block of outputs][block of inputs]. */
+static void add_band(Sums *sums, int anew, const Tile *gradient, const Tile *input, Band band, long height, long width,
+                     long out_blocks, long in_blocks) {
+    long gradient_block = band.rows * width, input_block = band.input_rows * width;
+    for (long in = 0; in < in_blocks; in += 2)
+        for (long out = 0; out < out_blocks; out += 2)
+            for (long tap = 0; tap < TAPS; tap++) {
+                long dy = tap / 3 - 1, dx = tap % 3 - 1;
+                long y = (band.row + dy < 0), x = (dx < 0); /* the first pixel that has this neighbour */
+                long below = smaller(band.rows, height - band.row - dy), columns = width - (dx != 0);
+                add_tap(sums + (tap * out_blocks + out) * in_blocks + in, in_blocks, anew,
+                        gradient + out * gradient_block + y * width + x, gradient_block,
+                        input + in * input_block + (band.row + y + dy - band.first_input_row) * width + x + dx,
+                        input_block, below - y, columns, width);
+            }
+}
+
+/* result [outputs][tap][inputs]. Each thread takes its part of the images and has room to pack `rows_at_once` rows of
+   32 maps, and of the input two more: so many tiles as `gradient_size` and `input_size` say. `sums` has room for the
+   sums of each thread, or of each 32 images if these are fewer. */
+void weight_gradient(const bfloat16 *input, const bfloat16 *gradient, float *result, Sums *sums, Tile *packed_input,
+                     long input_size, Tile *packed_gradient, long gradient_size, long rows_at_once, long images,
+                     long height, long width, long inputs, long outputs, int threads) {
+    long pixels = height * width, in_blocks = blocks(inputs), out_blocks = blocks(outputs);
+    long groups = (images + GROUP - 1) / GROUP, parts = smaller(groups, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long part = 0; part < parts; part++) {
-        Sums *sum = sums + part * TAPS * out_blocks * in_blocks;
-        Tile *packed_input = packed + part * size;
-        Tile *packed_gradient = packed_input + least(rows_at_once + 2, height) * width * in_blocks;
-        Configuration theirs = begin();
+        Tile *right = packed_input + part * input_size, *left = packed_gradient + part * gradient_size;
+        Configuration others;
+        take_tiles(&others);
         int anew = 1;
         for (long group = groups * part / parts; group < groups * (part + 1) / parts; group++)
-            for (long top = 0; top < height; top += rows_at_once, anew = 0) {
-                long rows = least(rows_at_once, height - top), count = images - group * IMAGES;
-                long above = top ? top - 1 : 0, pixels = (least(top + rows + 1, height) - above) * width;
-                long from = group * IMAGES * map;
-                pack_pixels(input + (from + above * width) * inputs, packed_input, count, map, pixels, inputs, 0);
-                pack_pixels(gradient + (from + top * width) * outputs, packed_gradient, count, map, rows * width,
-                            outputs, 1);
-                for (long in = 0; in < in_blocks; in += 2)
-                    for (long out = 0; out < out_blocks; out += 2)
-                        for (long tap = 0; tap < TAPS; tap++) {
-                            long dy = tap / 3 - 1, dx = tap % 3 - 1;
-                            long y = top + dy < 0, x = dx < 0; /* the first pixel that has the neighbour */
-                            add_tap(sum + (tap * out_blocks + out) * in_blocks + in, in_blocks, anew,
-                                    packed_gradient + out * rows * width + y * width + x, rows * width,
-                                    packed_input + in * pixels + (top - above + y + dy) * width + x + dx, pixels,
-                                    least(rows, height - top - dy) - y, width - (dx != 0), width);
-                        }
+            for (long row = 0; row < height; row += rows_at_once, anew = 0) {
+                Band band = band_at(row, rows_at_once, height);
+                long from = group * GROUP * pixels, count = images - group * GROUP;
+                pack_pixels(input + (from + band.first_input_row * width) * inputs, right, count, pixels,
+                            band.input_rows * width, inputs, 0);
+                pack_pixels(gradient + (from + row * width) * outputs, left, count, pixels, band.rows * width, outputs,
+                            1);
+                add_band(sums + part * TAPS * out_blocks * in_blocks, anew, left, right, band, height, width,
+                         out_blocks, in_blocks);
             }
-        end(theirs);
+        give_tiles_back(&others);
     }
     add_up(sums, result, parts, inputs, outputs, threads);
 }
