@@ -127,16 +127,11 @@ def test_its_figures_of_quick_and_fast_are_those_of_the_recorded_studies() -> No
     seeds, plain = len(fast["seeds"]), in_percent(fast["accuracy"])
     row = f"| `--recipe fast`, {seeds} seeds | {plain} | {averaged} | {wall['fast']} |"
     assert row in README
-    assert f"{race['fast_to_port']:.2f} of the port's" in README
+    seconds = {name: f"{value:.0f}" for name, value in race["seconds"].items()}
+    counted = f"`quick` takes {seconds['quick']} seconds, `fast` {seconds['fast']}, which is {race['fast_to_port']:.2f}"
+    assert f"{counted} of the port's {seconds['port']}." in " ".join(README.split())
     assert quick["accuracy"]["mean"] >= 0.9
     assert quick["accuracy"]["interval_95"][0] >= 0.899
+    assert fast["tta_accuracy"]["mean"] >= 0.94
     assert race["wall_seconds"]["quick"] <= 100
-
-
-def test_what_each_saving_gives_is_what_the_recorded_ablation_says() -> None:
-    for name, variant in variants("quick-ablation").items():
-        difference = variant.get("against_the_first", {}).get("accuracy")
-        if difference is not None:
-            low, high = (100 * end for end in difference["interval_95"])
-            assert f"`{name.lower()}`" in README or f"`{name}`" in README
-            assert f"{100 * difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})" in README
+    assert race["fast_to_port"] <= 0.6

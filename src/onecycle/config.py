@@ -252,7 +252,7 @@ QUICK = Config(
     padding=2,
     hole=0,
     flip="alternating",
-    lr_max=0.215,
+    lr_max=0.248,
     lr_min=0.0,
     peak_fraction=0.0,
 )
@@ -271,6 +271,6 @@ FAST = replace(
     lr_max=0.248,
     test_time_augmentation=True,
 )
-"""Aims at 94 % on CIFAR-10 with test-time augmentation, in a few minutes on a CPU."""
+"""94 % on CIFAR-10 with test-time augmentation, in three and a half minutes on a CPU; results/studies/fast has the runs."""
 
 RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST}
