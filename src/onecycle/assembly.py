@@ -132,7 +132,8 @@ def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimiz
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if config.optimizer == "adam":
         return Adam(list(learned.values()))
-    whitening = [learned.pop("whitening.bias")] if config.whitening_epochs is not None else []
+    fixed_later = config.whitening and config.whitening_epochs is not None
+    whitening = [learned.pop("whitening.bias")] if fixed_later else []
     filters = [parameter for parameter in learned.values() if parameter.dim() == 4]
     biases = [parameter for parameter in learned.values() if parameter.dim() == 1]
     others = [parameter for parameter in learned.values() if parameter.dim() == 2]

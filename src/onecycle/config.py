@@ -78,7 +78,7 @@ class Config:
     """Whether the filters of the whitened network's first layer are fixed to whiten, or learned like the others."""
 
     whitening_epochs: int | None = None
-    """Epochs in which the biases of the whitened network's first layer learn, until they are fixed; all if left out."""
+    """Epochs in which the biases of a first layer that whitens learn, until they are fixed; all if left out."""
 
     activation: Activation = "relu"
     """What follows the whitened network's convolutions."""
