@@ -73,6 +73,12 @@ def test_a_network_that_is_not_whitened_learns_its_first_layer() -> None:
     assert found["whitening.weight"] == 1
 
 
+def test_a_first_layer_that_is_learned_is_not_fixed() -> None:
+    experiment = made(FAST, whitening=False)
+    assert not any(group["params"] for group in experiment.optimizer.param_groups if group.get("epochs") is not None)
+    assert rates(experiment).keys() == {name for name, p in experiment.model.named_parameters() if p.requires_grad}
+
+
 def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
     criterion = made(FAST, label_smoothing=0.2).model.criterion
     assert isinstance(criterion, SmoothedCrossEntropy)

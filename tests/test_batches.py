@@ -296,3 +296,5 @@ def test_batches_take_their_sizes_in_turn_each_for_an_equal_part_of_the_epochs()
         [32] * 5,
     ]
     assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches.epoch(0))
+    assert {batch.images.shape[2] for batch in batches.at_last_size().epoch(0)} == {32}
+    assert next(iter(batches.epoch(0))).images.shape[2] == 24, "and these stay as they are"

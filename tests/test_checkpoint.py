@@ -192,6 +192,14 @@ def test_the_state_of_another_network_is_refused(state: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_the_state_of_another_optimizer_is_refused(state: Path) -> None:
+    model = network()
+    parameters = list(model.parameters())
+    optimizer = Adam([{"params": parameters[:1]}, {"params": parameters[1:]}])
+    with pytest.raises(InputError, match="holds the state of another optimizer: .*parameter group"):
+        load_state(state, model, optimizer)
+
+
 def test_a_save_that_fails_leaves_the_last_state_as_it_was(state: Path) -> None:
     before = state.read_bytes()
     model = network()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onecycle.cli import main
+from onecycle.cli import app, main
 from onecycle.errors import InputError
 
 COMMANDS = ("train", "find-lr", "study", "evaluate", "summary", "predict")
@@ -116,6 +116,16 @@ def test_a_command_line_that_is_wrong_is_told_in_one_line(
     assert out == ""
     assert err.startswith("onecycle: ") and err.count("\n") == 1
     assert named.lower() in err.lower()
+
+
+def test_what_a_recipe_switches_on_can_be_switched_off_and_lists_follow_their_option() -> None:
+    line = (
+        "--recipe fast --no-whitening --no-test-time-augmentation --whitening-epochs none --sizes 16 32 --lr-max none"
+    )
+    _, bound, *_ = app.parse_args(["train", *line.split()], exit_on_error=False, print_error=False)
+    settings = bound.arguments["settings"]
+    assert (settings.whitening, settings.test_time_augmentation, settings.dirac) == (False, False, True)
+    assert (settings.whitening_epochs, settings.sizes, settings.lr_max) == (None, (16, 32), None)
 
 
 def test_debug_shows_where_an_error_came_from() -> None:

@@ -34,6 +34,11 @@ def test_the_date_is_now_with_its_distance_to_utc() -> None:
     assert date[20:] == time.strftime("%z")
 
 
+def test_python_m_onecycle_is_named_by_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/onecycle/__main__.py", "summary"])
+    assert environment.describe(hardware.detect(), Acceleration())["command"] == "onecycle summary"
+
+
 def test_the_command_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["onecycle", "train", "--data", "my pictures/a & b"])
     command = environment.describe(hardware.detect(), Acceleration())["command"]

@@ -81,13 +81,23 @@ def test_what_cannot_be_varied_is_refused_before_anything_is_run(quick: Config, 
     [
         {"vary": ["flip=random"]},  # which it is
         {"vary": ["epochs=2,2"]},
-        {"grid": ["epochs=2", "epochs=3"]},
-        {"grid": ["precision=auto,float32", "precision=bfloat16"]},
+        {"vary": ["bias_lr_scale=1"]},  # a whole number, where the configuration has a fraction
     ],
 )
 def test_a_run_that_would_be_made_twice_is_refused(quick: Config, arguments: dict[str, list[str]]) -> None:
     with pytest.raises(InputError, match="are the same run"):
         study.plan(quick, seeds=1, **arguments)
+
+
+@pytest.mark.parametrize("grid", [["epochs=2", "epochs=3"], ["precision=auto,float32", "precision=bfloat16"]])
+def test_a_field_is_named_once(quick: Config, grid: list[str]) -> None:
+    with pytest.raises(InputError, match="--grid names a field twice"):
+        study.plan(quick, seeds=1, grid=grid)
+
+
+def test_none_is_a_value(quick: Config) -> None:
+    planned = study.plan(quick, seeds=1, vary=["lr_max=none"])
+    assert [config.lr_max for _, config in planned.runs()] == [1e-3, None]
 
 
 def test_a_grid_and_values_alone_exclude_each_other(quick: Config) -> None:
@@ -199,6 +209,55 @@ def test_the_command_runs_a_study_and_goes_on_with_it(tmp_path: Path, capsys: py
     assert main(["study", "--resume", str(path), "--seeds", "3"]) == 2
     assert main(["study", "--vary", "colour=red", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": None},
+        {"config": {"epochs": 0}},
+        {"seeds": "3"},
+        {"seeds": 1.0},
+        {"threshold": "a"},
+        {"threshold": 3},
+        {"variants": {}},
+        {"variants": []},
+        {"variants": {"x": 3}},
+        {"variants": {"../../x": {}}},
+        {"variants": {"baseline": {}, "epochs=2": {"epochs": 3}}},
+    ],
+)
+def test_a_damaged_study_is_refused_in_one_line_and_nothing_is_touched(
+    quick: Config, change: dict[str, object]
+) -> None:
+    path = quick.out / "a" / "study"
+    path.mkdir(parents=True)
+    outside = quick.out / "x" / "seed-0"
+    outside.mkdir(parents=True)
+    values = study.plan(quick, seeds=1).to_json()
+    (path / "study.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(InputError):
+        study.go_on(path, silent())
+    assert [file.name for file in path.iterdir()] == ["study.json"]
+    assert outside.exists()
+
+
+def test_a_run_of_another_configuration_is_not_taken_for_one_of_the_study(quick: Config) -> None:
+    path = study.begin(study.plan(quick, seeds=1), silent())
+    changed = study.plan(replace(quick, epochs=2), seeds=2)
+    (path / "study.json").write_text(json.dumps(changed.to_json()))
+    with pytest.raises(InputError, match=r"1 of 2 runs failed.*config\.json is not what study\.json asks for; remove"):
+        study.go_on(path, silent())
+    assert RunFolder(path / "baseline" / "seed-1").complete, "the others are run all the same"
+
+
+def test_a_damaged_run_is_named_after_the_others_are_run(quick: Config) -> None:
+    path = study.begin(study.plan(quick, seeds=2), silent())
+    (path / "baseline" / "seed-0" / "predictions.npz").write_bytes(b"half")
+    (path / "baseline" / "seed-1" / "result.json").unlink()
+    with pytest.raises(InputError, match=r"seed-0/predictions\.npz cannot be read"):
+        study.go_on(path, silent())
+    assert RunFolder(path / "baseline" / "seed-1").complete
 
 
 def test_going_on_needs_a_study(tmp_path: Path) -> None:

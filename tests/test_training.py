@@ -335,3 +335,11 @@ def test_a_group_with_epochs_learns_in_so_many_only(ten: ImageSet, epochs: int) 
     fit(model, optimizer, images, images, epochs=3, after_epoch=keep, peak_fraction=0.0, **RATES)
     moved = [not torch.equal(before, after) for before, after in pairwise(seen)]
     assert moved == [epoch < epochs for epoch in range(3)]
+
+
+def test_what_was_frozen_in_a_group_with_epochs_stays_frozen(ten: ImageSet) -> None:
+    model = linear()
+    weight, bias = model[1].weight, model[1].bias.requires_grad_(False)
+    optimizer = SGD([{"params": [weight]}, {"params": [bias], "epochs": 2}])
+    fit(model, optimizer, batches(ten, 5), batches(ten, 5), epochs=3, **RATES)
+    assert not bias.requires_grad

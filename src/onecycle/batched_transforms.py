@@ -18,7 +18,7 @@ _DRAWS = 2**33
 _COINS = 2**34
 _LIGHT = 2**35
 
-STEPS = 1000  # between no change of the light and the greatest, each way
+LEVELS = 1000  # between no change of the light and the greatest, each way
 
 
 class BatchedAugmentation:
@@ -68,7 +68,7 @@ class BatchedAugmentation:
         if not (self.brightness or self.contrast):
             return draws
         light = np.random.default_rng((seed, epoch, _LIGHT))
-        return np.hstack([draws, light.integers(-STEPS, STEPS + 1, size=(len(order), 2), dtype=np.int16)])
+        return np.hstack([draws, light.integers(-LEVELS, LEVELS + 1, size=(len(order), 2), dtype=np.int16)])
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Augmented copies of `images` uint8 `[B,S,S,3]`, as `draws` int16 `[B,5 or 7]` say, on the same device."""
@@ -90,8 +90,8 @@ class BatchedAugmentation:
     def _lit(self, images: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
         """`images` uint8 `[B,S,S,3]` in the light that draws `[B,1]` say."""
         mean = constant(self.fill, torch.float32, images.device)  # [3]
-        shift = (255 * self.brightness / STEPS * brightness)[:, :, None, None]  # [B,1,1,1]
-        factor = (1 + self.contrast / STEPS * contrast)[:, :, None, None]
+        shift = (255 * self.brightness / LEVELS * brightness)[:, :, None, None]  # [B,1,1,1]
+        factor = (1 + self.contrast / LEVELS * contrast)[:, :, None, None]
         offset = (shift - mean) * factor + mean + 0.5  # and so rounded where the type cuts off
         return (images * factor).add_(offset).clamp_(0, 255).to(images.dtype)
 

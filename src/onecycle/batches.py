@@ -1,6 +1,8 @@
 """From an `ImageSet` to batches: order, augmentation, workers. Randomness is a function of (seed, epoch, position)."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,10 +79,16 @@ class Batches:
             if self._begun is not begun:  # and the next batch that comes belongs to the other
                 raise RuntimeError(f"epoch {epoch} was continued after another was begun; draw one at a time")
 
+    def at_last_size(self) -> Self:
+        """The same batches, all resized to the last of their sizes."""
+        other = copy.copy(self)
+        other._sizes = self._sizes[-1:]
+        return other
+
     def _size(self, step: int) -> int:
         return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The first `count` images of the first epoch as they are, and as trained on: uint8 `[count,H,W,3]` each."""
+        """The first `count` images of the first epoch as they are, and augmented: uint8 `[count,H,W,3]`, not resized."""
         order = self._order.of(0)[:count]
         return self.images.images[order], self._source.first(len(order))

@@ -54,7 +54,7 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
     """Restore what `save_state` wrote into `model`, `optimizer` and torch's random state, and return `progress`.
 
     Raises:
-        InputError: when the file cannot be read or belongs to another network.
+        InputError: when the file cannot be read or belongs to another network or optimizer.
     """
     tensors, metadata = load_tensors(path)
     with reading(path):
@@ -64,7 +64,10 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     load_weights(model, _below("model.", tensors), path)
-    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": param_groups})
+    except ValueError as error:
+        raise InputError(f"{path} holds the state of another optimizer: {error}") from error
     torch.set_rng_state(random_state)
     return metadata
 

@@ -22,7 +22,7 @@ app = App(
     help="Train a small, strong image classifier with one cycle of the learning rate. With --debug, an error shows its "
     "traceback.",
     version=version("onecycle"),
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative_iterable=(), negative_none=(), consume_multiple=True),
     help_format="plaintext",
 )
 Settings = Annotated[Config, Parameter(name="*")]
@@ -225,7 +225,8 @@ def _fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         if argument.hint in (int, int | None, tuple[int, ...]):
             for token in argument.tokens:
                 # Left alone, 1.5 epochs would be rounded to 2.
-                if not re.fullmatch(r"[+-]?\d+", token.value):
+                absent = argument.hint == int | None and token.value.lower() == "none"
+                if not (absent or re.fullmatch(r"[+-]?\d+", token.value)):
                     raise InputError(f"{argument.name} is {token.value!r}; it must be a whole number")
     if "--epochs" not in {argument.name for argument in arguments}:
         return

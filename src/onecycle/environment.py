@@ -18,7 +18,7 @@ _LIBRARIES = ("onecycle", "torch", "numpy", "albumentations", "opencv-python-hea
 def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
     """The command, commit, date, versions and machine of this process, and the way it computes, as JSON values."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
@@ -26,6 +26,11 @@ def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
         "hardware": hardware.to_json(),
         "acceleration": acceleration.to_json(),
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "onecycle" if name == "__main__.py" else name
 
 
 def _commit() -> str | None:

@@ -80,8 +80,6 @@ def resume(path: Path, console: Console) -> RunFolder:
 
 def find_rates(config: Config, console: Console) -> RunFolder:
     """Run only the LR finder, and write its curve and picture into a folder of its own."""
-    # At one size: the loss jumps when the size changes, and that is not the learning rate's doing.
-    config = replace(config, sizes=config.sizes[-1:])
     with RunProgress(console) as progress:
         experiment = assemble(config)
         _announce(experiment, progress)
@@ -181,7 +179,7 @@ def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> 
         curve = find_lr(
             experiment.model,
             experiment.optimizer,
-            experiment.train,
+            experiment.train.at_last_size(),  # where the size changes, the loss jumps, and not for the rate
             acceleration=experiment.acceleration,
             steps=SWEEP_STEPS,
             after_step=progress.sweep_step,

@@ -19,6 +19,17 @@ from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.records import EpochRecord, History, LRCurve, Mistakes, RunResult
 
+_OF_DAMAGED_FILES = (
+    OSError,
+    EOFError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -44,7 +55,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{path.parent} has no {path.name}: the run did not get that far") from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except _OF_DAMAGED_FILES as error:
         raise InputError(f"{path} cannot be read, it is damaged or of another kind: {error!r}") from error
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -51,8 +52,37 @@ class Study:
         return {**asdict(self), "config": self.config.to_json()}
 
     @classmethod
+    def of(cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float) -> Self:
+        """The study of `config` with each of these changes.
+
+        Raises:
+            InputError: when it cannot be run, or would make the same run twice.
+        """
+        if seeds < 1 or config.seed + seeds > 2**64:
+            raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed below 2**64")
+        if not 0 < threshold < 1:
+            raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
+        variants = {_name(change) or config.recipe: change for change in changes}
+        study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold)
+        if len({study.configured(change, config.seed) for change in changes}) < max(1, len(changes)):
+            raise InputError("two of these variants are the same run; name every field and every other value once")
+        if too_long := [name for name in variants if len(name) > _LONGEST_NAME]:
+            raise InputError(f"{too_long[0][:40]}… is too long for the name of a folder; vary fewer fields at once")
+        return study
+
+    @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**{**values, "config": Config.from_json(values["config"])})
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: when they are of a study that cannot be run.
+            AttributeError, KeyError, TypeError, ValueError: when they are of none.
+        """
+        config, changes = Config.from_json(values["config"]), list(values["variants"].values())
+        study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"])
+        if study.variants != values["variants"] or not isinstance(study.seeds, int):
+            raise ValueError("it does not name its variants as a study does")
+        return study
 
 
 def plan(
@@ -66,27 +96,14 @@ def plan(
         InputError: when a text is not of this form, names a field or a value that `Config` does not have, or makes the
             same run twice.
     """
-    if seeds < 1:
-        raise InputError(f"--seeds is {seeds}; it must be at least 1")
-    if not 0 < threshold < 1:
-        raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
     if grid and vary:
         raise InputError("--grid combines values and --vary takes each alone; give one of them")
     choices = [[{field: value} for value in values] for field, values in map(_parsed, grid)]
     combined = [dict(item for choice in chosen for item in choice.items()) for chosen in product(*choices)]
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
-    study = Study(
-        config=config,
-        seeds=seeds,
-        variants={_name(change) or config.recipe: change for change in changes},
-        threshold=threshold,
-    )
-    different = {str(study.configured(change, config.seed)) for change in changes}
-    if len(different) < len(changes) or any(len(choice) < len(grid) for choice in combined):
-        raise InputError("two of these variants are the same run; name every field and every other value once")
-    if too_long := [name for name in study.variants if len(name) > _LONGEST_NAME]:
-        raise InputError(f"{too_long[0][:40]}… is too long for the name of a folder; vary fewer fields at once")
-    return study
+    if any(len(choice) < len(grid) for choice in combined):
+        raise InputError("--grid names a field twice; give all of its values at once")
+    return Study.of(config, changes, seeds=seeds, threshold=threshold)
 
 
 def begin(study: Study, console: Console) -> Path:
@@ -123,14 +140,19 @@ def _run(path: Path, study: Study, console: Console) -> None:
     failed: list[str] = []
     for number, (name, config) in enumerate(runs, start=1):
         folder = RunFolder(path / name / f"seed-{config.seed}")
-        if not folder.complete:
+        try:
+            if folder.complete:
+                _require_same(folder, config)
+                continue
             console.rule(f"{number}/{len(runs)}: {name}, seed {config.seed}")
-            try:
-                _complete(folder, config, console)
-            except InputError as error:
-                failed.append(f"{name}, seed {config.seed}: {error}")
-                console.print(failed[-1], highlight=False, soft_wrap=True)
-        _write(path / "summary.json", _summary(path, study))
+            _complete(folder, config, console)
+        except InputError as error:
+            failed.append(f"{name}, seed {config.seed}: {error}")
+            console.print(failed[-1], highlight=False, soft_wrap=True)
+        else:
+            with suppress(InputError):  # of another run, which the summary at the end will name
+                _write(path / "summary.json", _summary(path, study))
+    _write(path / "summary.json", _summary(path, study))
     wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH_OF_FILES)
     wide.print(study_summary.table(_summary(path, study)))
     if failed:
@@ -139,11 +161,20 @@ def _run(path: Path, study: Study, console: Console) -> None:
 
 def _complete(folder: RunFolder, config: Config, console: Console) -> None:
     if folder.checkpoint.exists():
+        _require_same(folder, config)
         experiment.resume(folder.path, console)
         return
     if folder.path.exists():
         folder.discard()  # it ended before its first epoch
     experiment.run(config, console, folder.path)
+
+
+def _require_same(folder: RunFolder, config: Config) -> None:
+    """Refuse a run that was begun as another than the study describes: with other values, or a study since changed."""
+    began = folder.read_config()
+    data = began.data if config.data == "auto" else config.data
+    if began != replace(config, data=data, out=began.out):
+        raise InputError(f"{folder.config} is not what study.json asks for; remove {folder.path} to run it anew")
 
 
 def _summary(path: Path, study: Study) -> dict[str, Any]:
@@ -172,6 +203,8 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
 def _value(field: str, text: str) -> Any:
     if field in ("sizes", "widths") and re.fullmatch(r"\d+(-\d+)*", text):
         return [int(part) for part in text.split("-")]
+    if text.lower() == "none":
+        return None
     try:
         return json.loads(text)
     except ValueError:

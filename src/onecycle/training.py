@@ -133,7 +133,8 @@ def fit(
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
     `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
-    training mode at the start of every epoch. A group that has "epochs" learns in so many only. `first_epoch` (0-based)
+    training mode at the start of every epoch. The parameters of a group that has "epochs" learn in so many,
+    and need no gradient from then on. `first_epoch` (0-based)
     continues a run whose model and optimizer were restored. Returns the records of the epochs it ran.
 
     Raises:
@@ -178,11 +179,11 @@ def fit(
 
 
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
-    """Let the parameters of a group that has "epochs" learn in so many only."""
+    """Fix the parameters of a group that has "epochs" after so many."""
     for group in optimizer.param_groups:
-        if (epochs := group.get("epochs")) is not None:
+        if (epochs := group.get("epochs")) is not None and epoch >= epochs:
             for parameter in group["params"]:
-                parameter.requires_grad_(epoch < epochs)
+                parameter.requires_grad_(False)
 
 
 def _reports(steps: Iterable[StepOutcome], epoch: int, lr_of_step: Callable[[int], float]) -> Iterator[StepReport]:
