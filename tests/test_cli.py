@@ -119,13 +119,11 @@ def test_a_command_line_that_is_wrong_is_told_in_one_line(
 
 
 def test_what_a_recipe_switches_on_can_be_switched_off_and_lists_follow_their_option() -> None:
-    line = (
-        "--recipe fast --no-whitening --no-test-time-augmentation --whitening-epochs none --sizes 16 32 --lr-max none"
-    )
+    line = "--recipe fast --no-whitening --no-test-time-augmentation --whitening-epochs none --sizes 16 32"
     _, bound, *_ = app.parse_args(["train", *line.split()], exit_on_error=False, print_error=False)
     settings = bound.arguments["settings"]
     assert (settings.whitening, settings.test_time_augmentation, settings.dirac) == (False, False, True)
-    assert (settings.whitening_epochs, settings.sizes, settings.lr_max) == (None, (16, 32), None)
+    assert (settings.whitening_epochs, settings.sizes) == (None, (16, 32))
 
 
 def test_debug_shows_where_an_error_came_from() -> None:

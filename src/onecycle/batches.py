@@ -89,6 +89,6 @@ class Batches:
         return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The first `count` images of the first epoch as they are, and augmented: uint8 `[count,H,W,3]`, not resized."""
+        """The first `count` images of the first epoch as they are, and augmented: uint8 `[count,H,W,3]`."""
         order = self._order.of(0)[:count]
         return self.images.images[order], self._source.first(len(order))
