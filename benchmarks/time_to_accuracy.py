@@ -7,9 +7,9 @@ Each contender is a command of its own, with the same seeds:
   port   airbench_port.py beside this script
 
 `seconds` are counted as airbench's author counts them: whitening, training and test-time augmentation, without loading
-the data and without other evaluations; a recipe does not time its whitening, so what that takes here is added to what its
-epochs took. Measuring how to compute, which happens once on a machine, counts for neither. `wall_seconds` are those of the
-whole command, with all that it writes and draws. Medians of the rounds are compared.
+the data and without other evaluations. A recipe does not time its whitening, so what that takes here is added to what
+its epochs took. Measuring how to compute, which happens once on a machine, is not counted. `wall_seconds` are those of
+the whole command, with all that it writes and draws. Medians of the rounds are compared.
 """
 
 import argparse
