@@ -63,7 +63,7 @@ def test_the_recipes_for_the_impatient_end_at_a_rate_of_0_and_augment_whole_batc
         ("widths", (64, 0, 128), "three numbers of channels"),
         ("padding", -1, "at least 0"),
         ("hole", -1, "at least 0"),
-        ("bias_lr_scale", 0.0, "positive"),
+        ("bias_lr_scale", 0.0, "a positive number"),
     ],
 )
 def test_so_is_one_that_only_other_recipes_can_change(field: str, value: object, allowed: str) -> None:

@@ -133,9 +133,8 @@ def fit(
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
     `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
-    training mode at the start of every epoch. The parameters of a group that has "epochs" learn in so many,
-    and need no gradient from then on. `first_epoch` (0-based)
-    continues a run whose model and optimizer were restored. Returns the records of the epochs it ran.
+    training mode at the start of every epoch. The parameters of a group that has "epochs" need no gradient after so
+    many. `first_epoch` (0-based) continues a run that was restored. Returns the records of the epochs it ran.
 
     Raises:
         ValueError: when there are fewer than two steps, which make no cycle.
