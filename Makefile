@@ -16,7 +16,7 @@ ifeq ($(origin ONECYCLE_DATA),undefined)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint notebook
+.PHONY: help train test lint notebook faults
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
@@ -26,6 +26,9 @@ train: $(INSTALLED) ## train on CIFAR-10 and write a report, e.g. make train REC
 
 test: $(INSTALLED) ## run the tests, e.g. make test ARGS="-k scheduler"
 	$(BIN)/pytest $(ARGS)
+
+faults: $(INSTALLED) ## kill, fill and damage hundreds of runs, and write results/reliability.json (half an hour)
+	$(BIN)/pytest tests/faults --whole $(ARGS)
 
 lint: $(INSTALLED) ## check style, types and the floors of the house
 	$(BIN)/ruff check $(CODE)

@@ -9,7 +9,7 @@ from onecycle import environment, hardware
 from onecycle.assembly import Experiment, assemble
 from onecycle.config import Config
 from onecycle.errors import InputError
-from onecycle.run_folder import reading, replacing
+from onecycle.files import reading, replacing
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from onecycle.checkpoint import load_state, load_tensors, load_weights, save_state, save_tensors
+from onecycle.checkpoint import State, load_state, load_tensors, load_weights, save_state, save_tensors
 from onecycle.dataset import ImageSet
 from onecycle.errors import InputError
 
@@ -33,6 +34,16 @@ def step(model: nn.Module, optimizer: Optimizer, tiny: tuple[ImageSet, ImageSet]
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(images), torch.from_numpy(tiny[0].labels)).backward()
     optimizer.step()
+
+
+def loaded(path: Path) -> State:
+    state = load_state(path, path.with_name("before"))
+    assert state is not None
+    return state
+
+
+def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    loaded(path).restore(model, optimizer)
 
 
 @pytest.fixture
@@ -98,7 +109,9 @@ def test_a_state_restores_network_optimizer_random_state_and_progress_exactly(
     torch.manual_seed(6)
     other = network()
     restored = Adam(other.parameters(), lr=0.5)
-    assert load_state(tmp_path / "state", other, restored) == {"history": [], "seconds": 2.5}
+    state = loaded(tmp_path / "state")
+    assert (state.progress["history"], state.progress["seconds"], state.damaged) == ([], 2.5, None)
+    state.restore(other, restored)
     assert torch.equal(torch.rand(3), drawn)
     assert json.dumps(restored.state_dict()["param_groups"], sort_keys=True) == json.dumps(
         optimizer.state_dict()["param_groups"], sort_keys=True
@@ -123,7 +136,7 @@ def test_another_optimizer_is_restored_too(
     optimizer, restored = (SGD(m.parameters(), lr=0.1, **options) for m in (model, other))
     step(model, optimizer, tiny)
     save_state(tmp_path / "state", model, optimizer, {})
-    load_state(tmp_path / "state", other, restored)
+    restore(tmp_path / "state", other, restored)
     step(model, optimizer, tiny)
     step(other, restored, tiny)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
@@ -132,7 +145,7 @@ def test_another_optimizer_is_restored_too(
 def test_a_state_before_the_first_step_is_restored_too(tmp_path: Path) -> None:
     model, other = network(), network()
     save_state(tmp_path / "state", model, Adam(model.parameters()), {})
-    load_state(tmp_path / "state", other, Adam(other.parameters()))
+    restore(tmp_path / "state", other, Adam(other.parameters()))
     assert torch.equal(model[3].weight, other[3].weight)
 
 
@@ -142,7 +155,8 @@ def test_nothing_is_pickled_the_file_is_a_json_header_and_plain_numbers(state: P
     header = json.loads(content[8 : 8 + length])
     metadata = header.pop("__metadata__")
     assert metadata.keys() == {"onecycle"}
-    assert json.loads(metadata["onecycle"]).keys() == {"history", "seconds", "param_groups"}
+    told = json.loads(metadata["onecycle"])
+    assert told.keys() == {"checksum", "history", "seconds", "param_groups"}
     assert {entry["dtype"] for entry in header.values()} == {"F32", "I64", "U8"}
     assert sum(end - start for start, end in (entry["data_offsets"] for entry in header.values())) == len(
         content[8 + length :]
@@ -158,7 +172,7 @@ def test_a_missing_file_is_named() -> None:
 def test_a_truncated_file_is_an_input_error(state: Path, keep: float) -> None:
     content = state.read_bytes()
     state.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(InputError, match="state.safetensors cannot be read"):
+    with pytest.raises(InputError, match="state.safetensors (cannot be read|is damaged)"):
         load_tensors(state)
 
 
@@ -182,13 +196,13 @@ def test_weights_alone_are_no_state_to_go_on_from(tmp_path: Path) -> None:
     model = network()
     save_tensors(tmp_path / "weights", model.state_dict(), {"classes": ["a", "b"]})
     with pytest.raises(InputError):
-        load_state(tmp_path / "weights", model, Adam(model.parameters()))
+        restore(tmp_path / "weights", model, Adam(model.parameters()))
 
 
 def test_the_state_of_another_network_is_refused(state: Path) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     with pytest.raises(InputError, match="holds the weights of another network") as error:
-        load_state(state, other, Adam(other.parameters()))
+        restore(state, other, Adam(other.parameters()))
     assert "\n" not in str(error.value)
 
 
@@ -197,7 +211,7 @@ def test_the_state_of_another_optimizer_is_refused(state: Path) -> None:
     parameters = list(model.parameters())
     optimizer = Adam([{"params": parameters[:1]}, {"params": parameters[1:]}])
     with pytest.raises(InputError, match="holds the state of another optimizer: .*parameter group"):
-        load_state(state, model, optimizer)
+        restore(state, model, optimizer)
 
 
 def test_a_save_that_fails_leaves_the_last_state_as_it_was(state: Path) -> None:
@@ -207,3 +221,57 @@ def test_a_save_that_fails_leaves_the_last_state_as_it_was(state: Path) -> None:
         save_state(state, model, Adam(model.parameters()), {"not json": object()})
     assert state.read_bytes() == before
     assert list(state.parent.iterdir()) == [state]
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(state: Path) -> None:
+    content = state.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    checksum = json.loads(header["__metadata__"]["onecycle"])["checksum"]
+    assert content.count(checksum.encode()) == 1
+    assert hashlib.sha256(content.replace(checksum.encode(), b"0" * 64)).hexdigest() == checksum
+
+
+@pytest.mark.parametrize("place", [0, 3, 8, 30, 60, 100, 1000, -1, -1000])
+def test_a_flipped_bit_is_noticed_wherever_it_is(state: Path, place: int) -> None:
+    content = bytearray(state.read_bytes())
+    content[place] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(InputError, match="state.safetensors (cannot be read|is damaged)"):
+        load_tensors(state)
+
+
+def test_the_state_before_is_kept_and_taken_where_the_newest_is_damaged(
+    tiny: tuple[ImageSet, ImageSet], tmp_path: Path
+) -> None:
+    newest, before = tmp_path / "state", tmp_path / "before"
+    assert load_state(newest, before) is None
+    for number in range(3):
+        save_state(newest, *trained(tiny), {"number": number}, keep=before)
+    state = load_state(newest, before)
+    assert state and (state.path, state.progress["number"], state.damaged) == (newest, 2, None)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    state = load_state(newest, before)
+    assert state and (state.path, state.progress["number"]) == (before, 1)
+    assert state.damaged == f"{newest} is damaged: its checksum is not that of its content"
+    newest.unlink()
+    state = load_state(newest, before)
+    assert state and state.damaged == f"{newest} is missing"
+    before.write_bytes(b"")
+    with pytest.raises(InputError, match="no checkpoint is whole, so the run cannot go on: .*begin a new run"):
+        load_state(newest, before)
+
+
+def test_no_number_loses_precision(tmp_path: Path) -> None:
+    values = [0.1 + 0.2, 1e-310, 5e-324, 1.7976931348623157e308, -0.0]
+    tensors = {
+        "float64": torch.tensor(values, dtype=torch.float64),
+        "float32": torch.tensor([1e-45, 3.4e38, 1 / 3]),
+        "bfloat16": torch.randn(9).bfloat16(),
+        "uint8": torch.arange(256, dtype=torch.uint8),
+        "int64": torch.tensor([2**62 + 1]),
+    }
+    save_tensors(tmp_path / "file", tensors, {"values": values})
+    loaded, told = load_tensors(tmp_path / "file")
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name].view(torch.uint8), tensor.view(torch.uint8))
+    assert [value.hex() for value in told["values"]] == [value.hex() for value in values]

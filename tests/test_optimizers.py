@@ -75,21 +75,3 @@ def test_parameters_without_a_gradient_are_left_alone() -> None:
     parameter = nn.Parameter(torch.ones(2))
     Muon([{"params": [parameter]}], lr=0.1).step()
     assert torch.equal(parameter, torch.ones(2))
-
-
-def test_a_restored_momentum_lies_in_memory_like_its_filters_and_makes_the_same_steps() -> None:
-    torch.manual_seed(0)
-    start, gradients = torch.randn(8, 4, 3, 3), torch.randn(4, 8, 4, 3, 3)
-
-    def trained(interrupted: bool) -> torch.Tensor:
-        weight = nn.Parameter(start.clone().contiguous(memory_format=torch.channels_last))
-        optimizer = Muon([{"params": [weight], "momentum": 0.6, "orthogonalize": "bfloat16"}], lr=0.25)
-        for number, gradient in enumerate(gradients):
-            if interrupted and number == 2:
-                optimizer.state[weight]["momentum_buffer"] = optimizer.state[weight]["momentum_buffer"].contiguous()
-            weight.grad = gradient.contiguous(memory_format=torch.channels_last)
-            optimizer.step()
-        assert optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
-        return weight.detach()
-
-    assert torch.equal(trained(interrupted=True), trained(interrupted=False))

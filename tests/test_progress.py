@@ -28,7 +28,7 @@ def record(epoch: int) -> EpochRecord:
 
 
 def report(step: int) -> StepReport:
-    return StepReport(epoch=step // STEPS + 1, step=step, images=32, lr=0.0015, totals=TOTALS)
+    return StepReport(epoch=step // STEPS + 1, step=step, images=32, lr=0.0015, totals=TOTALS, seconds=1.0)
 
 
 def draw(console: Console, *, evaluated_on: str = "test", first_epoch: int = 0) -> str:
@@ -97,7 +97,7 @@ def test_a_bar_fits_a_terminal_of_80_columns_with_its_time_left(terminal: Consol
     terminal = Console(file=terminal.file, force_terminal=True, width=80)
     with RunProgress(terminal) as progress:
         progress.start_training(24, 98, "test")
-        progress.step(StepReport(epoch=10, step=900, images=512, lr=1e-3, totals=TOTALS))
+        progress.step(StepReport(epoch=10, step=900, images=512, lr=1e-3, totals=TOTALS, seconds=1.0))
     assert isinstance(terminal.file, io.StringIO)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if "epoch 10/24" in line]
@@ -139,7 +139,7 @@ def steps_read(monkeypatch: pytest.MonkeyPatch, console: Console, seconds_a_step
         for step in range(20):
             now += seconds_a_step
             totals = TOTALS._replace(loss=Watched(step, seen))
-            progress.step(StepReport(epoch=step // 10 + 1, step=step, images=32, lr=1e-3, totals=totals))
+            progress.step(StepReport(epoch=step // 10 + 1, step=step, images=32, lr=1e-3, totals=totals, seconds=1.0))
     return seen
 
 
@@ -161,7 +161,7 @@ def test_where_there_is_no_terminal_no_loss_is_read() -> None:
     nowhere = torch.zeros((), device="meta")  # has no value: reading it raises
     unreadable = Totals(loss=nowhere, correct=nowhere, images=32)
     with pytest.raises(RuntimeError):
-        _ = replace(report(0), totals=unreadable).loss
+        _ = replace(report(0), totals=unreadable).totals.mean_loss
     console = Console(file=io.StringIO())
     with RunProgress(console) as progress:
         progress.start_training(2, STEPS, "test")

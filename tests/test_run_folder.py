@@ -7,8 +7,9 @@ import pytest
 
 from onecycle.config import Config
 from onecycle.errors import InputError
+from onecycle.files import replacing
 from onecycle.records import EpochRecord, History, Mistakes
-from onecycle.run_folder import RunFolder, new_folder, newest_complete, replacing
+from onecycle.run_folder import RunFolder, new_folder, newest_complete
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
-from onecycle.acceleration import PLAIN
+from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.batches import Batches
 from onecycle.checkpoint import load_state, save_state
 from onecycle.dataset import ImageSet, load_dataset
@@ -117,18 +118,27 @@ def test_training_figures_are_means_over_samples_with_the_short_last_batch(ten: 
     correct = (logits.argmax(dim=1) == labels).double().numpy()
     assert [report.images for report in reports] == [4, 4, 2]
     for report, seen in zip(reports, (4, 8, 10), strict=True):
-        assert report.loss == pytest.approx(losses[:seen].mean(), rel=1e-6)
-        assert report.accuracy == correct[:seen].mean()
-    assert record.train_loss == reports[-1].loss == pytest.approx(record.test_loss, rel=1e-6)
-    assert record.train_accuracy == reports[-1].accuracy == record.test_accuracy
+        assert report.totals.mean_loss == pytest.approx(losses[:seen].mean(), rel=1e-6)
+        assert report.totals.accuracy == correct[:seen].mean()
+    assert record.train_loss == reports[-1].totals.mean_loss == pytest.approx(record.test_loss, rel=1e-6)
+    assert record.train_accuracy == reports[-1].totals.accuracy == record.test_accuracy
     assert losses[8:].mean() != pytest.approx(losses[:8].mean(), rel=1e-2)  # else a mean over batches would do as well
 
 
-def test_a_report_tells_the_means_of_its_totals() -> None:
+def test_totals_tell_their_means() -> None:
     totals = Totals(loss=torch.tensor(6.0, dtype=torch.float64), correct=torch.tensor(3), images=4)
-    report = StepReport(epoch=1, step=0, images=4, lr=1e-3, totals=totals)
-    assert (report.loss, report.accuracy) == (1.5, 0.75)
-    assert (type(report.loss), type(report.accuracy)) == (float, float)
+    assert (totals.mean_loss, totals.accuracy) == (1.5, 0.75)
+    assert (type(totals.mean_loss), type(totals.accuracy)) == (float, float)
+
+
+def test_a_report_goes_through_json_exactly() -> None:
+    loss = torch.tensor(1 / 3, dtype=torch.float64) * 1e-7
+    totals = Totals(loss=loss, correct=torch.tensor(3), images=4)
+    report = StepReport(epoch=1, step=0, images=4, lr=0.1 + 0.2, totals=totals, seconds=1 / 7)
+    again = StepReport.from_json(json.loads(json.dumps(report.to_json())))
+    assert again == report
+    assert [type(value) for value in again.totals] == [torch.Tensor, torch.Tensor, int]
+    assert again.totals.loss.dtype == torch.float64
 
 
 def test_a_report_that_is_kept_keeps_its_figures_as_later_steps_come(tiny: tuple[ImageSet, ImageSet]) -> None:
@@ -136,11 +146,11 @@ def test_a_report_that_is_kept_keeps_its_figures_as_later_steps_come(tiny: tuple
 
     def after_step(report: StepReport) -> None:
         kept.append(report)
-        at_the_time.append((report.loss, report.accuracy, report.totals.images))
+        at_the_time.append((report.totals.mean_loss, report.totals.accuracy, report.totals.images))
 
     train = batches(tiny[0], 16, shuffle=True)  # 50 images in 4 steps
     fit(model, SGD(model.parameters()), train, batches(tiny[1], 16), epochs=2, after_step=after_step, **RATES)
-    assert [(report.loss, report.accuracy, report.totals.images) for report in kept] == at_the_time
+    assert [(report.totals.mean_loss, report.totals.accuracy, report.totals.images) for report in kept] == at_the_time
     assert [report.totals.images for report in kept] == [16, 32, 48, 50] * 2
     assert len(set(at_the_time)) == 8
     assert {(report.totals.loss.dtype, report.totals.loss.requires_grad) for report in kept} == {(torch.float64, False)}
@@ -232,19 +242,22 @@ def test_hooks_are_called_once_a_step_and_once_an_epoch_in_order(ten: ImageSet) 
     assert all(record.seconds > 0 for record in history)
 
 
-def test_a_run_continued_from_its_checkpoint_is_the_whole_run_bit_for_bit(
-    tiny: tuple[ImageSet, ImageSet], tmp_path: Path
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", range(1, 16))
+def test_a_run_continued_from_any_step_is_the_whole_run_bit_for_bit(
+    tiny: tuple[ImageSet, ImageSet], tmp_path: Path, stop: int
 ) -> None:
-    train, test = batches(tiny[0], 16, shuffle=True), batches(tiny[1], 16)
-    state = tmp_path / "state.safetensors"
+    train, test = batches(tiny[0], 16, shuffle=True), batches(tiny[1], 16)  # 50 images in 4 steps
+    state, before = tmp_path / "state.safetensors", tmp_path / "before"
+    history: History = []
 
-    class Interrupted(Exception):
-        pass
-
-    def save(record: EpochRecord, _: Evaluation) -> None:
-        save_state(state, model, optimizer, {})
-        if record.epoch == 2:
-            raise Interrupted
+    def after_step(report: StepReport) -> None:
+        if report.step == stop:
+            save_state(state, model, optimizer, {"last_step": report.to_json()})
+            raise Stopped
 
     uninterrupted = convolutional()
     torch.manual_seed(1)  # dropout draws from it
@@ -253,16 +266,62 @@ def test_a_run_continued_from_its_checkpoint_is_the_whole_run_bit_for_bit(
     model = convolutional()
     optimizer = Adam(model.parameters())
     torch.manual_seed(1)
-    with pytest.raises(Interrupted):
-        fit(model, optimizer, train, test, epochs=4, after_epoch=save, **RATES)
+    with pytest.raises(Stopped):
+        fit(
+            model,
+            optimizer,
+            train,
+            test,
+            epochs=4,
+            after_step=after_step,
+            after_epoch=lambda record, _: history.append(record),
+            **RATES,
+        )
 
     model = convolutional()
     optimizer = Adam(model.parameters())
     torch.manual_seed(2)
-    load_state(state, model, optimizer)
-    rest = fit(model, optimizer, train, test, epochs=4, first_epoch=2, **RATES)
+    saved = load_state(state, before)
+    assert saved is not None
+    saved.restore(model, optimizer)
+    report = StepReport.from_json(saved.progress["last_step"])
+    rest = fit(model, optimizer, train, test, epochs=4, first_epoch=len(history), last_step=report, **RATES)
     assert_same_state(model, uninterrupted)
-    assert timeless(rest) == timeless(expected[2:])
+    assert timeless([*history, *rest]) == timeless(expected)
+
+
+def test_restored_moments_lie_in_memory_like_their_filters(tiny: tuple[ImageSet, ImageSet]) -> None:
+    train, test = batches(tiny[0], 16, shuffle=True), batches(tiny[1], 16)
+    how = Acceleration(channels_last=True)
+
+    def trained(restored: bool) -> nn.Module:
+        model = convolutional()
+        optimizer = Adam(model.parameters())
+        torch.manual_seed(1)
+        fit(model, optimizer, train, test, epochs=1, acceleration=how, **RATES)
+        if restored:  # as a file has them
+            for values in optimizer.state.values():
+                values["exp_avg"] = values["exp_avg"].contiguous()
+        fit(model, optimizer, train, test, epochs=2, first_epoch=1, acceleration=how, **RATES)
+        for parameter, values in optimizer.state.items():
+            assert values["exp_avg"].stride() == parameter.stride()
+        return model
+
+    assert_same_state(trained(restored=True), trained(restored=False))
+
+
+def test_evaluation_can_be_stopped_between_two_batches(tiny: tuple[ImageSet, ImageSet]) -> None:
+    model, test = linear(), batches(tiny[1], 8)  # 20 images in 3 batches
+    seen: list[int] = []
+
+    def stop_at_second() -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        evaluate(model, test, after_batch=stop_at_second)
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

@@ -16,10 +16,11 @@ import torch
 
 from onecycle.acceleration import Acceleration, release_memory, require_device
 from onecycle.config import Device, Precision
+from onecycle.errors import InputError
+from onecycle.files import replacing
 from onecycle.hardware import Hardware
 from onecycle.kernels import native, tiles
 from onecycle.models import ModelComposite
-from onecycle.run_folder import replacing
 from onecycle.trial import IMAGES_ON_GPU, Trial
 from onecycle.user_cache import cache_folder
 
@@ -206,7 +207,7 @@ def _remembered(memory: Path) -> Choice | None:
 
 
 def _remember(memory: Path, choice: Choice) -> None:
-    with suppress(OSError):  # then it is measured again next time
+    with suppress(OSError, InputError):  # then it is measured again next time
         memory.parent.mkdir(parents=True, exist_ok=True)
         with replacing(memory) as temporary:
             temporary.write_text(json.dumps(choice.to_json(), indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Where batches come from before they are normalized: from memory on the device, or from worker processes."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from onecycle.dataset import ImageSet
 
 Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
 
+WORKER_GRACE_SECONDS = 60  # to live on when told to stop: longer than a step and a saving take
 WORKER_NICENESS = 15  # of what a step gets on a core it leaves a thirtieth, which is enough for 512 images
 
 # Keeps the draws for order apart from those for images, which are keyed by (seed, epoch, position).
@@ -47,7 +49,9 @@ class Order:
 class Source(Protocol):
     """Where batches come from before normalization: uint8 `[B,H,W,3]` and int64 `[B]`, on the device."""
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of `epoch`, from number `first` on."""
+        ...
 
     def first(self, count: int) -> NDArray[np.uint8]:
         """The first `count` images of the first epoch."""
@@ -76,14 +80,14 @@ class ResidentSource:
         # On the CPU the images stay where they are, which may be a file that is mapped into memory.
         self._pixels = None if device == "cpu" else torch.from_numpy(images.images).to(device)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self._order.of(epoch)
         indices = torch.from_numpy(order).to(self._device)
         labels = torch.from_numpy(self._images.labels[order]).to(self._device)
         draws = None
         if self._augment_batch:
             draws = torch.from_numpy(self._augment_batch.draw(self._seed, epoch, order)).to(self._device)
-        for start in range(0, len(order), self._batch_size):
+        for start in range(first * self._batch_size, len(order), self._batch_size):
             batch = slice(start, start + self._batch_size)
             if self._pixels is None:
                 images = torch.from_numpy(self._images.images[order[batch]])
@@ -117,13 +121,13 @@ class WorkerSource:
             # epoch, each would keep a copy of all that the network has filled since.
             persistent_workers=workers > 0,
             pin_memory=device == "cuda",
-            worker_init_fn=_give_way,
+            worker_init_fn=_begin_worker,
             # Without one of its own the loader draws from the global generator, which belongs to the model.
             generator=torch.Generator(),
         )
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self._sampler.epoch = epoch
+    def epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._sampler.epoch, self._sampler.first = epoch, first
         for images, labels in self._loader:
             yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
@@ -131,22 +135,27 @@ class WorkerSource:
         return self._batches.augmented(0, range(count))
 
 
-def _give_way(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     # A step's threads wait for each other: one core lent to a worker would hold up all. Batches are drawn ahead, so
     # that it can use what is left over.
     if hasattr(os, "nice"):
         os.nice(WORKER_NICENESS)
+    # A terminal and a batch system tell all processes of a run to stop, and the run then still ends its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 class _EpochSampler(Sampler[tuple[int, int]]):
-    """The (epoch, number) of every batch of `epoch`."""
+    """The (epoch, number) of every batch of `epoch` from `first` on."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
         self.epoch = 0
+        self.first = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, number) for number in range(self.batches)])
+        return iter([(self.epoch, number) for number in range(self.first, self.batches)])
 
 
 class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -63,16 +63,17 @@ class Batches:
         """Batches in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (0-based): float `[B,3,S,S]`, normalized and channels-last, and labels int64 `[B]`.
 
-        One epoch is drawn at a time.
+        One epoch is drawn at a time, from its batch `first` on.
 
         Raises:
             RuntimeError: when it is continued after another was begun.
         """
         self._begun = begun = object()
-        for number, (images, labels) in enumerate(self._source.epoch(epoch)):  # uint8 [B,H,W,3], int64 [B]
+        drawn = self._source.epoch(epoch, first)  # uint8 [B,H,W,3], int64 [B]
+        for number, (images, labels) in enumerate(drawn, start=first):
             if self._sizes:
                 images = resize(images, self._size(epoch * len(self) + number))
             yield Batch(self.preprocessing.normalize(images), labels)

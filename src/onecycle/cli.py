@@ -1,21 +1,22 @@
-"""The command line: `onecycle train | find-lr | study | evaluate | summary | predict`, generated from `Config`."""
+"""The command line: `onecycle train | find-lr | study | check | evaluate | …`, generated from `Config`."""
 
+import io
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Dict
 from rich.console import Console
 from rich.table import Table
 
 from onecycle.config import BASELINE, RECIPES, Config, Recipe
+from onecycle.defaults import fill_in
 from onecycle.errors import InputError
+from onecycle.interruption import Interrupted, watched
 
 app = App(
     name="onecycle",
@@ -24,6 +25,7 @@ app = App(
     version=version("onecycle"),
     default_parameter=Parameter(negative_iterable=(), negative_none=(), consume_multiple=True),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 Settings = Annotated[Config, Parameter(name="*")]
 Saved = Annotated[Path | None, Parameter(name="--config")]
@@ -38,12 +40,12 @@ def train(*, settings: Settings = BASELINE, config: Saved = None, resume: Path |
     config
         Start from the config.json of a run; other options change it.
     resume
-        Go on with this interrupted run folder; takes no other option.
+        Go on with the interrupted run in this folder, as it was configured, from where it was saved.
     """
     from onecycle import experiment
 
     console = Console()
-    folder = experiment.resume(resume, console) if resume else experiment.run(settings, console)
+    folder = experiment.resume(resume, console, settings) if resume else experiment.run(settings, console)
     result = folder.read_result()
     averaged = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
     console.print(
@@ -141,6 +143,22 @@ def evaluate(run: Path, /, *, data: str | None = None) -> int:
 
 
 @app.command
+def check(data: str = "cifar10", /) -> int:
+    """Look a data set through before training on it; exit code 1 if that would be unsafe.
+
+    Parameters
+    ----------
+    data
+        cifar10, digits, or a path, as --data of `onecycle train`.
+    """
+    from onecycle.dataset.check import check
+
+    found = check(data)
+    print("\n".join(found.lines()))
+    return 1 if found.dangers() else 0
+
+
+@app.command
 def summary(
     *,
     recipe: Recipe = "baseline",
@@ -218,35 +236,7 @@ def predict(*files: Path, run: Path | None = None) -> int:
     return 2 if failed else 0
 
 
-def _fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
-    """Let the values of `--config` or `--recipe` stand where the command line gives none."""
-    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
-    for argument in arguments:
-        if argument.hint in (int, int | None, tuple[int, ...]):
-            for token in argument.tokens:
-                # Left alone, 1.5 epochs would be rounded to 2.
-                absent = argument.hint == int | None and token.value.lower() == "none"
-                if not (absent or re.fullmatch(r"[+-]?\d+", token.value)):
-                    raise InputError(f"{argument.name} is {token.value!r}; it must be a whole number")
-    if "--epochs" not in {argument.name for argument in arguments}:
-        return
-    if "--resume" in given:
-        if len(given) > 1:
-            others = ", ".join(sorted(given.keys() - {"--resume"}))
-            raise InputError(f"--resume goes on as it was configured; leave out {others}")
-        return
-    if "--config" in given:
-        if "--recipe" in given:
-            raise InputError("--config names the recipe; leave out --recipe")
-        start = Config.load(Path(given["--config"]))
-    else:
-        # An unknown recipe is refused when the arguments are converted.
-        start = RECIPES.get(given.get("--recipe", ""), BASELINE)
-    values = {name: value for name, value in start.to_json().items() if value is not None}
-    Dict(values, use_commands_as_keys=False)(app, commands, arguments)
-
-
-app.config = (_fill_in,)
+app.config = (fill_in,)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -255,6 +245,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     if debug:
         tokens.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+    try:
+        with watched():
+            return _run(tokens, debug)
+    except Interrupted as stopped:
+        print("; ".join(["onecycle: interrupted", *filter(None, [str(stopped)])]), file=sys.stderr)
+        return stopped.exit_code
+
+
+def _run(tokens: list[str], debug: bool) -> int:
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else 0
@@ -263,13 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        hints = {
-            "train": "; `onecycle train --resume RUN` goes on after the last whole epoch",
-            "study": "; `onecycle study --resume STUDY` goes on",
-        }
-        print(f"onecycle: interrupted{hints.get(tokens[0], '') if tokens else ''}", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"onecycle: {error.filename or 'the output'}: {error.strerror}; look there", file=sys.stderr)
+        return 2

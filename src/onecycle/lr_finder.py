@@ -1,7 +1,6 @@
 """The learning-rate finder: one exponential sweep, and the pair of rates for the schedule, read off its curve."""
 
 import copy
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.batches import Batches
 from onecycle.errors import InputError
+from onecycle.finite import NonFiniteError
 from onecycle.models import as_composite
 from onecycle.records import LRCurve
 from onecycle.training import training_steps
@@ -58,17 +58,17 @@ def find_lr(
     with _random_states_kept():
         endless = chain.from_iterable(batches.epoch(epoch) for epoch in count())
         sweep = training_steps(running, optimizer, endless, lrs.__getitem__, acceleration=acceleration)
-        for outcome in islice(sweep, steps):
-            step, loss = outcome.step, float(outcome.loss)
-            if not math.isfinite(loss):
-                stopped = "not finite"
-                break
-            losses.append(loss)
-            after_step(step, lrs[step], loss)
-            smoothed = smooth(losses)
-            if smoothed[-1] > DIVERGENCE * smoothed.min():
-                stopped = "diverged"
-                break
+        try:
+            for outcome in islice(sweep, steps):
+                loss = float(outcome.loss)
+                losses.append(loss)
+                after_step(outcome.step, lrs[outcome.step], loss)
+                smoothed = smooth(losses)
+                if smoothed[-1] > DIVERGENCE * smoothed.min():
+                    stopped = "diverged"
+                    break
+        except NonFiniteError:
+            stopped = "not finite"
     return read_curve(lrs[: len(losses)], losses, stopped=stopped)
 
 

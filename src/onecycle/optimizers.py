@@ -55,8 +55,6 @@ class Muon(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                elif state["momentum_buffer"].stride() != parameter.stride():  # it was restored from a file
-                    state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
                 buffer = state["momentum_buffer"].mul_(momentum).add_(parameter.grad)
                 step = parameter.grad.add(buffer, alpha=momentum)
                 if group["orthogonalize"]:

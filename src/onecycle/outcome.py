@@ -24,7 +24,7 @@ def write(
     views: tuple[float, float] | None,
     seconds: float,
 ) -> None:
-    """Write what the run came to; `result.json` last, so that a folder that has it is complete.
+    """Write what the run came to; `result.json` last, so that a folder that has it has all of this.
 
     `rates` are (lr_min, lr_max); `views`, where there was test-time augmentation, its accuracy and seconds.
     """

@@ -12,9 +12,9 @@ from PIL import Image
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.errors import InputError
+from onecycle.files import reading
 from onecycle.models import Architecture, ModelComposite
 from onecycle.preprocessing import Preprocessing, open_picture, to_square
-from onecycle.run_folder import reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,7 @@ class Predictor:
         with reading(path):
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
             classes = tuple(metadata["classes"])
-            # The first version knew one network only, and did not say so.
-            architecture = (
-                Architecture.from_json(metadata["architecture"]) if "architecture" in metadata else Architecture()
-            )
+            architecture = Architecture.from_json(metadata["architecture"])
         model = architecture.build(len(classes), preprocessing.input_size)
         load_weights(model, tensors, path)
         return cls(

@@ -5,12 +5,13 @@ import io
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 from onecycle.errors import InputError
@@ -18,28 +19,50 @@ from onecycle.errors import InputError
 # What Pillow reads without the help of other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
+_DEEP = ("I", "I;16", "I;16B")  # modes of more than 8 bits a channel
+
+MOST_PIXELS = 89_478_485  # which Pillow, too, takes for the most that is no decompression bomb
+SMALLEST_SIDE = 2  # pixels; what is smaller is a counter or a placeholder of some web page
+
 _SUMMED = 4096  # images whose pixels are summed at once, so that a set that is mapped from a file is never copied
 
 
 def open_picture(content: bytes, where: str) -> Image.Image:
     """The picture in the `content` of a file, wholly read; `where` is what messages call the file.
 
+    Of an animation that is the first frame.
+
     Raises:
-        InputError: when it is no picture, is damaged, or claims so many pixels that it must be a trap.
+        InputError: when it is no picture, is empty, damaged or a single row of pixels, has pixels of no known range, or
+            so many that it must be a trap.
     """
+    if not content:
+        raise InputError(f"{where}: the file is empty; replace or remove it")
     try:
         with warnings.catch_warnings():
-            # Pillow's other warnings name no file, and what it cannot read it raises.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's name no file, and what it cannot read it raises
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width}×{height} pixels are more than {MOST_PIXELS:,}")
+            getattr(image, "n_frames", 1)  # reads an animation to its end
             image.load()  # verify() passes truncated files
-            return image
+            if _is_turned(image):
+                ImageOps.exif_transpose(image)  # which reads more of the tags, and may fail
     except UnidentifiedImageError as error:
         raise InputError(f"{where}: not a picture ({len(content):,} bytes); replace or remove it") from error
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the picture cannot be read ({reason}); replace or remove it") from error
+    if min(image.size) < SMALLEST_SIDE:
+        raise InputError(f"{where}: the picture has {width}×{height} pixels, which show nothing; replace or remove it")
+    if image.mode == "F":
+        raise InputError(f"{where}: the picture has fractions for pixels, whose range is not known; convert it")
+    return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -49,7 +72,7 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     size keeps its pixels. Its orientation tag is obeyed; transparency is put on white.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "I;16", "I;16B", "F"):
+    if image.mode in _DEEP:
         # Pillow would clip these to 0..255; a picture of 16 bits a pixel is scaled, as every viewer does.
         values = np.asarray(image, dtype=np.float64)
         largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
@@ -61,6 +84,21 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
+    """What `to_square` does to a picture beside resizing, and what is odd about the file `name` that it came from."""
+    suffix, format = Path(name).suffix.lower(), "JPEG" if image.format == "MPO" else image.format
+    found = {
+        # A JPEG of several pictures is a camera's, with previews.
+        "animated: the first frame is used": format != "JPEG" and getattr(image, "n_frames", 1) > 1,
+        "turned upright, as their EXIF tag says": _is_turned(image),
+        "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
+        "transparent: put on white": image.has_transparency_data,
+        f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
+        "of another format than their name says": Image.registered_extensions().get(suffix) != format,
+    }
+    return tuple(words for words, holds in found.items() if holds)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -92,7 +92,7 @@ class RunProgress:
             self._task,
             description=f"epoch {report.epoch}/{self._epochs}",
             completed=completed,
-            figures=f"loss {report.loss:.3f}  acc {report.accuracy:.1%}  lr {report.lr:.1e}  "
+            figures=f"loss {report.totals.mean_loss:.3f}  acc {report.totals.accuracy:.1%}  lr {report.lr:.1e}  "
             f"{self._images / elapsed:,.0f} images/s  {clock(left)} left",
         )
 

@@ -1,13 +1,9 @@
-"""A run's folder: the names of its files, and writing that leaves no half of one."""
+"""A run's folder: the names of its files, and what is in them."""
 
 import json
-import os
 import shutil
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -17,46 +13,8 @@ from numpy.typing import NDArray
 
 from onecycle.config import Config
 from onecycle.errors import InputError
+from onecycle.files import locked, reading, replacing, writing
 from onecycle.records import EpochRecord, History, LRCurve, Mistakes, RunResult
-
-_OF_DAMAGED_FILES = (
-    OSError,
-    EOFError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a run's file is read and made sense of into one line about `path`.
-
-    Raises:
-        InputError: when the run has no such file, or it is damaged or holds something else.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: the run did not get that far") from None
-    except _OF_DAMAGED_FILES as error:
-        raise InputError(f"{path} cannot be read, it is damaged or of another kind: {error!r}") from error
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -90,6 +48,7 @@ class RunFolder:
         self.lr_finder = path / "lr_finder.json"
         self.history = path / "history.jsonl"
         self.checkpoint = path / "checkpoint.safetensors"
+        self.checkpoint_before = path / "checkpoint-before.safetensors"
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.npz"
         self.mistakes = path / "mistakes.npz"
@@ -100,7 +59,24 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether the run came to its end. Its last deed is to remove its checkpoint."""
-        return self.result.exists() and not self.checkpoint.exists()
+        return self.result.exists() and not self.saved
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.checkpoint.exists() or self.checkpoint_before.exists()
+
+    def idle(self) -> bool:
+        """Whether no process is at work on it."""
+        try:
+            with self.locked():
+                return True
+        except InputError:
+            return False
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Have the folder to oneself; see `files.locked`."""
+        return locked(self.path)
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -185,12 +161,25 @@ class RunFolder:
 
     def remove_strays(self) -> None:
         """Remove what a process that was killed in the middle of a write left behind."""
-        for stray in self.path.glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
+        with writing(self.path):
+            for stray in self.path.rglob(".*.tmp"):
+                stray.unlink(missing_ok=True)
+
+    def remove_checkpoints(self) -> None:
+        """Remove the run's state: the newest last."""
+        with writing(self.path):
+            self.checkpoint_before.unlink(missing_ok=True)
+            self.checkpoint.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.path)
+        """Remove the folder with all that is in it, as far as that can be done."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def interrupted(parent: Path) -> list[RunFolder]:
+    """The runs in `parent` that were saved, did not come to their end and are not at work, the newest first."""
+    begun = [RunFolder(path) for path in parent.glob("*") if RunFolder(path).saved]
+    return [folder for folder in sorted(begun, key=lambda folder: folder.path.name, reverse=True) if folder.idle()]
 
 
 def newest_complete(parent: Path) -> RunFolder:

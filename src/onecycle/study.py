@@ -14,7 +14,9 @@ from rich.console import Console
 from onecycle import experiment, study_summary
 from onecycle.config import RECIPES, Config
 from onecycle.errors import InputError
-from onecycle.run_folder import RunFolder, new_folder, reading, replacing
+from onecycle.files import locked, reading, replacing
+from onecycle.interruption import Interrupted
+from onecycle.run_folder import RunFolder, new_folder
 
 # Of another recipe a run takes all but these: what it is trained on, and where and how.
 _SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers")
@@ -136,6 +138,14 @@ def _read(path: Path) -> Study:
 
 def _run(path: Path, study: Study, console: Console) -> None:
     console.print(f"Study folder: {path}", highlight=False, soft_wrap=True)
+    with locked(path):
+        try:
+            _run_all(path, study, console)
+        except Interrupted as stopped:
+            raise Interrupted(stopped.number, f"`onecycle study --resume {path}` goes on") from None
+
+
+def _run_all(path: Path, study: Study, console: Console) -> None:
     runs = study.runs()
     failed: list[str] = []
     for number, (name, config) in enumerate(runs, start=1):
@@ -160,12 +170,13 @@ def _run(path: Path, study: Study, console: Console) -> None:
 
 
 def _complete(folder: RunFolder, config: Config, console: Console) -> None:
-    if folder.checkpoint.exists():
+    if folder.saved:
         _require_same(folder, config)
         experiment.resume(folder.path, console)
         return
     if folder.path.exists():
-        folder.discard()  # it ended before its first epoch
+        with folder.locked():
+            folder.discard()  # it ended before it was saved
     experiment.run(config, console, folder.path)
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.batches import Batches
+from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, all_finite, first_not_finite
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.records import EpochRecord, History
 from onecycle.scheduler import one_cycle, peak_step
@@ -25,6 +26,16 @@ class Totals(NamedTuple):
     correct: torch.Tensor
     images: int
 
+    @property
+    def mean_loss(self) -> float:
+        """Reading it waits for the device."""
+        return float(self.loss) / self.images
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the images that were classified correctly. Reading it waits for the device."""
+        return int(self.correct) / self.images
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
@@ -35,16 +46,19 @@ class StepReport:
     images: int  # in this step
     lr: float
     totals: Totals
+    seconds: float  # of training in this epoch so far
 
-    @property
-    def loss(self) -> float:
-        """Mean loss of the epoch so far. Reading it waits for the device."""
-        return float(self.totals.loss) / self.totals.images
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values, exactly. It waits for the device."""
+        totals = {**self.totals._asdict(), "loss": float(self.totals.loss), "correct": int(self.totals.correct)}
+        return {**vars(self), "totals": totals}
 
-    @property
-    def accuracy(self) -> float:
-        """Part of the epoch's images so far that were classified correctly. Reading it waits for the device."""
-        return int(self.totals.correct) / self.totals.images
+    @classmethod
+    def from_json(cls, values: dict[str, Any], device: str = "cpu") -> Self:
+        """The inverse of `to_json`, with the totals on `device`."""
+        loss, correct, images = (values["totals"][name] for name in Totals._fields)
+        sums = torch.tensor(loss, dtype=_type_of_sums(device), device=device), torch.tensor(correct, device=device)
+        return cls(**{**values, "totals": Totals(*sums, images)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,10 @@ def training_steps(
     """Train `running`, a model that `acceleration` has prepared, on `batches`, one step each time the caller asks.
 
     A parameter group of `optimizer` that has an "lr_scale" learns at so many times the rate of the step.
+
+    Raises:
+        NonFiniteError: on a CPU, when a loss or a gradient is not finite; parameters and optimizer are as after the
+            step before.
     """
     running.train()
     for step, batch in enumerate(batches, start=first_step):
@@ -90,12 +108,21 @@ def training_steps(
         with acceleration.autocast():
             loss, logits = running.training_step(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        # A GPU would have to be waited for; there it is noticed when the loss is read, or the state is saved.
+        if acceleration.device == "cpu" and not all_finite(loss, running):
+            raise NonFiniteError(step, first_not_finite(running, batch, acceleration))
         optimizer.step()
         correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
         yield StepOutcome(step, loss.detach(), correct, len(batch.labels))
 
 
-def evaluate(model: nn.Module, batches: Batches, *, acceleration: Acceleration = PLAIN) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    acceleration: Acceleration = PLAIN,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is."""
     # Compiling is worth it for training alone, and so a result can be computed again where there is no compiler.
     running = replace(acceleration, torch_compile=False).prepare(as_composite(model)).eval()
@@ -107,6 +134,7 @@ def evaluate(model: nn.Module, batches: Batches, *, acceleration: Acceleration =
         sizes.append(len(batch.labels))
         logits.append(output.logits.float())
         labels.append(batch.labels)
+        after_batch()
     total = math.fsum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     correct = int((all_logits.argmax(dim=1) == all_labels).sum())
@@ -127,41 +155,41 @@ def fit(
     peak_fraction: float = 5 / 24,
     acceleration: Acceleration = PLAIN,
     first_epoch: int = 0,
+    last_step: StepReport | None = None,
     after_step: Callable[[StepReport], None] = lambda report: None,
+    after_evaluation_batch: Callable[[], None] = lambda: None,
     after_epoch: Callable[[EpochRecord, Evaluation], None] = lambda record, evaluation: None,
 ) -> History:
     """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
 
     `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
     training mode at the start of every epoch. The parameters of a group that has "epochs" need no gradient after so
-    many. `first_epoch` (0-based) continues a run that was restored. Returns the records of the epochs it ran.
+    many. `first_epoch` (0-based) continues a run that was restored, after its `last_step` where it stands within that
+    epoch. Returns the records of the epochs it ran.
 
     Raises:
         ValueError: when there are fewer than two steps, which make no cycle.
+        NonFiniteError: when a loss or a gradient is not finite; on a CPU the parameters are as after the step before.
     """
     running = acceleration.prepare(as_composite(model))
-    total_steps = epochs * len(train)
-    if total_steps < 2:
-        raise ValueError(f"{epochs} epochs of {len(train)} steps make no cycle, which needs at least 2 steps")
-    lr_of_step = partial(
-        one_cycle,
-        total_steps=total_steps,
-        peak_step=peak_step(total_steps, peak_fraction),
-        lr_min=lr_min,
-        lr_max=lr_max,
-    )
+    _lay_out_like_parameters(optimizer)
+    lr_of_step = _cycle(epochs, len(train), peak_fraction, lr_min, lr_max)
     history: History = []
     for epoch in range(first_epoch, epochs):
-        started = time.perf_counter()
+        report = before = last_step if epoch == first_epoch else None  # what was done of it, in a run that was restored
+        started = time.perf_counter() - (before.seconds if before else 0)
+        first = before.step + 1 if before else epoch * len(train)
         _freeze(optimizer, epoch)
-        first = epoch * len(train)
-        batches = train.epoch(epoch)
+        batches = train.epoch(epoch, first=first - epoch * len(train))
         steps = training_steps(running, optimizer, batches, lr_of_step, acceleration=acceleration, first_step=first)
-        for report in _reports(steps, epoch, lr_of_step):
+        for report in _reports(steps, epoch, lr_of_step, before=before, started=started):
             after_step(report)
-        train_loss, train_accuracy = report.loss, report.accuracy  # waits for the device
+        assert report, "an epoch has a step at least"
+        train_loss, train_accuracy = report.totals.mean_loss, report.totals.accuracy  # waits for the device
+        if not math.isfinite(train_loss):
+            raise NonFiniteError(report.step, NOT_LOOKED_AT)
         training_seconds = time.perf_counter() - started
-        tested = evaluate(model, evaluation, acceleration=acceleration)
+        tested = evaluate(model, evaluation, acceleration=acceleration, after_batch=after_evaluation_batch)
         record = EpochRecord(
             epoch=epoch + 1,
             lr=report.lr,
@@ -177,6 +205,24 @@ def fit(
     return history
 
 
+def _cycle(
+    epochs: int, steps_an_epoch: int, peak_fraction: float, lr_min: float, lr_max: float
+) -> Callable[[int], float]:
+    total_steps = epochs * steps_an_epoch
+    if total_steps < 2:
+        raise ValueError(f"{epochs} epochs of {steps_an_epoch} steps make no cycle, which needs at least 2 steps")
+    peak = peak_step(total_steps, peak_fraction)
+    return partial(one_cycle, total_steps=total_steps, peak_step=peak, lr_min=lr_min, lr_max=lr_max)
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give what was restored from a file the memory layout of its parameter, as it has from the first step."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
     """Fix the parameters of a group that has "epochs" after so many."""
     for group in optimizer.param_groups:
@@ -185,12 +231,18 @@ def _freeze(optimizer: Optimizer, epoch: int) -> None:
                 parameter.requires_grad_(False)
 
 
-def _reports(steps: Iterable[StepOutcome], epoch: int, lr_of_step: Callable[[int], float]) -> Iterator[StepReport]:
-    totals: Totals | None = None
+def _reports(
+    steps: Iterable[StepOutcome],
+    epoch: int,
+    lr_of_step: Callable[[int], float],
+    *,
+    before: StepReport | None,
+    started: float,
+) -> Iterator[StepReport]:
+    """Of every step of the epoch that is left after the one `before`."""
+    totals = before.totals if before else None
     for outcome in steps:
-        # In float64, except on Apple's GPUs, which have none.
-        wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
-        loss = outcome.loss.to(wide) * outcome.images
+        loss = outcome.loss.to(_type_of_sums(outcome.loss.device.type)) * outcome.images
         if totals is None:
             totals = Totals(loss, outcome.correct, outcome.images)
         else:
@@ -201,4 +253,9 @@ def _reports(steps: Iterable[StepOutcome], epoch: int, lr_of_step: Callable[[int
             images=outcome.images,
             lr=lr_of_step(outcome.step),
             totals=totals,
+            seconds=time.perf_counter() - started,
         )
+
+
+def _type_of_sums(device: str) -> torch.dtype:
+    return torch.float32 if device == "mps" else torch.float64  # Apple's GPUs have none of these

@@ -1,4 +1,6 @@
 import hashlib
+import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +22,7 @@ class Server:
         self.ranges: list[str | None] = []  # what was asked for
         self.ignores_ranges = False
         self.breaks_off_at: int | None = None
+        self.pauses_at: int | None = None
         self.content = CONTENT
         self.wrong_range = False
         told = self
@@ -38,6 +41,11 @@ class Server:
                     first = start + told.wrong_range
                     self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
                 self.end_headers()
+                if told.pauses_at:
+                    self.wfile.write(told.content[start : told.pauses_at])
+                    while told.pauses_at:
+                        time.sleep(0.01)
+                    return
                 self.wfile.write(told.content[start : told.breaks_off_at])
 
             def log_message(self, *_: object) -> None:
@@ -78,6 +86,24 @@ def test_an_interrupted_download_is_continued(server: Server, remote: RemoteFile
     server.breaks_off_at = None
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-"]
+
+
+def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    server.pauses_at = 100_000
+    process = multiprocessing.get_context("spawn").Process(target=download, args=(remote, tmp_path))
+    process.start()
+    part = tmp_path / "set.tar.gz.part"
+    while not part.exists() or part.stat().st_size < 65_536:
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    server.pauses_at = None
+    assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz.part"]
+    have = part.stat().st_size
+    assert download(remote, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={have}-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz"]
 
 
 def test_a_server_that_ignores_ranges_sends_it_all_again(server: Server, remote: RemoteFile, tmp_path: Path) -> None:

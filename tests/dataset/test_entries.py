@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onecycle.dataset import entries
 from onecycle.dataset.entries import entries_of
 from onecycle.errors import InputError
 
@@ -115,7 +116,7 @@ def test_links_never_lead_out_of_a_folder(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [_tar, _zip])
-def test_links_in_archives_are_left_out(tree: Path, pack: Callable[[Path], Path]) -> None:
+def test_links_in_archives_are_refused(tree: Path, pack: Callable[[Path], Path]) -> None:
     os.symlink("/etc/hostname", tree / "a" / "link")
     archive = pack(tree)
     if archive.suffix == ".zip":  # zipfile follows links: write one as other programs do
@@ -124,8 +125,61 @@ def test_links_in_archives_are_left_out(tree: Path, pack: Callable[[Path], Path]
             link.external_attr = 0o120777 << 16
             opened.writestr(link, "/etc/hostname")
             opened.writestr("a/one", "1")
-    assert "a/link" not in _read(archive)
-    assert "a/one" in _read(archive)
+    with pytest.raises(InputError, match="a/link' is a link or a device; a data set holds files only"):
+        _read(archive)
+
+
+@pytest.mark.parametrize("name", ["/a/one", "../one", "a/../../one", "C:/one", "..\\one"])
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
+        archive.writestr(name, "1")
+    with pytest.raises(InputError, match="leads out of the archive"):
+        _read(tmp_path / "files.zip")
+
+
+def test_a_file_without_a_name_is_left_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
+        archive.writestr(".", "1")
+        archive.writestr("one", "1")
+    assert _read(tmp_path / "files.zip").keys() == {"one"}
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
+        archive.writestr("\u00e4\u00e4.png", "1")
+    path = tmp_path / "files.zip"
+    path.write_bytes(path.read_bytes().replace("\u00e4\u00e4".encode(), b"\xff\xff\xff\xff"))
+    with pytest.raises(InputError, match="files.zip: cannot be read to its end"):
+        _read(path)
+
+
+@pytest.mark.parametrize("pack", [lambda tree: tree, _tar, _tar_gz, _zip], ids=["folder", "tar", "tar.gz", "zip"])
+def test_too_many_files_are_refused(tree: Path, pack: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pack(tree)
+    monkeypatch.setattr(entries, "MOST_ENTRIES", 2)
+    with pytest.raises(InputError, match="holds more than 2 files"):
+        _read(source)
+
+
+@pytest.mark.parametrize("pack", [lambda tree: tree, _tar, _tar_gz, _zip], ids=["folder", "tar", "tar.gz", "zip"])
+def test_a_file_too_large_to_be_read_at_once_is_refused(
+    tree: Path, pack: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pack(tree)
+    monkeypatch.setattr(entries, "LARGEST_FILE", 10)
+    with pytest.raises(InputError, match=r"a/b/two: has [\d,]+ bytes, and 10 is the most"):
+        _read(source)
+
+
+@pytest.mark.parametrize("pack", [_tar, _tar_gz, _zip], ids=["tar", "tar.gz", "zip"])
+def test_an_archive_that_unpacks_to_too_much_is_refused(
+    tree: Path, pack: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "a" / "zeros").write_bytes(bytes(100_000))
+    source = pack(tree)
+    monkeypatch.setattr(entries, "EXPANSION", (0, 50_000))
+    with pytest.raises(InputError, match="unpacks to more than 50,000 bytes, so it is taken for a trap"):
+        _read(source)
 
 
 def test_a_missing_folder_is_told(tree: Path) -> None:

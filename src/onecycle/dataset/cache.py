@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from onecycle.errors import InputError
+from onecycle.files import flush
 from onecycle.user_cache import cache_folder
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T]) -
             whole = Path(temporary) / key
             whole.mkdir()
             write(whole)
+            for file in whole.iterdir():
+                flush(file)
             try:
                 whole.rename(place)
             except OSError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onecycle.errors import InputError
+from onecycle.files import flush
 
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 20
@@ -70,6 +71,7 @@ def download(remote: RemoteFile, folder: Path) -> Path:
         if not matches(part, remote):
             part.unlink()
             raise InputError(f"{remote.url} is not the expected file (size or md5 differ), so it was thrown away")
+        flush(part)
         part.replace(whole)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__

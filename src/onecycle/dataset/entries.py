@@ -1,11 +1,11 @@
 """What is inside a folder or an archive, one file after the other. Nothing is ever extracted."""
 
 import gzip
-import lzma
 import os
+import re
+import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import IO
 
 from onecycle.errors import InputError
+
+# Far above what image data need, and low enough that a trap cannot fill the memory or take the day.
+MOST_ENTRIES = 10_000_000
+LARGEST_FILE = 2**26  # bytes, read at once
+EXPANSION = 100, 2**28  # an archive may unpack to so many times its size, and so many bytes more
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,11 @@ class Entry:
 def entries_of(source: Path) -> Iterator[Entry]:
     """The files and folders inside `source`: a folder, or a .zip, .tar or .tar.gz archive, told by its content.
 
-    Left out: hidden names, macOS's `__MACOSX`, and links (in a folder, links to files inside the folder are kept).
+    Left out: hidden names, macOS's `__MACOSX`, and, in a folder, links but those to files inside the folder.
 
     Raises:
-        InputError: `source` cannot be read, is no archive, or ends too early.
+        InputError: `source` cannot be read, is no archive or ends too early; or holds what a data set does not: links,
+            devices, names that lead out of the archive, too many files, or too large ones.
     """
     with _told_of(source):
         if source.is_dir():
@@ -46,8 +52,10 @@ def entries_of(source: Path) -> Iterator[Entry]:
                 entries = _tar_entries(source, compressed=start.startswith(b"\x1f\x8b"))
             else:
                 raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; name an archive or a folder")
-        for entry in entries:
-            if not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
+        for number, entry in enumerate(entries):
+            if number >= MOST_ENTRIES:
+                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the most")
+            if entry.parts and not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
                 yield entry
 
 
@@ -61,25 +69,37 @@ def _folder_entries(root: Path, resolved_root: Path, inside: tuple[str, ...]) ->
                 yield Entry(parts, True, bytes)
                 yield from _folder_entries(root, resolved_root, parts)
         elif item.is_file() and not (item.is_symlink() and not Path(item.path).resolve().is_relative_to(resolved_root)):
-            yield Entry(parts, False, _reader(Path(item.path), Path(item.path).read_bytes))
+            file = Path(item.path)
+            yield Entry(parts, False, _reader(file, file.read_bytes, item.stat().st_size, str(file)))
 
 
 def _zip_entries(path: Path) -> Iterator[Entry]:
     with zipfile.ZipFile(path) as archive:
+        left = _most_bytes(path)
         for info in archive.infolist():
-            is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-            if not is_link:
-                yield Entry(_parts(info.filename), info.is_dir(), _reader(path, partial(archive.read, info)))
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise InputError(f"{path}: {info.filename!r} is a link or a device; a data set holds files only")
+            left -= info.file_size
+            if left < 0:
+                raise _too_large(path)
+            read = _reader(path, partial(archive.read, info), info.file_size, f"{path}:{info.filename}")
+            yield Entry(_parts(info.filename, path), info.is_dir(), read)
 
 
 def _tar_entries(path: Path, *, compressed: bool) -> Iterator[Entry]:
     # tarfile's own "r|gz" neither checks the gzip checksum nor notices a stream that ends early.
     with path.open("rb") as raw, gzip.open(raw) if compressed else raw as plain:
-        stream = _Watched(plain)
+        stream, left = _Watched(plain, path), _most_bytes(path)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for info in archive:
-                if info.isfile() or info.isdir():
-                    yield Entry(_parts(info.name), info.isdir(), _reader(path, partial(_read_member, archive, info)))
+                if not (info.isfile() or info.isdir()):
+                    raise InputError(f"{path}: {info.name!r} is a link or a device; a data set holds files only")
+                left -= info.size  # a sparse file has more bytes than the stream
+                if left < 0:
+                    raise _too_large(path)
+                read = _reader(path, partial(_read_member, archive, info), info.size, f"{path}:{info.name}")
+                yield Entry(_parts(info.name, path), info.isdir(), read)
             while stream.read(1 << 20):
                 pass
             # tarfile takes a damaged or missing header for the end; the end is zeros, and at least a block of them.
@@ -93,10 +113,12 @@ def _read_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 class _Watched(RawIOBase):
-    """A stream that knows how far it was read and where its last byte that is not zero was."""
+    """A stream that knows how far it was read and where its last byte that is not zero was, and has an end."""
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
         self.stream = stream
+        self.path = path
+        self.most = _most_bytes(path)
         self.position = 0
         self.last_nonzero = 0
 
@@ -105,15 +127,31 @@ class _Watched(RawIOBase):
         if length := len(data.rstrip(b"\0")):
             self.last_nonzero = self.position + length
         self.position += len(data)
+        if self.position > self.most:
+            raise _too_large(self.path)
         return data
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def _parts(name: str, path: Path) -> tuple[str, ...]:
+    if re.match(r"[/\\]|[A-Za-z]:[/\\]", name) or ".." in re.split(r"[/\\]", name):
+        raise InputError(f"{path}: the name {name!r} leads out of the archive; make it anew, from inside the folder")
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
-def _reader(path: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
+def _most_bytes(path: Path) -> int:
+    """That the archive may unpack to."""
+    times, more = EXPANSION
+    return times * path.stat().st_size + more
+
+
+def _too_large(path: Path) -> InputError:
+    return InputError(f"{path}: unpacks to more than {_most_bytes(path):,} bytes, so it is taken for a trap; check it")
+
+
+def _reader(path: Path, read: Callable[[], bytes], size: int, where: str) -> Callable[[], bytes]:
     def told() -> bytes:
+        if size > LARGEST_FILE:
+            raise InputError(f"{where}: has {size:,} bytes, and {LARGEST_FILE:,} is the most; replace or remove it")
         with _told_of(path):
             return read()
 
@@ -125,6 +163,8 @@ def _told_of(path: Path) -> Iterator[None]:
     """Turn what the archive libraries raise into one line about `path`."""
     try:
         yield
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged archives raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read to its end ({reason}); check it, or get it again") from error

@@ -4,16 +4,17 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from onecycle.dataset.cache import cached
 from onecycle.dataset.entries import Entry, entries_of
@@ -23,15 +24,18 @@ from onecycle.preprocessing import open_picture, to_square
 
 SPLITS = ("train", "test")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+PROBLEMS_TOLD = 5  # in a message
 _CACHE_VERSION = 1  # raised when decoding or the cached files change
-_CHUNK = 64  # files read ahead: enough to keep a pool busy, few enough to hold in memory when they are large
+_CHUNK = 64  # files read ahead, to keep a pool busy
+_CHUNK_BYTES = 2**26  # at which no more are
 _LARGE_BYTES = 50_000
 
 Parts = tuple[str, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Index:
+class Index:
     """Where each image goes: `rows` gives its split and its row there; `labels` are those of the rows."""
 
     classes: tuple[str, ...]
@@ -46,10 +50,11 @@ def read_image_folder(source: Path, input_size: int) -> tuple[ImageSet, ImageSet
     (copy on write); classes are the folders' names, sorted. They are decoded once, into the user's cache.
 
     Raises:
-        InputError: the folders are not as they must be, or an image cannot be read; the message names it.
+        InputError: the folders are not as they must be, or there are images that cannot be used; the message names
+            them, or the first few.
     """
     if source.is_dir():
-        index = _index(entries_of(source), source)
+        index = index_of(entries_of(source), source)
         key = _folder_key(source, index)
     else:
         index = None
@@ -58,12 +63,12 @@ def read_image_folder(source: Path, input_size: int) -> tuple[ImageSet, ImageSet
     key = hashlib.sha256(json.dumps([_CACHE_VERSION, input_size, key]).encode()).hexdigest()[:32]
 
     def write(folder: Path) -> None:
-        _decode_all(source, index or _index(entries_of(source), source), input_size, folder)
+        _decode_all(source, index or index_of(entries_of(source), source), input_size, folder)
 
     return cached(key, write, _read_decoded)
 
 
-def _folder_key(source: Path, index: _Index) -> str:
+def _folder_key(source: Path, index: Index) -> str:
     digest = hashlib.sha256(os.fsencode(source.resolve()))
     root = os.fspath(source)
     for parts in sorted(index.rows):
@@ -72,7 +77,7 @@ def _folder_key(source: Path, index: _Index) -> str:
     return digest.hexdigest()
 
 
-def _index(entries: Iterable[Entry], source: Path) -> _Index:
+def index_of(entries: Iterable[Entry], source: Path) -> Index:
     found: dict[str, dict[str, set[Parts]]] = {}  # split -> class -> images
     around: set[Parts] = set()
     for entry in entries:
@@ -96,7 +101,7 @@ def _index(entries: Iterable[Entry], source: Path) -> _Index:
         ordered = [(label, parts) for label, name in enumerate(classes_of) for parts in sorted(found[split][name])]
         rows |= {parts: (split, row) for row, (_, parts) in enumerate(ordered)}
         labels[split] = np.array([label for label, _ in ordered], np.int64)
-    return _Index(classes_of, rows, labels)
+    return Index(classes_of, rows, labels)
 
 
 def _checked(found: dict[str, dict[str, set[Parts]]], source: Path) -> tuple[str, ...]:
@@ -124,11 +129,10 @@ def _checked(found: dict[str, dict[str, set[Parts]]], source: Path) -> tuple[str
     return tuple(sorted(train))
 
 
-def _decode_all(source: Path, index: _Index, size: int, folder: Path) -> None:
+def _decode_all(source: Path, index: Index, size: int, folder: Path) -> None:
     """Fill `folder` with the arrays of both splits, in one pass over `source`, whatever its order."""
     (folder / "classes.json").write_text(json.dumps(index.classes))
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
         files: dict[str, tuple[IO[bytes], int]] = {}
         for split, labels in index.labels.items():
             np.save(folder / f"{split}_labels.npy", labels)
@@ -136,34 +140,89 @@ def _decode_all(source: Path, index: _Index, size: int, folder: Path) -> None:
             shape = (len(labels), size, size, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             files[split] = file, file.tell()
-        images = _images(source, index)
-        while chunk := list(islice(images, _CHUNK)):
-            # Threads take turns on small files and are slower there than one after the other.
-            is_large = sum(len(image.content) for image in chunk) > len(chunk) * _LARGE_BYTES
-            squares = (pool.map if is_large else map)(lambda image: _decode(image, size), chunk)
-            for image, square in zip(chunk, squares, strict=True):
-                to, start = files[image.split]
-                # Written, not mapped: a full disk is then an error instead of a killed process.
-                to.seek(start + image.row * square.nbytes)
-                to.write(square.tobytes())
+        problems: list[str] = []
+        missing = len(index.rows)
+        for image, square in decoded(source, index, partial(_square, size=size)):
+            missing -= 1
+            if isinstance(square, InputError):
+                problems.append(str(square))
+                continue
+            to, start = files[image.split]
+            # Written, not mapped: a full disk is then an error instead of a killed process.
+            to.seek(start + image.row * square.nbytes)
+            to.write(square.tobytes())
+    if missing:
+        raise InputError(f"{source}: {missing} images went away while it was read; try again")
+    if problems:
+        more = f", and {len(problems) - PROBLEMS_TOLD} more" if len(problems) > PROBLEMS_TOLD else ""
+        raise InputError(
+            f"{source}: {len(problems)} of {len(index.rows):,} images cannot be used: "
+            f"{' '.join(problems[:PROBLEMS_TOLD])}{more}. `onecycle check {source}` lists all"
+        )
 
 
-class _Image(NamedTuple):
+class EncodedImage(NamedTuple):
+    """A file with an image: where it goes, and the name that messages give it."""
+
     split: str
     row: int
-    content: bytes
+    content: bytes | InputError  # why it could not be read
     where: str
 
 
-def _images(source: Path, index: _Index) -> Iterator[_Image]:
+def decoded(source: Path, index: Index, decode: Callable[[EncodedImage], T]) -> Iterator[tuple[EncodedImage, T]]:
+    """Every image of `index` with what `decode` makes of it, in one pass over `source`, whatever its order."""
+    images = _encoded(source, index)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        while chunk := _chunk(images):
+            # Threads take turns on small files and are slower there than one after the other.
+            is_large = _size(chunk) > len(chunk) * _LARGE_BYTES
+            results = (pool.map if is_large else map)(decode, chunk)
+            yield from zip(chunk, results, strict=True)
+
+
+def _chunk(images: Iterator[EncodedImage]) -> list[EncodedImage]:
+    chunk: list[EncodedImage] = []
+    for image in images:
+        chunk.append(image)
+        if len(chunk) == _CHUNK or _size(chunk) > _CHUNK_BYTES:
+            break
+    return chunk
+
+
+def _size(chunk: Sequence[EncodedImage]) -> int:
+    return sum(len(image.content) for image in chunk if isinstance(image.content, bytes))
+
+
+def _encoded(source: Path, index: Index) -> Iterator[EncodedImage]:
     top = f"{source}/" if source.is_dir() else f"{source}:"
     for entry in entries_of(source):
         if not entry.is_folder and entry.parts in index.rows:
-            yield _Image(*index.rows[entry.parts], entry.read(), top + "/".join(entry.parts))
+            content: bytes | InputError
+            try:
+                content = entry.read()
+            except InputError as error:
+                content = error
+            where = top + "/".join(entry.parts)
+            yield EncodedImage(*index.rows[entry.parts], content, where if where.isprintable() else ascii(where))
 
 
-def _decode(encoded: _Image, size: int) -> NDArray[np.uint8]:
-    return to_square(open_picture(encoded.content, encoded.where), size)
+def _square(encoded: EncodedImage, size: int) -> NDArray[np.uint8] | InputError:
+    try:
+        return to_square(open_encoded(encoded), size)
+    except InputError as error:
+        return error
+
+
+def open_encoded(encoded: EncodedImage) -> Image.Image:
+    """The picture in it.
+
+    Raises:
+        InputError: when there is none that can be used.
+    """
+    if isinstance(encoded.content, InputError):
+        raise encoded.content
+    return open_picture(encoded.content, encoded.where)
 
 
 def _read_decoded(folder: Path) -> tuple[ImageSet, ImageSet]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from onecycle.run_folder import replacing
+from onecycle.files import replacing
 
 # Okabe & Ito's palette, "Color Universal Design": told apart with every kind of colour vision.
 BLUE, VERMILLION = "#0072B2", "#D55E00"

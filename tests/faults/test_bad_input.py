@@ -1,15 +1,20 @@
 """Whatever is wrong with the input: exit code 2, one line that says so, and nothing left behind."""
 
+import io
 import os
 import pickle
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from onecycle.cli import main
 
@@ -146,6 +151,140 @@ def test_a_validation_set_that_leaves_nothing_to_train_on(refused: Refused) -> N
 def test_a_training_set_of_a_single_step(refused: Refused) -> None:
     line = refused("train", "--data", "digits", "--limit", "10", "--epochs", "1")
     assert "10 images in batches of 512 make 1 step in all" in line
+
+
+# Images
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+UNUSABLE: dict[str, tuple[bytes, str]] = {
+    "empty.png": (b"", "the file is empty"),
+    "text.png": (b"not a picture", "not a picture (13 bytes)"),
+    "page.jpg": (b"<!DOCTYPE html><title>404</title>", "not a picture"),
+    "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+    "archive.png": (b"PK\x03\x04" + bytes(26), "not a picture"),
+    "cut.jpg": (encoded(NOISE, "JPEG")[:-200], "the picture cannot be read (image file is truncated"),
+    "cut.png": (encoded(NOISE, "PNG")[:-200], "the picture cannot be read"),
+    "cut.gif": (encoded(NOISE, "GIF")[:-200], "the picture cannot be read"),
+    "cut.webp": (encoded(NOISE, "WEBP", lossless=True)[:-200], "the picture cannot be read"),
+    "cut.tiff": (encoded(NOISE, "TIFF")[:-200], "the picture cannot be read"),
+    "cut.bmp": (encoded(NOISE, "BMP")[:-200], "the picture cannot be read"),
+    "tags.png": (encoded(NOISE, "PNG", exif=b"no tags"), "the picture cannot be read (not a TIFF file"),
+    "fractions.tiff": (encoded(Image.new("F", (32, 32)), "TIFF"), "the picture has fractions for pixels"),
+    "header.png": (encoded(NOISE, "PNG")[:30], "not a picture (30 bytes)"),
+    "noise.png": (b"\x89PNG\r\n\x1a\n" + bytes(range(200)), "not a picture (208 bytes)"),
+    "pixel.gif": (encoded(Image.new("RGB", (1, 1)), "GIF"), "the picture has 1×1 pixels, which show nothing"),
+    "line.png": (encoded(Image.new("RGB", (400, 1)), "PNG"), "the picture has 400×1 pixels, which show nothing"),
+    "bomb.png": (
+        encoded(Image.new("1", (12000, 12000)), "PNG"),
+        "the picture cannot be read (12000×12000 pixels are more than 89,478,485)",
+    ),
+    "bomb.gif": (
+        encoded(NOISE, "GIF")[:6] + b"\xff\xff\xff\xff" + encoded(NOISE, "GIF")[10:],
+        "the picture cannot be read (Image size (4294836225 pixels) exceeds limit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_image_that_cannot_be_used_is_named_with_the_reason(refused: Refused, copied: Path, name: str) -> None:
+    content, reason = UNUSABLE[name]
+    (copied / "train" / "7" / name).write_bytes(content)
+    line = refused("train", "--data", copied)
+    assert f"{copied}: 1 of 71 images cannot be used: {copied}/train/7/{name}: {reason}" in line
+    assert f"`onecycle check {copied}` lists all" in line
+
+
+def test_many_images_that_cannot_be_used_are_told_at_once_and_all_by_check(
+    refused: Refused, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, (content, _) in UNUSABLE.items():
+        (copied / "test" / "3" / name).write_bytes(content)
+    line = refused("train", "--data", copied)
+    assert f"{len(UNUSABLE)} of {70 + len(UNUSABLE)} images cannot be used" in line
+    assert f", and {len(UNUSABLE) - 5} more." in line
+    assert main(["check", str(copied)]) == 1
+    told = capsys.readouterr().out
+    assert f"Images that cannot be used: {len(UNUSABLE)}\n" in told
+    assert all(f"  {copied}/test/3/{name}: {reason}" in told for name, (_, reason) in UNUSABLE.items())
+    assert told.endswith(f"\nNot safe to train on: {len(UNUSABLE)} images cannot be used\n")
+
+
+# Archives
+
+HARMFUL: dict[str, tuple[tarfile.TarInfo, str]] = {}
+for harmful_name, harmful_type in (
+    ("/etc/passwd", tarfile.REGTYPE),
+    ("../../outside.png", tarfile.REGTYPE),
+    ("train/../../outside.png", tarfile.REGTYPE),
+    ("C:\\outside.png", tarfile.REGTYPE),
+    ("train/a/link.png", tarfile.SYMTYPE),
+    ("train/a/hard.png", tarfile.LNKTYPE),
+    ("train/a/device.png", tarfile.CHRTYPE),
+    ("train/a/disk.png", tarfile.BLKTYPE),
+    ("train/a/pipe.png", tarfile.FIFOTYPE),
+):
+    harmful = tarfile.TarInfo(harmful_name)
+    harmful.type, harmful.linkname = harmful_type, "/etc/passwd" if harmful_type != tarfile.REGTYPE else ""
+    reason = "leads out of the archive" if harmful_type == tarfile.REGTYPE else "is a link or a device"
+    HARMFUL[harmful_name] = harmful, reason
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_an_archive_with_a_member_that_no_data_set_has(
+    refused: Refused, image_folder: Path, tmp_path: Path, name: str
+) -> None:
+    member, reason = HARMFUL[name]
+    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+        archive.add(image_folder, ".")
+        archive.addfile(member)
+    line = refused("train", "--data", tmp_path / "pictures.tar")
+    assert f"{tmp_path}/pictures.tar: " in line and repr(name) in line and reason in line
+
+
+def test_a_tar_that_unpacks_to_far_more_than_it_is(refused: Refused, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        for number in range(3):
+            member = tarfile.TarInfo(f"train/a/{number}.bmp")
+            member.size = 2**27
+            with open("/dev/zero", "rb") as zeros:
+                archive.addfile(member, zeros)
+    assert "so it is taken for a trap" in refused("train", "--data", tmp_path / "pictures.tar.gz")
+
+
+def test_a_zip_that_claims_to_unpack_to_far_more_than_it_is(refused: Refused, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"train/a/{number}.bmp", bytes(2**27))
+    assert "so it is taken for a trap" in refused("train", "--data", tmp_path / "pictures.zip")
+
+
+# Files from elsewhere
+
+
+@pytest.mark.parametrize("kind", ["safetensors without a checksum", "a pickle", "another file", "nothing", "a folder"])
+def test_weights_that_are_not_ours(refused: Refused, tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    weights, picture = run / "weights.safetensors", tmp_path / "picture.png"
+    NOISE.save(picture)
+    if kind == "safetensors without a checksum":
+        save_file({"weights": torch.zeros(3)}, weights, {"onecycle": "{}"})
+    elif kind == "a pickle":
+        torch.save({"weights": torch.zeros(3)}, weights)
+    elif kind == "a folder":
+        weights.mkdir()
+    elif kind == "another file":
+        weights.write_text("weights")
+    line = refused("predict", "--run", run, picture)
+    assert "weights.safetensors" in line
 
 
 # Options

@@ -1,0 +1,84 @@
+"""What a run says and writes before it computes anything."""
+
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from onecycle import environment, hardware
+from onecycle.assembly import Experiment
+from onecycle.errors import InputError
+from onecycle.identity import configured
+from onecycle.progress import RunProgress
+from onecycle.run_folder import RunFolder, interrupted, new_folder
+
+AUGMENTATIONS_SHOWN = 8
+
+
+def announce(experiment: Experiment, progress: RunProgress) -> None:
+    """Say what it is trained on and how it computes."""
+    dataset, how = experiment.dataset, experiment.acceleration
+    for note in dataset.notes:
+        progress.warn(note)
+    progress.say(
+        f"Data: {dataset.source}: {len(dataset.train):,} training images, "
+        f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
+    )
+    threads = f"{how.threads} thread{'' if how.threads == 1 else 's'}"
+    progress.say(f"Computing on {how.device} with {threads}: {experiment.choice or how}")
+
+
+def require_cycle(experiment: Experiment) -> None:
+    """Refuse a run of a single step.
+
+    Raises:
+        InputError: then.
+    """
+    steps = experiment.config.epochs * len(experiment.train)
+    if steps < 2:
+        raise InputError(
+            f"{len(experiment.dataset.train)} images in batches of {experiment.config.batch_size} make {steps} step in "
+            "all, and one cycle needs at least 2; lower --batch-size or raise --epochs"
+        )
+
+
+def tell_of_interrupted(experiment: Experiment, progress: RunProgress) -> None:
+    """Tell of the newest run that was interrupted and is the same as the one to begin."""
+    for folder in interrupted(experiment.config.out):
+        with suppress(InputError):
+            same_configuration = configured(folder.read_config()) == configured(experiment.config)
+            if same_configuration and environment.recorded_fingerprint(folder) == experiment.dataset.fingerprint:
+                progress.say(
+                    f"The same run was begun before and interrupted: `onecycle train --resume {folder.path}` goes on "
+                    "with it. This is a new one"
+                )
+                return
+
+
+def make_folder(experiment: Experiment, purpose: str, place: Path | None) -> RunFolder:
+    """The run's folder, with its configuration, environment and augmentations: `place`, or a new one in `config.out`.
+
+    Raises:
+        InputError: when it cannot be made; nothing of it is left.
+    """
+    dataset = experiment.dataset
+    folder = RunFolder.create(place or new_folder(experiment.config.out, f"{purpose}-{dataset.name}"))
+    try:
+        _describe(experiment, folder)
+    except BaseException:
+        folder.discard()
+        raise
+    return folder
+
+
+def _describe(experiment: Experiment, folder: RunFolder) -> None:
+    dataset = experiment.dataset
+    described = environment.describe(hardware.detect(), experiment.acceleration)
+    measured = [asdict(round) for round in experiment.choice.rounds] if experiment.choice else []
+    about_data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "notes": dataset.notes}
+    folder.write_json(folder.environment, {**described, "autotune": measured, "dataset": about_data})
+    originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
+    folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
+    # What "auto" came to, so that a resume or an evaluation does not come to something else.
+    data = dataset.name if experiment.config.data == "auto" else experiment.config.data
+    # Last: a folder that has it is a run's, and can be gone on with.
+    folder.write_json(folder.config, replace(experiment.config, data=data).to_json())

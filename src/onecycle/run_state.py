@@ -1,0 +1,123 @@
+"""A run between two steps: when its state is saved, and how it is taken up again."""
+
+import time
+from dataclasses import asdict
+
+from onecycle.assembly import Experiment
+from onecycle.checkpoint import load_state, save_state
+from onecycle.errors import InputError
+from onecycle.files import reading, writing
+from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, weights_finite
+from onecycle.identity import identity, require_same
+from onecycle.interruption import Interruption
+from onecycle.records import EpochRecord, History
+from onecycle.run_folder import RunFolder
+from onecycle.training import StepReport
+
+SAVE_SECONDS = 300.0  # within an epoch; at the end of one it is saved anyway
+_FORMAT = 1
+
+
+class RunState:
+    """What a run has come to, saved after each epoch, every `SAVE_SECONDS` within one, and when it is told to stop."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        interruption: Interruption,
+        *,
+        rates: tuple[float, float],
+        started: float,
+    ) -> None:
+        self.history: History = []
+        self.last_step: StepReport | None = None  # of an epoch that is not in the history yet
+        self._experiment = experiment
+        self._folder = folder
+        self._identity = {**identity(experiment), "lr_min": rates[0], "lr_max": rates[1]}
+        self._interruption = interruption
+        self._started = started
+        self._saved = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time in which it was interrupted."""
+        return time.perf_counter() - self._started
+
+    def after_step(self, report: StepReport) -> None:
+        """A step is done: save if it is time.
+
+        Raises:
+            Interrupted: when the process was told to stop.
+        """
+        self.last_step = report
+        if time.perf_counter() - self._saved >= SAVE_SECONDS:
+            self.save()
+        self.stop_if_told()
+
+    def after_epoch(self, record: EpochRecord) -> None:
+        """An epoch is trained and evaluated: save.
+
+        Raises:
+            Interrupted: when the process was told to stop.
+        """
+        self.history.append(record)
+        self.last_step = None
+        self.save()
+        self._folder.write_history(self.history)
+        self._interruption.check()
+
+    def stop_if_told(self) -> None:
+        """Between two batches: when the process was told to stop, save.
+
+        Raises:
+            Interrupted: then.
+        """
+        if self._interruption.requested:
+            self.save()
+        self._interruption.check()
+
+    def save(self) -> None:
+        """Write all that the run needs to go on from here.
+
+        Raises:
+            NonFiniteError: when nothing can be gone on with; what was saved before is kept.
+        """
+        if not weights_finite(self._experiment.model):
+            steps = len(self.history) * len(self._experiment.train)
+            raise NonFiniteError(self.last_step.step if self.last_step else steps - 1, NOT_LOOKED_AT)
+        progress = {
+            "format": _FORMAT,
+            "run": self._identity,
+            "history": [asdict(record) for record in self.history],
+            "last_step": self.last_step.to_json() if self.last_step else None,
+            "seconds": self.seconds,
+        }
+        folder, parts = self._folder, self._experiment
+        save_state(folder.checkpoint, parts.model, parts.optimizer, progress, keep=folder.checkpoint_before)
+        self._saved = time.perf_counter()
+
+    def restore(self) -> str | None:
+        """Take the run up where it was saved last, if it was; returns a warning where the newest file is damaged.
+
+        Raises:
+            InputError: when it was saved by another run, or another version, or all that was saved is damaged.
+        """
+        state = load_state(self._folder.checkpoint, self._folder.checkpoint_before)
+        if state is None:
+            return None
+        with reading(state.path):
+            saved = state.progress
+            if saved["format"] != _FORMAT:
+                raise InputError(f"{state.path} was written by another version of onecycle, which can go on with it")
+            require_same(saved["run"], self._identity, f"{state.path} is of another run than this")
+            self.history = [EpochRecord(**record) for record in saved["history"]]
+            if saved["last_step"]:
+                self.last_step = StepReport.from_json(saved["last_step"], self._experiment.acceleration.device)
+            self._started -= saved["seconds"]
+            state.restore(self._experiment.model, self._experiment.optimizer)
+        if state.damaged:  # else it would take the place of the whole one when the next is written
+            with writing(self._folder.checkpoint):
+                self._folder.checkpoint.unlink(missing_ok=True)
+        self._folder.write_history(self.history)  # it may lack the last epoch, or have one more
+        return state.damaged and f"{state.damaged}; going on from the checkpoint before it, {state.path}"

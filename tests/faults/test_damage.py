@@ -1,0 +1,156 @@
+"""Damaged checkpoints: always noticed, never believed."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import Fault
+from runs import SMALL, Place, Reference, bits
+
+from onecycle.checkpoint import load_state, load_tensors
+from onecycle.errors import InputError
+
+Damage = tuple[str, bytes]
+
+
+@pytest.fixture(scope="session")
+def killed_once(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run that was killed in its second epoch, with a checkpoint of it and the one before."""
+    place = Place(tmp_path_factory.mktemp("killed"))
+    at = Fault("onecycle.run_state.RunState.after_step", "kill", 9)
+    assert place.onecycle(*SMALL, faults=[at], save_seconds=0).code == -9
+    return place
+
+
+@pytest.fixture
+def killed(killed_once: Place, tmp_path: Path) -> Place:
+    """A copy of it, to be damaged."""
+    return Place(Path(shutil.copytree(killed_once.path, tmp_path / "killed")))
+
+
+def damages(content: bytes, count: int) -> Iterator[Damage]:
+    """Flips of a bit, changed ranges and cuts, all over the file: its header, its tensors and its end."""
+    draw = random.Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for number in range(count):
+        # A third each in the length of the header, the header and the tensors.
+        start, end = ((0, 8), (8, header), (header, len(content)))[number % 3]
+        place = draw.randrange(start, end)
+        kind = ("flip", "range", "cut", "zeros")[number // 3 % 4]
+        length = draw.randint(1, 200)
+        if kind == "flip":
+            changed = bytes([content[place] ^ 1 << draw.randrange(8)])
+        elif kind == "range":
+            changed = draw.randbytes(length)
+        else:
+            changed = bytes(length)
+        damaged = content[:place] if kind == "cut" else content[:place] + changed + content[place + len(changed) :]
+        if damaged != content:
+            yield f"{kind} at {place}", damaged
+    yield "nothing left", b""
+    yield "twice as long", content * 2
+
+
+def test_every_damage_to_a_checkpoint_is_noticed_and_the_one_before_is_whole(
+    killed: Place, tmp_path: Path, whole: bool, figures: dict[str, Any]
+) -> None:
+    run = killed.run
+    assert run is not None
+    content = run.checkpoint.read_bytes()
+    before = load_tensors(run.checkpoint_before)[1]
+    newest, older = tmp_path / "newest.safetensors", tmp_path / "older.safetensors"
+    shutil.copy(run.checkpoint_before, older)
+    cases = noticed = recovered = 0
+    for what, damaged in damages(content, 600 if whole else 60):
+        newest.write_bytes(damaged)
+        cases += 1
+        state = load_state(newest, older)
+        assert state is not None, what
+        noticed += state.damaged is not None and str(newest) in state.damaged
+        recovered += state.path == older and state.progress == before
+        with pytest.raises(InputError, match="no checkpoint is whole"):
+            load_state(newest, tmp_path / "none")
+    assert cases == noticed == recovered
+    figures["damaged checkpoints"] = {"cases": cases, "noticed": noticed, "recovered by the one before": recovered}
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
+    reference: Reference, killed: Place
+) -> None:
+    run = killed.run
+    assert run is not None
+    content = bytearray(run.checkpoint.read_bytes())
+    content[-100] ^= 1
+    run.checkpoint.write_bytes(content)
+    resumed = killed.onecycle(*killed.resume)
+    assert resumed.code == 0
+    assert (
+        f"!!! {killed.resume[-1]}/checkpoint.safetensors is damaged: its checksum is not that of its content; going on "
+        f"from the checkpoint before it, {killed.resume[-1]}/checkpoint-before.safetensors"
+    ) in resumed.said
+    assert bits(killed) == reference.bits
+
+
+def test_a_kill_in_the_first_write_after_that_loses_nothing(reference: Reference, killed: Place) -> None:
+    """The damaged file must not take the place of the whole one."""
+    run = killed.run
+    assert run is not None
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-1])
+    again = killed.onecycle(*killed.resume, faults=[Fault("os.replace", "kill", 2)], save_seconds=0)
+    assert again.code == -9
+    assert killed.onecycle(*killed.resume).code == 0
+    assert bits(killed) == reference.bits
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_in_one_line_and_left_as_it_is(killed: Place) -> None:
+    run = killed.run
+    assert run is not None
+    for path in (run.checkpoint, run.checkpoint_before):
+        path.write_bytes(path.read_bytes()[:-1])
+    files = {path: path.read_bytes() for path in run.path.rglob("[!.]*") if path.is_file()}
+    refused = killed.onecycle(*killed.resume)
+    assert refused.code == 2
+    assert "no checkpoint is whole, so the run cannot go on: " in refused.last_line
+    assert refused.last_line.count("its checksum is not that of its content") == 2
+    assert {path: path.read_bytes() for path in run.path.rglob("[!.]*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--epochs", "4"), "epochs was 3 and is 4 (the rate of every step depends on their number"),
+        (("--lr-max", "0.1", "--seed", "7"), "lr_max was 0.248 and is 0.1; seed was 0 and is 7"),
+    ],
+)
+def test_another_configuration_is_refused_with_what_differs(killed: Place, option: tuple[str, ...], told: str) -> None:
+    refused = killed.onecycle(*killed.resume, *option)
+    assert refused.code == 2
+    assert told in refused.last_line
+
+
+def test_a_configuration_changed_in_the_folder_is_refused(killed: Place) -> None:
+    run = killed.run
+    assert run is not None
+    run.write_json(run.config, {**run.read_json(run.config), "epochs": 30})
+    refused = killed.onecycle(*killed.resume)
+    assert refused.code == 2
+    assert "checkpoint.safetensors is of another run than this: epochs was 3 and is 30" in refused.last_line
+
+
+def test_another_version_is_refused(killed: Place) -> None:
+    run = killed.run
+    assert run is not None
+    environment = run.read_json(run.environment)
+    environment["versions"]["torch"] = "2.10.0"
+    run.write_json(run.environment, environment)
+    refused = killed.onecycle(*killed.resume)
+    assert refused.code == 2
+    assert "goes on only as it began: torch was 2.10.0 and is" in refused.last_line
+
+
+def test_other_workers_and_another_place_of_the_data_change_nothing(reference: Reference, killed: Place) -> None:
+    assert killed.onecycle(*killed.resume, "--workers", "0").code == 0
+    assert bits(killed) == reference.bits

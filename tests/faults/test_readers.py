@@ -1,0 +1,128 @@
+"""Mutated files: whatever is in them, a reader gives what they hold or says in one line that it cannot."""
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from onecycle.checkpoint import load_tensors, save_tensors
+from onecycle.dataset.entries import entries_of
+from onecycle.dataset.loading import load_dataset
+from onecycle.errors import InputError
+from onecycle.preprocessing import conversions, open_picture, to_square
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+FRAMES = [Image.fromarray(np.roll(PIXELS, turn, axis=0)) for turn in range(3)]
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+def encoded(format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    FRAMES[0].save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+PICTURES = {
+    **{format: encoded(format) for format in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")},
+    **{f"turned {format}": encoded(format, exif=TURNED.tobytes()) for format in ("JPEG", "PNG", "WEBP")},
+    "animated GIF": encoded("GIF", save_all=True, append_images=FRAMES[1:]),
+    "animated PNG": encoded("PNG", save_all=True, append_images=FRAMES[1:]),
+    "animated WEBP": encoded("WEBP", save_all=True, append_images=FRAMES[1:]),
+}
+
+# Where a file is changed, as a part of its length, and what is put there.
+Mutation = tuple[float, bytes, bool]
+mutations = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8), st.booleans()), max_size=6)
+
+
+def mutated(content: bytes, changes: list[Mutation], kept: float) -> bytes:
+    changed = bytearray(content)
+    for place, put, inserted in changes:
+        start = int(place * len(changed))
+        changed[start : start if inserted else start + len(put)] = put
+    return bytes(changed[: int(kept * len(changed))])
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@settings(max_examples=25)
+@given(changes=mutations, kept=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]))
+def test_a_mutated_picture(kind: str, changes: list[Mutation], kept: float) -> None:
+    try:
+        image = open_picture(mutated(PICTURES[kind], changes, kept), "picture.png")
+    except InputError as error:
+        assert str(error).startswith("picture.png: ") and "\n" not in str(error)
+    else:
+        assert to_square(image, 32).shape == (32, 32, 3)
+        conversions(image, "picture.png")
+
+
+def a_tar(files: dict[str, bytes], mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def a_zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {
+    "tar": lambda files: a_tar(files, "w"),
+    "tar.gz": lambda files: a_tar(files, "w:gz"),
+    "zip": a_zip,
+}
+FILES = {
+    f"{split}/{name}/{row}.png": PICTURES["PNG"] for split in ("train", "test") for name in "ab" for row in range(2)
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+@settings(max_examples=25)
+@given(changes=mutations, kept=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]))
+def test_a_mutated_archive(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[Mutation], kept: float
+) -> None:
+    path = tmp_path_factory.mktemp("archive") / f"pictures.{kind}"
+    path.write_bytes(mutated(ARCHIVES[kind](FILES), changes, kept))
+    try:
+        for entry in entries_of(path):
+            if not entry.is_folder:
+                entry.read()
+        dataset = load_dataset(path)
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert dataset.train.images.shape[1:] == (32, 32, 3)
+
+
+@settings(max_examples=50)
+@given(changes=mutations.filter(bool), kept=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]))
+def test_a_mutated_file_of_weights(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[Mutation], kept: float
+) -> None:
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    save_tensors(path, {"weights": torch.arange(100.0)}, {"classes": ["a", "b"]})
+    content = path.read_bytes()
+    path.write_bytes(mutated(content, changes, kept))
+    if path.read_bytes() == content:
+        return
+    with pytest.raises(InputError, match="weights.safetensors") as refused:
+        load_tensors(path)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,133 @@
+"""SIGINT and SIGTERM in every phase, a second one, and two processes on one run."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from planted import Fault
+from runs import PATIENCE, SMALL, Place, Reference, bits
+
+PHASES = {
+    "reading the data": ("onecycle.assembly.load_data", 1),
+    "beginning the folder": ("onecycle.beginning._describe", 1),
+    "the first step": ("onecycle.run_state.RunState.after_step", 1),
+    "a later step": ("onecycle.run_state.RunState.after_step", 8),
+    "the last step of an epoch": ("onecycle.run_state.RunState.after_step", 5),
+    "evaluation": ("onecycle.models.ModelComposite.evaluation_step", 2),
+    "saving": ("onecycle.run_state.save_state", 1),
+    "the end of an epoch": ("onecycle.run_state.RunState.after_epoch", 2),
+    "writing the result": ("onecycle.outcome.write", 1),
+    "drawing": ("onecycle.pictures.draw", 1),
+}
+# The smallest run of the specified network, which finds its rates.
+SMALL_BASELINE = ["--data", "digits", "--limit", "10", "--epochs", "1", "--batch-size", "5", "--out", "runs"]
+CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Both signals in every phase; or, in the quick suite, one of them in each."""
+    if "phase" in metafunc.fixturenames:
+        both = metafunc.config.getoption("--whole", default=False)
+        names = list(CODES)
+        pairs = [
+            (phase, name)
+            for number, phase in enumerate(PHASES)
+            for name in (names if both else [names[number % len(names)]])
+        ]
+        metafunc.parametrize(("phase", "name"), pairs)
+
+
+def test_a_run_told_to_stop_says_how_to_go_on_and_does(
+    reference: Reference, place: Place, figures: dict[str, Any], phase: str, name: str
+) -> None:
+    at, call = PHASES[phase]
+    stopped = place.onecycle(*SMALL, faults=[Fault(at, name, call)], save_seconds=PATIENCE)
+    assert stopped.code == CODES[name], stopped.said
+    assert stopped.last_line.startswith("onecycle: interrupted")
+    if place.run:
+        assert stopped.last_line == f"onecycle: interrupted; `onecycle {' '.join(place.resume)}` goes on"
+    resumed = place.onecycle(*place.resume)
+    assert resumed.code == 0, resumed.said
+    if "step" in phase:
+        assert f"Resuming {place.resume[-1]} after epoch {call // 6}, step {call - 1}\n" in resumed.said, "none is lost"
+    assert bits(place) == reference.bits
+    stops = figures.setdefault("stops by a signal, in all phases", {"stops": 0, "resumed bit-identical": 0})
+    stops["stops"] += 1
+    stops["resumed bit-identical"] += 1
+
+
+def test_the_lr_finder_told_to_stop_sweeps_again(reference: Reference, new_place: Callable[[object], Place]) -> None:
+    whole, place = new_place("whole"), new_place("stopped")
+    found = ["train", *SMALL_BASELINE]
+    assert whole.onecycle(*found).code == 0
+    stopped = place.onecycle(*found, faults=[Fault("onecycle.progress.RunProgress.sweep_step", "SIGTERM", 20)])
+    goes_on = f"onecycle: interrupted; `onecycle {' '.join(place.resume)}` goes on"
+    assert (stopped.code, stopped.last_line) == (143, goes_on)
+    assert place.onecycle(*place.resume).code == 0
+    assert bits(place) == bits(whole)
+
+
+def test_workers_told_to_stop_with_the_run_let_it_end_its_step(reference: Reference, place: Place) -> None:
+    """As a terminal and a batch system do: the signal goes to all processes of the run."""
+    everyone = Fault("onecycle.run_state.RunState.after_step", "SIGTERM to all", 3)
+    stopped = place.onecycle(*SMALL, "--workers", "2", faults=[everyone], save_seconds=PATIENCE)
+    assert stopped.code == 143, stopped.said
+    assert place.onecycle(*place.resume).code == 0
+    assert bits(place) == reference.bits
+
+
+def test_a_second_signal_ends_the_process_at_once(reference: Reference, place: Place) -> None:
+    # The second comes as the first makes it save, before anything of that is written.
+    first = Fault("onecycle.run_state.RunState.after_step", "SIGINT", 7)
+    twice = [first, Fault("onecycle.run_state.save_state", "SIGTERM", 8)]
+    noted = place.onecycle(*SMALL, faults=twice, save_seconds=0)
+    assert noted.code == 143
+    assert "interrupted" not in noted.said, "it had no time to say anything"
+    assert place.onecycle(*place.resume).code == 0
+    assert bits(place) == reference.bits
+
+
+def test_two_processes_cannot_work_on_one_run(reference: Reference, place: Place) -> None:
+    waiting = place.start(*SMALL, faults=[Fault("onecycle.run_state.RunState.after_epoch", "SIGSTOP")])
+    deadline = time.perf_counter() + PATIENCE
+    while not (place.run and place.run.history.exists()) and not stopped(waiting.process.pid):
+        assert time.perf_counter() < deadline
+        time.sleep(0.02)
+    second = place.onecycle(*place.resume)
+    assert second.code == 2
+    assert f"is in use by process {waiting.process.pid}; wait for it" in second.last_line
+    os.kill(waiting.process.pid or 0, signal.SIGCONT)
+    assert waiting.end().code == 0
+    assert bits(place) == reference.bits
+
+
+def stopped(pid: int | None) -> bool:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().split()[2] == "T"
+
+
+def test_a_dead_process_holds_no_run_though_its_workers_live_on(reference: Reference, place: Place) -> None:
+    killed = place.start(
+        *SMALL, "--workers", "2", faults=[Fault("onecycle.run_state.RunState.after_step", "kill", 8)]
+    ).end()
+    assert killed.code == -9
+    resumed = place.onecycle(*place.resume)  # workers notice only after some seconds that their parent is dead
+    assert resumed.code == 0, resumed.said
+    assert bits(place) == reference.bits
+
+
+def test_a_study_told_to_stop_goes_on(reference: Reference, new_place: Callable[[object], Place]) -> None:
+    whole, place = new_place("whole"), new_place("stopped")
+    study = ["study", *SMALL[1:], "--seeds", "2"]
+    assert whole.onecycle(*study).code == 0
+    stopped = place.onecycle(*study, faults=[Fault("onecycle.run_state.RunState.after_step", "SIGTERM", 20)])
+    (folder,) = (place.path / "runs").iterdir()
+    goes_on = ["study", "--resume", str(folder.relative_to(place.path))]
+    assert (stopped.code, stopped.last_line) == (143, f"onecycle: interrupted; `onecycle {' '.join(goes_on)}` goes on")
+    assert place.onecycle(*goes_on).code == 0
+    weights = [sorted(p.path.glob("runs/*/quick/*/weights.safetensors")) for p in (whole, place)]
+    assert [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]
+    assert len(weights[0]) == 2

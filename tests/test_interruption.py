@@ -1,0 +1,86 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from onecycle.interruption import Interrupted, watched
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_interrupts_with_the_usual_code(number: int, code: int) -> None:
+    with pytest.raises(Interrupted) as stopped, watched():
+        os.kill(os.getpid(), number)
+    assert stopped.value.exit_code == code
+
+
+def test_a_deferred_signal_interrupts_where_it_is_asked_for() -> None:
+    reached = []
+    with pytest.raises(Interrupted), watched() as interruption, interruption.deferred():
+        interruption.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append(interruption.requested)
+        interruption.check()
+        reached.append("too far")
+    assert reached == [True]
+
+
+def test_a_deferred_signal_that_nobody_asked_for_interrupts_at_the_end() -> None:
+    reached = []
+    with pytest.raises(Interrupted), watched() as interruption:
+        with interruption.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end")
+        reached.append("too far")
+    assert reached == ["the end"]
+
+
+def test_handlers_are_put_back_and_watching_within_watching_is_the_same() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with watched() as outer:
+        with watched() as inner:
+            assert inner is outer
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_another_thread_leaves_signals_as_they_are() -> None:
+    seen = []
+
+    def watch() -> None:
+        with watched() as interruption:
+            seen.append((signal.getsignal(signal.SIGINT), interruption.requested))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = """
+import os, signal
+from onecycle.interruption import watched
+with watched() as interruption, interruption.deferred():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+
+
+def test_what_a_shell_has_ignored_stays_ignored() -> None:
+    program = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from onecycle.interruption import watched
+with watched():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "still here\n", "")
