@@ -116,7 +116,7 @@ def bits(place: Place) -> dict[str, Any]:
     result = run.read_json(run.result)
     timed = ("seconds", "images_per_second", "peak_memory_gib", "tta_seconds")
     history = [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()]
-    assert not list(run.path.glob(".*")), "nothing is left lying about"
+    assert {path.name for path in run.path.rglob(".*")} <= {".lock"}, "nothing else is left lying about"
     return {
         "weights": run.weights.read_bytes(),
         "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
