@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from runs import PATIENCE, SMALL, Place, Reference, bits, processes
+from small_runs import PATIENCE, SMALL, Place, Reference, bits, processes
 
 from onecycle import environment, hardware
 from onecycle.acceleration import PLAIN

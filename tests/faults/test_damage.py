@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from runs import SMALL, Place, Reference, bits
+from small_runs import SMALL, Place, Reference, bits
 
 from onecycle.checkpoint import load_state, load_tensors
 from onecycle.errors import InputError

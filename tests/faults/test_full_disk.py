@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from runs import PATIENCE, SMALL, Place, Reference, bits, two_at_a_time
+from small_runs import PATIENCE, SMALL, Place, Reference, bits, two_at_a_time
 
 
 def assert_told_and_whole(place: Place, code: int, last_line: str, reason: str) -> None:

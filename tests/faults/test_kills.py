@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from runs import PATIENCE, SMALL, Place, Reference, bits, two_at_a_time
+from small_runs import PATIENCE, SMALL, Place, Reference, bits, two_at_a_time
 
 
 @pytest.mark.parametrize("workers", [0, 2])

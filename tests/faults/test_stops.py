@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from runs import PATIENCE, SMALL, Place, Reference, bits
+from small_runs import PATIENCE, SMALL, Place, Reference, bits
 
 PHASES = {
     "reading the data": ("onecycle.assembly.load_data", 1),
