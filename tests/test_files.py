@@ -14,9 +14,11 @@ from onecycle.files import locked, replacing
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
         temporary.write_text("half")
-        raise RuntimeError
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError), replacing(path):
+        raise RuntimeError  # before anything was written
     assert path.read_text() == "old"
     with replacing(path) as temporary:
         temporary.write_text("new")

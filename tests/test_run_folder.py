@@ -7,7 +7,6 @@ import pytest
 
 from onecycle.config import Config
 from onecycle.errors import InputError
-from onecycle.files import replacing
 from onecycle.records import EpochRecord, History, Mistakes
 from onecycle.run_folder import RunFolder, new_folder, newest_complete
 
@@ -35,33 +34,6 @@ def history() -> History:
 
 
 # Writing
-
-
-def test_replacing_puts_the_new_file_in_the_place_of_the_old(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-        assert temporary.parent == path.parent
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half of the n")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failure_before_anything_was_written_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), replacing(tmp_path / "file"):
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_written_can_be_read_by_whoever_may_read_the_folder(folder: RunFolder) -> None:

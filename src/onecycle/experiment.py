@@ -13,7 +13,7 @@ from onecycle.assembly import Experiment, assemble, load_data
 from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.errors import InputError
-from onecycle.files import NotWrittenError
+from onecycle.files import NotWrittenError, locked
 from onecycle.finite import NonFiniteError
 from onecycle.identity import configured, require_same
 from onecycle.interruption import Interrupted, Interruption, watched
@@ -46,7 +46,7 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
         beginning.require_cycle(experiment)
         beginning.tell_of_interrupted(experiment, progress)
         folder = beginning.make_folder(experiment, config.recipe, place)
-        with folder.locked(), _resumable(folder):
+        with locked(folder.path), _resumable(folder):
             progress.say(f"Run folder: {folder.path}")
             try:
                 rates = _rates(experiment, folder, progress)
@@ -73,7 +73,7 @@ def resume(path: Path, console: Console, config: Config | None = None) -> RunFol
     then = {**configured(began), **environment.recorded_versions(folder)}
     now = {**configured(config), **environment.versions(environment.COMPUTING)}
     require_same(then, now, f"{path} goes on only as it began")
-    with watched() as interruption, folder.locked(), _resumable(folder), RunProgress(console) as progress:
+    with watched() as interruption, locked(folder.path), _resumable(folder), RunProgress(console) as progress:
         if folder.complete:
             raise InputError(f"{path} is complete: there is nothing to resume")
         folder.remove_strays()

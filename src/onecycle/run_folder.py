@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -69,14 +68,10 @@ class RunFolder:
     def idle(self) -> bool:
         """Whether no process is at work on it."""
         try:
-            with self.locked():
+            with locked(self.path):
                 return True
         except InputError:
             return False
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Have the folder to oneself; see `files.locked`."""
-        return locked(self.path)
 
     @classmethod
     def create(cls, path: Path) -> Self:

@@ -175,7 +175,7 @@ def _complete(folder: RunFolder, config: Config, console: Console) -> None:
         experiment.resume(folder.path, console)
         return
     if folder.path.exists():
-        with folder.locked():
+        with locked(folder.path):
             folder.discard()  # it ended before it was saved
     experiment.run(config, console, folder.path)
 
