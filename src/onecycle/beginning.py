@@ -78,6 +78,8 @@ def _describe(experiment: Experiment, folder: RunFolder) -> None:
     folder.write_json(folder.environment, {**described, "autotune": measured, "dataset": about_data})
     originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
     folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
+    size = experiment.preprocessing.input_size
+    folder.write_json(folder.network, experiment.model.summary((3, size, size)).to_json())
     # What "auto" came to, so that a resume or an evaluation does not come to something else.
     data = dataset.name if experiment.config.data == "auto" else experiment.config.data
     # Last: a folder that has it is a run's, and can be gone on with.

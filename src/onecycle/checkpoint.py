@@ -93,6 +93,11 @@ class State:
     tensors: dict[str, torch.Tensor]
     damaged: str | None  # what is wrong with the newest file, where this is the one before
 
+    @property
+    def measured(self) -> dict[str, torch.Tensor]:
+        """What the run had measured, on the CPU."""
+        return _below("measured.", self.tensors)
+
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Put it into `model`, `optimizer` and torch's random states.
 
@@ -115,9 +120,16 @@ class State:
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: Optimizer, progress: Mapping[str, Any], *, keep: Path | None = None
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    progress: Mapping[str, Any],
+    *,
+    measured: Mapping[str, torch.Tensor] | None = None,
+    keep: Path | None = None,
 ) -> None:
-    """Write all that a run needs to go on: weights and buffers, the optimizer, torch's random states, and `progress`.
+    """Write all that a run needs to go on: weights and buffers, the optimizer, torch's random states, `progress` as
+    JSON and what it `measured` as tensors.
 
     Python's and NumPy's random states have no part in a run: what they would draw is a function of seed, epoch and
     position. The state that was at `path` before is kept at `keep`.
@@ -129,6 +141,7 @@ def save_state(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, values in state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    tensors |= {f"measured.{name}": tensor for name, tensor in (measured or {}).items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if any(tensor.is_cuda for tensor in tensors.values()):
         tensors["random.cuda"] = torch.cuda.get_rng_state()

@@ -122,7 +122,7 @@ def evaluate(run: Path, /, *, data: str | None = None) -> int:
     data
         Where the run's data are now, if they moved.
     """
-    from onecycle.experiment import evaluate_run
+    from onecycle.finished import evaluate_run
     from onecycle.run_folder import RunFolder
 
     recorded = RunFolder.open(run).read_result()
@@ -140,6 +140,23 @@ def evaluate(run: Path, /, *, data: str | None = None) -> int:
         return 0
     print(f"result.json has {told(*then)}: these differ", file=sys.stderr)
     return 1
+
+
+@app.command
+def report(run: Path, /, *, data: str | None = None) -> int:
+    """Write the page about a run again, from what is in its folder.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    data
+        Where the run's data are now, if they moved and the run was not interpreted yet.
+    """
+    from onecycle.finished import report_run
+
+    print(report_run(run, data))
+    return 0
 
 
 @app.command

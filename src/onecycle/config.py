@@ -122,6 +122,12 @@ class Config:
     workers: int = 1
     """Processes in which albumentations runs; the result does not depend on their number."""
 
+    report: bool = True
+    """At the end look into the network and its data, and write a page about the run."""
+
+    tensorboard: bool = False
+    """Also write what TensorBoard shows, into the run's folder, while training."""
+
     out: Path = Path("runs")
     """Folder in which the run's own folder is made."""
 

@@ -1,16 +1,15 @@
 """What a run does, from its configuration to its folder. The composition root: it owns the folder and the screen."""
 
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from onecycle import beginning, environment, hardware, outcome
+from onecycle import beginning, environment, finished, hardware, outcome
 from onecycle.assembly import Experiment, assemble, load_data
-from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.files import NotWrittenError, locked
@@ -18,7 +17,6 @@ from onecycle.finite import NonFiniteError
 from onecycle.identity import configured, require_same
 from onecycle.interruption import Interrupted, Interruption, watched
 from onecycle.lr_finder import find_lr
-from onecycle.predictor import Predictor
 from onecycle.progress import RunProgress
 from onecycle.records import EpochRecord, LRCurve
 from onecycle.run_folder import RunFolder
@@ -46,7 +44,7 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
         beginning.require_cycle(experiment)
         beginning.tell_of_interrupted(experiment, progress)
         folder = beginning.make_folder(experiment, config.recipe, place)
-        with locked(folder.path), _resumable(folder):
+        with locked(folder.path), _resumable(folder, config):
             progress.say(f"Run folder: {folder.path}")
             try:
                 rates = _rates(experiment, folder, progress)
@@ -73,39 +71,53 @@ def resume(path: Path, console: Console, config: Config | None = None) -> RunFol
     then = {**configured(began), **environment.recorded_versions(folder)}
     now = {**configured(config), **environment.versions(environment.COMPUTING)}
     require_same(then, now, f"{path} goes on only as it began")
-    with watched() as interruption, locked(folder.path), _resumable(folder), RunProgress(console) as progress:
+    with watched() as interruption, locked(folder.path), RunProgress(console) as progress:
         if folder.complete:
             raise InputError(f"{path} is complete: there is nothing to resume")
         folder.remove_strays()
-        started = time.perf_counter()
-        how = environment.recorded_acceleration(folder)
-        how.require(hardware.detect())
-        experiment = assemble(config, how)
-        environment.require_same_data(folder, experiment.dataset)
-        beginning.announce(experiment, progress)
-        if cpu := environment.other_processor(folder, hardware.detect()):
-            progress.warn(f"This run began on another processor, {cpu}: its last bits may come out otherwise here")
-        rates = _rates(experiment, folder, progress)
-        state = RunState(experiment, folder, interruption, rates=rates, started=started)
-        if warning := state.restore():
-            progress.warn(warning)
-        step = f", step {state.last_step.step}" if state.last_step else ""
-        progress.say(f"Resuming {path} after epoch {len(state.history)}{step}")
-        return _train(experiment, folder, progress, interruption, state=state, rates=rates)
+        with _resumable(folder, config):
+            return _go_on(folder, config, progress, interruption)
+
+
+def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruption: Interruption) -> RunFolder:
+    started = time.perf_counter()
+    how = environment.recorded_acceleration(folder)
+    how.require(hardware.detect())
+    experiment = assemble(config, how)
+    environment.require_same_data(folder, experiment.dataset)
+    beginning.announce(experiment, progress)
+    if cpu := environment.other_processor(folder, hardware.detect()):
+        progress.warn(f"This run began on another processor, {cpu}: its last bits may come out otherwise here")
+    rates = _rates(experiment, folder, progress)
+    state = RunState(experiment, folder, interruption, rates=rates, started=started)
+    if warning := state.restore():
+        progress.warn(warning)
+    step = f", step {state.last_step.step}" if state.last_step else ""
+    progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
+    return _train(experiment, folder, progress, interruption, state=state, rates=rates)
 
 
 @contextmanager
-def _resumable(folder: RunFolder) -> Iterator[None]:
-    """Say how to go on when the run in `folder` does not come to its end."""
+def _resumable(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Say how to go on when the run in `folder` does not come to its end, and write a page that says so, too."""
     how = f"`onecycle train --resume {folder.path}` goes on"
     try:
         yield
     except Interrupted as stopped:
+        _write_page(folder, config, f"interrupted by {signal.Signals(stopped.number).name}")
         raise Interrupted(stopped.number, how) from None
     except NotWrittenError as error:
         if not folder.saved:
             raise
         raise InputError(f"{error}. What was saved is whole: {how} from there") from error
+
+
+def _write_page(folder: RunFolder, config: Config, stopped: str) -> None:
+    """The page about a run that has not come to its end; without it where it cannot be written."""
+    if config.report and folder.config.exists():
+        with suppress(InputError):
+            folder.write_json(folder.stopped, {"why": stopped})
+            finished.write_page(folder)
 
 
 def find_rates(config: Config, console: Console) -> RunFolder:
@@ -121,29 +133,6 @@ def find_rates(config: Config, console: Console) -> RunFolder:
             raise
     _draw(folder)
     return folder
-
-
-def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, float | None]:
-    """Compute a finished run's result again from its weights, on the data it was trained on, from `data` if given.
-
-    The second is the accuracy with test-time augmentation, where the run was asked for it.
-
-    Raises:
-        InputError: when there is no such run, or the data are not those of the run.
-    """
-    folder = RunFolder.open(path)
-    config = folder.read_config()
-    how = environment.recorded_acceleration(folder).for_evaluation()
-    how.require(hardware.detect())
-    how.apply()
-    predictor = Predictor.load(folder.weights, how)
-    dataset = load_data(config if data is None else replace(config, data=data))
-    environment.require_same_data(folder, dataset)
-    batches = Batches(dataset.evaluation, predictor.preprocessing, batch_size=config.batch_size, device=how.device)
-    evaluation = evaluate(predictor.model, batches, acceleration=how)
-    if not config.test_time_augmentation:
-        return evaluation, None
-    return evaluation, evaluate(Averaged(predictor.model), batches, acceleration=how).accuracy
 
 
 def _draw(folder: RunFolder) -> None:
@@ -229,6 +218,7 @@ def _train(
             )
     except NonFiniteError as error:
         kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
+        _write_page(folder, config, f"ended by an error: {error}")
         raise InputError(f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}") from error
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
@@ -237,7 +227,19 @@ def _train(
         began = time.perf_counter()
         averaged = evaluate(Averaged(experiment.model), experiment.evaluation, acceleration=experiment.acceleration)
         views = averaged.accuracy, time.perf_counter() - began
-    outcome.write(experiment, folder, evaluation, state.history, rates=rates, views=views, seconds=state.seconds)
+    outcome.write(
+        experiment,
+        folder,
+        evaluation,
+        state.history,
+        margins=state.margins,
+        rates=rates,
+        views=views,
+        seconds=state.seconds,
+    )
     _draw(folder)
+    if config.report:
+        finished.interpret_run(folder, experiment.predictor, experiment.dataset)
+        progress.say(f"Report: {finished.write_page(folder)}")
     folder.remove_checkpoints()  # last: a run that has none and has a result is complete
     return folder

@@ -8,8 +8,8 @@ from onecycle.config import Config
 from onecycle.environment import COMPUTING, versions
 from onecycle.errors import InputError
 
-# Where the data lie, how many processes prepare them and where the folder is change nothing in the result.
-_FREE = ("data", "workers", "out")
+# Where the data lie, how many processes prepare them, where the folder is and what is drawn change no result.
+_FREE = ("data", "workers", "out", "report", "tensorboard")
 _REASONS = {
     "epochs": "the rate of every step depends on their number, so a longer run is another run",
 }

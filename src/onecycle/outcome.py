@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from onecycle import hardware
 from onecycle.assembly import Experiment
 from onecycle.dataset import ImageSet
+from onecycle.metrics import confident_mistakes, probabilities_of
 from onecycle.records import History, Mistakes, RunResult
 from onecycle.run_folder import RunFolder
 from onecycle.training import Evaluation
@@ -20,17 +21,19 @@ def write(
     evaluation: Evaluation,
     history: History,
     *,
+    margins: torch.Tensor,
     rates: tuple[float, float],
     views: tuple[float, float] | None,
     seconds: float,
 ) -> None:
     """Write what the run came to; `result.json` last, so that a folder that has it has all of this.
 
-    `rates` are (lr_min, lr_max); `views`, where there was test-time augmentation, its accuracy and seconds.
+    `margins` `[N]` are sums over the epochs, of each training image; `rates` are (lr_min, lr_max); `views`, where there was test-time augmentation, its accuracy and seconds.
     """
     logits, labels = evaluation.logits.numpy(), evaluation.labels.numpy()
     folder.write_arrays(folder.predictions, logits=logits, labels=labels)
-    folder.write_mistakes(confident_mistakes(logits, labels, experiment.dataset.evaluation))
+    folder.write_arrays(folder.training_margins, margins=margins.cpu().numpy() / len(history))
+    folder.write_mistakes(_mistakes(logits, experiment.dataset.evaluation))
     experiment.predictor.save(folder.weights)
     config, dataset = experiment.config, experiment.dataset
     best = max(history, key=lambda record: record.test_accuracy)
@@ -61,17 +64,14 @@ def write(
     folder.write_json(folder.result, result.to_json())
 
 
-def confident_mistakes(logits: NDArray[np.float32], labels: NDArray[np.int64], images: ImageSet) -> Mistakes:
-    """The most confident incorrect predictions: logits `[N,C]` and labels `[N]`, in the order of `images`."""
-    probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
-    predictions = logits.argmax(axis=1)
-    wrong = np.flatnonzero(predictions != labels)
-    shown = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MISTAKES_SHOWN]
+def _mistakes(logits: NDArray[np.float32], images: ImageSet) -> Mistakes:
+    """The most confident incorrect predictions: of logits `[N,C]`, in the order of `images`."""
+    shown = confident_mistakes(logits, images.labels)[:MISTAKES_SHOWN]
     return Mistakes(
         indices=shown,
         images=images.images[shown],
-        labels=labels[shown],
-        predictions=predictions[shown],
-        probabilities=probabilities[shown],
+        labels=images.labels[shown],
+        predictions=logits[shown].argmax(axis=1),
+        probabilities=probabilities_of(logits[shown]).astype(np.float32),
         classes=images.classes,
     )

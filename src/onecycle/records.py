@@ -131,6 +131,18 @@ class NetworkSummary:
         sizes = ("input_mb", "forward_backward_mb", "parameters_mb", "total_mb")
         return {**asdict(self), **{name: round(getattr(self, name), 2) for name in sizes}}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        layers = tuple(
+            LayerSummary(**{**layer, "output_shape": tuple(layer["output_shape"])}) for layer in values["layers"]
+        )
+        return cls(
+            input_shape=tuple(values["input_shape"]),
+            layers=layers,
+            parameters=values["parameters"],
+            trainable_parameters=values["trainable_parameters"],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mistakes:
@@ -149,3 +161,34 @@ class Mistakes:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         return cls(**{**arrays, "classes": tuple(arrays["classes"].tolist())})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Interpretation:
+    """What only the network or the data can tell, kept so that a report needs neither: `interpretation.npz`.
+
+    Positions are those in the evaluated split, or in the training set where the name says so. Lists are ranked, the
+    most suspicious first; of the longer ones only the first have their images.
+    """
+
+    mistakes: NDArray[np.int64]  # [M] positions of incorrect predictions, most confident first
+    mistake_images: NDArray[np.uint8]  # [M,H,W,3]
+    heat: NDArray[np.uint8]  # [M,h,w] Grad-CAM for the predicted class, 255 where it is greatest
+    suspects: NDArray[np.int64]  # [S] positions of images whose label may be wrong
+    suspect_images: NDArray[np.uint8]  # [s,H,W,3] of the first
+    train_suspects: NDArray[np.int64]  # [T] the same in the training set
+    train_suspect_margins: NDArray[np.float32]  # [T] means over the epochs
+    train_suspect_labels: NDArray[np.int64]  # [T]
+    train_suspect_guesses: NDArray[np.int64]  # [t] of the first: the network's likeliest class but for the label
+    train_suspect_images: NDArray[np.uint8]  # [t,H,W,3]
+    duplicates: NDArray[np.int64]  # [D,2] positions: an evaluated image, the training image that is most like it
+    duplicate_similarities: NDArray[np.float32]  # [D] correlations
+    duplicate_labels: NDArray[np.int64]  # [D,2]
+    duplicate_images: NDArray[np.uint8]  # [d,2,H,W,3] of the first
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        return vars(self)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        return cls(**arrays)

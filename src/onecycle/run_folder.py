@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.files import locked, reading, replacing, writing
-from onecycle.records import EpochRecord, History, LRCurve, Mistakes, RunResult
+from onecycle.records import EpochRecord, History, Interpretation, LRCurve, Mistakes, NetworkSummary, RunResult
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -50,10 +50,15 @@ class RunFolder:
         self.checkpoint_before = path / "checkpoint-before.safetensors"
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.npz"
+        self.training_margins = path / "training_margins.npz"
         self.mistakes = path / "mistakes.npz"
         self.augmentations = path / "augmentations.npz"
+        self.network = path / "network.json"
+        self.interpretation = path / "interpretation.npz"
+        self.stopped = path / "stopped.json"
         self.result = path / "result.json"
         self.pictures = path / "pictures"
+        self.report = path / "report.html"
 
     @property
     def complete(self) -> bool:
@@ -154,10 +159,24 @@ class RunFolder:
         with reading(self.mistakes):
             return Mistakes.from_arrays(self.read_arrays(self.mistakes))
 
+    def read_interpretation(self) -> Interpretation | None:
+        """What interpretation found, or None where it has not been made."""
+        if not self.interpretation.exists():
+            return None
+        with reading(self.interpretation):
+            return Interpretation.from_arrays(self.read_arrays(self.interpretation))
+
+    def read_network(self) -> NetworkSummary | None:
+        """The network's layers, or None in the folder of a version that did not write them."""
+        if not self.network.exists():
+            return None
+        with reading(self.network):
+            return NetworkSummary.from_json(self.read_json(self.network))
+
     def remove_strays(self) -> None:
         """Remove what a process that was killed in the middle of a write left behind."""
         with writing(self.path):
-            for stray in self.path.rglob(".*.tmp"):
+            for stray in (*self.path.rglob(".*.tmp"), self.stopped):
                 stray.unlink(missing_ok=True)
 
     def remove_checkpoints(self) -> None:

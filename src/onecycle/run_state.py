@@ -3,6 +3,8 @@
 import time
 from dataclasses import asdict
 
+import torch
+
 from onecycle.assembly import Experiment
 from onecycle.checkpoint import load_state, save_state
 from onecycle.errors import InputError
@@ -15,7 +17,7 @@ from onecycle.run_folder import RunFolder
 from onecycle.training import StepReport
 
 SAVE_SECONDS = 300.0  # within an epoch; at the end of one it is saved anyway
-_FORMAT = 1
+_FORMAT = 2
 
 
 class RunState:
@@ -32,6 +34,8 @@ class RunState:
     ) -> None:
         self.history: History = []
         self.last_step: StepReport | None = None  # of an epoch that is not in the history yet
+        # Sums over the epochs, of each training image. Where logits were never small nothing is lost in float32.
+        self.margins = torch.zeros(len(experiment.dataset.train), device=experiment.acceleration.device)
         self._experiment = experiment
         self._folder = folder
         self._identity = {**identity(experiment), "lr_min": rates[0], "lr_max": rates[1]}
@@ -51,9 +55,17 @@ class RunState:
             Interrupted: when the process was told to stop.
         """
         self.last_step = report
+        self._add(report)
         if time.perf_counter() - self._saved >= SAVE_SECONDS:
             self.save()
         self.stop_if_told()
+
+    def _add(self, report: StepReport) -> None:
+        train = self._experiment.train
+        number = report.step - (report.epoch - 1) * len(train)
+        images = torch.from_numpy(train.indices(report.epoch - 1, number)).to(self.margins.device)
+        assert report.margins is not None, "a step that was done has them"
+        self.margins.index_add_(0, images, report.margins)
 
     def after_epoch(self, record: EpochRecord) -> None:
         """An epoch is trained and evaluated: save.
@@ -94,7 +106,14 @@ class RunState:
             "seconds": self.seconds,
         }
         folder, parts = self._folder, self._experiment
-        save_state(folder.checkpoint, parts.model, parts.optimizer, progress, keep=folder.checkpoint_before)
+        save_state(
+            folder.checkpoint,
+            parts.model,
+            parts.optimizer,
+            progress,
+            measured={"margins": self.margins},
+            keep=folder.checkpoint_before,
+        )
         self._saved = time.perf_counter()
 
     def restore(self) -> str | None:
@@ -115,6 +134,7 @@ class RunState:
             if saved["last_step"]:
                 self.last_step = StepReport.from_json(saved["last_step"], self._experiment.acceleration.device)
             self._started -= saved["seconds"]
+            self.margins.copy_(state.measured["margins"])
             state.restore(self._experiment.model, self._experiment.optimizer)
         if state.damaged:  # else it would take the place of the whole one when the next is written
             with writing(self._folder.checkpoint):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
 FEWEST_FOR_INTERVAL = 5  # below that the values themselves say more
@@ -84,3 +85,47 @@ def agreement(correct: NDArray[np.bool_]) -> Agreement:
 def accuracy_by_class(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> dict[int, Estimate]:
     """For each class that there is, the accuracy over the runs: `correct` is bool `[runs,N]`, `labels` are `[N]`."""
     return {int(label): estimate(correct[:, labels == label].mean(axis=1).tolist()) for label in np.unique(labels)}
+
+
+def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy that was measured on so many images: what other images might have shown.
+
+    It knows nothing of other seeds. Source: Wilson 1927, "Probable Inference".
+    """
+    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceByImage:
+    """How much more of the same images one network has right than another: a fraction, with its 95 % interval."""
+
+    mean: float
+    interval_95: tuple[float, float]
+    only_ours: int  # images that only the one has right
+    only_theirs: int
+    p_value: float  # of seeing this or more where both are right equally often: McNemar's exact test
+
+
+def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
+    """Of whether each image is right, bool `[N]`, in both networks.
+
+    Source: Dietterich 1998, "Approximate Statistical Tests", section 3.
+
+    Raises:
+        ValueError: when they are not of the same images, or of none.
+    """
+    if ours.shape != theirs.shape or not len(ours):
+        raise ValueError(f"{len(ours)} and {len(theirs)} images cannot be compared one by one")
+    differences = ours.astype(float) - theirs
+    half = float(norm.ppf(0.975)) * float(differences.std()) / len(ours) ** 0.5
+    mean = float(differences.mean())
+    only_ours, only_theirs = int((differences > 0).sum()), int((differences < 0).sum())
+    one_sided = only_ours + only_theirs
+    return DifferenceByImage(
+        mean=mean,
+        interval_95=(mean - half, mean + half),
+        only_ours=only_ours,
+        only_theirs=only_theirs,
+        p_value=float(binomtest(only_ours, one_sided).pvalue) if one_sided else 1.0,
+    )

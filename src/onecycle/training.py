@@ -47,11 +47,12 @@ class StepReport:
     lr: float
     totals: Totals
     seconds: float  # of training in this epoch so far
+    margins: torch.Tensor | None = None  # as in `StepOutcome`; not among what is written down
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values, exactly. It waits for the device."""
+        """Where training stands as plain values, exactly. It waits for the device."""
         totals = {**self.totals._asdict(), "loss": float(self.totals.loss), "correct": int(self.totals.correct)}
-        return {**vars(self), "totals": totals}
+        return {**{name: value for name, value in vars(self).items() if name != "margins"}, "totals": totals}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], device: str = "cpu") -> Self:
@@ -74,13 +75,15 @@ class Evaluation:
 class StepOutcome(NamedTuple):
     """What one training step came to: the global step, its mean loss, its correct answers and its images.
 
-    Loss and correct answers are scalars on the device: the step may not be done before they are read.
+    Loss and correct answers are scalars on the device: the step may not be done before they are read. So are the
+    `margins` float32 `[B]`: how far the logit of each image's label is above the largest other one.
     """
 
     step: int
     loss: torch.Tensor
     correct: torch.Tensor
     images: int
+    margins: torch.Tensor
 
 
 def training_steps(
@@ -113,7 +116,7 @@ def training_steps(
             raise NonFiniteError(step, first_not_finite(running, batch, acceleration))
         optimizer.step()
         correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
-        yield StepOutcome(step, loss.detach(), correct, len(batch.labels))
+        yield StepOutcome(step, loss.detach(), correct, len(batch.labels), _margins(logits.detach(), batch.labels))
 
 
 def evaluate(
@@ -254,7 +257,15 @@ def _reports(
             lr=lr_of_step(outcome.step),
             totals=totals,
             seconds=time.perf_counter() - started,
+            margins=outcome.margins,
         )
+
+
+def _margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The logit `[B]` of each label less the largest of the others, of logits `[B,C]`."""
+    logits, labels = logits.float(), labels.unsqueeze(1)
+    others = logits.scatter(1, labels, -torch.inf)
+    return logits.gather(1, labels).squeeze(1) - others.amax(dim=1)
 
 
 def _type_of_sums(device: str) -> torch.dtype:

@@ -37,8 +37,8 @@ class CustomResNet(ModelComposite):
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(512, classes, bias=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B,classes]`.
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last map, `[B,512,4,4]` of images of 32×32.
 
         Raises:
             InputError: when the images do not have the size the network was built for.
@@ -50,6 +50,10 @@ class CustomResNet(ModelComposite):
         features = self.layer1(features)  # [B,128,16,16]
         features = self.layer2(features)  # [B,256,8,8]
         features = self.layer3(features)  # [B,512,4,4]
+        return features
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits `[B,classes]`."""
         logits: torch.Tensor = self.linear(self.flatten(self.pool(features)))
         return logits
 

@@ -26,13 +26,25 @@ class StepOutput(NamedTuple):
 class ModelComposite(nn.Module):
     """Base of every model: a network from images `[B,3,H,W]` to logits `[B,C]`, with its criterion.
 
-    A subclass defines `forward`; one that learns by another criterion sets `criterion`, and one that learns in
-    another way defines `training_step`.
+    A subclass defines `features` and `classify`, between which interpretation looks, or `forward` alone; one that
+    learns by another criterion sets `criterion`, and one that learns in another way defines `training_step`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.criterion: nn.Module = nn.CrossEntropyLoss()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `[B,C]`."""
+        return self.classify(self.features(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last map `[B,channels,h,w]` that knows where in the images something is."""
+        raise NotImplementedError
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits `[B,C]` of what `features` returned."""
+        raise NotImplementedError
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Loss and logits of a batch; the caller differentiates and steps."""

@@ -71,10 +71,14 @@ class WhitenedConvNet(ModelComposite):
             if isinstance(layer, nn.Conv2d):
                 nn.init.dirac_(layer.weight[: layer.in_channels])
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B,classes]`."""
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last map, `[B,256,3,3]` of images of 32×32."""
         features = self.activation(self.whitening(images))  # [B,24,31,31]
         features = self.groups(features)  # [B,64,15,15], [B,256,7,7], [B,256,3,3]
+        return features
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits `[B,classes]`."""
         logits: torch.Tensor = self.linear(self.flatten(self.pool(features))) * LOGIT_SCALE
         return logits
 

@@ -3,19 +3,23 @@
 Each function returns a `matplotlib.figure.Figure` and leaves the user's matplotlib settings as they were.
 """
 
+from onecycle.visualizations.calibration import reliability_diagram
 from onecycle.visualizations.confusion import confusion_matrix
 from onecycle.visualizations.galleries import augmentations, incorrect_predictions
-from onecycle.visualizations.history import accuracy_curves, loss_curves
+from onecycle.visualizations.history import accuracy_curves, compared_accuracies, loss_curves
 from onecycle.visualizations.learning_rates import learning_rate_curve, lr_finder_curve
-from onecycle.visualizations.style import save_png
+from onecycle.visualizations.style import save_png, to_svg
 
 __all__ = [
     "accuracy_curves",
     "augmentations",
+    "compared_accuracies",
     "confusion_matrix",
     "incorrect_predictions",
     "learning_rate_curve",
     "loss_curves",
     "lr_finder_curve",
+    "reliability_diagram",
     "save_png",
+    "to_svg",
 ]

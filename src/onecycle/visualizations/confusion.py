@@ -5,6 +5,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from onecycle.metrics import confusion_counts
 from onecycle.visualizations.style import (
     GREY,
     INK,
@@ -33,7 +34,7 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     Raises:
         ValueError: if the lengths differ, or a value is not a position in `classes`.
     """
-    counts = _count(labels, predictions, len(classes))  # [C,C]
+    counts = confusion_counts(labels, predictions, len(classes))  # [C,C]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n = len(classes)
     with_counts = n <= _MOST_WITH_COUNTS
@@ -69,17 +70,6 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     bar.spines[:].set_visible(False)
     _write_title(figure, counts, classes)
     return figure
-
-
-def _count(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    if labels.shape != predictions.shape:
-        raise ValueError(f"there are {len(labels)} labels and {len(predictions)} predictions; there must be as many")
-    for name, values in (("labels", labels), ("predictions", predictions)):
-        if values.size and not 0 <= values.min() <= values.max() < classes:
-            raise ValueError(
-                f"{name} run from {values.min()} to {values.max()}; with {classes} classes: 0 to {classes - 1}"
-            )
-    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
 def _write_title(figure: Figure, counts: NDArray[np.int64], classes: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """Accuracy and loss by epoch."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,19 @@ from onecycle.visualizations.style import (
     GREY,
     INK,
     LINE_INCHES,
+    PALETTE,
     SMALL,
     VERMILLION,
     axes_inches,
     chart,
+    shorten,
     show_epochs,
     spread,
     styled,
     text_inches,
 )
+
+_NAME_INCHES = 2.0  # of a run
 
 
 class _Line(NamedTuple):
@@ -90,6 +95,29 @@ def loss_curves(history: History, *, evaluated_on: str = "test") -> Figure:
     return figure
 
 
+@styled
+def compared_accuracies(histories: Mapping[str, History], *, evaluated_on: str = "test") -> Figure:
+    """The evaluation accuracies of several runs by epoch, in percent; each line ends in the name of its run.
+
+    Raises:
+        ValueError: if there are no runs or more than 6, or one has no epoch.
+    """
+    if not 1 <= len(histories) <= len(PALETTE):
+        raise ValueError(f"there are {len(histories)} runs; there must be from 1 to {len(PALETTE)}")
+    for history in histories.values():
+        _check(history)
+    lines = [
+        _Line(100 * np.array([record.test_accuracy for record in history]), shorten(name, _NAME_INCHES), color)
+        for (name, history), color in zip(histories.items(), PALETTE, strict=False)
+    ]
+    longest = max(histories.values(), key=len)
+    values = np.concatenate([line.values for line in lines])
+    figure, axes = _draw(longest, *lines, limits=_limits(values, smallest=10, top=101))
+    axes.set_title(f"Accuracy by epoch ({evaluated_on})")
+    axes.set_ylabel("accuracy (%)")
+    return figure
+
+
 def _check(history: History) -> None:
     if not history:
         raise ValueError("the history is empty; there must be at least one epoch to draw")
@@ -111,8 +139,9 @@ def _draw(history: History, *lines: _Line, limits: tuple[float, float]) -> tuple
     show_epochs(axes, epochs[0], epochs[-1])
     axes.set_ylim(limits)
     for line in lines:
-        axes.plot(epochs, line.values, color=line.color, linewidth=2, clip_on=False)
-        axes.plot(epochs[-1:], line.values[-1:], "o", color=line.color, markersize=5, clip_on=False)
+        along = epochs[: len(line.values)]
+        axes.plot(along, line.values, color=line.color, linewidth=2, clip_on=False)
+        axes.plot(along[-1:], line.values[-1:], "o", color=line.color, markersize=5, clip_on=False)
     # A loss that is not finite has no place on the axis; its label stands at the top.
     ends = [float(line.values[-1]) if np.isfinite(line.values[-1]) else limits[1] for line in lines]
     unit = (limits[1] - limits[0]) / axes_inches(axes)[1]

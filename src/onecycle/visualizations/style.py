@@ -1,5 +1,6 @@
 """One look for every picture: palette, sizes, text that fits, and files that are equal for equal records."""
 
+import io
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -16,6 +17,7 @@ from onecycle.files import replacing
 
 # Okabe & Ito's palette, "Color Universal Design": told apart with every kind of colour vision.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
+PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 12.0
@@ -65,6 +67,14 @@ def save_png(figure: Figure, path: Path) -> None:
     """Writes a picture whole or not at all. Equal figures give equal files: no date and no version is written."""
     with replacing(path) as temporary, style.context(_STYLE, after_reset=True):
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> str:
+    """A figure as SVG whose text stays text. Equal figures give equal texts."""
+    file = io.StringIO()
+    with style.context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": "onecycle"}, after_reset=True):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
 
 
 def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom: float) -> Axes:

@@ -1,0 +1,114 @@
+"""What the predictions of one network say, beyond their accuracy. Everything is counted, nothing is fitted."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CALIBRATION_BINS = 15  # as in Guo et al. 2017
+
+
+def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The softmax of logits `[N,C]`."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
+
+
+def margins_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """How far the logit of each label is above the largest other one: float32 `[N]`, negative where it is below."""
+    rows = np.arange(len(labels))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    margins: NDArray[np.float32] = logits[rows, labels] - others.max(axis=1)
+    return margins
+
+
+def confident_mistakes(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The positions of incorrect predictions, the most confident first: of logits `[N,C]` and labels `[N]`."""
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities_of(logits[wrong]).max(axis=1), kind="stable")]
+
+
+def confusion_counts(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """How often each true class (a row) was predicted as each class (a column): int64 `[C,C]`.
+
+    Raises:
+        ValueError: if the lengths differ, or a value is not the number of a class.
+    """
+    if labels.shape != predictions.shape:
+        raise ValueError(f"there are {len(labels)} labels and {len(predictions)} predictions; there must be as many")
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if values.size and not 0 <= values.min() <= values.max() < classes:
+            raise ValueError(
+                f"{name} run from {values.min()} to {values.max()}; with {classes} classes: 0 to {classes - 1}"
+            )
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """One class. A figure is None where it would divide by nothing: no image of the class, or never predicted."""
+
+    images: int
+    correct: int
+    predicted: int  # how often the class was predicted
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def class_metrics(counts: NDArray[np.int64]) -> list[ClassMetrics]:
+    """Of each class, from the counts `[C,C]` of `confusion_counts`."""
+    return [
+        ClassMetrics(
+            images=images,
+            correct=correct,
+            predicted=predicted,
+            precision=_ratio(correct, predicted),
+            recall=_ratio(correct, images),
+            f1=_ratio(2 * correct, images + predicted),
+        )
+        for images, correct, predicted in zip(
+            counts.sum(axis=1).tolist(), np.diag(counts).tolist(), counts.sum(axis=0).tolist(), strict=True
+        )
+    ]
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How sure a network is against how often it is right, in bins of equal width over the confidence from 0 to 1.
+
+    Bins without images have a confidence and an accuracy of not-a-number.
+    """
+
+    counts: NDArray[np.int64]  # [bins]
+    confidences: NDArray[np.float64]  # [bins], means
+    accuracies: NDArray[np.float64]  # [bins]
+    error: float  # the expected calibration error: the mean distance between the two, weighted by the counts
+
+
+def calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Calibration:
+    """Of probabilities `[N,C]`, by the largest of each image.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
+
+    Raises:
+        ValueError: when there are no images.
+    """
+    if not len(labels):
+        raise ValueError("there are no predictions")
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    # A bin has its upper edge and not its lower one, as in the source.
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    with np.errstate(invalid="ignore"):
+        confidences = np.bincount(bins, confidence, CALIBRATION_BINS) / counts
+        accuracies = np.bincount(bins, correct, CALIBRATION_BINS) / counts
+    error = float(np.nansum(counts * np.abs(confidences - accuracies)) / counts.sum())
+    return Calibration(counts=counts, confidences=confidences, accuracies=accuracies, error=error)

@@ -1,0 +1,43 @@
+"use strict";
+// Shows the incorrect predictions of the classes that were chosen, a screenful at a time. Without it all are shown.
+(() => {
+  const gallery = document.getElementById("incorrect");
+  if (!gallery) return;
+  const SCREENFUL = 40;
+  const choices = ["true", "predicted"].map((name) => document.getElementById(`by-${name}`));
+  const more = document.getElementById("more");
+  const status = document.getElementById("count");
+  const items = [...gallery.children];
+  let shown = SCREENFUL;
+
+  const show = () => {
+    const [actual, predicted] = choices.map((choice) => choice.value);
+    let found = 0;
+    for (const item of items) {
+      const fits = (!actual || item.dataset.true === actual) && (!predicted || item.dataset.predicted === predicted);
+      if (fits) found += 1;
+      item.hidden = !fits || found > shown;
+    }
+    const visible = Math.min(found, shown);
+    more.hidden = visible === found;
+    status.textContent = found ? `${visible} of ${found} shown` : "No such mistake among these";
+  };
+  const first = () => { shown = SCREENFUL; show(); };
+
+  choices.forEach((choice) => choice.addEventListener("change", first));
+  more.addEventListener("click", () => {
+    const next = items.filter((item) => !item.hidden).length;
+    shown += SCREENFUL;
+    show();
+    const item = items.filter((each) => !each.hidden)[next];
+    if (item) { item.tabIndex = -1; item.focus({ preventScroll: true }); }
+  });
+  document.querySelectorAll("a[data-true]").forEach((link) => link.addEventListener("click", () => {
+    choices[0].value = link.dataset.true;
+    choices[1].value = link.dataset.predicted;
+    first();
+  }));
+  document.getElementById("filters").hidden = false;
+  addEventListener("beforeprint", () => { shown = Math.max(shown, 5 * SCREENFUL); show(); });
+  show();
+})();
