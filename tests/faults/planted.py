@@ -39,6 +39,7 @@ def run(
     descriptor = os.open(said_by(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
     from onecycle import cli, run_state
 
     run_state.SAVE_SECONDS = save_seconds
@@ -46,11 +47,16 @@ def run(
         plant(fault)
     code = cli.main(arguments)
     sys.stdout.flush()
+    ended_with(folder).write_text(str(code))
     sys.exit(code)
 
 
 def said_by(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.said")
+
+
+def ended_with(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.code")
 
 
 def plant(fault: Fault) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from planted import CALLS_NOTED, Fault, run, said_by
+from planted import CALLS_NOTED, Fault, ended_with, run, said_by
 
 from onecycle.run_folder import RunFolder
 
@@ -61,10 +61,13 @@ class Started:
             assert kill_after is not None, said_by(self.folder).read_text()
             self.process.kill()
             self.process.join()
-        assert self.process.exitcode is not None
+        code = self.process.exitcode
+        if code == 255:  # by which multiprocessing means that it lost the code
+            code = int(ended_with(self.folder).read_text())
+        assert code is not None
         said = said_by(self.folder).read_text() if said_by(self.folder).exists() else ""
         assert "Traceback" not in said, said
-        return Ended(self.process.exitcode, said, time.perf_counter() - self.began)
+        return Ended(code, said, time.perf_counter() - self.began)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Place:
     def start(self, *arguments: str, faults: Sequence[Fault] = (), save_seconds: float = SOON) -> Started:
         kept = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "https_proxy": "http://127.0.0.1:9"}
         process = processes.Process(target=run, args=(arguments, self.path, kept, faults, save_seconds))
+        ended_with(self.path).unlink(missing_ok=True)
         began = time.perf_counter()
         process.start()
         return Started(process, self.path, began)
