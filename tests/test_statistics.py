@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from onecycle.statistics import accuracy_by_class, agreement, estimate, paired_difference
+from onecycle.statistics import (
+    accuracy_by_class,
+    accuracy_interval,
+    agreement,
+    difference_by_image,
+    estimate,
+    paired_difference,
+)
 
 accuracies = st.floats(0, 1)
 
@@ -70,3 +77,43 @@ def test_each_class_has_its_own_accuracy() -> None:
     correct = np.array([[True, True, False, True], [True, False, False, True]])
     found = accuracy_by_class(correct, np.array([0, 0, 2, 2]))
     assert {label: told.values for label, told in found.items()} == {0: (1.0, 0.5), 2: (0.5, 0.5)}
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_of_an_accuracy_holds_it(images: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, images))
+    low, high = accuracy_interval(correct, images)
+    assert 0 <= low <= correct / images <= high <= 1
+
+
+def test_the_interval_of_an_accuracy_is_wilsons() -> None:
+    share, images, z = 0.9295, 10_000, 1.959964
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
+    assert accuracy_interval(9295, images) == pytest.approx((centre - half, centre + half))
+
+
+def test_two_networks_that_are_right_on_the_same_images_differ_by_exactly_nothing() -> None:
+    right = np.array([True, False, True])
+    found = difference_by_image(right, right)
+    assert (found.mean, found.interval_95, found.p_value) == (0, (0, 0), 1)
+    assert found.only_ours == found.only_theirs == 0
+
+
+def test_a_difference_by_image_is_the_paired_one() -> None:
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.random((2, 4000)) < np.array([[0.93], [0.90]])
+    found = difference_by_image(ours, theirs)
+    by_image = ours.astype(float) - theirs
+    low, high = stats.norm.interval(0.95, loc=by_image.mean(), scale=by_image.std() / 4000**0.5)
+    assert found.mean == pytest.approx(ours.mean() - theirs.mean())
+    assert found.interval_95 == pytest.approx((low, high))
+    assert (found.only_ours, found.only_theirs) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
+    assert found.p_value < 0.05 and found.interval_95[0] > 0, "both tests see it"
+
+
+def test_networks_on_other_images_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        difference_by_image(np.array([True]), np.array([True, False]))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        difference_by_image(np.array([], bool), np.array([], bool))

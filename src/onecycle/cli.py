@@ -160,6 +160,23 @@ def report(run: Path, /, *, data: str | None = None) -> int:
 
 
 @app.command
+def compare(*runs: Path, out: Path = Path("compare.html")) -> int:
+    """Write a page about several runs side by side: curves, differences, and the images on which they disagree.
+
+    Parameters
+    ----------
+    runs
+        The folders of 2 to 6 complete runs; the others are compared with the first.
+    out
+        The page.
+    """
+    from onecycle import report
+
+    print(report.compare(runs, out))
+    return 0
+
+
+@app.command
 def check(data: str = "cifar10", /) -> int:
     """Look a data set through before training on it; exit code 1 if that would be unsafe.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from onecycle import beginning, environment, finished, hardware, outcome
-from onecycle.assembly import Experiment, assemble, load_data
+from onecycle.assembly import Experiment, assemble
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.files import NotWrittenError, locked
@@ -22,6 +22,7 @@ from onecycle.records import EpochRecord, LRCurve
 from onecycle.run_folder import RunFolder
 from onecycle.run_state import RunState
 from onecycle.test_time_augmentation import Averaged
+from onecycle.tracking import TensorBoard, require_tensorboard
 from onecycle.training import Evaluation, StepReport, evaluate, fit
 
 SWEEP_STEPS = 100
@@ -39,6 +40,8 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
     """
     with watched() as interruption, RunProgress(console) as progress:
         started = time.perf_counter()
+        if config.tensorboard:
+            require_tensorboard()
         experiment = assemble(config)
         beginning.announce(experiment, progress)
         beginning.require_cycle(experiment)
@@ -184,6 +187,7 @@ def _train(
     config = experiment.config
     lr_min, lr_max = rates
     last: Evaluation | None = None
+    board = TensorBoard(folder.tensorboard, epochs=len(state.history)) if config.tensorboard else None
 
     def after_step(report: StepReport) -> None:
         state.after_step(report)
@@ -196,6 +200,8 @@ def _train(
             state.after_epoch(record)
         finally:
             progress.epoch(record)  # after saving: a screen or a log may be gone
+        if board:
+            board.epoch(record, experiment.dataset.evaluated_on)
 
     progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
     try:
@@ -238,6 +244,8 @@ def _train(
         seconds=state.seconds,
     )
     _draw(folder)
+    if board:
+        board.complete(config, folder.read_result(), folder.pictures)
     if config.report:
         finished.interpret_run(folder, experiment.predictor, experiment.dataset)
         progress.say(f"Report: {finished.write_page(folder)}")

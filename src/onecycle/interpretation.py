@@ -51,9 +51,7 @@ def interpret(
         duplicates=np.stack([alike, partners[alike]], axis=1),
         duplicate_similarities=similarities[alike],
         duplicate_labels=np.stack([evaluated.labels[alike], train.labels[partners[alike]]], axis=1),
-        duplicate_images=np.stack(
-            [evaluated.images[alike[:SHOWN]], train.images[partners[alike[:SHOWN]]]], axis=1
-        ),
+        duplicate_images=np.stack([evaluated.images[alike[:SHOWN]], train.images[partners[alike[:SHOWN]]]], axis=1),
     )
 
 
@@ -61,7 +59,8 @@ def grad_cam(model: ModelComposite, features: torch.Tensor, classes: torch.Tenso
     """Where in the last map `[B,channels,h,w]` of `model` something speaks for the `classes` int64 `[B]`.
 
     Float32 `[B,h,w]` from 0 to 1: the channels, each weighted by the mean gradient of the class's logit, added up;
-    what speaks against the class is left out, and the greatest value of an image is 1, or 0 where nothing speaks for it.
+    what speaks against the class is left out; the greatest value of an image is 1; 0 where nothing
+    speaks for the class.
     Source: Selvaraju et al. 2017, "Grad-CAM", section 3.
     """
     features = features.detach().float().requires_grad_()
@@ -79,17 +78,14 @@ def _lowest(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _heat(predictor: Predictor, images: NDArray[np.uint8], predictions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    model = predictor.model.eval()
-    maps = [
-        grad_cam(model, features, classes)
-        for features, classes in zip(
-            _features(predictor, images),
-            torch.from_numpy(predictions).to(predictor.acceleration.device).split(_BATCH),
-            strict=True,
-        )
-    ]
-    if not maps:
+    """Grad-CAM of `images` uint8 `[N,S,S,3]` for the predicted classes: uint8 `[N,h,w]`."""
+    if not len(images):
         return np.zeros((0, 1, 1), np.uint8)
+    model, classes = predictor.model.eval(), torch.from_numpy(predictions).to(predictor.acceleration.device)
+    maps = [
+        grad_cam(model, features, batch)
+        for features, batch in zip(_features(predictor, images), torch.split(classes, _BATCH), strict=True)
+    ]
     return (255 * torch.cat(maps)).round().to(torch.uint8).cpu().numpy()
 
 
@@ -100,7 +96,8 @@ def _guesses(predictor: Predictor, images: ImageSet) -> NDArray[np.int64]:
         logits = [model.classify(features.float()) for features in _features(predictor, images.images)]
     others = torch.cat(logits).cpu().numpy()
     others[np.arange(len(images)), images.labels] = -np.inf
-    return others.argmax(axis=1)
+    guesses: NDArray[np.int64] = others.argmax(axis=1)
+    return guesses
 
 
 @torch.no_grad()
@@ -109,7 +106,7 @@ def _features(predictor: Predictor, images: NDArray[np.uint8]) -> list[torch.Ten
     how = predictor.acceleration
     running = how.for_evaluation().prepare(predictor.model).eval()
     maps = []
-    for batch in torch.from_numpy(images).split(_BATCH) if len(images) else ():
+    for batch in torch.split(torch.from_numpy(images), _BATCH):
         with how.autocast():
             maps.append(running.features(predictor.preprocessing.normalize(batch.to(how.device))))
     return maps

@@ -28,7 +28,8 @@ def write(
 ) -> None:
     """Write what the run came to; `result.json` last, so that a folder that has it has all of this.
 
-    `margins` `[N]` are sums over the epochs, of each training image; `rates` are (lr_min, lr_max); `views`, where there was test-time augmentation, its accuracy and seconds.
+    `margins` `[N]` are sums over the epochs, of each training image; `rates` are (lr_min, lr_max); `views`, where
+    there was test-time augmentation, its accuracy and seconds.
     """
     logits, labels = evaluation.logits.numpy(), evaluation.labels.numpy()
     folder.write_arrays(folder.predictions, logits=logits, labels=labels)

@@ -59,6 +59,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.pictures = path / "pictures"
         self.report = path / "report.html"
+        self.tensorboard = path / "tensorboard"
 
     @property
     def complete(self) -> bool:

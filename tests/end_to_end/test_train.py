@@ -36,7 +36,9 @@ FILES = {
     "config.json",
     "environment.json",
     "history.jsonl",
+    "interpretation.npz",
     "mistakes.npz",
+    "network.json",
     "pictures/accuracy.png",
     "pictures/augmentations.png",
     "pictures/confusion_matrix.png",
@@ -44,7 +46,9 @@ FILES = {
     "pictures/learning_rate.png",
     "pictures/loss.png",
     "predictions.npz",
+    "report.html",
     "result.json",
+    "training_margins.npz",
     "weights.safetensors",
 }
 
@@ -217,7 +221,7 @@ def test_the_mistakes_are_the_most_confident_ones_with_their_pixels(run: RunFold
     np.testing.assert_array_equal(mistakes.predictions, predictions[mistakes.indices])
     confidence = mistakes.probabilities.max(axis=1)
     assert (np.diff(confidence) <= 0).all()
-    assert confidence.tolist() == sorted(probabilities[wrong].max(axis=1).tolist(), reverse=True)[:40]
+    assert confidence == pytest.approx(np.sort(probabilities[wrong].max(axis=1))[::-1][:40], abs=1e-6)
 
 
 def test_configuration_environment_and_fingerprint_are_kept(run: RunFolder) -> None:

@@ -16,11 +16,12 @@ from planted import CALLS_NOTED, Fault, ended_with, run, said_by
 from onecycle.run_folder import RunFolder
 
 # A network that learns in a second, by the same loop as every other; the images augmented one by one, in workers.
-SMALL = [
+REPORTED = [
     *("train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60"),
     *("--epochs", "3", "--batch-size", "12", "--out", "runs"),
     *("--augmentation", "albumentations", "--padding", "4", "--hole", "8", "--flip", "random"),
 ]
+SMALL = [*REPORTED, "--no-report"]
 SOON = 0.1  # seconds between two savings within an epoch, so that short runs have some
 PATIENCE = 120  # seconds
 
@@ -124,6 +125,7 @@ def bits(place: Place) -> dict[str, Any]:
     return {
         "weights": run.weights.read_bytes(),
         "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
+        "training margins": run.read_arrays(run.training_margins)["margins"].tobytes(),
         "mistakes": {name: np.asarray(array).tobytes() for name, array in run.read_arrays(run.mistakes).items()},
         "history": history,
         "result": {name: value for name, value in result.items() if name not in timed},

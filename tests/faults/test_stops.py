@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from small_runs import PATIENCE, SMALL, Place, Reference, bits
+from small_runs import PATIENCE, REPORTED, SMALL, Place, Reference, bits
 
 PHASES = {
     "reading the data": ("onecycle.assembly.load_data", 1),
@@ -21,7 +21,10 @@ PHASES = {
     "the end of an epoch": ("onecycle.run_state.RunState.after_epoch", 2),
     "writing the result": ("onecycle.outcome.write", 1),
     "drawing": ("onecycle.pictures.draw", 1),
+    "interpretation": ("onecycle.interpretation.interpret", 1),
+    "writing the report": ("onecycle.report.write", 1),
 }
+WITH_REPORT = ("the first step", "interpretation", "writing the report")
 # The smallest run of the specified network, which finds its rates.
 SMALL_BASELINE = ["--data", "digits", "--limit", "10", "--epochs", "1", "--batch-size", "5", "--out", "runs"]
 CODES = {"SIGINT": 130, "SIGTERM": 143}
@@ -44,16 +47,19 @@ def test_a_run_told_to_stop_says_how_to_go_on_and_does(
     reference: Reference, place: Place, figures: dict[str, Any], phase: str, name: str
 ) -> None:
     at, call = PHASES[phase]
-    stopped = place.onecycle(*SMALL, faults=[Fault(at, name, call)], save_seconds=PATIENCE)
+    command = REPORTED if phase in WITH_REPORT else SMALL
+    stopped = place.onecycle(*command, faults=[Fault(at, name, call)], save_seconds=PATIENCE)
     assert stopped.code == CODES[name], stopped.said
     assert stopped.last_line.startswith("onecycle: interrupted")
     if place.run:
         assert stopped.last_line == f"onecycle: interrupted; `onecycle {' '.join(place.resume)}` goes on"
+        assert place.run.report.exists() == (command is REPORTED), "it says how far the run got"
     resumed = place.onecycle(*place.resume)
     assert resumed.code == 0, resumed.said
     if "step" in phase:
         assert f"Resuming {place.resume[-1]} after epoch {call // 6}, step {call - 1}\n" in resumed.said, "none is lost"
     assert bits(place) == reference.bits
+    assert place.run and not place.run.stopped.exists()
     stops = figures.setdefault("stops by a signal, in all phases", {"stops": 0, "resumed bit-identical": 0})
     stops["stops"] += 1
     stops["resumed bit-identical"] += 1

@@ -9,9 +9,7 @@ SIDE = 8  # to which images are averaged: what is left are the colours of a scen
 _AT_ONCE = 500  # images compared with all of the other set: 100 MB of similarities for 50,000
 
 
-def most_alike(
-    ours: NDArray[np.uint8], theirs: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def most_alike(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each of our images the one of theirs that is most alike, and how alike: int64 `[N]`, float32 `[N]`.
 
     Images are uint8 `[N,S,S,3]` and `[M,S,S,3]`. They are averaged to 8×8 pixels; two are as alike as the correlation

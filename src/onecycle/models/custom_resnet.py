@@ -46,7 +46,7 @@ class CustomResNet(ModelComposite):
         size = self.input_size
         if images.shape[1:] != (3, size, size):
             raise InputError(f"the network takes images [B,3,{size},{size}] and was given {list(images.shape)}")
-        features = self.preparation(images)  # [B,64,32,32]
+        features: torch.Tensor = self.preparation(images)  # [B,64,32,32]
         features = self.layer1(features)  # [B,128,16,16]
         features = self.layer2(features)  # [B,256,8,8]
         features = self.layer3(features)  # [B,512,4,4]

@@ -73,7 +73,7 @@ class WhitenedConvNet(ModelComposite):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last map, `[B,256,3,3]` of images of 32×32."""
-        features = self.activation(self.whitening(images))  # [B,24,31,31]
+        features: torch.Tensor = self.activation(self.whitening(images))  # [B,24,31,31]
         features = self.groups(features)  # [B,64,15,15], [B,256,7,7], [B,256,3,3]
         return features
 

@@ -1,10 +1,12 @@
 """Pages about runs, drawn from their folders alone: one file each, which needs no network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onecycle.files import replacing
+from onecycle.report.comparison import Comparison
 from onecycle.report.page import Page, dataset_name, duration, percent
 from onecycle.run_folder import RunFolder
 
@@ -15,10 +17,19 @@ def write(folder: RunFolder) -> Path:
     Raises:
         InputError: when a record that every run has is missing or damaged, or the page cannot be written.
     """
-    return save(folder.report, "run.html", page=Page(folder))
+    return _save(folder.report, "run.html", page=Page(folder))
 
 
-def save(path: Path, template: str, **values: object) -> Path:
+def compare(runs: Sequence[Path], path: Path) -> Path:
+    """Write a page about several complete runs to `path`.
+
+    Raises:
+        InputError: when there are too few or too many, or one is not a complete run, or the page cannot be written.
+    """
+    return _save(path, "compare.html", comparison=Comparison(runs))
+
+
+def _save(path: Path, template: str, **values: object) -> Path:
     """Fill `template` in, and write it to `path`, whole or not at all.
 
     Raises:

@@ -90,7 +90,7 @@ class Page:
             self.logits, self.labels = predictions["logits"], predictions["labels"]
             self.interpretation = folder.read_interpretation()
         self.predictions = self.logits.argmax(axis=1) if self.result else self.labels
-        self.probabilities = metrics.probabilities_of(self.logits) if self.result else self.logits
+        self.probabilities = metrics.probabilities_of(self.logits) if self.result else np.empty((0, 0))
 
     @property
     def dataset(self) -> str:

@@ -1,0 +1,135 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onecycle import report
+from onecycle.cli import main
+from onecycle.errors import InputError
+from onecycle.records import Interpretation
+from onecycle.run_folder import RunFolder
+
+BASELINE = Path(__file__).parents[2] / "results" / "baseline-cifar10"
+
+
+def text_of(path: Path) -> str:
+    """What the page says, without its sheets, styles and marks."""
+    html = re.sub(r"<(style|script).*?</\1>", "", path.read_text(), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", html).replace("&nbsp;", " ").split())
+
+
+def test_it_tells_what_the_run_came_to(runs: tuple[RunFolder, RunFolder]) -> None:
+    run = runs[0]
+    result, words = run.read_result(), text_of(run.report)
+    arrays = run.read_arrays(run.predictions)
+    wrong = int((arrays["logits"].argmax(axis=1) != arrays["labels"]).sum())
+    assert f"{result.test_accuracy:.2%}".replace("%", " %") + " of 300 test images classified correctly" in words
+    assert f"incorrect {wrong} of 300 test images" in words
+    assert result.fingerprint in words and "seed 0" in words
+    assert "onecycle train --config" in words
+    assert f"{result.parameters:,} parameters" in words and "Layer by layer" in words
+
+
+def test_it_is_written_again_from_the_folder_alone_to_the_same_bytes(copy_of: RunFolder) -> None:
+    before = report.write(copy_of).read_bytes()
+    copy_of.weights.unlink()
+    copy_of.report.unlink()
+    assert main(["report", str(copy_of.path)]) == 0
+    assert copy_of.report.read_bytes() == before
+
+
+def test_a_run_without_a_report_gets_one_later_with_the_same_interpretation(copy_of: RunFolder) -> None:
+    before = copy_of.read_arrays(copy_of.interpretation)
+    copy_of.interpretation.unlink()
+    copy_of.report.unlink()
+    assert main(["report", str(copy_of.path)]) == 0
+    after = copy_of.read_arrays(copy_of.interpretation)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_whose_weights_are_gone_gets_a_page_without_interpretation(copy_of: RunFolder) -> None:
+    copy_of.interpretation.unlink()
+    copy_of.weights.unlink()
+    assert main(["report", str(copy_of.path)]) == 0
+    words = text_of(copy_of.report)
+    assert "Calibration" in words and "Suspicious data" not in words
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_that_was_stopped_gets_a_page_that_says_so(copy_of: RunFolder, epochs: int) -> None:
+    history = copy_of.read_history()
+    for path in (copy_of.result, copy_of.predictions, copy_of.interpretation, copy_of.weights, copy_of.history):
+        path.unlink()
+    if epochs:
+        copy_of.write_history(history[:epochs])
+    copy_of.write_json(copy_of.stopped, {"why": "interrupted by SIGTERM"})
+    words = text_of(report.write(copy_of))
+    assert "This run has not come to its end" in words
+    assert f"It was interrupted by SIGTERM. {epochs} of 2 epochs are recorded" in words
+    assert ("Accuracy by epoch" in words) == bool(epochs)
+
+
+def test_an_older_run_gets_a_page_too(tmp_path: Path) -> None:
+    """The recorded baseline has no interpretation, and no table of its network."""
+    page = report._save(tmp_path / "page.html", "run.html", page=report.Page(RunFolder(BASELINE)))
+    accuracy = json.loads((BASELINE / "result.json").read_text())["test_accuracy"]
+    assert f"{accuracy:.2%}".replace("%", " %") in text_of(page)
+
+
+def test_a_thousand_mistakes_fit_even_if_they_are_noise(copy_of: RunFolder) -> None:
+    generator = np.random.default_rng(0)
+    arrays = copy_of.read_arrays(copy_of.interpretation)
+    noise = generator.integers(0, 256, (1000, 32, 32, 3), dtype=np.uint8)
+    images = len(copy_of.read_arrays(copy_of.predictions)["labels"])
+    arrays |= {
+        "mistakes": generator.integers(0, images, 1000),
+        "mistake_images": noise,
+        "heat": generator.integers(0, 256, (1000, 4, 4), dtype=np.uint8),
+        "suspect_images": noise[:100],
+        "train_suspect_images": noise[:100],
+        "train_suspects": np.arange(2500),
+        "train_suspect_labels": np.zeros(2500, np.int64),
+        "train_suspect_margins": np.zeros(2500, np.float32),
+        "train_suspect_guesses": np.ones(100, np.int64),
+        "suspects": generator.integers(0, images, 500),
+        "duplicate_images": np.stack([noise[:100], noise[100:200]], axis=1),
+    }
+    copy_of.write_arrays(copy_of.interpretation, **Interpretation.from_arrays(arrays).to_arrays())
+    assert report.write(copy_of).stat().st_size < 3_000_000
+
+
+def test_names_of_classes_are_text_and_nothing_else(copy_of: RunFolder) -> None:
+    arrays = copy_of.read_arrays(copy_of.mistakes)
+    hostile = ['<script>alert("1")</script>', "$x$ & 'y'", *(f"class {number}" for number in range(8))]
+    copy_of.write_arrays(copy_of.mistakes, **{**arrays, "classes": np.array(hostile)})
+    page = report.write(copy_of).read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_a_hundred_classes_get_a_picture_for_a_matrix(copy_of: RunFolder) -> None:
+    arrays = copy_of.read_arrays(copy_of.predictions)
+    logits = np.pad(arrays["logits"], ((0, 0), (0, 90)), constant_values=-20)
+    copy_of.write_arrays(copy_of.predictions, logits=logits, labels=arrays["labels"])
+    mistakes = copy_of.read_arrays(copy_of.mistakes)
+    copy_of.write_arrays(copy_of.mistakes, **{**mistakes, "classes": np.array([f"c{n}" for n in range(100)])})
+    page = report.write(copy_of).read_text()
+    assert 'class="matrix"' not in page and "taken for c" in page
+
+
+def test_a_damaged_folder_is_one_clear_line(copy_of: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    copy_of.interpretation.write_bytes(b"PK\x03\x04 and nothing more")
+    before = copy_of.report.read_bytes()
+    assert main(["report", str(copy_of.path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onecycle: ") and "interpretation.npz cannot be read" in line
+    assert copy_of.report.read_bytes() == before, "the page that was there stays"
+
+
+def test_there_must_be_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a run folder"):
+        RunFolder.open(tmp_path)
+    assert main(["report", str(tmp_path / "nothing")]) == 2
