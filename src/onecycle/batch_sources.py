@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -122,6 +123,9 @@ class WorkerSource:
             persistent_workers=workers > 0,
             pin_memory=device == "cuda",
             worker_init_fn=_begin_worker,
+            # A forked worker shares the images' memory, and notices when this process is killed. One that came from a
+            # server of forks, as Python 3.14 would have it, copies them and lives on for good.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             # Without one of its own the loader draws from the global generator, which belongs to the model.
             generator=torch.Generator(),
         )

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,16 +99,20 @@ def test_a_second_signal_ends_the_process_at_once(reference: Reference, place: P
 
 def test_two_processes_cannot_work_on_one_run(reference: Reference, place: Place) -> None:
     waiting = place.start(*SMALL, faults=[Fault("onecycle.run_state.RunState.after_epoch", "SIGSTOP")])
-    deadline = time.perf_counter() + PATIENCE
-    while not (place.run and place.run.history.exists()) and not stopped(waiting.process.pid):
-        assert time.perf_counter() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: bool(place.run and place.run.history.exists()) or stopped(waiting.process.pid))
     second = place.onecycle(*place.resume)
     assert second.code == 2
     assert f"is in use by process {waiting.process.pid}; wait for it" in second.last_line
     os.kill(waiting.process.pid or 0, signal.SIGCONT)
     assert waiting.end().code == 0
     assert bits(place) == reference.bits
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.perf_counter() + PATIENCE
+    while not holds():
+        assert time.perf_counter() < deadline
+        time.sleep(0.02)
 
 
 def stopped(pid: int | None) -> bool:
@@ -123,6 +128,16 @@ def test_a_dead_process_holds_no_run_though_its_workers_live_on(reference: Refer
     resumed = place.onecycle(*place.resume)  # workers notice only after some seconds that their parent is dead
     assert resumed.code == 0, resumed.said
     assert bits(place) == reference.bits
+
+
+def test_the_workers_of_a_killed_run_end_by_themselves(reference: Reference, place: Place) -> None:
+    waiting = place.start(*SMALL, "--workers", "2", faults=[Fault("onecycle.run_state.RunState.after_step", "SIGSTOP")])
+    pid = waiting.process.pid
+    wait_until(lambda: stopped(pid))
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert len(workers) == 2
+    waiting.process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
 def test_a_study_told_to_stop_goes_on(reference: Reference, new_place: Callable[[object], Place]) -> None:
