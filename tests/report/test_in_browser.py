@@ -92,9 +92,7 @@ def test_the_filters_work_by_keyboard(runs: tuple[RunFolder, RunFolder], opened:
     assert len(shown(page)) == 80
 
 
-def test_a_number_of_the_confusion_matrix_leads_to_its_images(
-    runs: tuple[RunFolder, RunFolder], opened: Open
-) -> None:
+def test_a_number_of_the_confusion_matrix_leads_to_its_images(runs: tuple[RunFolder, RunFolder], opened: Open) -> None:
     page = opened(runs[0].report, viewport=DESKTOP)
     link = page.locator(".matrix a").first
     count = int(link.inner_text())

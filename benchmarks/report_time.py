@@ -1,0 +1,70 @@
+"""How long does a report take, and how much memory? `onecycle report` on a complete run that was not interpreted yet.
+
+That is all that the end of a run does for it, and starting Python and reading the data besides.
+"""
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from studies import rounded, write
+
+from onecycle import environment, hardware
+from onecycle.run_folder import RunFolder
+
+MEASURED = """
+import resource, sys
+from onecycle.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of a complete run with its weights")
+    parser.add_argument("--data", help="where its data are, if not where they were")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("results/report_time.json"))
+    options = parser.parse_args()
+    result = RunFolder.open(options.run).read_result()
+    data = ["--data", options.data] if options.data else []
+    seconds, memory, size = [], [], 0
+    for round in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = RunFolder(Path(folder) / "run")
+            shutil.copytree(options.run, copy.path)
+            for path in (copy.interpretation, copy.report):
+                path.unlink(missing_ok=True)
+            command = [sys.executable, "-c", MEASURED, "report", str(copy.path)]
+            began = time.perf_counter()
+            done = subprocess.run([*command, *data], stdout=subprocess.PIPE, text=True, check=True)
+            seconds.append(time.perf_counter() - began)
+            memory.append(int(done.stdout.split()[-1]) / 2**20)
+            size = copy.report.stat().st_size
+        print(f"round {round + 1}/{options.rounds}: {seconds[-1]:.1f} s, {memory[-1]:.2f} GiB")
+    record = {
+        "seconds": rounded(statistics.median(seconds)),
+        "rounds": [rounded(value) for value in seconds],
+        "peak_memory_gib": rounded(max(memory)),
+        "report_megabytes": rounded(size / 1e6),
+        "recipe": result.recipe,
+        "test_images": result.test_images,
+        "train_images": result.train_images,
+        "fingerprint": result.fingerprint,
+        "environment": environment.describe(
+            hardware.detect(), environment.recorded_acceleration(RunFolder(options.run))
+        ),
+    }
+    write(options.out, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
