@@ -5,7 +5,13 @@ Each function returns a `matplotlib.figure.Figure` and leaves the user's matplot
 
 from onecycle.visualizations.calibration import reliability_diagram
 from onecycle.visualizations.confusion import confusion_matrix
-from onecycle.visualizations.galleries import augmentations, incorrect_predictions
+from onecycle.visualizations.galleries import (
+    augmentations,
+    grad_cam_overlays,
+    incorrect_predictions,
+    most_alike_pairs,
+    suspected_labels,
+)
 from onecycle.visualizations.history import accuracy_curves, compared_accuracies, loss_curves
 from onecycle.visualizations.learning_rates import learning_rate_curve, lr_finder_curve
 from onecycle.visualizations.style import save_png, to_svg
@@ -15,11 +21,14 @@ __all__ = [
     "augmentations",
     "compared_accuracies",
     "confusion_matrix",
+    "grad_cam_overlays",
     "incorrect_predictions",
     "learning_rate_curve",
     "loss_curves",
     "lr_finder_curve",
+    "most_alike_pairs",
     "reliability_diagram",
     "save_png",
+    "suspected_labels",
     "to_svg",
 ]

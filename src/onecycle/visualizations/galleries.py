@@ -1,8 +1,12 @@
 """Pictures of pictures: what the network got wrong, and what augmentation does."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from onecycle.records import Mistakes
 from onecycle.visualizations.style import (
@@ -22,6 +26,7 @@ _COLUMNS = 8
 _SIDE = 1.12  # inches of an image
 _GAP = 0.14
 _EDGE = 0.25
+_LEFT, _TOP = 1.15, 0.65  # of the first image in rows that have names
 _CAPTION_SIZE = 9.5
 
 
@@ -70,15 +75,94 @@ def augmentations(originals: NDArray[np.uint8], augmented: NDArray[np.uint8]) ->
         raise ValueError(
             f"there are {len(originals)} originals and {len(augmented)} augmented images; there must be as many, 1 to 8"
         )
-    left, top = 1.15, 0.65
-    width = max(_width(len(originals)) + left - _EDGE, 5)
-    figure = Figure(figsize=(width, top + 2 * _SIDE + _GAP / 2 + _EDGE))
-    _write(figure, _EDGE, 0.35, "Training images, and one augmentation of each", TITLE_SIZE, bold=True)
-    for row, (name, images) in enumerate((("original", originals), ("augmented", augmented))):
-        y = top + row * (_SIDE + _GAP / 2)
-        _write(figure, left - 0.1, y + _SIDE / 2 + 0.05, name, FONT_SIZE, GREY, align="right")
+    return _rows("Training images, and one augmentation of each", {"original": originals, "augmented": augmented})
+
+
+@styled
+def grad_cam_overlays(images: NDArray[np.uint8], heat: NDArray[np.uint8]) -> Figure:
+    """Images, and below each in vermillion what spoke for its predicted class.
+
+    `images` are uint8 `[N,H,W,3]`, `heat` uint8 `[N,h,w]` as an `Interpretation` has it; the first 8 are shown.
+
+    Raises:
+        ValueError: if the two hold different numbers of images, or none.
+    """
+    if not len(images) == len(heat) > 0:
+        raise ValueError(f"there are {len(images)} images and {len(heat)} maps; there must be as many, and some")
+    return _rows(
+        "Incorrect predictions, and what spoke for them (Grad-CAM)",
+        {
+            "image": images[:_COLUMNS],
+            "looked at": [overlaid(*pair) for pair in zip(images, heat, strict=True)][:_COLUMNS],
+        },
+    )
+
+
+@styled
+def most_alike_pairs(
+    pairs: NDArray[np.uint8], similarities: NDArray[np.float32], *, evaluated_on: str = "test"
+) -> Figure:
+    """Evaluated images, and below each the training image that is most like it; the first 8 are shown.
+
+    `pairs` are uint8 `[N,2,H,W,3]`, `similarities` float32 `[N]`, as an `Interpretation` has them.
+
+    Raises:
+        ValueError: if there are no pairs, or fewer similarities.
+    """
+    if not 0 < len(pairs) <= len(similarities):
+        raise ValueError(f"there are {len(pairs)} pairs and {len(similarities)} similarities; each needs one")
+    pairs = pairs[:_COLUMNS]
+    title = f"Most alike: {similarities[0]:.1%} to {similarities[len(pairs) - 1]:.1%}".replace("%", " %")
+    return _rows(title, {evaluated_on: pairs[:, 0], "training": pairs[:, 1]})
+
+
+@styled
+def suspected_labels(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], guesses: NDArray[np.int64], classes: tuple[str, ...]
+) -> Figure:
+    """Images that may have a wrong label, each with the label and the class that the network would give it.
+
+    `images` are uint8 `[N,H,W,3]`, `labels` and `guesses` int64 `[N]` or longer; the first 8 are shown.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not len(images):
+        raise ValueError("there are no images")
+    shown = images[:_COLUMNS]
+    figure = _rows("Labels that may be wrong", {"image": shown}, below=2.3 * LINE_INCHES)
+    for i in range(len(shown)):
+        x = _LEFT + i * (_SIDE + _GAP)
+        for line, (text, color) in enumerate(
+            ((classes[labels[i]], BLUE), (f"→ {classes[guesses[i]]}", VERMILLION)), start=1
+        ):
+            y = _TOP + _SIDE + line * LINE_INCHES
+            _write(figure, x, y, shorten(text, _SIDE, _CAPTION_SIZE), _CAPTION_SIZE, color)
+    return figure
+
+
+def overlaid(image: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`image` uint8 `[H,W,3]` with `heat` uint8 `[h,w]` in vermillion over it, the stronger the more there is."""
+    height, width = image.shape[:2]
+    smooth = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
+    share = 0.7 * smooth[..., None] / 255
+    mixed: NDArray[np.uint8] = (
+        ((1 - share) * image + share * 255 * np.array(to_rgb(VERMILLION))).round().astype(np.uint8)
+    )
+    return mixed
+
+
+def _rows(title: str, rows: Mapping[str, Sequence[NDArray[np.uint8]]], *, below: float = 0) -> Figure:
+    """A row of images under each other for every name; `below` is room in inches under the last."""
+    columns = max(len(images) for images in rows.values())
+    width = max(_width(columns) + _LEFT - _EDGE, 5)
+    figure = Figure(figsize=(width, _TOP + len(rows) * (_SIDE + _GAP / 2) - _GAP / 2 + below + _EDGE))
+    _write(figure, _EDGE, 0.35, title, TITLE_SIZE, bold=True)
+    for row, (name, images) in enumerate(rows.items()):
+        y = _TOP + row * (_SIDE + _GAP / 2)
+        _write(figure, _LEFT - 0.1, y + _SIDE / 2 + 0.05, name, FONT_SIZE, GREY, align="right")
         for i, image in enumerate(images):
-            _show(figure, left + i * (_SIDE + _GAP), y, image)
+            _show(figure, _LEFT + i * (_SIDE + _GAP), y, image)
     return figure
 
 

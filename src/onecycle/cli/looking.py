@@ -1,114 +1,17 @@
-"""The command line: `onecycle train | find-lr | study | check | evaluate | …`, generated from `Config`."""
+"""The commands that look at something: `onecycle evaluate | report | compare | check | summary | predict`."""
 
-import io
 import json
-import os
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from onecycle.config import BASELINE, RECIPES, Config, Recipe
-from onecycle.defaults import fill_in
+from onecycle.cli.app import app
+from onecycle.config import BASELINE, RECIPES, Recipe
 from onecycle.errors import InputError
-from onecycle.interruption import Interrupted, watched
-
-app = App(
-    name="onecycle",
-    help="Train a small, strong image classifier with one cycle of the learning rate. With --debug, an error shows its "
-    "traceback.",
-    version=version("onecycle"),
-    default_parameter=Parameter(negative_iterable=(), negative_none=(), consume_multiple=True),
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,
-)
-Settings = Annotated[Config, Parameter(name="*")]
-Saved = Annotated[Path | None, Parameter(name="--config")]
-
-
-@app.command
-def train(*, settings: Settings = BASELINE, config: Saved = None, resume: Path | None = None) -> int:
-    """Find the learning rates, train, evaluate, and write a run folder.
-
-    Parameters
-    ----------
-    config
-        Start from the config.json of a run; other options change it.
-    resume
-        Go on with the interrupted run in this folder, as it was configured, from where it was saved.
-    """
-    from onecycle import experiment
-
-    console = Console()
-    folder = experiment.resume(resume, console, settings) if resume else experiment.run(settings, console)
-    result = folder.read_result()
-    averaged = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
-    console.print(
-        f"\n{result.evaluated_on} accuracy {result.test_accuracy:.2%} at the last epoch "
-        f"(best {result.best_test_accuracy:.2%}, epoch {result.best_epoch}), "
-        f"{averaged}train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0
-
-
-@app.command(name="find-lr")
-def find_lr(*, settings: Settings = BASELINE, config: Saved = None) -> int:
-    """Run the LR finder alone, and write its curve and picture.
-
-    Parameters
-    ----------
-    config
-        Start from the config.json of a run; other options change it.
-    """
-    from onecycle import experiment
-
-    folder = experiment.find_rates(settings, Console())
-    print(f"{folder.lr_finder}\n{folder.pictures / 'lr_finder.png'}")
-    return 0
-
-
-@app.command
-def study(
-    *,
-    settings: Settings = BASELINE,
-    config: Saved = None,
-    seeds: int = 5,
-    grid: tuple[str, ...] = (),
-    vary: tuple[str, ...] = (),
-    threshold: float = 0.9,
-    resume: Path | None = None,
-) -> int:
-    """Train with several seeds, and say what all runs come to together: means, intervals, differences.
-
-    Parameters
-    ----------
-    config
-        Start from the config.json of a run; other options change it.
-    seeds
-        Runs of each variant, with --seed and the seeds that follow it.
-    grid
-        field=value,value: run all combinations of the values of every --grid. Sizes and widths are written 24-28-32.
-    vary
-        field=value,value: run the recipe itself, and with each of the values of every --vary alone.
-    threshold
-        Count the runs that reach this accuracy, a fraction; with test-time augmentation if the recipe has it.
-    resume
-        Go on with the study in this folder; takes no other option.
-    """
-    from onecycle.study import begin, go_on, plan
-
-    if resume:
-        go_on(resume, Console())
-    else:
-        begin(plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold), Console())
-    return 0
 
 
 @app.command
@@ -268,42 +171,3 @@ def predict(*files: Path, run: Path | None = None) -> int:
         else:
             print(f"{file}\t{prediction.label}\t{prediction.probability:.2%}")
     return 2 if failed else 0
-
-
-app.config = (fill_in,)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 2 for bad input, with one line that says what is wrong."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in tokens
-    if debug:
-        tokens.remove("--debug")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
-    try:
-        with watched():
-            return _run(tokens, debug)
-    except Interrupted as stopped:
-        print("; ".join(["onecycle: interrupted", *filter(None, [str(stopped)])]), file=sys.stderr)
-        return stopped.exit_code
-
-
-def _run(tokens: list[str], debug: bool) -> int:
-    try:
-        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        return result if isinstance(result, int) else 0
-    except (InputError, CycloptsError) as error:
-        if debug:
-            raise
-        print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output, `head` say, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if debug:
-            raise
-        print(f"onecycle: {error.filename or 'the output'}: {error.strerror}; look there", file=sys.stderr)
-        return 2

@@ -1,0 +1,49 @@
+"""The command line: `onecycle train | find-lr | study | check | evaluate | report | …`."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import CycloptsError
+
+from onecycle.cli import looking, training  # noqa: F401  # they register their commands
+from onecycle.cli.app import app
+from onecycle.errors import InputError
+from onecycle.interruption import Interrupted, watched
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 2 for bad input, with one line that says what is wrong."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    if debug:
+        tokens.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+    try:
+        with watched():
+            return _run(tokens, debug)
+    except Interrupted as stopped:
+        print("; ".join(["onecycle: interrupted", *filter(None, [str(stopped)])]), file=sys.stderr)
+        return stopped.exit_code
+
+
+def _run(tokens: list[str], debug: bool) -> int:
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else 0
+    except (InputError, CycloptsError) as error:
+        if debug:
+            raise
+        print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"onecycle: {error.filename or 'the output'}: {error.strerror}; look there", file=sys.stderr)
+        return 2
