@@ -56,6 +56,7 @@ def main() -> int:
                 replace(config, data=folder, seed=seed, out=Path(folder) / "runs"), Console(quiet=True)
             )
             shares = planted.found_by(run.read_arrays(run.interpretation))
+            how = environment.recorded_acceleration(run)
         for name, share in shares.items():
             found.setdefault(name, []).append(rounded(share))
         print(f"seed {seed}:", shares)
@@ -68,7 +69,7 @@ def main() -> int:
         "mean_found": {name: rounded(statistics.fmean(shares)) for name, shares in found.items()},
         "known_duplicates": known(data, options.known) if options.known else None,
         "fingerprint": data.fingerprint,
-        "environment": environment.describe(hardware.detect(), environment.recorded_acceleration(run)),
+        "environment": environment.describe(hardware.detect(), how),
     }
     write(options.out, record)
     print(record["mean_found"], record["known_duplicates"])

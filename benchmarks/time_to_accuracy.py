@@ -79,7 +79,7 @@ def summary(runs: dict[str, list[dict[str, Any]]], described: dict[str, Any]) ->
 
 def recipe(name: str, arguments: list[str], whitening: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "onecycle", "train", "--recipe", name, *arguments, "--out", out]
+        command = [sys.executable, "-m", "onecycle", "train", "--recipe", name, "--no-report", *arguments, "--out", out]
         _, wall_seconds = timed(command)
         folder = RunFolder(next(Path(out).iterdir()))
         result, history = folder.read_result(), folder.read_history()

@@ -1,11 +1,15 @@
 """The benchmarks run, on little, and write down what they say they do."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from onecycle import report
+from onecycle.run_folder import RunFolder
 
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name != "studies.py")
 
@@ -125,3 +129,49 @@ def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_pat
     other = run("fast_mode_accuracy", *options, "--epochs", "2")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert "other settings" in other.stderr
+
+
+def test_suspects_finds_what_it_planted(tmp_path: Path, real_data: Path) -> None:
+    out = tmp_path / "suspects.json"
+    known = tmp_path / "known.csv"
+    known.write_text("TestID,TrainID,Distance,Judgment\n0,1,0.1,1\n1,2,0.2,2\n")
+    sample = real_data / "cifar-10-binary-sample.tar.gz"
+    options = ("--data", sample, "--planted", "5", "--seeds", "1", "--epochs", "1", "--known", known, "--out", out)
+    done = run("suspects", *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    kinds = {"labels of test images", "labels of training images", "duplicates"}
+    assert record["found"].keys() == record["mean_found"].keys() == kinds
+    assert record["mean_found"]["duplicates"] >= 0.8
+    assert record["known_duplicates"]["near-duplicates"]["pairs"] == 1
+
+
+def test_report_time_times_a_report(tmp_path: Path) -> None:
+    small = ["--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--epochs", "2"]
+    train = [sys.executable, "-m", "onecycle", "train", *small, "--batch-size", "30", "--no-report", "--out", tmp_path]
+    subprocess.run(train, check=True, capture_output=True)
+    (folder,) = tmp_path.iterdir()
+    out = tmp_path / "report_time.json"
+    done = run("report_time", folder, "--rounds", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["seconds"] == record["rounds"][0] > 0
+    assert record["test_images"] == 60 and record["report_megabytes"] < 3 and record["peak_memory_gib"] < 2
+    assert not (folder / "report.html").exists(), "the run is left as it was"
+
+
+def test_record_keeps_what_pictures_need_and_no_more(tmp_path: Path) -> None:
+    if not shutil.which("chromium"):
+        pytest.skip("there is no Chromium on this machine")
+    small = ["--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--epochs", "2"]
+    train = [sys.executable, "-m", "onecycle", "train", *small, "--batch-size", "30", "--out", tmp_path / "runs"]
+    subprocess.run(train, check=True, capture_output=True)
+    (folder,) = (tmp_path / "runs").iterdir()
+    done = run("record", folder, "quick", "--results", tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    kept = RunFolder(tmp_path / "results" / "quick")
+    whole, short = RunFolder(folder).read_interpretation(), kept.read_interpretation()
+    assert whole and short and len(short.mistakes) == len(whole.mistakes) > len(short.mistake_images) == 16
+    assert not kept.weights.exists() and not kept.report.exists()
+    assert (kept.path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "Incorrect predictions" in report.write(kept).read_text(), "its page can be drawn"
