@@ -298,3 +298,10 @@ def test_batches_take_their_sizes_in_turn_each_for_an_equal_part_of_the_epochs()
     assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches.epoch(0))
     assert {batch.images.shape[2] for batch in batches.at_last_size().epoch(0)} == {32}
     assert next(iter(batches.epoch(0))).images.shape[2] == 24, "and these stay as they are"
+
+
+def test_the_order_says_which_images_are_in_the_batches() -> None:
+    batches = of(50, seed=3)
+    for epoch in (0, 1):
+        assert batches.order(epoch).tolist() == order_of(batches, epoch)
+    assert batches.order(0).tolist() != batches.order(1).tolist()

@@ -22,7 +22,9 @@ def test_the_python_example_runs_as_printed(capsys: pytest.CaptureFixture[str]) 
 
 def test_every_command_line_shown_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^onecycle (\S+) ?([^#\n]*)", README, flags=re.MULTILINE)
-    assert {command for command, _ in lines} == {"train", "find-lr", "study", "check", "evaluate", "predict", "summary"}
+    assert {command for command, _ in lines} == {
+        *("train", "find-lr", "study", "check", "evaluate", "report", "compare", "predict", "summary")
+    }
     for command, options in lines:
         assert cli.main([command, "--help"]) == 0
         shown = capsys.readouterr().out

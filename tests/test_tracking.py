@@ -42,6 +42,25 @@ def test_tensorboard_reads_the_scalars_of_every_epoch(run: RunFolder) -> None:
         assert [scalar.value for scalar in scalars] == pytest.approx(values, rel=1e-6)
 
 
+def test_a_run_that_was_stopped_and_resumed_has_every_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    command = [*SMALL, "--tensorboard", "--epochs", "3", "--batch-size", "12", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("onecycle.tracking.TensorBoard.epoch", stop)
+        with pytest.raises(Stopped):
+            main(command)
+    (path,) = tmp_path.iterdir()
+    assert main(["train", "--resume", str(path)]) == 0
+    assert [scalar.step for scalar in events(RunFolder(path)).Scalars("loss/test")] == [1, 2, 3]
+
+
 def test_tensorboard_reads_the_pictures(run: RunFolder) -> None:
     reader = events(run)
     assert set(reader.Tags()["images"]) == {"augmentations", "confusion_matrix", "incorrect_predictions"}

@@ -15,16 +15,23 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from onecycle.metrics import calibration
 from onecycle.records import EpochRecord, History, LRCurve, Mistakes
 from onecycle.visualizations import (
     accuracy_curves,
     augmentations,
+    compared_accuracies,
     confusion_matrix,
+    grad_cam_overlays,
     incorrect_predictions,
     learning_rate_curve,
     loss_curves,
     lr_finder_curve,
+    most_alike_pairs,
+    reliability_diagram,
     save_png,
+    suspected_labels,
+    to_svg,
 )
 from onecycle.visualizations.style import shorten, spread, text_inches
 
@@ -347,6 +354,76 @@ def test_originals_stand_above_their_augmentations() -> None:
 def test_augmentations_refuses_images_that_do_not_pair() -> None:
     with pytest.raises(ValueError, match="3 originals and 2 augmented"):
         augmentations(digit_images(3), digit_images(2))
+
+
+def predictions(images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [N,10] that are about as sure as they may be, and labels [N]."""
+    generator = np.random.default_rng(0)
+    sure = generator.uniform(0.11, 1, images)
+    probabilities = np.tile((1 - sure[:, None]) / 9, 10)
+    probabilities[:, 0] = sure
+    return probabilities, np.where(generator.random(images) < sure, 0, 1)
+
+
+def test_a_reliability_diagram_has_a_bar_for_every_bin_that_has_images() -> None:
+    found = calibration(*predictions(20_000))
+    figure = reliability_diagram(found)
+    assert len(figure.axes[0].patches) == (found.counts > 0).sum()
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(heights, 100 * found.accuracies[found.counts > 0])
+    assert f"Calibration: off by {100 * found.error:.1f} points in the mean (ECE)" in texts(figure)
+
+
+@pytest.mark.parametrize("images", [1, 30, 5000, 1_000_000])
+def test_no_text_of_a_reliability_diagram_overlaps_or_is_cut_off(images: int) -> None:
+    figure = reliability_diagram(calibration(*predictions(images)))
+    assert not overlapping_texts(figure)
+    assert not texts_outside(figure)
+
+
+def test_compared_runs_end_in_their_names_each_at_its_last_epoch() -> None:
+    figure = compared_accuracies({"A": history(0.5, 0.8), "B": history(0.4, 0.6, 0.7)})
+    assert {"A", "B", "Accuracy by epoch (test)"} <= set(texts(figure))
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) > 1] == [2, 3]
+    assert not texts_outside(figure)
+    with pytest.raises(ValueError, match="there are 0 runs"):
+        compared_accuracies({})
+    with pytest.raises(ValueError, match="history is empty"):
+        compared_accuracies({"A": []})
+
+
+def test_what_was_looked_at_is_tinted_and_the_rest_left_as_it_is() -> None:
+    pixels, heat = digit_images(2), np.zeros((2, 2, 2), np.uint8)
+    heat[1] = 255
+    shown = [image.get_array() for image in images(grad_cam_overlays(pixels, heat))]
+    np.testing.assert_array_equal(shown[2], pixels[0])
+    assert (np.asarray(shown[3], int)[..., 0] - shown[3][..., 2]).min() > 100, "all of it is vermillion"
+    with pytest.raises(ValueError, match="2 images and 1 maps"):
+        grad_cam_overlays(pixels, heat[:1])
+
+
+def test_pairs_stand_above_each_other_and_say_how_alike_they_are() -> None:
+    pairs = np.stack([digit_images(10), digit_images(10)[::-1]], axis=1)
+    figure = most_alike_pairs(pairs, np.linspace(0.99, 0.9, 20, dtype=np.float32))
+    assert len(images(figure)) == 16
+    np.testing.assert_array_equal(images(figure)[8].get_array(), pairs[0, 1])
+    assert texts(figure)[0] == "Most alike: 99.0 % to 95.7 %" and {"test", "training"} <= set(texts(figure))
+    with pytest.raises(ValueError, match="0 pairs"):
+        most_alike_pairs(pairs[:0], np.array([], np.float32))
+
+
+def test_suspected_labels_show_the_label_and_the_guess() -> None:
+    figure = suspected_labels(digit_images(3), LABELS[:9], LABELS[1:10], CLASSES)
+    assert {"zero", "→ one", "two", "→ three"} <= set(texts(figure))
+    assert not overlapping_texts(figure) and not texts_outside(figure)
+    with pytest.raises(ValueError, match="no images"):
+        suspected_labels(digit_images(0), LABELS, LABELS, CLASSES)
+
+
+def test_a_figure_as_svg_is_the_same_each_time_and_its_text_is_text() -> None:
+    first, second = (to_svg(accuracy_curves(history(0.5, 0.8))) for _ in range(2))
+    assert first == second
+    assert ">test 80.0 %<" in first and "matplotlib.org" not in first
 
 
 def test_equal_records_give_equal_files(tmp_path: Path) -> None:

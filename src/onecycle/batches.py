@@ -80,9 +80,9 @@ class Batches:
             if self._begun is not begun:  # and the next batch that comes belongs to the other
                 raise RuntimeError(f"epoch {epoch} was continued after another was begun; draw one at a time")
 
-    def indices(self, epoch: int, number: int) -> NDArray[np.int64]:
-        """Which of `images` are in batch `number` of `epoch`, both 0-based: int64 `[B]`."""
-        return self._order.of(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The positions in `images` of an epoch's images (0-based), in the order of its batches: int64 `[N]`."""
+        return self._order.of(epoch)
 
     def at_last_size(self) -> Self:
         """The same batches, all resized to the last of their sizes."""

@@ -74,7 +74,12 @@ def _describe(experiment: Experiment, folder: RunFolder) -> None:
     dataset = experiment.dataset
     described = environment.describe(hardware.detect(), experiment.acceleration)
     measured = [asdict(round) for round in experiment.choice.rounds] if experiment.choice else []
-    about_data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "notes": dataset.notes}
+    about_data = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "evaluation_fingerprint": dataset.evaluation.fingerprint,
+        "notes": dataset.notes,
+    }
     folder.write_json(folder.environment, {**described, "autotune": measured, "dataset": about_data})
     originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
     folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)

@@ -78,6 +78,7 @@ def resume(path: Path, console: Console, config: Config | None = None) -> RunFol
         if folder.complete:
             raise InputError(f"{path} is complete: there is nothing to resume")
         folder.remove_strays()
+        folder.begin_again()
         with _resumable(folder, config):
             return _go_on(folder, config, progress, interruption)
 
@@ -107,7 +108,7 @@ def _resumable(folder: RunFolder, config: Config) -> Iterator[None]:
     try:
         yield
     except Interrupted as stopped:
-        _write_page(folder, config, f"interrupted by {signal.Signals(stopped.number).name}")
+        _write_page(folder, config, f"It was interrupted by {signal.Signals(stopped.number).name}; {how}.")
         raise Interrupted(stopped.number, how) from None
     except NotWrittenError as error:
         if not folder.saved:
@@ -115,11 +116,11 @@ def _resumable(folder: RunFolder, config: Config) -> Iterator[None]:
         raise InputError(f"{error}. What was saved is whole: {how} from there") from error
 
 
-def _write_page(folder: RunFolder, config: Config, stopped: str) -> None:
-    """The page about a run that has not come to its end; without it where it cannot be written."""
+def _write_page(folder: RunFolder, config: Config, why: str) -> None:
+    """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
     if config.report and folder.config.exists():
-        with suppress(InputError):
-            folder.write_json(folder.stopped, {"why": stopped})
+        with suppress(Exception):
+            folder.write_json(folder.stopped, {"why": why})
             finished.write_page(folder)
 
 
@@ -187,7 +188,8 @@ def _train(
     config = experiment.config
     lr_min, lr_max = rates
     last: Evaluation | None = None
-    board = TensorBoard(folder.tensorboard, epochs=len(state.history)) if config.tensorboard else None
+    on = experiment.dataset.evaluated_on
+    board = TensorBoard(folder.tensorboard, state.history, on) if config.tensorboard else None
 
     def after_step(report: StepReport) -> None:
         state.after_step(report)
@@ -201,9 +203,9 @@ def _train(
         finally:
             progress.epoch(record)  # after saving: a screen or a log may be gone
         if board:
-            board.epoch(record, experiment.dataset.evaluated_on)
+            board.epoch(record)
 
-    progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
+    progress.start_training(config.epochs, len(experiment.train), on)
     try:
         with interruption.deferred():
             fit(
@@ -224,8 +226,14 @@ def _train(
             )
     except NonFiniteError as error:
         kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
-        _write_page(folder, config, f"ended by an error: {error}")
-        raise InputError(f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}") from error
+        ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
+        _write_page(folder, config, f"It was ended by an error: {ended}.")
+        raise InputError(ended) from error
+    except NotWrittenError:
+        raise
+    except Exception as error:
+        _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")
+        raise
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     views = None

@@ -9,6 +9,7 @@ from onecycle.assembly import load_data
 from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.dataset import Dataset
+from onecycle.errors import InputError
 from onecycle.files import locked
 from onecycle.predictor import Predictor
 from onecycle.run_folder import RunFolder
@@ -40,17 +41,22 @@ def report_run(path: Path, data: str | None = None) -> Path:
     """Write a run's page again from its folder, and return the page.
 
     Where a complete run was not interpreted yet, that is done first, from its weights and its data, from `data` if
-    given.
+    given. The page of a run that is at work tells how far it is.
 
     Raises:
-        InputError: when there is no such run, or it is at work, or the data are not those of the run.
+        InputError: when there is no such run; or when the data are not those of the run, or it was computed on a device
+            that this machine lacks: its page is then written without what needs these.
     """
     folder = RunFolder.open(path)
-    with locked(folder.path):
-        if folder.result.exists() and folder.weights.exists() and not folder.interpretation.exists():
-            predictor = Predictor.load(folder.weights, _recorded_way(folder))
-            interpret_run(folder, predictor, _recorded_data(folder, folder.read_config(), data))
-        return write_page(folder)
+    missing = [path for path in (folder.weights, folder.training_margins) if not path.exists()]
+    if folder.complete and not missing and not folder.interpretation.exists():
+        try:
+            with locked(folder.path):
+                predictor = Predictor.load(folder.weights, _recorded_way(folder))
+                interpret_run(folder, predictor, _recorded_data(folder, folder.read_config(), data))
+        except InputError as error:
+            raise InputError(f"{write_page(folder)} lacks what needs the network and the data: {error}") from error
+    return write_page(folder)
 
 
 def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> None:

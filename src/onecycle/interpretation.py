@@ -32,7 +32,9 @@ def interpret(
     """
     evaluated, train = dataset.evaluation, dataset.train
     mistakes = confident_mistakes(logits, evaluated.labels)[:MISTAKES]
-    suspects = _lowest(margins_of(logits, evaluated.labels))
+    margins = margins_of(logits, evaluated.labels)
+    suspects = _lowest(margins)
+    suspects = suspects[margins[suspects] < 0]  # where the network agrees with the label, it suspects nothing
     train_suspects = _lowest(training_margins)
     shown = train_suspects[:SHOWN]
     partners, similarities = most_alike(evaluated.images, train.images)

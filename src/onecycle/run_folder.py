@@ -177,8 +177,14 @@ class RunFolder:
     def remove_strays(self) -> None:
         """Remove what a process that was killed in the middle of a write left behind."""
         with writing(self.path):
-            for stray in (*self.path.rglob(".*.tmp"), self.stopped):
+            for stray in self.path.rglob(".*.tmp"):
                 stray.unlink(missing_ok=True)
+
+    def begin_again(self) -> None:
+        """Remove what was written when the run was stopped, and will not be true any more."""
+        with writing(self.path):
+            for path in (self.stopped, self.report):
+                path.unlink(missing_ok=True)
 
     def remove_checkpoints(self) -> None:
         """Remove the run's state: the newest last."""

@@ -34,8 +34,9 @@ class RunState:
     ) -> None:
         self.history: History = []
         self.last_step: StepReport | None = None  # of an epoch that is not in the history yet
-        # Sums over the epochs, of each training image. Where logits were never small nothing is lost in float32.
         self.margins = torch.zeros(len(experiment.dataset.train), device=experiment.acceleration.device)
+        """Sums over the epochs so far, of each training image."""
+        self._order = -1, self.margins.long()  # of an epoch, on the device
         self._experiment = experiment
         self._folder = folder
         self._identity = {**identity(experiment), "lr_min": rates[0], "lr_max": rates[1]}
@@ -62,10 +63,11 @@ class RunState:
 
     def _add(self, report: StepReport) -> None:
         train = self._experiment.train
-        number = report.step - (report.epoch - 1) * len(train)
-        images = torch.from_numpy(train.indices(report.epoch - 1, number)).to(self.margins.device)
+        if self._order[0] != report.epoch:  # once an epoch: to send it makes a GPU wait
+            self._order = report.epoch, torch.from_numpy(train.order(report.epoch - 1)).to(self.margins.device)
+        first = (report.step - (report.epoch - 1) * len(train)) * train.batch_size
         assert report.margins is not None, "a step that was done has them"
-        self.margins.index_add_(0, images, report.margins)
+        self.margins.index_add_(0, self._order[1][first : first + report.images], report.margins)
 
     def after_epoch(self, record: EpochRecord) -> None:
         """An epoch is trained and evaluated: save.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
 FEWEST_FOR_INTERVAL = 5  # below that the values themselves say more
@@ -104,28 +104,39 @@ class DifferenceByImage:
     interval_95: tuple[float, float]
     only_ours: int  # images that only the one has right
     only_theirs: int
-    p_value: float  # of seeing this or more where both are right equally often: McNemar's exact test
+    p_value: float  # of seeing this or more where both are right equally often
+
+    @property
+    def resolved(self) -> bool:
+        """Whether zero lies outside of the interval, which is when the p-value is below 0.05."""
+        return not self.interval_95[0] <= 0 <= self.interval_95[1]
 
 
 def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
-    """Of whether each image is right, bool `[N]`, in both networks.
+    """Of whether each image is right, bool `[N]`, in both networks: McNemar's exact test, and the interval that goes
+    with it.
 
-    Source: Dietterich 1998, "Approximate Statistical Tests", section 3.
+    Only images that one of the two has right tell them apart. The part of these that ours has right is a binomial
+    share, with Clopper and Pearson's interval. Source: McNemar 1947, "Note on the sampling error of the difference
+    between correlated proportions".
 
     Raises:
         ValueError: when they are not of the same images, or of none.
     """
     if ours.shape != theirs.shape or not len(ours):
         raise ValueError(f"{len(ours)} and {len(theirs)} images cannot be compared one by one")
-    differences = ours.astype(float) - theirs
-    half = float(norm.ppf(0.975)) * float(differences.std()) / len(ours) ** 0.5
-    mean = float(differences.mean())
-    only_ours, only_theirs = int((differences > 0).sum()), int((differences < 0).sum())
-    one_sided = only_ours + only_theirs
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    differing, images = only_ours + only_theirs, len(ours)
+    interval, p_value = (0.0, 0.0), 1.0
+    if differing:
+        share = binomtest(only_ours, differing).proportion_ci(0.95, method="exact")
+        low, high = ((2 * float(end) - 1) * differing / images for end in (share.low, share.high))
+        interval = low, high
+        p_value = min(1.0, 2 * float(binom.cdf(min(only_ours, only_theirs), differing, 0.5)))
     return DifferenceByImage(
-        mean=mean,
-        interval_95=(mean - half, mean + half),
+        mean=(only_ours - only_theirs) / images,
+        interval_95=interval,
         only_ours=only_ours,
         only_theirs=only_theirs,
-        p_value=float(binomtest(only_ours, one_sided).pvalue) if one_sided else 1.0,
+        p_value=p_value,
     )

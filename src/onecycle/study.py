@@ -19,7 +19,7 @@ from onecycle.interruption import Interrupted
 from onecycle.run_folder import RunFolder, new_folder
 
 # Of another recipe a run takes all but these: what it is trained on, and where and how.
-_SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers")
+_SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard")
 
 _WIDTH_OF_FILES = 140  # characters of the table where no terminal says how many there are
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes
@@ -177,14 +177,15 @@ def _complete(folder: RunFolder, config: Config, console: Console) -> None:
     if folder.path.exists():
         with locked(folder.path):
             folder.discard()  # it ended before it was saved
-    experiment.run(config, console, folder.path)
+    # A page for each of many runs would take longer than reading them is worth; `onecycle report` writes one.
+    experiment.run(replace(config, report=False), console, folder.path)
 
 
 def _require_same(folder: RunFolder, config: Config) -> None:
     """Refuse a run that was begun as another than the study describes: with other values, or a study since changed."""
     began = folder.read_config()
     data = began.data if config.data == "auto" else config.data
-    if began != replace(config, data=data, out=began.out):
+    if began != replace(config, data=data, out=began.out, report=began.report):
         raise InputError(f"{folder.config} is not what study.json asks for; remove {folder.path} to run it anew")
 
 

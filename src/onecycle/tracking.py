@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run: scalars while it trains, pictures and hyper-parameters when it is complete."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -9,32 +10,36 @@ from PIL import Image
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.files import writing
-from onecycle.records import EpochRecord, RunResult
+from onecycle.records import EpochRecord, History, RunResult
 
 PICTURES = ("augmentations", "lr_finder", "confusion_matrix", "incorrect_predictions")
 
 
 class TensorBoard:
-    """Writes event files into `folder`. Of a run that is resumed after `epochs`, what was written later is dropped.
+    """Writes event files into `folder`, those of a run that is resumed anew, beginning with its `history`.
 
     Raises:
         InputError: when TensorBoard is not installed, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, *, epochs: int = 0) -> None:
+    def __init__(self, folder: Path, history: History, evaluated_on: str) -> None:
         require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
+        self._evaluated_on = evaluated_on
         with writing(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=epochs + 1)
+            shutil.rmtree(folder, ignore_errors=True)
+            self._writer = SummaryWriter(str(folder))
+        for record in history:
+            self.epoch(record)
 
-    def epoch(self, record: EpochRecord, evaluated_on: str) -> None:
+    def epoch(self, record: EpochRecord) -> None:
         """An epoch is trained and evaluated; steps are counted in epochs."""
         scalars = {
             "loss/train": record.train_loss,
-            f"loss/{evaluated_on}": record.test_loss,
+            f"loss/{self._evaluated_on}": record.test_loss,
             "accuracy/train": record.train_accuracy,
-            f"accuracy/{evaluated_on}": record.test_accuracy,
+            f"accuracy/{self._evaluated_on}": record.test_accuracy,
             "learning rate": record.lr,
             "seconds": record.seconds,
         }
@@ -70,6 +75,4 @@ def require_tensorboard() -> None:
     try:
         import_module("tensorboard")
     except ImportError:
-        raise InputError(
-            "--tensorboard needs TensorBoard, which is not installed: pip install onecycle[tensorboard]"
-        ) from None
+        raise InputError("--tensorboard needs TensorBoard: pip install onecycle[tensorboard]") from None

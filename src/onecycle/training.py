@@ -75,8 +75,8 @@ class Evaluation:
 class StepOutcome(NamedTuple):
     """What one training step came to: the global step, its mean loss, its correct answers and its images.
 
-    Loss and correct answers are scalars on the device: the step may not be done before they are read. So are the
-    `margins` float32 `[B]`: how far the logit of each image's label is above the largest other one.
+    Loss and correct answers are scalars, and `margins` float32 `[B]`: how far the logit of each image's label is above
+    the largest other one. All are on the device: the step may not be done before they are read.
     """
 
     step: int

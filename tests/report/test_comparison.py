@@ -35,7 +35,7 @@ def test_a_difference_is_that_of_a_paired_test_on_the_images(runs: tuple[RunFold
     assert found.mean == pytest.approx(second.mean() - first.mean())
     assert (found.only_ours, found.only_theirs) == (only_second, only_first)
     assert found.p_value == pytest.approx(binomtest(only_second, only_second + only_first).pvalue)
-    assert (found.p_value < 0.05) == (found.interval_95[0] > 0 or found.interval_95[1] < 0)
+    assert found.resolved == (found.p_value < 0.05)
 
 
 def test_the_images_on_which_they_disagree_are_shown_with_their_pixels(runs: tuple[RunFolder, RunFolder]) -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from onecycle.cli import main
 from onecycle.errors import InputError
 from onecycle.records import Interpretation
 from onecycle.run_folder import RunFolder
+from onecycle.statistics import accuracy_interval
 
 BASELINE = Path(__file__).parents[2] / "results" / "baseline-cifar10"
 
@@ -25,8 +27,12 @@ def test_it_tells_what_the_run_came_to(runs: tuple[RunFolder, RunFolder]) -> Non
     result, words = run.read_result(), text_of(run.report)
     arrays = run.read_arrays(run.predictions)
     wrong = int((arrays["logits"].argmax(axis=1) != arrays["labels"]).sum())
-    assert f"{result.test_accuracy:.2%}".replace("%", " %") + " of 300 test images classified correctly" in words
-    assert f"incorrect {wrong} of 300 test images" in words
+    assert f"{result.test_accuracy:.2%}".replace("%", " %") + " on the embedded digits" in words
+    low, high = accuracy_interval(300 - wrong, 300)
+    interval = f"{low:.2%} to {high:.2%}".replace("%", " %")
+    assert (
+        f"{300 - wrong} of 300 test images are classified correctly (95 % interval {interval}) after 2 epochs" in words
+    )
     assert result.fingerprint in words and "seed 0" in words
     assert "onecycle train --config" in words
     assert f"{result.parameters:,} parameters" in words and "Layer by layer" in words
@@ -65,18 +71,33 @@ def test_a_run_that_was_stopped_gets_a_page_that_says_so(copy_of: RunFolder, epo
         path.unlink()
     if epochs:
         copy_of.write_history(history[:epochs])
-    copy_of.write_json(copy_of.stopped, {"why": "interrupted by SIGTERM"})
+    copy_of.write_json(copy_of.stopped, {"why": "It was interrupted by SIGTERM."})
     words = text_of(report.write(copy_of))
     assert "This run has not come to its end" in words
-    assert f"It was interrupted by SIGTERM. {epochs} of 2 epochs are recorded" in words
+    assert f"{epochs} of 2 epochs are recorded" in words and "It was interrupted by SIGTERM." in words
     assert ("Accuracy by epoch" in words) == bool(epochs)
 
 
 def test_an_older_run_gets_a_page_too(tmp_path: Path) -> None:
-    """The recorded baseline has no interpretation, and no table of its network."""
-    page = report._save(tmp_path / "page.html", "run.html", page=report.Page(RunFolder(BASELINE)))
+    """It has no interpretation, no margins, no table of its network."""
+    older = RunFolder(tmp_path / "run")
+    shutil.copytree(BASELINE, older.path)
+    for path in (older.interpretation, older.training_margins, older.network):
+        path.unlink(missing_ok=True)
+    assert main(["report", str(older.path)]) == 0
     accuracy = json.loads((BASELINE / "result.json").read_text())["test_accuracy"]
-    assert f"{accuracy:.2%}".replace("%", " %") in text_of(page)
+    assert f"{accuracy:.2%}".replace("%", " %") in text_of(older.report)
+
+
+def test_without_its_data_a_run_gets_what_can_be_had_and_a_line(
+    copy_of: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_of.interpretation.unlink()
+    copy_of.report.unlink()
+    assert main(["report", str(copy_of.path), "--data", str(tmp_path / "nowhere")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "report.html lacks what needs the network and the data: " in line and "nowhere" in line
+    assert "Calibration" in text_of(copy_of.report)
 
 
 def test_a_thousand_mistakes_fit_even_if_they_are_noise(copy_of: RunFolder) -> None:
@@ -108,6 +129,14 @@ def test_names_of_classes_are_text_and_nothing_else(copy_of: RunFolder) -> None:
     page = report.write(copy_of).read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_long_names_of_classes_neither_fill_the_page_nor_run_over(copy_of: RunFolder) -> None:
+    arrays = copy_of.read_arrays(copy_of.mistakes)
+    names = np.array([f"{number} " + "very long name " * 20 for number in range(10)])
+    before = report.write(copy_of).stat().st_size
+    copy_of.write_arrays(copy_of.mistakes, **{**arrays, "classes": names})
+    assert report.write(copy_of).stat().st_size < before + 150_000
 
 
 def test_a_hundred_classes_get_a_picture_for_a_matrix(copy_of: RunFolder) -> None:

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 SIDE = 8  # to which images are averaged: what is left are the colours of a scene and where they are
-_AT_ONCE = 500  # images compared with all of the other set: 100 MB of similarities for 50,000
+_AT_ONCE = 500  # images described at a time
+_PRODUCTS = 25_000_000  # similarities held at a time: 100 MB
 
 
 def most_alike(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -23,8 +24,9 @@ def most_alike(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[NDAr
         raise ValueError("there are no images to compare with")
     others = _described(theirs)
     partners, similarities = [], []
-    for start in range(0, len(ours), _AT_ONCE):
-        part = ours[start : start + _AT_ONCE]
+    at_once = max(1, _PRODUCTS // len(theirs))
+    for start in range(0, len(ours), at_once):
+        part = ours[start : start + at_once]
         best = [(_described(view) @ others.T).max(dim=1) for view in (part, part[:, :, ::-1])]
         similarity, view = torch.stack([values for values, _ in best]).max(dim=0)  # [n]
         partner = torch.stack([indices for _, indices in best]).gather(0, view.unsqueeze(0)).squeeze(0)

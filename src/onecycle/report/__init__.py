@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onecycle.files import replacing
+from onecycle.report import galleries
 from onecycle.report.comparison import Comparison
 from onecycle.report.page import Page, dataset_name, duration, percent
 from onecycle.run_folder import RunFolder
@@ -17,7 +18,7 @@ def write(folder: RunFolder) -> Path:
     Raises:
         InputError: when a record that every run has is missing or damaged, or the page cannot be written.
     """
-    return _save(folder.report, "run.html", page=Page(folder))
+    return _save(folder.report, "run.html", page=Page(folder), galleries=galleries)
 
 
 def compare(runs: Sequence[Path], path: Path) -> Path:

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from onecycle import visualizations
 from onecycle.errors import InputError
+from onecycle.identity import configured
 from onecycle.report.figures import inline
-from onecycle.report.page import Gallery, Page, Tile, percent
+from onecycle.report.galleries import Gallery, Tile
+from onecycle.report.page import Page, percent, sure
 from onecycle.report.sprites import image_sheet
 from onecycle.run_folder import RunFolder
 from onecycle.statistics import DifferenceByImage, difference_by_image
@@ -18,7 +20,6 @@ from onecycle.statistics import DifferenceByImage, difference_by_image
 FEWEST, MOST = 2, 6  # runs
 DISAGREEMENTS = 200  # images shown
 _BYTES = 400_000
-_FOLDERS = ("out",)  # where a run lies is no difference
 
 
 class Comparison:
@@ -40,17 +41,12 @@ class Comparison:
     @property
     def same_images(self) -> bool:
         """Whether all were evaluated on the same images: then they can be compared one by one."""
-        first, *others = self.pages
-        return all(
-            first.dataset == other.dataset
-            and first.evaluated_on == other.evaluated_on
-            and np.array_equal(first.labels, other.labels)
-            for other in others
-        )
+        return len({(page.images, len(page.labels)) for page in self.pages}) == 1
 
     def curves(self) -> str:
         histories = {name: page.history for name, page in zip(self.names, self.pages, strict=True)}
-        figure = visualizations.compared_accuracies(histories, evaluated_on=self.pages[0].evaluated_on)
+        splits = " and ".join(sorted({page.evaluated_on for page in self.pages}))
+        figure = visualizations.compared_accuracies(histories, evaluated_on=splits)
         last = ", ".join(f"{name} {percent(history[-1].test_accuracy)}" for name, history in histories.items())
         return inline(figure, "compared", f"Accuracy by epoch; at the last: {last}")
 
@@ -64,11 +60,11 @@ class Comparison:
 
     def settings(self) -> list[tuple[str, list[Any]]]:
         """The configured values that are not the same in all runs."""
-        configs = [page.config.to_json() for page in self.pages]
+        configs = [configured(page.config) for page in self.pages]
         return [
             (name, [config[name] for config in configs])
             for name in configs[0]
-            if name not in _FOLDERS and len({str(config[name]) for config in configs}) > 1
+            if len({str(config[name]) for config in configs}) > 1
         ]
 
     def disagreements(self) -> tuple[int, Gallery | None]:
@@ -92,14 +88,14 @@ class Comparison:
     def _tile(self, place: tuple[int, int], image: int) -> Tile:
         first = self.pages[0]
         said = (
-            f"{name}: {page.classes[page.predictions[image]]} {percent(page.probabilities[image].max(), 0)}"
+            f"{name}: {page.classes[page.predictions[image]]} {sure(page.probabilities[image].max())}"
             for name, page in zip(self.names, self.pages, strict=True)
         )
         return Tile(
             place=place,
             name=f"{first.evaluated_on} image {image}",
-            label=first.classes[first.labels[image]],
-            predicted="",
+            label=int(first.labels[image]),
+            other=int(first.predictions[image]),
             lines=tuple(said),
         )
 
@@ -109,7 +105,7 @@ class Comparison:
             int(image): pixels
             for page in self.pages
             if page.interpretation
-            for image, pixels in zip(page.interpretation.mistakes, page.interpretation.mistake_images, strict=True)
+            for image, pixels in zip(page.interpretation.mistakes, page.interpretation.mistake_images, strict=False)
         }
 
     @staticmethod

@@ -10,6 +10,10 @@ from onecycle.visualizations import to_svg
 _COLOURS = {
     "#0072b2": "var(--blue)",
     "#d55e00": "var(--vermillion)",
+    "#00785a": "var(--green)",
+    "#9c3f7d": "var(--purple)",
+    "#7d5a00": "var(--brown)",
+    "#51606e": "var(--slate)",
     "#222222": "var(--ink)",
     "#666666": "var(--grey)",
     "#aaaaaa": "var(--grey)",

@@ -1,7 +1,7 @@
-"""What the page about a run says, gathered from the run's folder."""
+"""What the page about a run says in numbers and curves, gathered from the run's folder."""
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,44 +11,14 @@ from onecycle import metrics, visualizations
 from onecycle.config import Config
 from onecycle.records import Interpretation, LRCurve, RunResult
 from onecycle.report.figures import inline
-from onecycle.report.sprites import Sheet, heat_sheet, image_sheet
 from onecycle.run_folder import RunFolder
 from onecycle.scheduler import peak_step
 from onecycle.statistics import accuracy_interval
 
 MOST_IN_MATRIX = 20  # classes; of more the matrix is a picture
 CONFUSIONS = 10  # of the most frequent, listed
-SUSPECTS = 48  # shown of each list
 _NAMES = {"cifar10": "CIFAR-10", "digits": "the embedded digits"}
-_MISTAKES_BYTES, _OTHERS_BYTES = 900_000, 150_000  # of sheets; base64 makes a third more of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """An image of a sheet with what stands below it."""
-
-    place: tuple[int, int]
-    name: str  # "test image 123"
-    label: str
-    predicted: str  # or what the network would rather have said
-    lines: tuple[str, ...]  # more about it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Tiles and the sheets that they are on."""
-
-    sheet: Sheet
-    tiles: list[Tile]
-    heat: Sheet | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suspects:
-    """A ranked list: the first as tiles, all of it as positions."""
-
-    gallery: Gallery
-    listed: tuple[int, ...]
+_LONGEST_NAME = 32  # characters of a class
 
 
 def percent(share: float | None, decimals: int = 2) -> str:
@@ -58,6 +28,17 @@ def percent(share: float | None, decimals: int = 2) -> str:
 
 def dataset_name(name: str) -> str:
     return _NAMES.get(name, name)
+
+
+def sure(probability: float) -> str:
+    """`probability` as a network says it; only certainty is 100 %."""
+    return ">99.9 %" if 0.9995 <= probability < 1 else f"{100 * probability:.1f} %"
+
+
+def shortened(name: str) -> str:
+    """`name` without its middle, where it is too long to stand a thousand times on a page."""
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def duration(seconds: float) -> str:
@@ -85,7 +66,7 @@ class Page:
         self.labels: NDArray[np.int64] = np.empty(0, np.int64)
         self.interpretation: Interpretation | None = None
         if self.result:
-            self.classes = folder.read_mistakes().classes
+            self.classes = tuple(shortened(name) for name in folder.read_mistakes().classes)
             predictions = folder.read_arrays(folder.predictions)
             self.logits, self.labels = predictions["logits"], predictions["labels"]
             self.interpretation = folder.read_interpretation()
@@ -95,6 +76,28 @@ class Page:
     @property
     def dataset(self) -> str:
         return dataset_name(self.environment["dataset"]["name"])
+
+    @property
+    def images(self) -> str:
+        """What tells the evaluated images from others: their fingerprint, or in older runs that of all data."""
+        about = self.environment["dataset"]
+        return str(about.get("evaluation_fingerprint", about["fingerprint"]))
+
+    @property
+    def command(self) -> str:
+        """What repeats the run."""
+        return f"onecycle train --config {shlex.quote(str(self.folder.config))}"
+
+    @property
+    def rates_from(self) -> str:
+        """Where the two learning rates come from."""
+        given = [rate is not None for rate in (self.config.lr_min, self.config.lr_max)]
+        return {0: "found by the LR finder", 1: "one found by the LR finder, one given", 2: "given"}[sum(given)]
+
+    @property
+    def wrong(self) -> int:
+        """How many predictions are incorrect."""
+        return int((self.predictions != self.labels).sum())
 
     @property
     def evaluated_on(self) -> str:
@@ -183,89 +186,3 @@ class Page:
         for name, found in zip(self.classes, metrics.class_metrics(self.counts), strict=True):
             low, high = accuracy_interval(found.correct, found.images) if found.images else (None, None)
             yield name, found, f"{percent(low, 1)} to {percent(high, 1)}" if found.images else "–"
-
-    def mistakes(self) -> Gallery | None:
-        """The incorrect predictions, most confident first, with what the network looked at."""
-        if not (found := self.interpretation) or not len(found.mistakes):
-            return None
-        sheet = image_sheet(found.mistake_images, most_bytes=_MISTAKES_BYTES)
-        tiles = [self._tile(sheet, number, int(image)) for number, image in enumerate(found.mistakes)]
-        return Gallery(sheet=sheet, heat=heat_sheet(found.heat, sheet.tile), tiles=tiles)
-
-    def _tile(self, sheet: Sheet, number: int, image: int) -> Tile:
-        likeliest = np.argsort(-self.probabilities[image], kind="stable")[:3]
-        return Tile(
-            place=sheet.place(number),
-            name=f"{self.evaluated_on} image {image}",
-            label=self.classes[self.labels[image]],
-            predicted=self.classes[self.predictions[image]],
-            lines=tuple(f"{self.classes[c]} {_sure(self.probabilities[image, c])}" for c in likeliest),
-        )
-
-    def suspects(self) -> Suspects | None:
-        """Evaluated images whose label may be wrong."""
-        if not (found := self.interpretation):
-            return None
-        sheet = image_sheet(found.suspect_images[:SUSPECTS], most_bytes=_OTHERS_BYTES)
-        tiles = [self._tile(sheet, number, int(image)) for number, image in enumerate(found.suspects[:SUSPECTS])]
-        return Suspects(gallery=Gallery(sheet=sheet, tiles=tiles), listed=tuple(found.suspects.tolist()))
-
-    def train_suspects(self) -> Suspects | None:
-        """Training images whose label may be wrong."""
-        if not (found := self.interpretation):
-            return None
-        sheet = image_sheet(found.train_suspect_images[:SUSPECTS], most_bytes=_OTHERS_BYTES)
-        tiles = [
-            Tile(
-                place=sheet.place(number),
-                name=f"training image {found.train_suspects[number]}",
-                label=self.classes[found.train_suspect_labels[number]],
-                predicted=self.classes[found.train_suspect_guesses[number]],
-                lines=(f"margin {found.train_suspect_margins[number]:.2f}",),
-            )
-            for number in range(min(SUSPECTS, len(found.train_suspect_images)))
-        ]
-        return Suspects(gallery=Gallery(sheet=sheet, tiles=tiles), listed=tuple(found.train_suspects.tolist()))
-
-    def duplicates(self) -> Gallery | None:
-        """Evaluated images, each with the training image that is most like it: two tiles a pair."""
-        if not (found := self.interpretation):
-            return None
-        pairs = found.duplicate_images[:SUSPECTS]  # [d,2,S,S,3]
-        sheet = image_sheet(pairs.reshape(-1, *pairs.shape[2:]), most_bytes=2 * _OTHERS_BYTES)
-        tiles = [
-            Tile(
-                place=sheet.place(2 * number + side),
-                name=f"{split} image {found.duplicates[number, side]}",
-                label=self.classes[found.duplicate_labels[number, side]],
-                predicted=self.classes[found.duplicate_labels[number, 1 - side]],
-                lines=(f"{100 * found.duplicate_similarities[number]:.1f} % alike",),
-            )
-            for number in range(len(pairs))
-            for side, split in enumerate((self.evaluated_on, "training"))
-        ]
-        return Gallery(sheet=sheet, tiles=tiles)
-
-    def augmentations(self) -> Gallery | None:
-        """Training images and what augmentation made of them: the first half of the tiles, and the second."""
-        if not self.folder.augmentations.exists():
-            return None
-        arrays = self.folder.read_arrays(self.folder.augmentations)
-        both = np.concatenate([arrays["originals"], arrays["augmented"]])
-        sheet = image_sheet(both, most_bytes=_OTHERS_BYTES)
-        half = len(both) // 2
-        tiles = [
-            Tile(
-                place=sheet.place(number),
-                name=f"training image, {'augmented' if number >= half else 'as it is'}",
-                label="",
-                predicted="",
-                lines=(),
-            )
-            for number in range(len(both))
-        ]
-        return Gallery(sheet=sheet, tiles=tiles)
-
-
-def _sure(probability: float) -> str:
-    return ">99.9 %" if 0.9995 <= probability < 1 else f"{100 * probability:.1f} %"

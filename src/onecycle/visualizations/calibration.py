@@ -11,7 +11,7 @@ from onecycle.visualizations.style import BLUE, GREY, SMALL, VERMILLION, chart, 
 def reliability_diagram(found: Calibration) -> Figure:
     """The accuracy of the images of each bin of confidence, against what it would be if confidence were accuracy.
 
-    A line tells the mean confidence of each bin; below, how many images it has.
+    A line tells the mean confidence of each bin; above it stands how many images it has.
     """
     figure, axes = chart()
     bins = len(found.counts)

@@ -152,7 +152,9 @@ def overlaid(image: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.ui
     return mixed
 
 
-def _rows(title: str, rows: Mapping[str, Sequence[NDArray[np.uint8]] | NDArray[np.uint8]], *, below: float = 0) -> Figure:
+def _rows(
+    title: str, rows: Mapping[str, Sequence[NDArray[np.uint8]] | NDArray[np.uint8]], *, below: float = 0
+) -> Figure:
     """A row of images under each other for every name; `below` is room in inches under the last."""
     columns = max(len(images) for images in rows.values())
     width = max(_width(columns) + _LEFT - _EDGE, 5)

@@ -17,7 +17,7 @@ from onecycle.files import replacing
 
 # Okabe & Ito's palette, "Color Universal Design": told apart with every kind of colour vision.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
-PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # lines and their names, on white
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 12.0

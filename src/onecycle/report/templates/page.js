@@ -1,4 +1,5 @@
 "use strict";
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
 // Shows the incorrect predictions of the classes that were chosen, a screenful at a time. Without it all are shown.
 (() => {
   const gallery = document.getElementById("incorrect");
@@ -38,6 +39,5 @@
     first();
   }));
   document.getElementById("filters").hidden = false;
-  addEventListener("beforeprint", () => { shown = Math.max(shown, 5 * SCREENFUL); show(); });
   show();
 })();
