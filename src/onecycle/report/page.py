@@ -18,12 +18,13 @@ from onecycle.statistics import accuracy_interval
 MOST_IN_MATRIX = 20  # classes; of more the matrix is a picture
 CONFUSIONS = 10  # of the most frequent, listed
 _NAMES = {"cifar10": "CIFAR-10", "digits": "the embedded digits"}
+_PERCENT = "\N{NO-BREAK SPACE}%"
 _LONGEST_NAME = 32  # characters of a class
 
 
 def percent(share: float | None, decimals: int = 2) -> str:
     """`share`, a fraction, as people read it; a dash where there is none."""
-    return "–" if share is None else f"{100 * share:.{decimals}f} %"
+    return "–" if share is None else f"{100 * share:.{decimals}f}{_PERCENT}"
 
 
 def dataset_name(name: str) -> str:
@@ -32,7 +33,7 @@ def dataset_name(name: str) -> str:
 
 def sure(probability: float) -> str:
     """`probability` as a network says it; only certainty is 100 %."""
-    return ">99.9 %" if 0.9995 <= probability < 1 else f"{100 * probability:.1f} %"
+    return f">99.9{_PERCENT}" if 0.9995 <= probability < 1 else f"{100 * probability:.1f}{_PERCENT}"
 
 
 def shortened(name: str) -> str:
