@@ -15,7 +15,7 @@ from onecycle.records import Interpretation
 from onecycle.run_folder import RunFolder
 
 KEPT = 16  # images of each kind
-WIDTH, HEIGHT = 1200, 1600  # of the picture, in pixels
+WIDTH, HEIGHT = 1200, 1330  # of the picture, in pixels
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -50,9 +50,8 @@ def test_its_figures_are_those_of_the_recorded_runs() -> None:
         f"**{listed('test_accuracy', '{:.2%}').replace('%', ' %')}** (seeds 0, 1 and 2;",
         f"LR max {listed('lr_max', '{:.2e}')};",
         f"LR min {listed('lr_min', '{:.2e}')}",
-        f"{results[1]['seconds'] / 60:.0f} and {results[2]['seconds'] / 60:.0f} minutes (seeds 1 and 2)",
-        f"{listed('peak_memory_gib', '{}', results[1:])} GiB (seeds 1 and 2)",
-        f"in {results[0]['seconds'] / 60:.0f} minutes",
+        f"{listed('minutes', '{:.0f}', [{'minutes': run['seconds'] / 60} for run in results])} minutes on 2 cores",
+        f"{listed('peak_memory_gib', '{}')} GiB",
     ):
         assert figures in words
     for seed, result in enumerate(results):
@@ -177,3 +176,23 @@ def test_what_each_saving_gives_is_what_the_recorded_ablation_says() -> None:
         cells = [f"{100 * difference['mean']:+.2f} ({low:+.2f} to {high:+.2f}){resolved}"]
         assert f"`{name}` | {cells[0]} | {variant['training_seconds']['mean']:.0f} |" in table
         assert len(variant["seeds"]) == 5
+
+
+def test_what_it_says_of_the_reports_lists_and_time_is_what_was_recorded() -> None:
+    planted, timed = (json.loads((ROOT / f"results/{name}.json").read_text()) for name in ("suspects", "report_time"))
+    words = " ".join(README.split())
+    found, known = planted["mean_found"], planted["known_duplicates"]["near-duplicates"]
+    for figures in (
+        f"In {len(planted['found']['duplicates'])} copies of CIFAR-10, with {planted['planted_of_each_kind']} of each planted",
+        f"{found['labels of test images']:.0%} of the wrong labels of test images",
+        f"{found['labels of training images']:.0%} of those of training images",
+        f"and {found['duplicates']:.0%} of the duplicates",
+        f"Of the {known['pairs']} near-duplicates that people have found",
+        f"{known['found']:.0%} are listed",
+        f"is written in {timed['seconds']:.0f} seconds",
+        f"a process of {timed['peak_memory_gib']:.2f} GiB, and has {timed['report_megabytes']:.1f} MB",
+    ):
+        assert figures.replace("%", " %") in words
+    assert all(min(shares) >= 0.8 for shares in planted["found"].values())
+    assert timed["seconds"] < 20 and timed["peak_memory_gib"] < 1 and timed["report_megabytes"] < 3
+    assert (timed["recipe"], timed["test_images"]) == ("baseline", 10_000)
