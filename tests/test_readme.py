@@ -183,7 +183,8 @@ def test_what_it_says_of_the_reports_lists_and_time_is_what_was_recorded() -> No
     words = " ".join(README.split())
     found, known = planted["mean_found"], planted["known_duplicates"]["near-duplicates"]
     for figures in (
-        f"In {len(planted['found']['duplicates'])} copies of CIFAR-10, with {planted['planted_of_each_kind']} of each planted",
+        f"In {len(planted['found']['duplicates'])} copies of CIFAR-10, "
+        f"with {planted['planted_of_each_kind']} of each planted",
         f"{found['labels of test images']:.0%} of the wrong labels of test images",
         f"{found['labels of training images']:.0%} of those of training images",
         f"and {found['duplicates']:.0%} of the duplicates",
@@ -196,3 +197,35 @@ def test_what_it_says_of_the_reports_lists_and_time_is_what_was_recorded() -> No
     assert all(min(shares) >= 0.8 for shares in planted["found"].values())
     assert timed["seconds"] < 20 and timed["peak_memory_gib"] < 1 and timed["report_megabytes"] < 3
     assert (timed["recipe"], timed["test_images"]) == ("baseline", 10_000)
+
+
+def test_what_it_says_of_kills_and_damage_is_what_was_recorded() -> None:
+    record = json.loads((ROOT / "results/reliability.json").read_text())
+    words = " ".join(README.split())
+    by_workers = [record[f"kills at random instants, {workers} workers"] for workers in (0, 2)]
+    chain = record["kills in one run, one after another"]
+    renamings, flushes = (record[f"kills at each os.{name} of a run"] for name in ("replace", "fsync"))
+    stops, damaged = record["stops by a signal, in all phases"], record["damaged checkpoints"]
+    disk, full = record["ENOSPC at a write of a run"], record["full file systems, given room"]
+    cost = record["cost for the specified network"]
+    check, part = cost["milliseconds of a step's check"], cost["part of an epoch's time"]
+    for figures in (
+        f"{by_workers[0]['kills']} kills at random instants without workers and {by_workers[1]['kills']} with two ("
+        f"{' and '.join(str(kills['before anything was saved']) for kills in by_workers)} of them before anything was "
+        f"saved), {chain['kills']} in one run, one inside each of a run's {renamings['kills']} renamings and "
+        f"{flushes['kills']} flushes; {stops['stops']} stops by a signal",
+        f"a disk that fails at each of {disk['failures']} writes; {full['systems']} file systems that fill up",
+        f"Of {damaged['cases']} damaged checkpoints every one was noticed",
+        f"and {record['bad inputs refused in one line']} bad inputs",
+        f"saving takes {cost['seconds to save']:.2f} seconds",
+        f"gradients {check:.1f} ms: {100 * part:.2f} %",
+    ):
+        assert figures in words
+    for counted in (*by_workers, renamings, flushes):
+        assert counted["bit-identical"] == counted["kills"]
+    assert [kills["kills"] for kills in by_workers] == [50, 50]
+    assert (chain["kills"], chain["bit-identical"]) == (10, True)
+    assert stops["resumed bit-identical"] == stops["stops"]
+    assert damaged["noticed"] == damaged["recovered by the one before"] == damaged["cases"] >= 200
+    assert record["bad inputs refused in one line"] >= 60
+    assert cost["part of an epoch's time"] < 0.01

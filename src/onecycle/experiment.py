@@ -116,6 +116,27 @@ def _resumable(folder: RunFolder, config: Config) -> Iterator[None]:
         raise InputError(f"{error}. What was saved is whole: {how} from there") from error
 
 
+@contextmanager
+def _told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterator[None]:
+    """Write a page that says which error ended the training.
+
+    Raises:
+        InputError: when a loss or a gradient was not finite; else what ended it.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
+        ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
+        _write_page(folder, config, f"It was ended by an error: {ended}.")
+        raise InputError(ended) from error
+    except NotWrittenError:
+        raise
+    except Exception as error:
+        _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")
+        raise
+
+
 def _write_page(folder: RunFolder, config: Config, why: str) -> None:
     """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
     if config.report and folder.config.exists():
@@ -206,41 +227,25 @@ def _train(
             board.epoch(record)
 
     progress.start_training(config.epochs, len(experiment.train), on)
-    try:
-        with interruption.deferred():
-            fit(
-                experiment.model,
-                experiment.optimizer,
-                experiment.train,
-                experiment.evaluation,
-                epochs=config.epochs,
-                lr_min=lr_min,
-                lr_max=lr_max,
-                peak_fraction=config.peak_fraction,
-                acceleration=experiment.acceleration,
-                first_epoch=len(state.history),
-                last_step=state.last_step,
-                after_step=after_step,
-                after_evaluation_batch=state.stop_if_told,
-                after_epoch=after_epoch,
-            )
-    except NonFiniteError as error:
-        kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
-        ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
-        _write_page(folder, config, f"It was ended by an error: {ended}.")
-        raise InputError(ended) from error
-    except NotWrittenError:
-        raise
-    except Exception as error:
-        _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")
-        raise
+    with _told_on_its_page(folder, config, lr_max), interruption.deferred():
+        fit(
+            experiment.model,
+            experiment.optimizer,
+            experiment.train,
+            experiment.evaluation,
+            epochs=config.epochs,
+            lr_min=lr_min,
+            lr_max=lr_max,
+            peak_fraction=config.peak_fraction,
+            acceleration=experiment.acceleration,
+            first_epoch=len(state.history),
+            last_step=state.last_step,
+            after_step=after_step,
+            after_evaluation_batch=state.stop_if_told,
+            after_epoch=after_epoch,
+        )
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
-    views = None
-    if config.test_time_augmentation:
-        began = time.perf_counter()
-        averaged = evaluate(Averaged(experiment.model), experiment.evaluation, acceleration=experiment.acceleration)
-        views = averaged.accuracy, time.perf_counter() - began
     outcome.write(
         experiment,
         folder,
@@ -248,7 +253,7 @@ def _train(
         state.history,
         margins=state.margins,
         rates=rates,
-        views=views,
+        views=_over_views(experiment) if config.test_time_augmentation else None,
         seconds=state.seconds,
     )
     _draw(folder)
@@ -259,3 +264,10 @@ def _train(
         progress.say(f"Report: {finished.write_page(folder)}")
     folder.remove_checkpoints()  # last: a run that has none and has a result is complete
     return folder
+
+
+def _over_views(experiment: Experiment) -> tuple[float, float]:
+    """The accuracy with test-time augmentation, and the seconds that it took."""
+    began = time.perf_counter()
+    averaged = evaluate(Averaged(experiment.model), experiment.evaluation, acceleration=experiment.acceleration)
+    return averaged.accuracy, time.perf_counter() - began

@@ -303,6 +303,7 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finde
         "config.json",
         "environment.json",
         "lr_finder.json",
+        "network.json",
         "pictures/augmentations.png",
         "pictures/lr_finder.png",
     }
@@ -371,7 +372,7 @@ def begun(run: RunFolder, tmp_path: Path) -> RunFolder:
     """The folder of the same run as `finished`, as it was before its first epoch."""
     begun = RunFolder(tmp_path / "begun")
     begun.pictures.mkdir(parents=True)
-    for name in ("config.json", "environment.json", "augmentations.npz"):
+    for name in ("config.json", "environment.json", "network.json", "augmentations.npz"):
         shutil.copy(run.path / name, begun.path)
     return begun
 

@@ -162,3 +162,19 @@ def test_there_must_be_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a run folder"):
         RunFolder.open(tmp_path)
     assert main(["report", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no more of it")
+
+    command = ["train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60"]
+    with monkeypatch.context() as patch:
+        patch.setattr("onecycle.progress.RunProgress.epoch", fail)
+        with pytest.raises(MemoryError):
+            main([*command, "--epochs", "2", "--batch-size", "30", "--out", str(tmp_path)])
+    (path,) = tmp_path.iterdir()
+    run = RunFolder(path)
+    assert "It was ended by an error: MemoryError: no more of it." in text_of(run.report)
+    assert main(["train", "--resume", str(path)]) == 0
+    assert "It was ended by an error" not in text_of(run.report) and not run.stopped.exists()
