@@ -246,17 +246,7 @@ def _train(
         )
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
-    outcome.write(
-        experiment,
-        folder,
-        evaluation,
-        state.history,
-        margins=state.margins,
-        rates=rates,
-        views=_over_views(experiment) if config.test_time_augmentation else None,
-        seconds=state.seconds,
-    )
-    _draw(folder)
+    _conclude(experiment, folder, evaluation, state=state, rates=rates)
     if board:
         board.complete(config, folder.read_result(), folder.pictures)
     if config.report:
@@ -264,6 +254,28 @@ def _train(
         progress.say(f"Report: {finished.write_page(folder)}")
     folder.remove_checkpoints()  # last: a run that has none and has a result is complete
     return folder
+
+
+def _conclude(
+    experiment: Experiment,
+    folder: RunFolder,
+    evaluation: Evaluation,
+    *,
+    state: RunState,
+    rates: tuple[float, float],
+) -> None:
+    """Write down and draw what the run came to."""
+    outcome.write(
+        experiment,
+        folder,
+        evaluation,
+        state.history,
+        margins=state.margins,
+        rates=rates,
+        views=_over_views(experiment) if experiment.config.test_time_augmentation else None,
+        seconds=state.seconds,
+    )
+    _draw(folder)
 
 
 def _over_views(experiment: Experiment) -> tuple[float, float]:
