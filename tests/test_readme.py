@@ -181,7 +181,8 @@ def test_what_each_saving_gives_is_what_the_recorded_ablation_says() -> None:
 def test_what_it_says_of_the_reports_lists_and_time_is_what_was_recorded() -> None:
     planted, timed = (json.loads((ROOT / f"results/{name}.json").read_text()) for name in ("suspects", "report_time"))
     words = " ".join(README.split())
-    found, known = planted["mean_found"], planted["known_duplicates"]["near-duplicates"]
+    found = planted["mean_found"]
+    known, similar = (planted["known_duplicates"][kind] for kind in ("near-duplicates", "very similar"))
     for figures in (
         f"In {len(planted['found']['duplicates'])} copies of CIFAR-10, "
         f"with {planted['planted_of_each_kind']} of each planted",
@@ -190,6 +191,7 @@ def test_what_it_says_of_the_reports_lists_and_time_is_what_was_recorded() -> No
         f"and {found['duplicates']:.0%} of the duplicates",
         f"Of the {known['pairs']} near-duplicates that people have found",
         f"{known['found']:.0%} are listed",
+        f"{similar['found']:.0%} of the {similar['pairs']} pairs that they call very similar",
         f"is written in {timed['seconds']:.0f} seconds",
         f"a process of {timed['peak_memory_gib']:.2f} GiB, and has {timed['report_megabytes']:.1f} MB",
     ):

@@ -92,7 +92,7 @@ def test_without_tensorboard_one_line_says_what_to_install(
 
     monkeypatch.setattr("onecycle.tracking.import_module", without)
     assert main([*SMALL, "--tensorboard", "--out", str(tmp_path / "runs")]) == 2
-    assert capsys.readouterr().err == "onecycle: --tensorboard needs TensorBoard: pip install onecycle[tensorboard]\n"
+    assert capsys.readouterr().err == "onecycle: --tensorboard needs TensorBoard: pip install tensorboard\n"
     assert not (tmp_path / "runs").exists()
 
 

@@ -78,7 +78,6 @@ def resume(path: Path, console: Console, config: Config | None = None) -> RunFol
         if folder.complete:
             raise InputError(f"{path} is complete: there is nothing to resume")
         folder.remove_strays()
-        folder.begin_again()
         with _resumable(folder, config):
             return _go_on(folder, config, progress, interruption)
 
@@ -96,6 +95,7 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
     state = RunState(experiment, folder, interruption, rates=rates, started=started)
     if warning := state.restore():
         progress.warn(warning)
+    folder.begin_again()
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)

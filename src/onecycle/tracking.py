@@ -26,6 +26,7 @@ class TensorBoard:
         require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         self._evaluated_on = evaluated_on
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -43,27 +44,26 @@ class TensorBoard:
             "learning rate": record.lr,
             "seconds": record.seconds,
         }
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, record.epoch)
-        self._writer.flush()
+        with writing(self._folder):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, record.epoch)
+            self._writer.flush()
 
     def complete(self, config: Config, result: RunResult, pictures: Path) -> None:
         """The run is complete: its pictures, its configuration and what it came to."""
-        for name in PICTURES:
-            if (path := pictures / f"{name}.png").exists():
-                pixels = np.asarray(Image.open(path).convert("RGB"))
-                self._writer.add_image(name, pixels, result.epochs, dataformats="HWC")
-        values = {**config.to_json(), "lr_min": result.lr_min, "lr_max": result.lr_max}
-        plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
-        }
-        came_to = {"result/accuracy": result.test_accuracy, "result/loss": result.test_loss}
-        self._writer.add_hparams(plain, came_to, run_name=".")
-        self.close()
-
-    def close(self) -> None:
-        """Write what is not written yet."""
-        self._writer.close()
+        with writing(self._folder):
+            for name in PICTURES:
+                if (path := pictures / f"{name}.png").exists():
+                    pixels = np.asarray(Image.open(path).convert("RGB"))
+                    self._writer.add_image(name, pixels, result.epochs, dataformats="HWC")
+            values = {**config.to_json(), "lr_min": result.lr_min, "lr_max": result.lr_max}
+            plain = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in values.items()
+            }
+            came_to = {"result/accuracy": result.test_accuracy, "result/loss": result.test_loss}
+            self._writer.add_hparams(plain, came_to, run_name=".")
+            self._writer.close()
 
 
 def require_tensorboard() -> None:
@@ -75,4 +75,4 @@ def require_tensorboard() -> None:
     try:
         import_module("tensorboard")
     except ImportError:
-        raise InputError("--tensorboard needs TensorBoard: pip install onecycle[tensorboard]") from None
+        raise InputError("--tensorboard needs TensorBoard: pip install tensorboard") from None

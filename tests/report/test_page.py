@@ -149,6 +149,14 @@ def test_a_hundred_classes_get_a_picture_for_a_matrix(copy_of: RunFolder) -> Non
     assert 'class="matrix"' not in page and "taken for c" in page
 
 
+def test_a_resume_that_is_refused_leaves_the_page_that_says_how_to_go_on(copy_of: RunFolder, tmp_path: Path) -> None:
+    copy_of.result.unlink()
+    copy_of.write_json(copy_of.stopped, {"why": "It was interrupted by SIGTERM."})
+    before = report.write(copy_of).read_bytes()
+    assert main(["train", "--resume", str(copy_of.path), "--data", str(tmp_path / "nowhere")]) == 2
+    assert copy_of.report.read_bytes() == before and copy_of.stopped.exists()
+
+
 def test_a_damaged_folder_is_one_clear_line(copy_of: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     copy_of.interpretation.write_bytes(b"PK\x03\x04 and nothing more")
     before = copy_of.report.read_bytes()

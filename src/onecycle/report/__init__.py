@@ -1,4 +1,4 @@
-"""Pages about runs, drawn from their folders alone: one file each, which needs no network."""
+"""Pages about runs, drawn from their folders alone: one file each, which loads nothing from the internet."""
 
 from collections.abc import Sequence
 from pathlib import Path

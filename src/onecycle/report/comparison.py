@@ -40,8 +40,11 @@ class Comparison:
 
     @property
     def same_images(self) -> bool:
-        """Whether all were evaluated on the same images: then they can be compared one by one."""
-        return len({(page.images, len(page.labels)) for page in self.pages}) == 1
+        """Whether it is recorded that all were evaluated on the same images: then they can be compared one by one."""
+        about = [page.environment["dataset"] for page in self.pages]
+        # Older runs have only the fingerprint of all their data.
+        name = "evaluation_fingerprint" if all("evaluation_fingerprint" in data for data in about) else "fingerprint"
+        return len({(data[name], len(page.labels)) for data, page in zip(about, self.pages, strict=True)}) == 1
 
     def curves(self) -> str:
         histories = {name: page.history for name, page in zip(self.names, self.pages, strict=True)}

@@ -89,7 +89,7 @@ def duplicates(page: Page) -> Gallery | None:
         for number in range(len(pairs))
         for side, split in enumerate((page.evaluated_on, "training"))
     ]
-    listed = tuple(f"{ours} = {theirs}" for ours, theirs in found.duplicates.tolist())
+    listed = tuple(f"{ours} ~ {theirs}" for ours, theirs in found.duplicates.tolist())
     return Gallery(sheet=sheet, tiles=tiles, listed=listed)
 
 

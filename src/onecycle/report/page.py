@@ -79,12 +79,6 @@ class Page:
         return dataset_name(self.environment["dataset"]["name"])
 
     @property
-    def images(self) -> str:
-        """What tells the evaluated images from others: their fingerprint, or in older runs that of all data."""
-        about = self.environment["dataset"]
-        return str(about.get("evaluation_fingerprint", about["fingerprint"]))
-
-    @property
     def command(self) -> str:
         """What repeats the run."""
         return f"onecycle train --config {shlex.quote(str(self.folder.config))}"
@@ -146,7 +140,7 @@ class Page:
                     steps_per_epoch=steps,
                 ),
                 "learning-rate",
-                f"Learning rate by epoch: from {self.result.lr_min:.3g} up to {self.result.lr_max:.3g} and back",
+                f"Learning rate by epoch: at most {self.result.lr_max:.3g}, at the end {self.result.lr_min:.3g}",
             )
         if self.lr_curve:
             figures["lr-finder"] = inline(
