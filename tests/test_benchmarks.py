@@ -136,7 +136,7 @@ def test_suspects_finds_what_it_planted(tmp_path: Path, real_data: Path) -> None
     known = tmp_path / "known.csv"
     known.write_text("TestID,TrainID,Distance,Judgment\n0,1,0.1,1\n1,2,0.2,2\n")
     sample = real_data / "cifar-10-binary-sample.tar.gz"
-    options = ("--data", sample, "--planted", "5", "--seeds", "1", "--epochs", "1", "--known", known, "--out", out)
+    options = ("--data", sample, "--planted", "5", "--seeds", "1", "--epochs", "2", "--known", known, "--out", out)
     done = run("suspects", *options)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
