@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from onecycle.batches import Batches
     from onecycle.dataset import load_dataset
     from onecycle.lr_finder import find_lr
+    from onecycle.predictor import load
     from onecycle.preprocessing import Preprocessing
     from onecycle.training import evaluate, fit
 
-__all__ = ["Batches", "Preprocessing", "evaluate", "find_lr", "fit", "load_dataset"]
+__all__ = ["Batches", "Preprocessing", "evaluate", "find_lr", "fit", "load", "load_dataset"]
 
 _HOMES = {
     "Batches": "batches",
@@ -21,6 +22,7 @@ _HOMES = {
     "evaluate": "training",
     "find_lr": "lr_finder",
     "fit": "training",
+    "load": "predictor",
     "load_dataset": "dataset",
 }
 

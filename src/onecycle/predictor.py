@@ -1,29 +1,57 @@
 """A trained network with its preprocessing and class names, ready to name what is in a picture."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
+from onecycle import hardware
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.errors import InputError
 from onecycle.files import reading
 from onecycle.models import Architecture, ModelComposite
-from onecycle.preprocessing import Preprocessing, open_picture, to_square
+from onecycle.preprocessing import LARGEST_FILE, Preprocessing, open_picture, to_square
+from onecycle.run_folder import RunFolder
+
+SHIPPED = Path(__file__).parent / "networks" / "cifar10.safetensors"
+"""A network for CIFAR-10 that comes with the package; beside it is what there is to know of it."""
+
+BATCH = 250  # images that go through a network at once
+
+Picture = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
+"""A picture of any size: one of Pillow's, pixels uint8 `[H,W,3]`, or a file's path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The likeliest class of a picture, its probability, and every class's probability in the order of the classes."""
+    """What a network says of a picture: the probability of every class, in the order of the classes."""
 
-    label: str
-    probability: float
+    classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.top(1)[0][0]
+
+    @property
+    def probability(self) -> float:
+        """That of the likeliest class."""
+        return max(self.probabilities)
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """The `count` likeliest classes, or all where there are no more, each with its probability."""
+        ranked = sorted(range(len(self.classes)), key=lambda place: -self.probabilities[place])
+        return [(self.classes[place], self.probabilities[place]) for place in ranked[:count]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +64,23 @@ class Predictor:
     classes: tuple[str, ...]
     acceleration: Acceleration = PLAIN
 
-    def save(self, path: Path) -> None:
-        """Write the weights with class names, input size and normalization to `path`."""
+    def save(self, path: Path, *, half: bool = False) -> None:
+        """Write the weights with class names, input size and normalization to `path`.
+
+        With `half` in float16, which takes half of the room, but for batch norm, whose statistics need float32.
+        """
         metadata = {
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_json(),
             "architecture": self.architecture.to_json(),
         }
-        save_tensors(path, self.model.state_dict(), metadata)
+        tensors = self.model.state_dict()
+        if half:
+            norms = {name for name, module in self.model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+            tensors = {
+                name: tensor if name.rpartition(".")[0] in norms else tensor.half() for name, tensor in tensors.items()
+            }
+        save_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path, acceleration: Acceleration = PLAIN) -> Self:
@@ -67,20 +104,59 @@ class Predictor:
             acceleration=acceleration,
         )
 
-    def predict(self, pictures: Sequence[Image.Image]) -> list[Prediction]:
-        """Name what is in each picture, of any size and mode."""
-        if not pictures:
-            return []
-        pixels = np.stack([to_square(picture, self.preprocessing.input_size) for picture in pictures])
-        images = self.preprocessing.normalize(torch.from_numpy(pixels).to(self.acceleration.device))
-        with self.acceleration.autocast():
-            probabilities = self.acceleration.prepare(self.model).predict(images)  # [B,C]
+    def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:
+        """Name what is in each of `pictures`, of any size and mode.
+
+        Raises:
+            InputError: when a file cannot be read.
+        """
+        predictions: list[Prediction] = []
+        for start in range(0, len(pictures), BATCH):
+            images = np.stack([self.to_input(picture) for picture in pictures[start : start + BATCH]])
+            predictions += self.predict_images(images)
+        return predictions
+
+    def to_input(self, picture: Picture) -> NDArray[np.uint8]:
+        """A picture as the network sees it: pixels uint8 `[S,S,3]`.
+
+        Raises:
+            InputError: when it is a file that cannot be read.
+        """
+        if isinstance(picture, str | os.PathLike):
+            picture = read_picture(Path(picture))
+        elif isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        return to_square(picture, self.preprocessing.input_size)
+
+    def predict_images(self, images: NDArray[np.uint8]) -> list[Prediction]:
+        """Name what is in `images` uint8 `[N,S,S,3]`, which have the network's own size."""
         return [
-            Prediction(
-                label=self.classes[int(row.argmax())], probability=float(row.max()), probabilities=tuple(row.tolist())
-            )
-            for row in probabilities.cpu()
+            Prediction(classes=self.classes, probabilities=tuple(row.tolist()))
+            for batch in torch.split(torch.from_numpy(images), BATCH)
+            for row in self._probabilities(batch)
         ]
+
+    def _probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        how = self.acceleration
+        with how.autocast():
+            return self._running.predict(self.preprocessing.normalize(images.to(how.device))).cpu()  # [B,C]
+
+    @cached_property
+    def _running(self) -> ModelComposite:
+        return self.acceleration.prepare(self.model)
+
+
+def load(run: str | os.PathLike[str] | None = None) -> Predictor:
+    """The trained network of the `run` in a folder, or the one for CIFAR-10 that comes with the package.
+
+    It computes on the CPU, in bfloat16 where that is fast.
+
+    Raises:
+        InputError: when there is no such run, or it has no weights.
+    """
+    path = SHIPPED if run is None else RunFolder.open(Path(run)).weights
+    precision = "bfloat16" if hardware.detect().fast_bfloat16 else "float32"
+    return Predictor.load(path, Acceleration(precision=precision, channels_last=True))
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -89,10 +165,29 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         InputError: when there is none, or it is damaged.
     """
+    return open_picture(read_file(path), shown(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that may hold a picture.
+
+    Raises:
+        InputError: when it cannot be read, or is too large for one.
+    """
     try:
-        content = path.read_bytes()
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise InputError(f"{shown(path)} cannot be read: it is no file; name a picture file")
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise InputError(f"{shown(path)} has {size:,} bytes, and {LARGEST_FILE:,} is the most; make it smaller")
+        return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    return open_picture(content, str(path))
+        raise InputError(f"there is no file {shown(path)}; check the name") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+def shown(path: Path) -> str:
+    """The name of a file for a line of text: one with control characters or bytes that are no text is escaped."""
+    return str(path) if str(path).isprintable() else ascii(str(path))

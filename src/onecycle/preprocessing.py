@@ -16,18 +16,33 @@ from torch.nn import functional
 
 from onecycle.errors import InputError
 
-# What Pillow reads without the help of other programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# EPS needs another program, which would run what is in the file; of the others Pillow only knows what they are.
+_NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 _DEEP = ("I", "I;16", "I;16B")  # modes of more than 8 bits a channel
 
+LARGEST_FILE = 2**26  # bytes, read at once: far above what a picture needs
 MOST_PIXELS = 89_478_485  # which Pillow, too, takes for the most that is no decompression bomb
 SMALLEST_SIDE = 2  # pixels; what is smaller is a counter or a placeholder of some web page
 
 _SUMMED = 4096  # images whose pixels are summed at once, so that a set that is mapped from a file is never copied
 
 
-def open_picture(content: bytes, where: str) -> Image.Image:
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The picture formats that are read, by Pillow's names: all that it reads by itself."""
+    Image.init()
+    return tuple(format for format in Image.ID if format not in _NOT_READ)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Those of the names of picture files, in small letters, with their dot."""
+    read = formats()
+    return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
+
+
+def open_picture(content: bytes, where: str, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """The picture in the `content` of a file, wholly read; `where` is what messages call the file.
 
     Of an animation that is the first frame.
@@ -41,10 +56,10 @@ def open_picture(content: bytes, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's name no file, and what it cannot read it raises
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=formats())
             width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width}×{height} pixels are more than {MOST_PIXELS:,}")
+            if width * height > most_pixels:
+                raise ValueError(f"{width}×{height} pixels are more than {most_pixels:,}")
             getattr(image, "n_frames", 1)  # reads an animation to its end
             image.load()  # verify() passes truncated files
             if _is_turned(image):

@@ -1,4 +1,4 @@
-"""The command line: `onecycle train | find-lr | study | check | evaluate | report | …`."""
+"""The command line: `onecycle train | find-lr | study | check | evaluate | report | predict | …`."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from onecycle.cli import looking, training  # noqa: F401  # they register their commands
+from onecycle.cli import looking, training, using  # noqa: F401  # they register their commands
 from onecycle.cli.app import app
 from onecycle.errors import InputError
 from onecycle.interruption import Interrupted, watched

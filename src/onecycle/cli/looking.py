@@ -1,4 +1,4 @@
-"""The commands that look at something: `onecycle evaluate | report | compare | check | summary | predict`."""
+"""The commands that look at something: `onecycle evaluate | report | compare | check | summary`."""
 
 import json
 import sys
@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onecycle.cli.app import app
-from onecycle.config import BASELINE, RECIPES, Recipe
-from onecycle.errors import InputError
+from onecycle.config import RECIPES, Recipe
 
 
 @app.command
@@ -141,33 +140,3 @@ def summary(
     print(f"Params size (MB): {network.parameters_mb:.2f}")
     print(f"Estimated total size (MB): {network.total_mb:.2f}")
     return 0
-
-
-@app.command
-def predict(*files: Path, run: Path | None = None) -> int:
-    """Name what is in pictures: a line each with file, class and probability.
-
-    Parameters
-    ----------
-    files
-        Pictures of any size.
-    run
-        The run whose network to use; the newest complete one in runs/ when left out.
-    """
-    from onecycle.predictor import Predictor, read_picture
-    from onecycle.run_folder import RunFolder, newest_complete
-
-    if not files:
-        raise InputError("no picture is given; name one or more files")
-    folder = RunFolder.open(run) if run else newest_complete(BASELINE.out)
-    predictor = Predictor.load(folder.weights)
-    failed = 0
-    for file in files:
-        try:
-            (prediction,) = predictor.predict([read_picture(file)])
-        except InputError as error:
-            print(f"onecycle: {error}", file=sys.stderr)
-            failed += 1
-        else:
-            print(f"{file}\t{prediction.label}\t{prediction.probability:.2%}")
-    return 2 if failed else 0

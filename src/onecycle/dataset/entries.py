@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from onecycle.errors import InputError
+from onecycle.preprocessing import LARGEST_FILE
 
 # Far above what image data need, and low enough that a trap cannot fill the memory or take the day.
 MOST_ENTRIES = 10_000_000
-LARGEST_FILE = 2**26  # bytes, read at once
 EXPANSION = 100, 2**28  # an archive may unpack to so many times its size, and so many bytes more
 
 

@@ -1,0 +1,140 @@
+"""The commands that put a trained network to use: `onecycle predict | export | serve`."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from onecycle.cli.app import app
+from onecycle.errors import InputError
+
+
+@app.command
+def predict(
+    *pictures: str,
+    run: Path | None = None,
+    top: int = 3,
+    tta: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+) -> int:
+    """Name what is in pictures: a line each with file, likeliest classes and their probabilities.
+
+    Exit code 2 if there are files that cannot be read; the others are named all the same.
+
+    Parameters
+    ----------
+    pictures
+        Files, folders and patterns such as 'photos/*.jpg'; whatever Pillow reads, of any size.
+    run
+        The run whose network to use; when left out, the one for CIFAR-10 that comes with onecycle.
+    top
+        How many classes to name.
+    tta
+        Look at several views of each picture that the network is not sure of (test-time augmentation).
+    as_json
+        Print a JSON object a line.
+    as_csv
+        Print a table of comma-separated values, with a head.
+    """
+    if not pictures:
+        raise InputError("no picture is given; name files, folders or patterns")
+    if top < 1:
+        raise InputError(f"--top is {top}; it must be 1 or more")
+    if as_json and as_csv:
+        raise InputError("--json and --csv exclude each other; give one")
+    from onecycle.labelling import label
+    from onecycle.predictor import load
+    from onecycle.test_time_augmentation import Averaged
+
+    predictor = load(run)
+    predictor.acceleration.apply()
+    if run is None:
+        print(f"onecycle: by the network that comes with it ({', '.join(predictor.classes)})", file=sys.stderr)
+    if tta:
+        predictor = replace(predictor, model=Averaged(predictor.model))
+    write = _writer("json" if as_json else "csv" if as_csv else "text", min(top, len(predictor.classes)))
+    files = failed = 0
+    for path, prediction in label(predictor, pictures):
+        files += 1
+        if isinstance(prediction, InputError):
+            print(f"onecycle: {prediction}", file=sys.stderr)
+            failed += 1
+        else:
+            write(path, prediction.top(top))
+    if failed:
+        print(f"onecycle: {failed:,} of {files:,} could not be read", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _writer(form: Literal["text", "csv", "json"], top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
+    """What prints a line about a file, of its likeliest classes with their probabilities."""
+    from onecycle.predictor import shown
+
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if form == "csv":
+        numbers = range(1, top + 1)
+        table.writerow(["file", *(name for n in numbers for name in (f"class_{n}", f"probability_{n}"))])
+
+    def text(path: Path, ranked: list[tuple[str, float]]) -> None:
+        print(shown(path), *(f"{label}\t{probability:.2%}" for label, probability in ranked), sep="\t")
+
+    def row(path: Path, ranked: list[tuple[str, float]]) -> None:
+        table.writerow([path, *(value for label, probability in ranked for value in (label, f"{probability:.6f}"))])
+
+    def line(path: Path, ranked: list[tuple[str, float]]) -> None:
+        predictions = [{"label": label, "probability": round(probability, 6)} for label, probability in ranked]
+        print(json.dumps({"file": str(path), "predictions": predictions}))
+
+    return {"text": text, "csv": row, "json": line}[form]
+
+
+@app.command
+def export(run: Path, /, *, to: Literal["onnx"], out: Path | None = None) -> int:
+    """Write a run's network for other programs, verified against it, with a model card.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    to
+        The form: onnx takes images uint8 [N,H,W,3] and gives probabilities, with normalization and class names inside.
+    out
+        The folder to write into; onnx/ in the run's folder when left out.
+    """
+    from onecycle.export import export_onnx
+
+    file, difference = export_onnx(run, out)
+    print(f"{file}\nlargest difference from the network over 1,000 images: {difference:.1e}")
+    print(file.parent / "README.md")
+    return 0
+
+
+@app.command
+def serve(*, run: Path | None = None, host: str = "127.0.0.1", port: int = 8000) -> int:
+    """Show a page to try a network on, and answer programs (POST /predict), until stopped with Ctrl-C.
+
+    Parameters
+    ----------
+    run
+        The run whose network to use; when left out, the one for CIFAR-10 that comes with onecycle.
+    host
+        The address to listen at; only this machine reaches 127.0.0.1.
+    port
+        The port to listen at; 0 takes a free one.
+    """
+    from onecycle import serve as service
+    from onecycle.interruption import Interrupted
+    from onecycle.predictor import load
+
+    name = "CIFAR-10" if run is None else run.resolve().name
+    try:
+        service.serve(load(run), name, host=host, port=port)
+    except Interrupted:
+        print("Stopped")
+    return 0

@@ -1,0 +1,41 @@
+"""A trained network in a form that other programs run, with a card that says what it is."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from onecycle.errors import InputError
+from onecycle.export.model_card import write_card
+from onecycle.predictor import Predictor
+from onecycle.run_folder import RunFolder
+
+__all__ = ["export_onnx", "write_card"]
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_onnx(run: Path, out: Path | None = None) -> tuple[Path, float]:
+    """Write the network of the `run` in a folder as ONNX, with a model card beside it, into the folder `out`.
+
+    That is `onnx/` in the run's folder when left out. Returns the file, and the largest difference of a probability
+    from the network's own that was seen over 1,000 images.
+
+    Raises:
+        InputError: when there is no such run, it is not complete, a library is missing, nothing can be written; or the
+            file does not compute what the network does, and is then not kept.
+    """
+    if missing := [name for name in _NEEDED if not find_spec(name)]:
+        raise InputError(f"--to onnx needs {', '.join(missing)}, not installed; pip install 'onecycle[export]'")
+    from onecycle.export.onnx_file import write_onnx  # only now: it loads these
+
+    folder = RunFolder.open(run)
+    result = folder.read_result()
+    place = out or folder.path / "onnx"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {place}: {error.strerror}; name another with --out") from error
+    file = place / "model.onnx"
+    description = f"{result.recipe} on {result.dataset}, seed {result.seed}, by onecycle"
+    difference = write_onnx(Predictor.load(folder.weights), file, description)
+    write_card(folder, file)
+    return file, difference

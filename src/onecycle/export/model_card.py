@@ -1,0 +1,41 @@
+"""The card of a trained network: what it is, what it was trained on, how good it is, and what it is not for."""
+
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from onecycle.files import replacing
+from onecycle.report.page import Page, dataset_name, percent
+from onecycle.run_folder import RunFolder
+
+_EMBEDDED = ("cifar10", "digits")  # data that are known; of one's own pictures the owner knows the licence
+
+
+def write_card(folder: RunFolder, file: Path) -> Path:
+    """Write README.md beside `file`, which holds the network of the complete run in `folder`.
+
+    Its head is metadata in the format of the Hugging Face hub.
+
+    Raises:
+        InputError: when a record of the run is missing or damaged, or the card cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("onecycle.export", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # Text in JSON's quotes is text in YAML, too, whatever is in it.
+    environment.filters |= {"percent": percent, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
+    page = Page(folder)
+    card = environment.get_template("card.md").render(
+        page=page, result=folder.read_result(), file=file, data=dataset_name(page.environment["dataset"]["name"]),
+        is_known=page.environment["dataset"]["name"] in _EMBEDDED,
+        size=folder.read_arrays(folder.augmentations)["originals"].shape[1],
+    )  # fmt: skip
+    path = file.parent / "README.md"
+    with replacing(path) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return path

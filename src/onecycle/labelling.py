@@ -1,0 +1,93 @@
+"""Naming what is in picture files, thousands of them: one after the other, in memory that does not grow."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.dataset.decoding import each_decoded
+from onecycle.errors import InputError
+from onecycle.predictor import BATCH, Prediction, Predictor, read_file, shown
+from onecycle.preprocessing import open_picture, suffixes
+
+
+class Labelled(NamedTuple):
+    """A file, and what is in it, or why it cannot be read."""
+
+    path: Path
+    prediction: Prediction | InputError
+
+
+class _File(NamedTuple):
+    path: Path
+    content: bytes | InputError
+
+
+def label(predictor: Predictor, sources: Iterable[str]) -> Iterator[Labelled]:
+    """Name what is in the files of all `sources`, in order: files, folders and patterns such as `photos/**/*.jpg`.
+
+    Of a folder those are read, at any depth, whose name is a picture's.
+    """
+
+    def decode(file: _File) -> NDArray[np.uint8] | InputError:
+        try:
+            if isinstance(file.content, InputError):
+                raise file.content
+            return predictor.to_input(open_picture(file.content, shown(file.path)))
+        except InputError as error:
+            return error
+
+    waiting: list[tuple[Path, NDArray[np.uint8] | InputError]] = []
+    for file, seen in each_decoded(map(_read, files_of(sources)), decode):
+        waiting.append((file.path, seen))
+        if len(waiting) == BATCH:
+            yield from _labelled(predictor, waiting)
+            waiting = []
+    yield from _labelled(predictor, waiting)
+
+
+def files_of(sources: Iterable[str]) -> Iterator[Path | tuple[Path, InputError]]:
+    """The files that `sources` name; a source that names none comes with the reason."""
+    for source in sources:
+        path = Path(source)
+        if os.path.isdir(path):
+            files = _files_below(path)
+        elif not os.path.lexists(path) and glob.has_magic(source):
+            files = (path for path in map(Path, glob.iglob(source, recursive=True)) if not os.path.isdir(path))
+        else:
+            yield path
+            continue
+        empty = True
+        for file in files:
+            empty = False
+            yield file
+        if empty:
+            yield path, InputError(f"{shown(path)}: there are no pictures; check the name")
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes():
+                yield Path(place, name)
+
+
+def _read(file: Path | tuple[Path, InputError]) -> _File:
+    if isinstance(file, tuple):
+        return _File(*file)
+    try:
+        return _File(file, read_file(file))
+    except InputError as error:
+        return _File(file, error)
+
+
+def _labelled(predictor: Predictor, waiting: list[tuple[Path, NDArray[np.uint8] | InputError]]) -> Iterator[Labelled]:
+    images = [seen for _, seen in waiting if not isinstance(seen, InputError)]
+    predictions = iter(predictor.predict_images(np.stack(images)) if images else ())
+    for path, seen in waiting:
+        yield Labelled(path, seen if isinstance(seen, InputError) else next(predictions))

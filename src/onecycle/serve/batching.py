@@ -1,0 +1,74 @@
+"""Requests of many clients, computed together: a network takes little longer for many pictures than for one."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MOST_AT_ONCE = 64
+WAIT_SECONDS = 0.003  # for others, once one has come
+
+
+class BusyError(Exception):
+    """There is no room for more."""
+
+
+class Batcher(Generic[T, R]):
+    """Calls `compute` with a few items at a time, in a thread of its own; at most `room` items wait."""
+
+    def __init__(self, compute: Callable[[Sequence[T]], Sequence[R]], *, room: int) -> None:
+        self._compute = compute
+        self._waiting: asyncio.Queue[tuple[T, asyncio.Future[R]]] = asyncio.Queue(room)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+
+    async def submit(self, item: T) -> R:
+        """What `compute` makes of `item`.
+
+        Raises:
+            BusyError: when too many are waiting.
+        """
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        try:
+            self._waiting.put_nowait((item, answer))
+        except asyncio.QueueFull:
+            raise BusyError from None
+        return await answer
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            while True:
+                taken = await self._take()
+                # A client that has gone away waits for nothing.
+                wanted = [(item, answer) for item, answer in taken if not answer.done()]
+                if wanted:
+                    await self._answer(wanted)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _take(self) -> list[tuple[T, "asyncio.Future[R]"]]:
+        """What waits, and what comes within a few milliseconds of the first."""
+        taken = [await self._waiting.get()]
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                while len(taken) < MOST_AT_ONCE:
+                    taken.append(await self._waiting.get())
+        except TimeoutError:
+            pass
+        return taken
+
+    async def _answer(self, wanted: list[tuple[T, "asyncio.Future[R]"]]) -> None:
+        items = [item for item, _ in wanted]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, items)
+        except Exception as error:
+            for _, answer in wanted:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for (_, answer), result in zip(wanted, results, strict=True):
+            if not answer.done():
+                answer.set_result(result)

@@ -1,0 +1,140 @@
+"""What a client sends, read into memory within limits. Nothing of it is ever written to a disk."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fastapi import HTTPException, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from onecycle.serve.limits import Limits
+
+_LINGER_SECONDS = 2  # to hear a refused client out: it listens only when it has spoken
+_NAME_LENGTH = 255
+
+
+class Upload(NamedTuple):
+    """A file that was sent: the name that the client gives it, and what is in it."""
+
+    name: str
+    content: bytes
+
+
+class Room:
+    """How many requests are served now, and how much of what they sent is in memory."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.requests = 0
+        self.bytes = 0
+
+    @contextmanager
+    def of_a_request(self) -> Iterator["RequestRoom"]:
+        """Inside, one more request is served.
+
+        Raises:
+            HTTPException: when there are too many.
+        """
+        if self.requests >= self._limits.requests:
+            raise busy()
+        self.requests += 1
+        taken = RequestRoom(self, self._limits.waiting_bytes)
+        try:
+            yield taken
+        finally:
+            self.requests -= 1
+            self.bytes -= taken.bytes
+
+
+class RequestRoom:
+    """What one request takes of the memory that all may take."""
+
+    def __init__(self, room: Room, most: int) -> None:
+        self._room = room
+        self._most = most
+        self.bytes = 0
+
+    def take(self, more: int) -> None:
+        """Take room for `more` bytes, until the request ends.
+
+        Raises:
+            HTTPException: when there is none.
+        """
+        if self._room.bytes + more > self._most:
+            raise busy()
+        self._room.bytes += more
+        self.bytes += more
+
+
+def busy() -> HTTPException:
+    return HTTPException(503, "too much to do; try again in a moment", headers={"Retry-After": "1"})
+
+
+async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> list[Upload]:
+    """The files in the form that `request` brings.
+
+    Raises:
+        HTTPException: when it is no form with files, too large, too slow, or there is no room for it.
+    """
+    form = request.headers.get("content-type", "")
+    if not form.startswith("multipart/form-data") or "boundary=" not in form:
+        raise HTTPException(415, "send pictures as files of a form (multipart/form-data)")
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            body = await _read(request, room, limits)
+    except TimeoutError:
+        raise _closing(408, f"the request took longer than {limits.upload_seconds:g} seconds to arrive") from None
+    files = await _files(request, body, limits)
+    if not files:
+        raise HTTPException(422, "there is no file in the form; send one or more as `files`")
+    if any(not isinstance(file, UploadFile) for file in files):
+        raise HTTPException(422, "`files` must be files")
+    return [Upload(str(file.filename)[:_NAME_LENGTH], await file.read()) for file in files]
+
+
+async def _read(request: Request, room: RequestRoom, limits: Limits) -> bytes:
+    announced = request.headers.get("content-length", "0")
+    if int(announced) > limits.request_bytes if announced.isdecimal() else True:
+        await _hear_out(request.stream())
+        raise _too_large(limits)
+    body, stream = bytearray(), request.stream()
+    async for chunk in stream:
+        room.take(len(chunk))
+        body += chunk
+        if len(body) > limits.request_bytes:
+            await _hear_out(stream)
+            raise _too_large(limits)
+    return bytes(body)
+
+
+async def _hear_out(stream: AsyncIterator[bytes]) -> None:
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            async for _ in stream:
+                pass
+    except TimeoutError:
+        pass
+
+
+async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFile]:
+    async def whole() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(request.headers, whole(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
+    parser.spool_max_size = limits.request_bytes + 1  # which is in memory: a larger file would be written to a disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
+        reason = getattr(error, "message", None) or "it is damaged"
+        raise HTTPException(422, f"the form cannot be read: {reason}") from error
+    return form.getlist("files")  # type: ignore[return-value]
+
+
+def _too_large(limits: Limits) -> HTTPException:
+    return _closing(413, f"the request is too large; {limits.request_bytes // 2**20} MiB is the most")
+
+
+def _closing(status: int, detail: str) -> HTTPException:
+    return HTTPException(status, detail, headers={"Connection": "close"})
