@@ -8,7 +8,7 @@ from onecycle.acceleration import PLAIN
 from onecycle.assembly import Experiment, assemble
 from onecycle.config import BASELINE, FAST, Config
 from onecycle.errors import InputError
-from onecycle.models import CustomResNet, SmoothedCrossEntropy, WhitenedConvNet
+from onecycle.models import CustomResNet, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.optimizers import Muon
 
 TINY = {"data": "digits", "limit": 60, "batch_size": 20}
@@ -81,7 +81,7 @@ def test_a_first_layer_that_is_learned_is_not_fixed() -> None:
 
 def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
     criterion = made(FAST, label_smoothing=0.2).model.criterion
-    assert isinstance(criterion, SmoothedCrossEntropy)
+    assert isinstance(criterion, TrainingCrossEntropy)
     logits, labels = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0])
     plain = torch.nn.functional.cross_entropy(logits, labels)
     smoothed = 0.8 * plain + 0.2 * -logits.log_softmax(1).mean()

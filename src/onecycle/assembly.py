@@ -15,7 +15,7 @@ from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.dataset import Dataset, load_dataset
 from onecycle.errors import InputError
-from onecycle.models import Architecture, ModelComposite, SmoothedCrossEntropy, WhitenedConvNet
+from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.optimizers import Muon
 from onecycle.predictor import Predictor
 from onecycle.preprocessing import Preprocessing
@@ -61,7 +61,7 @@ def load_data(config: Config) -> Dataset:
     Raises:
         InputError: when they cannot be had.
     """
-    return load_dataset(config.data, validation=config.validation, limit=config.limit)
+    return load_dataset(config.data, validation=config.validation, limit=config.limit, input_size=config.size)
 
 
 def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
@@ -120,9 +120,16 @@ def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> 
             model.whiten(preprocessing.normalize(torch.from_numpy(dataset.train.images[spread])))
         if config.dirac:
             model.pass_inputs_on()
-    if config.label_smoothing:
-        model.criterion = SmoothedCrossEntropy(label_smoothing=config.label_smoothing)
+    if config.label_smoothing or config.class_weights:
+        weight = _class_weights(dataset) if config.class_weights else None
+        model.criterion = TrainingCrossEntropy(label_smoothing=config.label_smoothing, weight=weight)
     return model
+
+
+def _class_weights(dataset: Dataset) -> torch.Tensor:
+    """What an image of each class counts for, float32 `[C]`: all classes to the same sum, images to 1 on average."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.train.classes))
+    return torch.from_numpy(len(dataset.train) / (len(counts) * np.maximum(counts, 1))).float()
 
 
 def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimizer:

@@ -4,6 +4,8 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from onecycle import environment, hardware
 from onecycle.assembly import Experiment
 from onecycle.errors import InputError
@@ -12,6 +14,8 @@ from onecycle.progress import RunProgress
 from onecycle.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
+STEPS_WISHED = 10  # in an epoch, where a batch size is proposed
+UNEVEN = 2  # times as many images in the largest class as in the smallest
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
@@ -23,16 +27,29 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
         f"Data: {dataset.source}: {len(dataset.train):,} training images, "
         f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
     )
+    smallest, *_, largest = sorted(np.bincount(dataset.train.labels, minlength=len(dataset.train.classes)).tolist())
+    if largest >= UNEVEN * smallest and not experiment.config.class_weights:
+        progress.say(
+            f"The classes are uneven, of {smallest:,} to {largest:,} training images: --class-weights lets each count "
+            "alike"
+        )
     threads = f"{how.threads} thread{'' if how.threads == 1 else 's'}"
     progress.say(f"Computing on {how.device} with {threads}: {experiment.choice or how}")
 
 
 def require_cycle(experiment: Experiment) -> None:
-    """Refuse a run of a single step.
+    """Refuse a run of less than a batch of images, or of a single step.
 
     Raises:
         InputError: then.
     """
+    images, batch_size = len(experiment.dataset.train), experiment.config.batch_size
+    if images < batch_size:
+        enough = 2 ** max(0, (images // STEPS_WISHED).bit_length() - 1)
+        raise InputError(
+            f"{images:,} training images are too few for batches of {batch_size}; give --batch-size {enough}, or add "
+            "images"
+        )
     steps = experiment.config.epochs * len(experiment.train)
     if steps < 2:
         raise InputError(
@@ -81,6 +98,8 @@ def _describe(experiment: Experiment, folder: RunFolder) -> None:
         "notes": dataset.notes,
     }
     folder.write_json(folder.environment, {**described, "autotune": measured, "dataset": about_data})
+    if dataset.drawn is not None:
+        folder.write_json(folder.drawn_test_images, {"test": dataset.drawn})
     originals, augmented = experiment.train.preview(AUGMENTATIONS_SHOWN)
     folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
     size = experiment.preprocessing.input_size

@@ -38,6 +38,9 @@ class Config:
     data: str = "cifar10"
     """cifar10, digits, auto (CIFAR-10 if it can be had, else digits), or a path: an archive or a folder of images."""
 
+    size: int = 32
+    """Height and width of the images: others are resized by their short side, and their centre is cropped."""
+
     epochs: int = 24
     """Passes over the training set."""
 
@@ -95,8 +98,11 @@ class Config:
     label_smoothing: float = 0
     """Part of each label that is spread evenly over all classes."""
 
+    class_weights: bool = False
+    """Weigh classes in the training loss so that each counts alike, however many images it has."""
+
     sizes: tuple[int, ...] = ()
-    """Train on images resized to these sides, each for an equal part of the steps; their own size when left out."""
+    """Train on images resized to these sides, each for an equal part of the steps; the last is --size."""
 
     augmentation: Augmentation = "albumentations"
     """albumentations, image by image in worker processes, or batched: the same on whole batches, on the device."""
@@ -134,11 +140,14 @@ class Config:
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
             _require(self, field, _fits(getattr(self, field), hint), _in_words(hint))
-        for field in ("epochs", "batch_size"):
+        for field in ("size", "epochs", "batch_size"):
             _require(self, field, getattr(self, field) >= 1, "at least 1")
         _require(self, "widths", len(self.widths) == 3 and min(self.widths) >= 1, "three numbers of channels")
         _require(
             self, "sizes", all(size >= SMALLEST_SIZE for size in self.sizes), f"sides of {SMALLEST_SIZE} pixels or more"
+        )
+        _require(
+            self, "sizes", not self.sizes or self.sizes[-1] == self.size, f"sides that end with --size, {self.size}"
         )
         _require(self, "whitening_epochs", self.whitening_epochs is None or self.whitening_epochs >= 0, "at least 0")
         _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to below 1")

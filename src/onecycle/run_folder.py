@@ -44,6 +44,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.environment = path / "environment.json"
+        self.drawn_test_images = path / "drawn_test_images.json"
         self.lr_finder = path / "lr_finder.json"
         self.history = path / "history.jsonl"
         self.checkpoint = path / "checkpoint.safetensors"

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.dataset.entries import entries_of
-from onecycle.dataset.image_folder import SPLITS, EncodedImage, decoded, index_of, open_encoded
+from onecycle.dataset.folder_index import SPLITS, index_of
+from onecycle.dataset.image_folder import EncodedImage, decoded, open_encoded
 from onecycle.dataset.loading import load_dataset
 from onecycle.dataset.search import locate
 from onecycle.errors import InputError

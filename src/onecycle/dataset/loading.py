@@ -14,6 +14,7 @@ from onecycle.dataset import splits
 from onecycle.dataset.cifar10 import read_cifar10
 from onecycle.dataset.digits import load_digits
 from onecycle.dataset.download import CIFAR10_BINARY, CIFAR10_PYTHON, download, matches
+from onecycle.dataset.folder_index import DRAWN_SHARE
 from onecycle.dataset.image_folder import read_image_folder
 from onecycle.dataset.image_set import ImageSet
 from onecycle.dataset.search import Found, find_cifar10, locate
@@ -32,6 +33,7 @@ class Dataset:
     evaluated_on: str  # "test" or "validation"
     source: str  # what a person is told
     notes: tuple[str, ...] = ()
+    drawn: tuple[str, ...] | None = None  # the names of the test images, where the test set was drawn
 
     @cached_property
     def fingerprint(self) -> str:
@@ -106,14 +108,26 @@ def _digits(*, instead_of_cifar10_because: str | None = None) -> Dataset:
 
 def _read(found: Found, input_size: int) -> Dataset:
     if found.layout == "images":
-        train, test = read_image_folder(found.path, input_size)
+        train, test, drawn = read_image_folder(found.path, input_size)
         source = f"image folder {found.path}"
-        name, notes = _safe_name(found.path), tuple[str, ...]()
+        name, notes = _safe_name(found.path), _folder_notes(drawn)
     else:
+        drawn = None
         train, test, contents = read_cifar10(found.path, found.layout)
         source = f"CIFAR-10, {found.layout} version, from {found.path}"
         name, notes = "cifar10", _cifar10_notes(found.path, contents, len(train), len(test))
-    return Dataset(name=name, train=train, evaluation=test, evaluated_on="test", source=source, notes=notes)
+    return Dataset(
+        name=name, train=train, evaluation=test, evaluated_on="test", source=source, notes=notes, drawn=drawn
+    )
+
+
+def _folder_notes(drawn: tuple[str, ...] | None) -> tuple[str, ...]:
+    if drawn is None:
+        return ()
+    return (
+        f"There is no test set: {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing, the "
+        "same for every run on these files; drawn_test_images.json names them",
+    )
 
 
 def _cifar10_notes(path: Path, contents: str, train: int, test: int) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from onecycle.dataset import cifar10
-from onecycle.dataset.entries import entries_of
-from onecycle.dataset.image_folder import SPLITS
+from onecycle.dataset.entries import Entry, entries_of
+from onecycle.dataset.folder_index import SPLITS, is_picture
 from onecycle.errors import InputError
 from onecycle.user_cache import cache_folder
 
@@ -52,9 +52,11 @@ def locate(path: Path) -> Found:
         raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); name one of them")
     if empty:
         raise InputError(f"{path}: the folder is empty; name CIFAR-10's archive or folder, or an image folder")
+    if any(_is_in_class(entry) for entry in entries_of(path)):
+        return Found(path, "images")
     raise InputError(
-        f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor an image folder "
-        "(train/<class>/* and test/<class>/*); name one that does"
+        f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
+        "(train/<class>/* and test/<class>/*, or <class>/*); name one that does"
     )
 
 
@@ -90,13 +92,21 @@ def find_cifar10() -> Found | None:
 
 
 def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
-    """Read no further than the first member that tells."""
+    """Read no further than the first member that tells, where there is one."""
+    has_classes = False
     for entry in entries_of(path):
         if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
             return layout
         if any(part in SPLITS for part in entry.parts[:2]):
             return "images"
+        has_classes = has_classes or _is_in_class(entry)
+    if has_classes:
+        return "images"
     raise InputError(
-        f"{path}: holds neither CIFAR-10's batches nor train/<class>/* and test/<class>/* with images; "
-        "name an archive that does"
+        f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
+        "<class>/*); name an archive that does"
     )
+
+
+def _is_in_class(entry: Entry) -> bool:
+    return not entry.is_folder and len(entry.parts) > 1 and is_picture(entry.parts)

@@ -27,6 +27,13 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 
+def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.int64]:
+    """Positions of a `share` of the `labels` int64 `[N]`, ascending: of each class that share, but at least one."""
+    rng = np.random.default_rng(seed)
+    by_class = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
+    return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in by_class]))
+
+
 def cut_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """`train` without a stratified `size` of its images, and those: (training set, validation set).
 
@@ -39,8 +46,8 @@ def cut_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, 
             f"--validation is {size}; of {len(train):,} training images in {len(train.classes)} classes "
             f"it must be from {smallest} to {max(largest, smallest)}, or 0 for none"
         )
-    held_out = stratified(train.labels, size, seed=seed)
-    return train.subset(np.setdiff1d(np.arange(len(train)), held_out)), train.subset(held_out)
+    chosen = stratified(train.labels, size, seed=seed)
+    return train.subset(np.setdiff1d(np.arange(len(train)), chosen)), train.subset(chosen)
 
 
 def cut_limit(images: ImageSet, size: int, *, seed: int) -> ImageSet:

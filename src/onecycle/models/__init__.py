@@ -2,7 +2,7 @@
 
 from onecycle.models.architecture import Architecture
 from onecycle.models.custom_resnet import CustomResNet
-from onecycle.models.model_composite import Batch, ModelComposite, SmoothedCrossEntropy, StepOutput, as_composite
+from onecycle.models.model_composite import Batch, ModelComposite, StepOutput, TrainingCrossEntropy, as_composite
 from onecycle.models.whitened_convnet import WhitenedConvNet
 
 __all__ = [
@@ -10,8 +10,8 @@ __all__ = [
     "Batch",
     "CustomResNet",
     "ModelComposite",
-    "SmoothedCrossEntropy",
     "StepOutput",
+    "TrainingCrossEntropy",
     "WhitenedConvNet",
     "as_composite",
 ]

@@ -100,15 +100,22 @@ class ModelComposite(nn.Module):
         )
 
 
-class SmoothedCrossEntropy(nn.CrossEntropyLoss):
-    """Cross entropy that spreads a part of each label evenly over all classes in training, and none in evaluation.
+class TrainingCrossEntropy(nn.CrossEntropyLoss):
+    """Cross entropy that in training smooths labels and weighs classes, and in evaluation does neither.
 
-    Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
+    `label_smoothing` spreads that part of each label evenly over all classes; `weight` `[C]` is what an image of each
+    class counts for. Source of the first: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
 
+    def __init__(self, *, label_smoothing: float = 0.0, weight: torch.Tensor | None = None) -> None:
+        super().__init__(label_smoothing=label_smoothing)
+        # Not among the weights of the network: it is made from the data again.
+        self.register_buffer("weight", weight, persistent=False)
+
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        smoothing = self.label_smoothing if self.training else 0.0
-        return functional.cross_entropy(input, target, label_smoothing=smoothing)
+        if not self.training:
+            return functional.cross_entropy(input, target)
+        return functional.cross_entropy(input, target, weight=self.weight, label_smoothing=self.label_smoothing)
 
 
 class PlainComposite(ModelComposite):
