@@ -20,6 +20,8 @@ from onecycle.run_folder import RunFolder
 from onecycle.test_time_augmentation import Averaged
 from onecycle.training import evaluate
 
+MOST_LOST = 0.0005  # of the accuracy
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,11 +32,12 @@ def main() -> int:
     options = parser.parse_args()
     folder = RunFolder.open(options.run)
     result, config = folder.read_result(), folder.read_config()
-    options.network.parent.mkdir(parents=True, exist_ok=True)
-    Predictor.load(folder.weights).save(options.network, half=True)
-    write_card(folder, options.network)
     dataset = load_data(replace(config, data=options.data or config.data))
     environment.require_same_data(folder, dataset)
+    options.network.parent.mkdir(parents=True, exist_ok=True)
+    whole = Predictor.load(folder.weights)
+    whole.save(options.network, half=True)
+    write_card(folder, whole, options.network)
     quick = load().acceleration
     accuracies = {}
     for name, how in (("as onecycle.load computes", quick), ("in float32", PLAIN)):
@@ -45,6 +48,9 @@ def main() -> int:
             "tta_accuracy": evaluate(Averaged(predictor.model), batches, acceleration=how).accuracy,
         }
         print(name, accuracies[name])
+    lost = result.test_accuracy - accuracies["as onecycle.load computes"]["accuracy"]
+    if abs(lost) > MOST_LOST:
+        raise SystemExit(f"shipped_network: in half precision {lost:+.4f} of the accuracy is lost; do not ship it")
     record = {
         "recorded": {"accuracy": result.test_accuracy, "tta_accuracy": result.tta_accuracy},
         "shipped": accuracies,

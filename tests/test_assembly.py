@@ -89,6 +89,20 @@ def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
     assert torch.equal(criterion.eval()(logits, labels), plain)
 
 
+def test_weighed_classes_count_alike_in_training_and_evaluation_does_not_weigh() -> None:
+    experiment = assemble(replace(BASELINE, **{**TINY, "limit": 61}, class_weights=True), PLAIN)
+    labels = torch.from_numpy(experiment.dataset.train.labels)
+    counts = labels.bincount()
+    assert sorted(counts.tolist()) == [6] * 9 + [7]
+    logits = torch.randn(len(labels), 10, generator=torch.Generator().manual_seed(0))
+    criterion = experiment.model.criterion
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    mean_of_classes = torch.stack([losses[labels == label].mean() for label in range(10)]).mean()
+    assert torch.allclose(criterion.train()(logits, labels), mean_of_classes)
+    assert torch.allclose(criterion.eval()(logits, labels), losses.mean())
+    assert not [name for name in experiment.model.state_dict() if "criterion" in name]
+
+
 @pytest.mark.parametrize(("option", "value"), [("hole", 33), ("padding", 32)])
 def test_an_augmentation_larger_than_the_images_is_refused(option: str, value: int) -> None:
     with pytest.raises(InputError, match=f"--{option} is {value}; it must be .* the images' side, which is 32"):

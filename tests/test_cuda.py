@@ -18,7 +18,7 @@ from onecycle.config import BASELINE, FAST, Config
 from onecycle.dataset import ImageSet
 from onecycle.models import CustomResNet
 from onecycle.preprocessing import Preprocessing
-from onecycle.run_folder import newest_complete
+from onecycle.run_folder import RunFolder
 from onecycle.training import training_steps
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
@@ -79,7 +79,7 @@ def test_an_epoch_on_a_gpu_never_waits_for_it(recipe: Config) -> None:
 def test_a_run_on_a_gpu_learns_the_digits(augmentation: str, tmp_path: Path) -> None:
     options = f"--data digits --device cuda --augmentation {augmentation} --epochs 3 --batch-size 64 --out {tmp_path}"
     assert cli.main(["train", *options.split()]) == 0
-    result = newest_complete(tmp_path).read_result()
+    result = RunFolder(next(tmp_path.iterdir())).read_result()
     assert result.test_accuracy > 0.8
 
 
@@ -87,4 +87,4 @@ def test_a_run_on_a_gpu_learns_the_digits(augmentation: str, tmp_path: Path) -> 
 def test_a_recipe_for_the_impatient_on_a_gpu_learns_the_digits(tmp_path: Path) -> None:
     options = f"--recipe fast --data digits --device cuda --batch-size 64 --out {tmp_path}"
     assert cli.main(["train", *options.split()]) == 0
-    assert newest_complete(tmp_path).read_result().test_accuracy > 0.8
+    assert RunFolder(next(tmp_path.iterdir())).read_result().test_accuracy > 0.8

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.records import EpochRecord, History, Mistakes
-from onecycle.run_folder import RunFolder, new_folder, newest_complete
+from onecycle.run_folder import RunFolder, new_folder
 
 
 @pytest.fixture
@@ -174,25 +173,3 @@ def test_arrays_that_are_cut_short_are_input_errors(folder: RunFolder, keep: int
     folder.predictions.write_bytes(folder.predictions.read_bytes()[:keep])
     with pytest.raises(InputError, match="predictions.npz cannot be read"):
         folder.read_arrays(folder.predictions)
-
-
-# The newest run
-
-
-def test_the_newest_complete_run_is_the_last_whose_result_was_written(tmp_path: Path) -> None:
-    for age, name in enumerate(("c", "a", "b")):
-        (tmp_path / name).mkdir()
-        result = tmp_path / name / "result.json"
-        result.touch()
-        os.utime(result, (1000 - age, 1000 - age))
-    (tmp_path / "unfinished").mkdir()
-    (tmp_path / "a file").touch()
-    assert newest_complete(tmp_path).path == tmp_path / "c"
-
-
-def test_without_a_complete_run_the_message_says_what_to_do(tmp_path: Path) -> None:
-    for parent in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(
-            InputError, match="no trained network in .*; train one with `onecycle train`, or give --run"
-        ):
-            newest_complete(parent)

@@ -20,7 +20,7 @@ from onecycle.optimizers import Muon
 from onecycle.predictor import Predictor
 from onecycle.preprocessing import Preprocessing
 
-IMAGES_WHITENED = 5000  # of the training set, from which the whitening layer is made
+IMAGES_WHITENED = 5000  # of 32×32, of the training set, from which the whitening layer is made; of larger ones fewer
 
 # As in airbench94's version with Muon (see models/whitened_convnet.py). Its linear layer learns at 0.67 for sums of
 # losses, with weights of deviation 1 and logits divided by 256; scaled to the layer here, that is this rate, too.
@@ -116,7 +116,8 @@ def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> 
     if isinstance(model, WhitenedConvNet):
         if config.whitening:
             # Evenly spread: the images of a folder come class by class.
-            spread = np.linspace(0, len(dataset.train) - 1, min(IMAGES_WHITENED, len(dataset.train))).astype(int)
+            enough = min(IMAGES_WHITENED * 32**2 // preprocessing.input_size**2, len(dataset.train))
+            spread = np.linspace(0, len(dataset.train) - 1, max(1, enough)).astype(int)
             model.whiten(preprocessing.normalize(torch.from_numpy(dataset.train.images[spread])))
         if config.dirac:
             model.pass_inputs_on()

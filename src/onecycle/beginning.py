@@ -14,7 +14,7 @@ from onecycle.progress import RunProgress
 from onecycle.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
-STEPS_WISHED = 10  # in an epoch, where a batch size is proposed
+STEPS_WISHED = 4  # in an epoch, where a batch size is proposed
 UNEVEN = 2  # times as many images in the largest class as in the smallest
 
 

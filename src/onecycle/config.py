@@ -146,9 +146,6 @@ class Config:
         _require(
             self, "sizes", all(size >= SMALLEST_SIZE for size in self.sizes), f"sides of {SMALLEST_SIZE} pixels or more"
         )
-        _require(
-            self, "sizes", not self.sizes or self.sizes[-1] == self.size, f"sides that end with --size, {self.size}"
-        )
         _require(self, "whitening_epochs", self.whitening_epochs is None or self.whitening_epochs >= 0, "at least 0")
         _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to below 1")
         for field in ("brightness", "contrast"):
@@ -161,6 +158,9 @@ class Config:
         if self.network == "custom_resnet":
             self._require_fixed("the custom ResNet", widths=(64, 256, 256), activation="relu", sizes=())
             self._require_fixed("the custom ResNet", whitening=True, whitening_epochs=None, dirac=True)
+        _require(
+            self, "sizes", not self.sizes or self.sizes[-1] == self.size, f"sides that end with --size, {self.size}"
+        )
         if self.optimizer == "adam":
             self._require_fixed("adam", bias_lr_scale=1, whitening_epochs=None)
         else:

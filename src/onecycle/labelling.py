@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onecycle.dataset.decoding import each_decoded
 from onecycle.errors import InputError
-from onecycle.predictor import BATCH, Prediction, Predictor, read_file, shown
+from onecycle.predictor import Prediction, Predictor, read_file, shown
 from onecycle.preprocessing import open_picture, suffixes
 
 
@@ -44,7 +44,7 @@ def label(predictor: Predictor, sources: Iterable[str]) -> Iterator[Labelled]:
     waiting: list[tuple[Path, NDArray[np.uint8] | InputError]] = []
     for file, seen in each_decoded(map(_read, files_of(sources)), decode):
         waiting.append((file.path, seen))
-        if len(waiting) == BATCH:
+        if len(waiting) == predictor.at_once:
             yield from _labelled(predictor, waiting)
             waiting = []
     yield from _labelled(predictor, waiting)
@@ -54,13 +54,15 @@ def files_of(sources: Iterable[str]) -> Iterator[Path | tuple[Path, InputError]]
     """The files that `sources` name; a source that names none comes with the reason."""
     for source in sources:
         path = Path(source)
-        if os.path.isdir(path):
+        files: Iterable[Path | tuple[Path, InputError]]
+        if not source:  # a variable of a shell that is not set; as a path it would be the current folder
+            files = [(path, InputError("a name is empty; name a file, a folder or a pattern"))]
+        elif os.path.isdir(path):
             files = _files_below(path)
         elif not os.path.lexists(path) and glob.has_magic(source):
-            files = (path for path in map(Path, glob.iglob(source, recursive=True)) if not os.path.isdir(path))
+            files = (Path(name) for name in sorted(glob.iglob(source, recursive=True)) if not os.path.isdir(name))
         else:
-            yield path
-            continue
+            files = [path]
         empty = True
         for file in files:
             empty = False
@@ -69,12 +71,16 @@ def files_of(sources: Iterable[str]) -> Iterator[Path | tuple[Path, InputError]]
             yield path, InputError(f"{shown(path)}: there are no pictures; check the name")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+def _files_below(folder: Path) -> Iterator[Path | tuple[Path, InputError]]:
+    unread: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=unread.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes():
                 yield Path(place, name)
+    for error in unread:
+        path = Path(os.fsdecode(error.filename))
+        yield path, InputError(f"{shown(path)} cannot be read: {error.strerror}")
 
 
 def _read(file: Path | tuple[Path, InputError]) -> _File:

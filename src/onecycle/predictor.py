@@ -25,7 +25,7 @@ from onecycle.run_folder import RunFolder
 SHIPPED = Path(__file__).parent / "networks" / "cifar10.safetensors"
 """A network for CIFAR-10 that comes with the package; beside it is what there is to know of it."""
 
-BATCH = 250  # images that go through a network at once
+_PIXELS_AT_ONCE = 250 * 32 * 32  # that go through a network: of larger images fewer
 
 Picture = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 """A picture of any size: one of Pillow's, pixels uint8 `[H,W,3]`, or a file's path."""
@@ -80,6 +80,8 @@ class Predictor:
             tensors = {
                 name: tensor if name.rpartition(".")[0] in norms else tensor.half() for name, tensor in tensors.items()
             }
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError("there are weights too large for float16")
         save_tensors(path, tensors, metadata)
 
     @classmethod
@@ -109,22 +111,34 @@ class Predictor:
 
         Raises:
             InputError: when a file cannot be read.
+            TypeError: when it is a picture alone.
+            ValueError: for pixels of another type or shape.
         """
+        if isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) != 4:
+            raise TypeError("predict takes several pictures; put the one into a list")
         predictions: list[Prediction] = []
-        for start in range(0, len(pictures), BATCH):
-            images = np.stack([self.to_input(picture) for picture in pictures[start : start + BATCH]])
+        for start in range(0, len(pictures), self.at_once):
+            images = np.stack([self.to_input(picture) for picture in pictures[start : start + self.at_once]])
             predictions += self.predict_images(images)
         return predictions
+
+    @property
+    def at_once(self) -> int:
+        """How many images go through the network at once."""
+        return max(1, _PIXELS_AT_ONCE // self.preprocessing.input_size**2)
 
     def to_input(self, picture: Picture) -> NDArray[np.uint8]:
         """A picture as the network sees it: pixels uint8 `[S,S,3]`.
 
         Raises:
             InputError: when it is a file that cannot be read.
+            ValueError: for pixels of another type or shape.
         """
         if isinstance(picture, str | os.PathLike):
             picture = read_picture(Path(picture))
         elif isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise ValueError(f"pixels are {picture.dtype} {list(picture.shape)}; they must be uint8 [H,W,3]")
             picture = Image.fromarray(picture)
         return to_square(picture, self.preprocessing.input_size)
 
@@ -132,7 +146,7 @@ class Predictor:
         """Name what is in `images` uint8 `[N,S,S,3]`, which have the network's own size."""
         return [
             Prediction(classes=self.classes, probabilities=tuple(row.tolist()))
-            for batch in torch.split(torch.from_numpy(images), BATCH)
+            for batch in torch.split(torch.from_numpy(images), self.at_once)
             for row in self._probabilities(batch)
         ]
 
@@ -143,7 +157,8 @@ class Predictor:
 
     @cached_property
     def _running(self) -> ModelComposite:
-        return self.acceleration.prepare(self.model)
+        # In evaluation mode for good: to switch it there and back for every call would be no good among threads.
+        return self.acceleration.prepare(self.model).eval()
 
 
 def load(run: str | os.PathLike[str] | None = None) -> Predictor:

@@ -42,10 +42,12 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
 
 
-def open_picture(content: bytes, where: str, most_pixels: int = MOST_PIXELS) -> Image.Image:
+def open_picture(
+    content: bytes, where: str, *, most_pixels: int | None = None, only: tuple[str, ...] = ()
+) -> Image.Image:
     """The picture in the `content` of a file, wholly read; `where` is what messages call the file.
 
-    Of an animation that is the first frame.
+    Of an animation that is the first frame. `only` are the formats that are read, where not all are.
 
     Raises:
         InputError: when it is no picture, is empty, damaged or a single row of pixels, has pixels of no known range, or
@@ -56,12 +58,10 @@ def open_picture(content: bytes, where: str, most_pixels: int = MOST_PIXELS) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's name no file, and what it cannot read it raises
-            image = Image.open(io.BytesIO(content), formats=formats())
-            width, height = image.size
-            if width * height > most_pixels:
-                raise ValueError(f"{width}×{height} pixels are more than {most_pixels:,}")
-            getattr(image, "n_frames", 1)  # reads an animation to its end
+            image = Image.open(io.BytesIO(content), formats=only or formats())
+            _require_fewer(most_pixels or MOST_PIXELS, image)
             image.load()  # verify() passes truncated files
+            _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its head says
             if _is_turned(image):
                 ImageOps.exif_transpose(image)  # which reads more of the tags, and may fail
     except UnidentifiedImageError as error:
@@ -70,10 +70,24 @@ def open_picture(content: bytes, where: str, most_pixels: int = MOST_PIXELS) -> 
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the picture cannot be read ({reason}); replace or remove it") from error
     if min(image.size) < SMALLEST_SIDE:
+        width, height = image.size
         raise InputError(f"{where}: the picture has {width}×{height} pixels, which show nothing; replace or remove it")
     if image.mode == "F":
         raise InputError(f"{where}: the picture has fractions for pixels, whose range is not known; convert it")
     return image
+
+
+def _require_fewer(most: int, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > most:
+        raise ValueError(f"{width}×{height} pixels are more than {most:,}")
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return int(getattr(image, "n_frames", 1)) > 1
+    except Exception:  # a later frame is damaged, which nobody looks at
+        return True
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -89,7 +103,7 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
         # Pillow would clip these to 0..255; a picture of 16 bits a pixel is scaled, as every viewer does.
-        values = np.asarray(image, dtype=np.float64)
+        values = np.asarray(image, dtype=np.float32)
         largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
         image = Image.fromarray((values / largest * 255).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -106,7 +120,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
     suffix, format = Path(name).suffix.lower(), "JPEG" if image.format == "MPO" else image.format
     found = {
         # A JPEG of several pictures is a camera's, with previews.
-        "animated: the first frame is used": format != "JPEG" and getattr(image, "n_frames", 1) > 1,
+        "animated: the first frame is used": format != "JPEG" and _is_animated(image),
         "turned upright, as their EXIF tag says": _is_turned(image),
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
         "transparent: put on white": image.has_transparency_data,

@@ -202,15 +202,3 @@ def interrupted(parent: Path) -> list[RunFolder]:
     """The runs in `parent` that were saved, did not come to their end and are not at work, the newest first."""
     begun = [RunFolder(path) for path in parent.glob("*") if RunFolder(path).saved]
     return [folder for folder in sorted(begun, key=lambda folder: folder.path.name, reverse=True) if folder.idle()]
-
-
-def newest_complete(parent: Path) -> RunFolder:
-    """The newest complete run in `parent`.
-
-    Raises:
-        InputError: when there is none.
-    """
-    complete = [path for path in parent.glob("*/result.json") if path.is_file()]
-    if not complete:
-        raise InputError(f"there is no trained network in {parent}/; train one with `onecycle train`, or give --run")
-    return RunFolder(max(complete, key=lambda path: path.stat().st_mtime).parent)

@@ -90,7 +90,7 @@ _FORMS = pytest.mark.parametrize(
 def test_every_form_gives_the_same_sets_ordered_by_class_and_file_name(
     form: Callable[[Path], Path], folder: Path, few: tuple[ImageSet, ImageSet]
 ) -> None:
-    for read, images in zip(read_image_folder(form(folder), 32), few, strict=True):
+    for read, images in zip(read_image_folder(form(folder), 32)[:2], few, strict=True):
         assert read.fingerprint == _expected(images).fingerprint
 
 
@@ -104,7 +104,7 @@ def test_the_second_reading_decodes_nothing_and_gives_the_same(
     written = entry.stat().st_mtime_ns, sorted(path.stat().st_mtime_ns for path in entry.iterdir())
     second = read_image_folder(source, 32)
     assert written == (entry.stat().st_mtime_ns, sorted(path.stat().st_mtime_ns for path in entry.iterdir()))
-    assert [part.fingerprint for part in first] == [part.fingerprint for part in second]
+    assert [part.fingerprint for part in first[:2]] == [part.fingerprint for part in second[:2]]
 
 
 def test_a_changed_image_is_decoded_again(folder: Path) -> None:
@@ -144,7 +144,7 @@ def test_pictures_of_every_usual_format_size_and_mode_are_read(folder: Path) -> 
         Image.new(mode, (10, 90)).save(cat / name)
     (cat / "notes.txt").write_text("not a picture")
     (cat / ".hidden.png").write_text("not a picture")
-    train, _ = read_image_folder(folder, 32)
+    train, _, _ = read_image_folder(folder, 32)
     assert len(train) == 6 + 9
 
 
@@ -206,7 +206,6 @@ def _loose(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_remove("test"), "there is no test/ folder; put images in test/<class>/"),
         (_remove("train"), "there is no train/ folder"),
         (_loose, "train/ has no class folders"),
         (_empty_class, "class folder train/4 has no images; add some or remove it"),
@@ -219,7 +218,7 @@ def _loose(folder: Path) -> None:
             "cannot be printed",
         ),
     ],
-    ids=["no test", "no train", "loose", "empty class", "not in test", "not in train", "one class", "two", "newline"],
+    ids=["no train", "loose", "empty class", "not in test", "not in train", "one class", "two", "newline"],
 )
 @pytest.mark.parametrize("form", [lambda folder: folder, _tar, _zip], ids=["folder", "tar", "zip"])
 def test_folders_that_are_not_as_they_must_be_are_refused(
@@ -247,6 +246,6 @@ def test_large_photographs_are_read_like_small_ones(tmp_path: Path) -> None:
             for row in range(3):
                 pixels = noise.integers(0, 255, (200, 300, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{row}.png")  # 180 kB
-    train, _ = read_image_folder(tmp_path / "photos", 32)
+    train, _, _ = read_image_folder(tmp_path / "photos", 32)
     for image, path in zip(train.images, sorted((tmp_path / "photos" / "train").rglob("*.png")), strict=True):
         assert (image == to_square(Image.open(path), 32)).all()

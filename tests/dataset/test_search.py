@@ -76,14 +76,14 @@ def test_what_is_not_there_or_holds_nothing_is_told(tmp_path: Path) -> None:
         locate(tmp_path / "empty")
     (tmp_path / "empty" / "letter.txt").write_text("hello")
     with pytest.raises(
-        InputError, match=r"holds neither CIFAR-10 \(cifar-10-binary\.tar\.gz, .*\) nor an image folder"
+        InputError, match=r"holds neither CIFAR-10 \(cifar-10-binary\.tar\.gz, .*\) nor images in folders"
     ):
         locate(tmp_path / "empty")
     with pytest.raises(InputError, match=r"letter\.txt: not a \.zip, \.tar or \.tar\.gz archive"):
         locate(tmp_path / "empty" / "letter.txt")
     with tarfile.open(tmp_path / "other.tar", "w") as archive:
         archive.add(tmp_path / "empty", "empty")
-    with pytest.raises(InputError, match=r"other\.tar: holds neither CIFAR-10's batches nor train/<class>"):
+    with pytest.raises(InputError, match=r"other\.tar: holds neither CIFAR-10's batches nor images in folders"):
         locate(tmp_path / "other.tar")
 
 

@@ -1,12 +1,10 @@
-"""Two small runs with their reports, and a browser."""
+"""Two small runs with their reports."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 
 from onecycle import experiment
@@ -30,15 +28,3 @@ def copy_of(tmp_path: Path, runs: tuple[RunFolder, RunFolder]) -> RunFolder:
     """The first run, to be changed."""
     shutil.copytree(runs[0].path, tmp_path / "copy")
     return RunFolder(tmp_path / "copy")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium, or another one that is installed."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()

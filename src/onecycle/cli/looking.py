@@ -79,17 +79,19 @@ def compare(*runs: Path, out: Path = Path("compare.html")) -> int:
 
 
 @app.command
-def check(data: str = "cifar10", /) -> int:
+def check(data: str = "cifar10", /, *, size: int = 32) -> int:
     """Look a data set through before training on it; exit code 1 if that would be unsafe.
 
     Parameters
     ----------
     data
         cifar10, digits, or a path, as --data of `onecycle train`.
+    size
+        Height and width of the images in training, at which they are compared.
     """
     from onecycle.dataset.check import check
 
-    found = check(data)
+    found = check(data, input_size=size)
     print("\n".join(found.lines()))
     return 1 if found.dangers() else 0
 

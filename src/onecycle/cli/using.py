@@ -110,7 +110,7 @@ def export(run: Path, /, *, to: Literal["onnx"], out: Path | None = None) -> int
     from onecycle.export import export_onnx
 
     file, difference = export_onnx(run, out)
-    print(f"{file}\nlargest difference from the network over 1,000 images: {difference:.1e}")
+    print(f"{file}\nlargest difference from the network over 1,000 made-up images: {difference:.1e}")
     print(file.parent / "README.md")
     return 0
 

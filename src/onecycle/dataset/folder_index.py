@@ -16,7 +16,8 @@ from onecycle.preprocessing import suffixes
 SPLITS = ("train", "test")
 DRAWN_SHARE = 0.2  # of each class, for testing, where there is no test set
 _DRAWN_SEED = 0
-_OTHER_SPLITS = ("val", "valid", "validation")  # that others name so
+_VALIDATION = ("val", "valid", "validation")
+_ALIKE = {"training", "testing", *SPLITS, *_VALIDATION}  # in any letters: names of sets, not of classes
 
 Parts = tuple[str, ...]
 
@@ -37,10 +38,10 @@ def index_of(entries: Iterable[Entry], source: Path) -> Index:
     Raises:
         InputError: when the folders are not as they must be.
     """
-    seen = [(entry.parts, entry.is_folder) for entry in entries if entry.is_folder or is_picture(entry.parts)]
+    seen = [_seen(entry) for entry in entries]
     is_split = any(part in SPLITS for parts, is_folder in seen for part in (parts if is_folder else parts[:-1])[:2])
-    found = _by_split(seen, source) if is_split else {"train": _by_class(seen)}
-    is_drawn = is_split and "train" in found and "test" not in found or not is_split
+    found = _by_split(seen, source) if is_split else {"train": _by_class(seen, source)}
+    is_drawn = set(found) == {"train"}
     _check(found, source, is_drawn=is_drawn)
     classes = tuple(sorted(found["train"]))
     ordered = {
@@ -61,6 +62,12 @@ def index_of(entries: Iterable[Entry], source: Path) -> Index:
     )
 
 
+def _seen(entry: Entry) -> tuple[Parts, bool]:
+    """An image or a folder, and whether it is a folder; of another file only the folder that it is in counts."""
+    is_image = not entry.is_folder and is_picture(entry.parts)
+    return entry.parts if is_image or entry.is_folder else entry.parts[:-1], not is_image
+
+
 def is_picture(parts: Parts) -> bool:
     """Whether the name at the end of `parts` is a picture's."""
     return Path(parts[-1]).suffix.lower() in suffixes()
@@ -74,7 +81,7 @@ def _by_split(seen: list[tuple[Parts, bool]], source: Path) -> dict[str, dict[st
     for parts, is_folder in seen:
         depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
         if depth is None or (len(parts) == depth + 1 and not is_folder):
-            others |= {part for part in parts[:2] if part in _OTHER_SPLITS and is_folder}
+            others |= set((parts if is_folder else parts[:-1])[:2]) & set(_VALIDATION)
             continue
         around.add(parts[:depth])
         classes = found.setdefault(parts[depth], defaultdict(set))
@@ -95,12 +102,14 @@ def _by_split(seen: list[tuple[Parts, bool]], source: Path) -> dict[str, dict[st
     return found
 
 
-def _by_class(seen: list[tuple[Parts, bool]]) -> dict[str, set[Parts]]:
+def _by_class(seen: list[tuple[Parts, bool]], source: Path) -> dict[str, set[Parts]]:
     """The images by class, where there are only folders of classes, or one folder around them."""
     folders = {parts if is_folder else parts[:-1] for parts, is_folder in seen}
     tops = {folder[:1] for folder in folders if folder}
     depth = 1 if len(tops) == 1 and any(len(folder) > 1 for folder in folders) else 0
     classes: dict[str, set[Parts]] = {folder[depth]: set() for folder in folders if len(folder) > depth}
+    if sets := sorted(name for name in classes if name.lower() in _ALIKE):
+        raise InputError(f"{source}: {sets[0]}/ looks like a set, not like a class; name the sets train/ and test/")
     for parts, is_folder in seen:
         if not is_folder and len(parts) > depth + 1:
             classes[parts[depth]].add(parts)

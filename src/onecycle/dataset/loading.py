@@ -149,7 +149,8 @@ def _safe_name(path: Path) -> str:
     name = path.resolve().name
     if not path.is_dir():
         name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", name, flags=re.IGNORECASE)
-    return re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
+    name = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
+    return f"{name}-images" if name in ("cifar10", "digits") else name  # one's own are not those
 
 
 def _resized(dataset: Dataset, size: int) -> Dataset:

@@ -46,9 +46,10 @@ def locate(path: Path) -> Found:
         return Found(path, "images")
     if found := cifar10_in(path):
         return found
-    if len(around) == 1:
+    beside = [folder for folder in folders if folder not in around]
+    if len(around) == 1 and not any(_has_pictures(folder) for folder in beside):
         return Found(around[0], "images")
-    if around:
+    if len(around) > 1:
         raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); name one of them")
     if empty:
         raise InputError(f"{path}: the folder is empty; name CIFAR-10's archive or folder, or an image folder")
@@ -106,6 +107,10 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
         f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
         "<class>/*); name an archive that does"
     )
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(not entry.is_folder and is_picture(entry.parts) for entry in entries_of(folder))
 
 
 def _is_in_class(entry: Entry) -> bool:

@@ -6,14 +6,17 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onecycle.files import replacing
+from onecycle.metrics import calibration
+from onecycle.predictor import Predictor
 from onecycle.report.page import Page, dataset_name, percent
 from onecycle.run_folder import RunFolder
 
-_EMBEDDED = ("cifar10", "digits")  # data that are known; of one's own pictures the owner knows the licence
+CARD = "README.md"
+_KNOWN = ("cifar10", "digits")  # data; of one's own pictures the owner knows the licence
 
 
-def write_card(folder: RunFolder, file: Path) -> Path:
-    """Write README.md beside `file`, which holds the network of the complete run in `folder`.
+def write_card(folder: RunFolder, predictor: Predictor, file: Path) -> Path:
+    """Write README.md beside `file`, which holds the network of `predictor`, of the complete run in `folder`.
 
     Its head is metadata in the format of the Hugging Face hub.
 
@@ -30,12 +33,18 @@ def write_card(folder: RunFolder, file: Path) -> Path:
     # Text in JSON's quotes is text in YAML, too, whatever is in it.
     environment.filters |= {"percent": percent, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
     page = Page(folder)
+    name = page.environment["dataset"]["name"]
     card = environment.get_template("card.md").render(
-        page=page, result=folder.read_result(), file=file, data=dataset_name(page.environment["dataset"]["name"]),
-        is_known=page.environment["dataset"]["name"] in _EMBEDDED,
-        size=folder.read_arrays(folder.augmentations)["originals"].shape[1],
-    )  # fmt: skip
-    path = file.parent / "README.md"
+        page=page,
+        result=folder.read_result(),
+        file=file,
+        data=dataset_name(name),
+        is_known=name in _KNOWN,
+        classes=predictor.classes,
+        size=predictor.preprocessing.input_size,
+        calibration=calibration(page.probabilities, page.labels),
+    )
+    path = file.parent / CARD
     with replacing(path) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ def serve(predictor: Predictor, name: str, *, host: str, port: int) -> None:
     Raises:
         InputError: when a library is missing, or the address cannot be had.
     """
-    if missing := [name for module, name in _NEEDED.items() if not find_spec(module)]:
+    if missing := [library for module, library in _NEEDED.items() if not find_spec(module)]:
         raise InputError(f"the page needs {', '.join(missing)}, not installed; pip install 'onecycle[serve]'")
     from onecycle.serve.server import run  # only now: it loads these
 

@@ -3,15 +3,16 @@
 import asyncio
 import base64
 import io
-import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,11 +31,15 @@ from onecycle.serve.answers import (
 )
 from onecycle.serve.batching import Batcher, BusyError
 from onecycle.serve.headers import SecureHeaders
+from onecycle.serve.inference import Answer, Inference, Question
 from onecycle.serve.limits import LIMITS, Limits
-from onecycle.serve.looking import Looker, Question, Seen
 from onecycle.serve.uploads import Room, Upload, busy, read_uploads
 
+T = TypeVar("T")
+
+_DECODERS = 2  # each of which may hold a picture's pixels several times over
 _HEAT_DIGITS = 3
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")  # that people send; rare ones are seldom looked after
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": words}
     for status, words in {
@@ -57,7 +62,7 @@ _FORM = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": "Pictures of any size, in any format that Pillow reads.",
+                            "description": f"Pictures: {', '.join(_FORMATS)}.",
                         }
                     },
                 }
@@ -74,9 +79,11 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         work = asyncio.create_task(service.batcher.run())
-        yield
-        work.cancel()
-        service.decoders.shutdown(wait=False, cancel_futures=True)
+        try:
+            yield
+        finally:
+            work.cancel()
+            service.decoders.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title=f"onecycle: {name}",
@@ -89,6 +96,11 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(SecureHeaders)
     pages.add_to(app, name, predictor, limits)
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(_: Request, error: RequestValidationError) -> Response:
+        reasons = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+        return JSONResponse({"detail": reasons}, 422)
 
     @app.get("/health")
     async def health() -> Health:
@@ -116,7 +128,8 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
         """Name what is in pictures, one or several. Files that cannot be read do not keep the others from it."""
         with service.room.of_a_request() as room:
             uploads = await read_uploads(request, room, limits)
-            pictures = await asyncio.gather(*(service.answer(upload, top, explain) for upload in uploads))
+            room.take_pictures(len(uploads))
+            pictures = await _together([service.answer(upload, top, explain) for upload in uploads])
         if all(picture.error for picture in pictures):
             response.status_code = 422
         return Predictions(pictures=pictures)
@@ -131,8 +144,8 @@ class _Service:
         self.predictor = predictor
         self.limits = limits
         self.room = Room(limits)
-        self.batcher: Batcher[Question, Seen] = Batcher(Looker(predictor), room=limits.waiting_pictures)
-        self.decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoder")
+        self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_pictures)
+        self.decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decoder")
 
     async def answer(self, upload: Upload, top: int, explain: bool) -> PicturePrediction:
         """What is in one file.
@@ -141,12 +154,11 @@ class _Service:
             HTTPException: when there is no room for it, or its turn does not come.
         """
         try:
-            image = await asyncio.get_running_loop().run_in_executor(self.decoders, self._decode, upload)
+            async with asyncio.timeout(self.limits.answer_seconds):
+                image = await asyncio.get_running_loop().run_in_executor(self.decoders, self._decode, upload)
+                seen = await self.batcher.submit(Question(image, explain))
         except InputError as error:
             return PicturePrediction(file=upload.name, predictions=[], error=str(error), explanation=None)
-        try:
-            async with asyncio.timeout(self.limits.answer_seconds):
-                seen = await self.batcher.submit(Question(image, explain))
         except (BusyError, TimeoutError) as error:
             raise busy() from error
         return PicturePrediction(
@@ -162,8 +174,19 @@ class _Service:
     def _decode(self, upload: Upload) -> NDArray[np.uint8]:
         if len(upload.content) > self.limits.file_bytes:
             raise InputError(f"this file is larger than {self.limits.file_bytes // 2**20} MiB; make it smaller")
-        picture = open_picture(upload.content, "this file", most_pixels=self.limits.pixels)
+        picture = open_picture(upload.content, "this file", most_pixels=self.limits.pixels, only=_FORMATS)
         return self.predictor.to_input(picture)
+
+
+async def _together(answers: Sequence[Awaitable[T]]) -> list[T]:
+    """All `answers`, worked on at once; where one fails, none goes on."""
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _explanation(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> Explanation:

@@ -13,11 +13,12 @@ class Limits:
     pixels: int = 50_000_000  # of a picture
     upload_seconds: float = 30  # for a request to arrive
     header_seconds: float = 10  # for its head to arrive
-    answer_seconds: float = 30  # for the network's turn to come
+    answer_seconds: float = 30  # for a picture to be decoded and the network's turn to come
+    write_seconds: float = 30  # for a client to take more of an answer
     requests: int = 256  # at once, of all clients
-    waiting_bytes: int = 512 * 2**20  # in memory at once, of all clients
+    waiting_bytes: int = 256 * 2**20  # of all clients at once; while they are read there are up to three copies
     connections: int = 512  # at once, of all clients
-    waiting_pictures: int = 512  # for the network, of all clients
+    waiting_pictures: int = 512  # to be decoded and for the network, of all clients
 
 
 LIMITS = Limits()

@@ -2,7 +2,9 @@
 
 import asyncio
 import ipaddress
+import logging
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import h11
@@ -16,6 +18,7 @@ from onecycle.serve.limits import LIMITS, Limits
 
 _STOP_SECONDS = 5  # for what is being answered, when the service is told to stop
 _KEEP_ALIVE_SECONDS = 5
+_LINGER_SECONDS = 1  # to hear out a client that was answered before it had sent all
 
 
 def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits = LIMITS) -> None:
@@ -29,10 +32,13 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
     # On this machine alone: a page of another site that has its own name lead here is not answered.
     hosts = ("localhost", "127.0.0.1", "[::1]", host) if _is_of_this_machine(host) else ("*",)
     app = make_app(predictor, name, limits=limits, hosts=hosts)
-    server = uvicorn.Server(
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every form that is none
+    shown = f"[{host}]" if ":" in host else host
+    server = _Server(
+        f"{name}: http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)",
         uvicorn.Config(
             app,
-            http=_protocol(limits.header_seconds),
+            http=_protocol(limits),
             ws="none",
             log_level="warning",
             access_log=False,
@@ -41,22 +47,36 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
             limit_concurrency=limits.connections,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
-        )
+        ),
     )
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{name}: http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening:
         server.run(sockets=[listening])
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says `welcome` when it answers."""
+
+    def __init__(self, welcome: str, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._welcome = welcome
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._welcome, flush=True)
+
+
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port is {port}; it must be from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with ExitStack() as undone:
+            listening = undone.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            undone.pop_all()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "that is no address"
         raise InputError(f"cannot listen at {host}, port {port}: {reason}; give another --host or --port") from error
     return listening
 
@@ -68,11 +88,12 @@ def _is_of_this_machine(host: str) -> bool:
         return False
 
 
-def _protocol(header_seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which waits for the head of a request as long as a client likes, with an end to that."""
+def _protocol(limits: Limits) -> type[H11Protocol]:
+    """uvicorn's protocol, which waits for a client as long as it likes, with an end to that."""
 
     class Impatient(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
+        _head: asyncio.TimerHandle | None = None
+        _taking: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -82,6 +103,20 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
             super().handle_events()
             self._watch()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # what it still sends, nobody reads
+                self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._taking = self.loop.call_later(limits.write_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._taking:
+                self._taking.cancel()
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._unwatch()
@@ -89,12 +124,12 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
         def _watch(self) -> None:
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
                 self._unwatch()
-            elif self._deadline is None:  # a head that arrives bit by bit moves no deadline
-                self._deadline = self.loop.call_later(header_seconds, self.transport.close)
+            elif self._head is None:  # a head that arrives bit by bit moves no deadline
+                self._head = self.loop.call_later(limits.header_seconds, self.transport.close)
 
         def _unwatch(self) -> None:
-            if self._deadline:
-                self._deadline.cancel()
-                self._deadline = None
+            if self._head:
+                self._head.cancel()
+                self._head = None
 
     return Impatient

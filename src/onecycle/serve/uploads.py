@@ -8,11 +8,13 @@ from typing import NamedTuple
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from onecycle.serve.limits import Limits
 
 _LINGER_SECONDS = 2  # to hear a refused client out: it listens only when it has spoken
 _NAME_LENGTH = 255
+_PARSED_AT_ONCE = 2**16  # bytes
 
 
 class Upload(NamedTuple):
@@ -29,6 +31,7 @@ class Room:
         self._limits = limits
         self.requests = 0
         self.bytes = 0
+        self.pictures = 0
 
     @contextmanager
     def of_a_request(self) -> Iterator["RequestRoom"]:
@@ -40,32 +43,45 @@ class Room:
         if self.requests >= self._limits.requests:
             raise busy()
         self.requests += 1
-        taken = RequestRoom(self, self._limits.waiting_bytes)
+        taken = RequestRoom(self, self._limits)
         try:
             yield taken
         finally:
             self.requests -= 1
             self.bytes -= taken.bytes
+            self.pictures -= taken.pictures
 
 
 class RequestRoom:
-    """What one request takes of the memory that all may take."""
+    """What one request takes of the room that all share, until it ends."""
 
-    def __init__(self, room: Room, most: int) -> None:
+    def __init__(self, room: Room, limits: Limits) -> None:
         self._room = room
-        self._most = most
+        self._limits = limits
         self.bytes = 0
+        self.pictures = 0
 
-    def take(self, more: int) -> None:
-        """Take room for `more` bytes, until the request ends.
+    def take_bytes(self, more: int) -> None:
+        """Take room for `more` bytes.
 
         Raises:
             HTTPException: when there is none.
         """
-        if self._room.bytes + more > self._most:
+        if self._room.bytes + more > self._limits.waiting_bytes:
             raise busy()
         self._room.bytes += more
         self.bytes += more
+
+    def take_pictures(self, more: int) -> None:
+        """Take places for `more` pictures, to be decoded and to wait for the network.
+
+        Raises:
+            HTTPException: when there are none.
+        """
+        if self._room.pictures + more > self._limits.waiting_pictures:
+            raise busy()
+        self._room.pictures += more
+        self.pictures += more
 
 
 def busy() -> HTTPException:
@@ -79,13 +95,15 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
         HTTPException: when it is no form with files, too large, too slow, or there is no room for it.
     """
     form = request.headers.get("content-type", "")
-    if not form.startswith("multipart/form-data") or "boundary=" not in form:
+    if not form.lower().startswith("multipart/form-data") or "boundary=" not in form:
         raise HTTPException(415, "send pictures as files of a form (multipart/form-data)")
     try:
         async with asyncio.timeout(limits.upload_seconds):
             body = await _read(request, room, limits)
     except TimeoutError:
         raise _closing(408, f"the request took longer than {limits.upload_seconds:g} seconds to arrive") from None
+    except ClientDisconnect:  # nobody hears this
+        raise _closing(400, "the request did not arrive") from None
     files = await _files(request, body, limits)
     if not files:
         raise HTTPException(422, "there is no file in the form; send one or more as `files`")
@@ -101,7 +119,7 @@ async def _read(request: Request, room: RequestRoom, limits: Limits) -> bytes:
         raise _too_large(limits)
     body, stream = bytearray(), request.stream()
     async for chunk in stream:
-        room.take(len(chunk))
+        room.take_bytes(len(chunk))
         body += chunk
         if len(body) > limits.request_bytes:
             await _hear_out(stream)
@@ -119,10 +137,12 @@ async def _hear_out(stream: AsyncIterator[bytes]) -> None:
 
 
 async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFile]:
-    async def whole() -> AsyncIterator[bytes]:
-        yield body
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), _PARSED_AT_ONCE):
+            yield body[start : start + _PARSED_AT_ONCE]
+            await asyncio.sleep(0)  # others have their turn
 
-    parser = MultiPartParser(request.headers, whole(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
+    parser = MultiPartParser(request.headers, parts(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
     parser.spool_max_size = limits.request_bytes + 1  # which is in memory: a larger file would be written to a disk
     try:
         form = await parser.parse()

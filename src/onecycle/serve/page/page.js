@@ -18,7 +18,7 @@ function say(words) {
 }
 
 function megabytes(bytes) {
-  return `${Math.floor(bytes / 2 ** 20)} MB`;
+  return `${(bytes / 2 ** 20).toFixed(1).replace(".0", "")} MB`;
 }
 
 // Why these files cannot be sent, or nothing.
@@ -42,39 +42,48 @@ async function predict(files) {
     const response = await fetch("predict?explain=true&top=5", { method: "POST", body: form });
     const answer = await response.json();
     if (!answer.pictures) return say(`That did not work: ${answer.detail || response.status}.`);
-    answer.pictures.forEach((picture, place) => show(picture, files[place]));
-    say(answer.pictures.map(spoken).join("; "));
+    show(answer.pictures.map((picture, place) => card(picture, files[place])));
+    say(summary(answer.pictures));
   } catch {
-    say("The service does not answer. Is it still running?");
+    say("They could not be sent. Is a folder among them, or has the service stopped?");
   }
 }
 
-function spoken(picture) {
-  return picture.error ? `${picture.file}: ${picture.error}` : `${picture.file}: ${picture.predictions[0].label}`;
+function summary(pictures) {
+  if (pictures.length === 1) return `${pictures[0].file}: ${pictures[0].error || pictures[0].predictions[0].label}`;
+  const unread = pictures.filter((picture) => picture.error).length;
+  const named = pictures.length - unread;
+  return `${named} picture${named === 1 ? "" : "s"} named${unread ? `, ${unread} could not be read` : ""}.`;
 }
 
-function show(picture, file) {
-  const card = document.getElementById("card").content.cloneNode(true).firstElementChild;
-  card.querySelector("h3").textContent = picture.error ? picture.file : `${picture.predictions[0].label}: ${picture.file}`;
+function show(added) {
+  cards.prepend(...added);
+  while (cards.children.length > Math.max(KEPT, added.length)) cards.lastElementChild.remove();
+  results.hidden = false;
+}
+
+function card(picture, file) {
+  const made = document.getElementById("card").content.cloneNode(true).firstElementChild;
+  made.querySelector("h3").textContent = picture.error ? picture.file : `${picture.predictions[0].label}: ${picture.file}`;
   if (picture.error) {
-    card.querySelector(".views").remove();
-    card.querySelector(".bars").remove();
-    const words = card.querySelector(".error");
+    made.querySelector(".views").remove();
+    made.querySelector(".bars").remove();
+    const words = made.querySelector(".error");
     words.textContent = picture.error;
     words.hidden = false;
   } else {
-    showViews(card, picture, file);
-    card.querySelector(".bars").append(...picture.predictions.map(bar));
+    showViews(made, picture, file);
+    made.querySelector(".bars").append(...picture.predictions.map(bar));
   }
-  cards.prepend(card);
-  while (cards.children.length > KEPT) forget(cards.lastElementChild);
-  results.hidden = false;
+  return made;
 }
 
 function showViews(card, picture, file) {
   const original = card.querySelector(".picture");
+  const address = URL.createObjectURL(file);
   original.addEventListener("error", () => original.closest("figure").remove(), { once: true }); // a format that browsers do not show
-  original.src = URL.createObjectURL(file);
+  for (const event of ["load", "error"]) original.addEventListener(event, () => URL.revokeObjectURL(address), { once: true });
+  original.src = address;
   original.alt = picture.file;
   const seen = card.querySelector(".seen");
   seen.alt = `${picture.file} in ${size}×${size} pixels`;
@@ -84,20 +93,18 @@ function showViews(card, picture, file) {
   seen.src = `data:image/png;base64,${picture.explanation.seen}`;
 }
 
-// The picture in grey, with colour where something spoke for the class.
+// The picture, in the dark where nothing spoke for the class.
 function drawHeat(canvas, image, heat) {
   canvas.width = canvas.height = size;
   const context = canvas.getContext("2d");
-  context.filter = "grayscale(1)";
   context.drawImage(image, 0, 0, size, size);
-  context.filter = "none";
-  const small = document.createElement("canvas");
-  small.width = heat[0].length;
-  small.height = heat.length;
-  const pixels = new ImageData(small.width, small.height);
-  heat.flat().forEach((value, place) => pixels.data.set([240, 120, 0, 200 * value], 4 * place));
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  context.drawImage(small, 0, 0, size, size); // smoothly
+  const shade = document.createElement("canvas");
+  shade.width = heat[0].length;
+  shade.height = heat.length;
+  const pixels = new ImageData(shade.width, shade.height);
+  heat.flat().forEach((value, place) => pixels.data.set([0, 0, 0, 225 * (1 - value)], 4 * place));
+  shade.getContext("2d").putImageData(pixels, 0, 0);
+  context.drawImage(shade, 0, 0, size, size); // smoothly
 }
 
 function bar({ label, probability }) {
@@ -114,19 +121,13 @@ function bar({ label, probability }) {
   return item;
 }
 
-function forget(card) {
-  const picture = card.querySelector(".picture");
-  if (picture) URL.revokeObjectURL(picture.src);
-  card.remove();
-}
-
 drop.addEventListener("submit", (event) => event.preventDefault());
 input.addEventListener("change", async () => {
   await predict([...input.files]);
   input.value = ""; // so that the same file can be chosen again
 });
 document.getElementById("clear").addEventListener("click", () => {
-  [...cards.children].forEach(forget);
+  cards.replaceChildren();
   results.hidden = true;
   say("");
   input.focus();

@@ -18,21 +18,21 @@ class Question(NamedTuple):
     explain: bool
 
 
-class Seen(NamedTuple):
+class Answer(NamedTuple):
     """A prediction, and Grad-CAM `[h,w]` for its likeliest class, from 0 to 1, where it was asked for."""
 
     prediction: Prediction
     heat: NDArray[np.float32] | None
 
 
-class Looker:
-    """Answers questions, all that it is given in one pass through the network."""
+class Inference:
+    """Answers questions: all that it is given in one pass through the network."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._running = predictor.acceleration.prepare(predictor.model).eval()
 
-    def __call__(self, questions: Sequence[Question]) -> list[Seen]:
+    def __call__(self, questions: Sequence[Question]) -> list[Answer]:
         predictor = self._predictor
         images = torch.from_numpy(np.stack([question.image for question in questions]))
         normalized = predictor.preprocessing.normalize(images.to(predictor.acceleration.device))
@@ -45,6 +45,6 @@ class Looker:
             likeliest = probabilities[explained].argmax(dim=1)
             heat = dict(zip(explained, grad_cam(predictor.model, features[explained], likeliest).numpy(), strict=True))
         return [
-            Seen(Prediction(classes=predictor.classes, probabilities=tuple(row)), heat.get(place))
+            Answer(Prediction(classes=predictor.classes, probabilities=tuple(row)), heat.get(place))
             for place, row in enumerate(probabilities.tolist())
         ]

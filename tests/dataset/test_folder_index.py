@@ -1,0 +1,116 @@
+"""One's own pictures as they come: with or without a test set, one folder a class."""
+
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onecycle.dataset import load_dataset
+from onecycle.dataset.check import check
+from onecycle.dataset.folder_index import DRAWN_SHARE
+from onecycle.dataset.image_folder import read_image_folder
+from onecycle.errors import InputError
+
+COUNTS = {"ant": 20, "bee": 10, "cät": 3}
+
+
+def write_pictures(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """`counts` pictures of each class, of different sizes, in `folder/<class>/`."""
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (20 + number, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "photos", COUNTS)
+
+
+def test_of_class_folders_alone_a_fifth_of_each_class_is_drawn_for_testing(photos: Path) -> None:
+    train, test, drawn = read_image_folder(photos, 32)
+    assert train.classes == test.classes == tuple(COUNTS)
+    assert np.bincount(test.labels).tolist() == [4, 2, 1] == [round(DRAWN_SHARE * n) for n in COUNTS.values()]
+    assert np.bincount(train.labels).tolist() == [16, 8, 2]
+    assert drawn is not None
+    assert Counter(name.split("/")[0] for name in drawn) == {"ant": 4, "bee": 2, "cät": 1}
+
+
+def test_the_names_are_those_of_the_test_images(photos: Path) -> None:
+    _, test, drawn = read_image_folder(photos, 32)
+    assert drawn is not None
+    for name in drawn:
+        (photos / name).unlink()
+    left, more, _ = read_image_folder(photos, 32)
+    pixels = {image.tobytes() for image in (*left.images, *more.images)}
+    assert not pixels & {image.tobytes() for image in test.images}
+
+
+@pytest.mark.parametrize("form", ["in train", "a folder around", "an archive"])
+def test_the_same_images_are_drawn_however_they_come(photos: Path, tmp_path: Path, form: str) -> None:
+    first = read_image_folder(photos, 32)
+    if form == "in train":
+        source = tmp_path / "other"
+        shutil.copytree(photos, source / "train")
+    elif form == "a folder around":
+        source = tmp_path / "around"
+        shutil.copytree(photos, source / "photos")
+    else:
+        source = tmp_path / "photos.tar.gz"
+        with tarfile.open(source, "w:gz") as archive:
+            archive.add(photos, "photos")
+    second = load_dataset(source)
+    assert [first.train.fingerprint, first.test.fingerprint] == [
+        second.train.fingerprint,
+        second.evaluation.fingerprint,
+    ]
+    assert second.drawn and [name[-9:] for name in second.drawn] == [name[-9:] for name in first.drawn or ()]
+    (note,) = second.notes
+    assert "no test set: 20% of each class, 7 images, were drawn" in note
+
+
+def test_a_set_that_was_cached_is_known_to_be_drawn(photos: Path) -> None:
+    assert load_dataset(photos).drawn == load_dataset(photos).drawn is not None
+
+
+def test_with_a_test_set_none_is_drawn(image_folder: Path) -> None:
+    dataset = load_dataset(image_folder)
+    assert dataset.drawn is None and dataset.notes == ()
+
+
+def test_pictures_are_cropped_to_the_size_that_is_asked_for(photos: Path) -> None:
+    assert load_dataset(photos, input_size=48).train.images.shape == (26, 48, 48, 3)
+
+
+def test_check_looks_through_class_folders_too(photos: Path) -> None:
+    found = check(photos)
+    assert found.counts == {"train": (16, 8, 2), "test": (4, 2, 1)}
+    assert found.dangers() == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"ant": 3, "bee": 1}, "class 'bee' has one image, and one is needed for testing; add some"),
+        ({"ant": 3, "bee": 0}, "class folder bee has no images; add some or remove it"),
+        ({"ant": 3}, "there is one class only, 'ant'"),
+    ],
+)
+def test_too_few_images_or_classes_are_told(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_dataset(write_pictures(tmp_path / "few", counts))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_set_of_another_name_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    for split in ("train", name):
+        write_pictures(tmp_path / "photos" / split, COUNTS)
+    with pytest.raises(InputError, match=f"there is {name}/ and no test/; name it test/ to evaluate on it, or move it"):
+        load_dataset(tmp_path / "photos")

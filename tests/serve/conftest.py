@@ -1,0 +1,81 @@
+"""The service as a process of its own, and the pictures of CIFAR-10 that the record of its network holds."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from onecycle.run_folder import RunFolder
+
+RECORD = RunFolder(Path(__file__).parents[2] / "results" / "fast-cifar10")
+SHOWN = ["horse", "airplane", "truck", "frog", "cat", "ship", "frog", "truck"]
+"""What is in the images of the record's picture of augmentations."""
+
+WITH_LIMITS = """
+import sys
+from onecycle.predictor import load
+from onecycle.serve.limits import Limits
+from onecycle.serve.server import run
+run(load(), "CIFAR-10", host="127.0.0.1", port=0, limits=Limits(**eval(sys.argv[1])))
+"""
+
+
+class Service:
+    """A service that is running."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+        self.port = int(url.rstrip("/").rpartition(":")[2])
+
+    def memory_mib(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    def files(self) -> list[str]:
+        """Those that are open, but for libraries and sockets."""
+        targets = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since
+                targets.append(os.readlink(link))
+        return [target for target in targets if target.startswith("/")]
+
+
+@contextmanager
+def started(*command: str) -> Iterator[Service]:
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    try:
+        line = process.stdout.readline()
+        assert "http://" in line, process.stderr.read()
+        yield Service(process, line.split()[1])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert err == ""
+    if command[0] == "-m":
+        assert (process.returncode, out) == (0, "Stopped\n")
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """The network that comes with the package, as `onecycle serve` serves it."""
+    with started("-m", "onecycle", "serve", "--port", "0") as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight photographs, large as a camera's are, whose classes are `SHOWN`."""
+    folder = tmp_path_factory.mktemp("served")
+    paths = []
+    for number, pixels in enumerate(RECORD.read_arrays(RECORD.augmentations)["originals"]):
+        paths.append(folder / f"photo {number}.png")
+        Image.fromarray(pixels).resize((320, 320), Image.Resampling.NEAREST).save(paths[-1])
+    return paths
