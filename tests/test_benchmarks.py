@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,51 @@ def test_record_keeps_what_pictures_need_and_no_more(tmp_path: Path) -> None:
     assert not kept.weights.exists() and not kept.report.exists()
     assert (kept.path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "Incorrect predictions" in report.write(kept).read_text(), "its page can be drawn"
+
+
+def test_serving_is_measured_under_load_and_attack(tmp_path: Path) -> None:
+    out = tmp_path / "serving.json"
+    options = [
+        "--clients",
+        "1",
+        "4",
+        "--seconds",
+        "1",
+        "--rounds",
+        "1",
+        "--requests",
+        "40",
+        "--attacks",
+        "huge uploads",
+    ]
+    done = run("serving", *options, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    for found in record["clients"].values():
+        assert found["lost"] == 0 and found["requests_a_second"] > 0
+        assert found["p50_milliseconds"] <= found["p99_milliseconds"]
+    assert record["memory"]["lost"] == 0 and len(record["memory"]["mib_after_each_tenth"]) == 11
+    assert record["under attack"]["huge uploads"]["answered_after"] == 20
+
+
+def test_prediction_is_measured_as_a_whole_and_in_parts(tmp_path: Path, image_folder: Path) -> None:
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        archive.add(image_folder, "pictures")
+    out = tmp_path / "prediction.json"
+    done = run("prediction", tmp_path / "pictures.tar.gz", "--rounds", "1", "--seconds", "0.1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["files"] == 20
+    assert 0 < record["share_of_decoding"] < 1.5
+    for batches in record["images_a_second"].values():
+        assert all(speed > 0 for speeds in batches.values() for speed in speeds.values())
+
+
+def test_ones_own_pictures_are_trained_on_and_named(tmp_path: Path) -> None:
+    out = tmp_path / "own.json"
+    options = "--recipe quick --batch-size 64 --epochs 2 --no-report"
+    done = run("own_pictures", "--digits-options", options, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["digits as PNG"]
+    assert found["test_images"] == 359
+    assert found["named rightly by predict"] == pytest.approx(found["test_accuracy"], abs=0.01)

@@ -53,7 +53,6 @@ def predict(
     from onecycle.test_time_augmentation import Averaged
 
     predictor = load(run)
-    predictor.acceleration.apply()
     if run is None:
         print(f"onecycle: by the network that comes with it ({', '.join(predictor.classes)})", file=sys.stderr)
     if tta:

@@ -28,7 +28,6 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
         InputError: when the address cannot be had.
     """
     listening = _listen(host, port)
-    predictor.acceleration.apply()
     # On this machine alone: a page of another site that has its own name lead here is not answered.
     hosts = ("localhost", "127.0.0.1", "[::1]", host) if _is_of_this_machine(host) else ("*",)
     app = make_app(predictor, name, limits=limits, hosts=hosts)
@@ -69,9 +68,10 @@ def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise InputError(f"--port is {port}; it must be from 0 to 65535")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
         with ExitStack() as undone:
-            listening = undone.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening = undone.enter_context(socket.socket(family, kind, protocol))  # unnamed, answers wait 40 ms
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
             undone.pop_all()

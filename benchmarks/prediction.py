@@ -1,0 +1,142 @@
+"""How fast does `onecycle predict` name pictures, how much of that is decoding, and is ONNX faster than torch?
+
+The whole command on a folder of JPEGs, and its parts alone, in turns; then networks as torch and onnxruntime compute
+them, in turns, for batches of several sizes.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from studies import rounded, write
+
+from onecycle import environment, hardware
+from onecycle.acceleration import PLAIN
+from onecycle.export.onnx_file import write_onnx
+from onecycle.labelling import files_of, label
+from onecycle.models import Architecture
+from onecycle.predictor import Predictor, load, read_picture
+
+BATCHES = (1, 16, 250)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path, help="a .tar.gz of JPEGs")
+    parser.add_argument("--inside", default="test/", help="what the names of those to take contain")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement of a network")
+    parser.add_argument("--out", type=Path, default=Path("results/prediction.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(options.archive) as archive:
+            members = [member for member in archive if member.isfile() and options.inside in member.name]
+            archive.extractall(folder, members, filter="data")
+        files = commands(Path(folder), options.rounds)
+        runtimes = {
+            name: compared(predictor, Path(folder), options.rounds, options.seconds)
+            for name, predictor in networks().items()
+        }
+    record = {
+        "files": len(members),
+        **files,
+        "images_a_second": runtimes,
+        "environment": environment.describe(hardware.detect(), load().acceleration),
+    }
+    write(options.out, record)
+    return 0
+
+
+def commands(folder: Path, rounds: int) -> dict[str, object]:
+    """The command on all files in `folder`, on one of them, and its parts."""
+    predictor = load()
+    paths = [path for path in files_of([str(folder)]) if isinstance(path, Path)]
+    images = np.stack([predictor.to_input(read_picture(path)) for path in paths])
+
+    def command(target: Path) -> None:
+        line = [sys.executable, "-m", "onecycle", "predict", str(target)]
+        subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+    def decode() -> None:
+        for path in paths:
+            predictor.to_input(read_picture(path))
+
+    seconds = in_turns(
+        {
+            "whole command": lambda: command(folder),
+            "command on one file": lambda: command(paths[0]),
+            "files to predictions": lambda: print(sum(1 for _ in label(predictor, [str(folder)])), "files"),
+            "reading and decoding": decode,
+            "network": lambda: print(len(predictor.predict_images(images)), "images"),
+        },
+        rounds,
+    )
+    return {
+        "seconds": seconds,
+        "files_a_second_whole_command": rounded(len(paths) / seconds["whole command"]),
+        "files_a_second_within": rounded(len(paths) / seconds["files to predictions"]),
+        "share_of_decoding": rounded(seconds["reading and decoding"] / seconds["files to predictions"]),
+    }
+
+
+def in_turns(measured: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median seconds of each, one after the other in every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(rounds):
+        for name, action in measured.items():
+            began = time.perf_counter()
+            action()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: rounded(statistics.median(values)) for name, values in seconds.items()}
+
+
+def networks() -> dict[str, Predictor]:
+    """The one that comes with the package, and the specification's, whose weights do not matter here."""
+    shipped, specified = load(), Architecture()
+    classes, size = shipped.classes, shipped.preprocessing.input_size
+    model = specified.build(len(classes), size).eval()
+    return {
+        "the network that comes with the package": shipped,
+        "the custom ResNet": replace(shipped, model=model, architecture=specified),
+    }
+
+
+def compared(predictor: Predictor, folder: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Images a second by torch in float32, by torch as `onecycle.load` computes, and by onnxruntime in float32."""
+    plain = replace(predictor, acceleration=PLAIN)
+    write_onnx(plain, folder / "model.onnx", "benchmark")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    size = predictor.preprocessing.input_size
+    found: dict[str, dict[str, float]] = {}
+    for batch in BATCHES:
+        images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        ways = {
+            "torch, float32": lambda images=images: plain.predict_images(images),
+            f"torch, {predictor.acceleration.precision}": lambda images=images: predictor.predict_images(images),
+            "onnxruntime, float32": lambda images=images: session.run(None, {"images": images}),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                way()
+                began, passes = time.perf_counter(), 0
+                while (passed := time.perf_counter() - began) < seconds:
+                    way()
+                    passes += 1
+                speeds[name].append(passes * batch / passed)
+        found[f"batches of {batch}"] = {name: rounded(statistics.median(values)) for name, values in speeds.items()}
+        print(found)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

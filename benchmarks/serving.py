@@ -1,0 +1,277 @@
+"""How much does `onecycle serve` take? Requests a second and their times, with 1, 16 and 128 clients at once.
+
+Then 20,000 requests, to see whether memory grows; and slow clients, huge uploads, decompression bombs and a flood, each
+while another client asks as usual. Clients and service share the machine. A request brings one photograph of 320×240.
+"""
+
+import argparse
+import asyncio
+import io
+import itertools
+import statistics
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from studies import rounded, write
+
+from onecycle import environment, hardware
+from onecycle.predictor import load
+from onecycle.run_folder import RunFolder
+
+RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
+PICTURE, LABEL = 4, b"cat"  # of the record's picture of augmentations
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 128])
+    parser.add_argument("--seconds", type=float, default=10, help="for each number of clients, in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=20_000, help="over which memory is watched")
+    parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
+    parser.add_argument("--out", type=Path, default=Path("results/serving.json"))
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        port = int(process.stdout.readline().split()[1].rstrip("/").rpartition(":")[2])
+        record = asyncio.run(measured(options, port, process.pid))
+    finally:
+        process.terminate()
+        process.wait()
+    how = load().acceleration
+    write(options.out, {**record, "environment": environment.describe(hardware.detect(), how)})
+    return 0
+
+
+async def measured(options: argparse.Namespace, port: int, process: int) -> dict[str, Any]:
+    await load_of(port, 16, seconds=3)  # warm
+    rounds: dict[int, list[dict[str, float]]] = {clients: [] for clients in options.clients}
+    for round, clients in itertools.product(range(options.rounds), options.clients):
+        rounds[clients].append(summary(await load_of(port, clients, seconds=options.seconds), options.seconds))
+        print(f"round {round + 1}, {clients} clients: {rounds[clients][-1]}")
+    record: dict[str, Any] = {
+        "clients": {
+            clients: {name: rounded(statistics.median(one[name] for one in found)) for name in found[0]}
+            for clients, found in rounds.items()
+        },
+        "rounds": rounds,
+        "memory": await memory(port, process, options.requests),
+    }
+    print(record["memory"])
+    record["under attack"] = {}
+    for name in options.attacks:
+        record["under attack"][name] = await attacked(port, ATTACKS[name])
+        print(name, record["under attack"][name])
+    return record
+
+
+def form(*contents: bytes) -> bytes:
+    """A request for what is in each of the files."""
+    parts = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + c + b"\r\n" for c in contents
+    )
+    body = b"".join(parts) + b"--b--\r\n"
+    return head(len(body)) + body
+
+
+def head(length: int) -> bytes:
+    lines = (b"POST /predict HTTP/1.1", b"Host: localhost", b"Content-Type: multipart/form-data; boundary=b")
+    return b"\r\n".join([*lines, b"Content-Length: %d" % length, b"", b""])
+
+
+def usual() -> bytes:
+    content = io.BytesIO()
+    pixels = RECORD.read_arrays(RECORD.augmentations)["originals"][PICTURE]
+    Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
+    return form(content.getvalue())
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The status and the body of one."""
+    start = await reader.readuntil(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in start.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return int(start.split()[1]), await reader.readexactly(length)
+
+
+class Outcome:
+    """The times of requests that were answered rightly, and how many were not."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.lost = 0
+
+
+async def load_of(port: int, clients: int, *, seconds: float = 0, requests: int = 0) -> Outcome:
+    """Clients that ask again as soon as they are answered, until so many seconds or requests are over."""
+    outcome, request, left = Outcome(), usual(), itertools.count()
+    end = time.perf_counter() + seconds
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while next(left) < requests if requests else time.perf_counter() < end:
+            began = time.perf_counter()
+            writer.write(request)
+            try:
+                status, body = await answer(reader)
+            except (OSError, asyncio.IncompleteReadError):
+                outcome.lost += 1
+                break
+            if status == 200 and body.partition(b'"label":"')[2].startswith(LABEL):
+                outcome.seconds.append(time.perf_counter() - began)
+            else:
+                outcome.lost += 1
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return outcome
+
+
+def summary(outcome: Outcome, seconds: float) -> dict[str, float]:
+    hundredths = statistics.quantiles(outcome.seconds, n=100)
+    return {
+        "requests_a_second": rounded(len(outcome.seconds) / seconds),
+        "p50_milliseconds": rounded(1000 * hundredths[49]),
+        "p99_milliseconds": rounded(1000 * hundredths[98]),
+        "lost": outcome.lost,
+    }
+
+
+async def memory(port: int, process: int, requests: int) -> dict[str, Any]:
+    """What the service holds after each tenth of so many requests by 16 clients."""
+    held, lost = [resident_mib(process)], 0
+    for _ in range(10):
+        lost += (await load_of(port, 16, requests=requests // 10)).lost
+        held.append(resident_mib(process))
+    return {"requests": requests, "lost": lost, "mib_after_each_tenth": [round(value) for value in held]}
+
+
+def resident_mib(process: int) -> float:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+async def attacked(port: int, attack: Callable[[int], Awaitable[str]]) -> dict[str, Any]:
+    """What a usual client finds during an attack, and after it."""
+    task = asyncio.ensure_future(attack(port))
+    during = Outcome()
+    refused = 0
+    await asyncio.sleep(0.3)
+    while not task.done():
+        try:
+            one = await load_of(port, 1, requests=1)
+        except OSError:
+            refused += 1
+        else:
+            during.seconds += one.seconds
+            refused += one.lost
+        await asyncio.sleep(0.05)
+    after = await load_of(port, 1, requests=20)
+    return {
+        "attack": await task,
+        "answered_during": len(during.seconds),
+        "told_to_come_again_during": refused,
+        "longest_milliseconds_during": rounded(1000 * max(during.seconds, default=0)),
+        "answered_after": len(after.seconds),
+        "lost_after": after.lost,
+    }
+
+
+async def slow_clients(port: int) -> str:
+    """They send a request, byte by byte."""
+
+    async def slow() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        for byte in usual():
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.2)
+            if writer.is_closing():
+                return
+
+    await asyncio.wait([asyncio.ensure_future(slow()) for _ in range(100)], timeout=15)
+    for task in asyncio.all_tasks():
+        if task.get_coro().__qualname__.endswith("slow"):  # type: ignore[union-attr]
+            task.cancel()
+    return "100 clients that send a byte every 0.2 seconds, for 15 seconds"
+
+
+async def huge_uploads(port: int) -> str:
+    """They send as much as is taken from them."""
+    statuses = []
+
+    async def huge() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head(2**30))
+        sent, chunk = 0, bytes(2**20)
+        try:
+            while sent < 2**30:
+                writer.write(chunk)
+                await writer.drain()
+                sent += len(chunk)
+        except OSError:
+            pass
+        try:
+            statuses.append((await answer(reader))[0])
+        except (OSError, asyncio.IncompleteReadError):
+            statuses.append(0)
+        writer.close()
+
+    await asyncio.gather(*(huge() for _ in range(4)))
+    return f"4 uploads of 1 GiB, answered with {sorted(statuses)} (0: cut off)"
+
+
+async def bombs(port: int) -> str:
+    """PNGs of few bytes and many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def png(side: int) -> bytes:
+        start = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        pixels = zlib.compress(bytes((3 * side + 1) * min(side, 7000)), 1)
+        return b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+    statuses = []
+    for content in (png(50_000), png(7_000)):  # refused by its head; the largest that is decoded
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(5):
+            writer.write(form(*[content] * 2))
+            statuses.append((await answer(reader))[0])
+        writer.close()
+    told = sorted(set(statuses))
+    return f"10 requests with 2 PNGs each, of 50,000×50,000 or 7,000×7,000 pixels, answered with {told}"
+
+
+async def flood(port: int) -> str:
+    """More clients than there is room for, all at once, for some seconds."""
+    statuses: dict[int, int] = {}
+    request, end = usual(), time.perf_counter() + 8
+
+    async def client() -> None:
+        while time.perf_counter() < end:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(request)
+                status, _ = await answer(reader)
+                writer.close()
+            except (OSError, asyncio.IncompleteReadError):
+                status = 0
+            statuses[status] = statuses.get(status, 0) + 1
+
+    await asyncio.gather(*(client() for _ in range(400)))
+    return f"400 clients for 8 seconds, answered with {dict(sorted(statuses.items()))} (0: cut off)"
+
+
+ATTACKS = {"slow clients": slow_clients, "huge uploads": huge_uploads, "bombs": bombs, "a flood": flood}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
