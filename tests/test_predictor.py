@@ -1,5 +1,7 @@
+import copy
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +122,44 @@ def test_predicting_leaves_the_network_as_it_was(predictor: Predictor) -> None:
     predictor.predict([Image.new("RGB", (32, 32), "red")])
     assert predictor.model.training == was_training
     assert all(torch.equal(before[name], tensor) for name, tensor in predictor.model.state_dict().items())
+
+
+def test_threads_that_predict_at_once_do_not_disturb_each_other(weights: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
+    predictor = Predictor.load(weights)  # which is in training mode, as every new network
+    before = {name: tensor.clone() for name, tensor in predictor.model.state_dict().items()}
+    expected = predictor.predict_images(tiny[1].images)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(predictor.predict_images, [tiny[1].images] * 40))
+    assert all(answer == expected for answer in answers)
+    assert all(torch.equal(before[name], tensor) for name, tensor in predictor.model.state_dict().items())
+
+
+def test_a_picture_alone_or_other_pixels_are_refused(predictor: Predictor) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    for alone in ("cat.jpg", Path("cat.jpg"), Image.fromarray(pixels), pixels):
+        with pytest.raises(TypeError, match="several pictures; put the one into a list"):
+            predictor.predict(alone)  # type: ignore[arg-type]
+    for wrong in (pixels.astype(np.float32), pixels[..., 0], pixels.transpose(2, 0, 1)):
+        with pytest.raises(ValueError, match=r"they must be uint8 \[H,W,3\]"):
+            predictor.predict([wrong])
+
+
+def test_weights_too_large_for_half_precision_are_not_written_in_it(
+    trained: tuple[Predictor, Evaluation], tmp_path: Path
+) -> None:
+    large = copy.deepcopy(trained[0])
+    with torch.no_grad():
+        large.model.linear.weight[0, 0] = 1e6  # type: ignore[index, union-attr]
+    with pytest.raises(ValueError, match="too large for float16"):
+        large.save(tmp_path / "half.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_images_go_through_the_network_few_at_a_time(predictor: Predictor) -> None:
+    def of_size(size: int) -> Predictor:
+        return replace(predictor, preprocessing=replace(predictor.preprocessing, input_size=size))
+
+    assert [of_size(size).at_once for size in (32, 64, 224, 2000)] == [250, 62, 5, 1]
 
 
 def test_the_input_size_travels_with_the_weights(trained: tuple[Predictor, Evaluation], tmp_path: Path) -> None:

@@ -6,24 +6,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from onecycle import cli
+from onecycle.dataset import load_dataset
+from onecycle.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def run_example(part: str) -> None:
+    """The one example with `part` in it."""
+    (example,) = (found for found in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if part in found)
     exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_example_with_a_network_of_ones_own_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    run_example("find_lr")
     accuracy = re.fullmatch(r"test accuracy (\d+\.\d)%\n", capsys.readouterr().out)
     assert accuracy and float(accuracy[1]) > 80
+
+
+def test_the_example_that_writes_pictures_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_example("mkdir")
+    dataset = load_dataset("photos")
+    assert len(dataset.train) + len(dataset.evaluation) == 1797
+    assert f"drawn for testing, {len(dataset.evaluation)} images" in " ".join(README.split())
+
+
+def test_the_example_with_a_picture_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunFolder(ROOT / "results" / "fast-cifar10")
+    Image.fromarray(record.read_arrays(record.augmentations)["originals"][4]).save(tmp_path / "cat.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    run_example("onecycle.load()")
+    assert capsys.readouterr().out.startswith("cat 0.")
 
 
 def test_every_command_line_shown_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^onecycle (\S+) ?([^#\n]*)", README, flags=re.MULTILINE)
     assert {command for command, _ in lines} == {
-        *("train", "find-lr", "study", "check", "evaluate", "report", "compare", "predict", "summary")
+        *(
+            "train",
+            "find-lr",
+            "study",
+            "check",
+            "evaluate",
+            "report",
+            "compare",
+            "predict",
+            "export",
+            "serve",
+            "summary",
+        )
     }
     for command, options in lines:
         assert cli.main([command, "--help"]) == 0
@@ -231,3 +269,51 @@ def test_what_it_says_of_kills_and_damage_is_what_was_recorded() -> None:
     assert damaged["noticed"] == damaged["recovered by the one before"] == damaged["cases"] >= 200
     assert record["bad inputs refused in one line"] >= 60
     assert cost["part of an epoch's time"] < 0.01
+
+
+def recorded(name: str) -> Any:
+    return json.loads((ROOT / f"results/{name}.json").read_text())
+
+
+def test_what_it_says_of_ones_own_pictures_is_what_was_recorded() -> None:
+    digits, jpegs = (recorded("own_pictures")[name] for name in ("digits as PNG", "JPEG archive"))
+    words = " ".join(README.split())
+    assert f"**{100 * digits['test_accuracy']:.2f} %** of them right after {digits['seconds']:.0f} seconds" in words
+    assert f"`--recipe quick` comes to **{100 * jpegs['test_accuracy']:.2f} %**" in words
+    assert digits["named rightly by predict"] == pytest.approx(digits["test_accuracy"], abs=0.003)
+    assert (jpegs["recipe"], jpegs["train_images"], jpegs["test_images"]) == ("quick", 50_000, 10_000)
+
+
+def test_what_it_says_of_prediction_is_what_was_recorded() -> None:
+    shipped, prediction = recorded("shipped_network"), recorded("prediction")
+    words = " ".join(README.split())
+    accuracy = shipped["recorded"]
+    speeds = prediction["images_a_second"]["the network that comes with the package"]["batches of 250"]
+    for figures in (
+        f"with {100 * accuracy['accuracy']:.2f} % of CIFAR-10's test images right, "
+        f"{100 * accuracy['tta_accuracy']:.2f} % with `--tta`",
+        f"it has {shipped['megabytes']:.1f} MB",
+        f"On {prediction['files']:,} JPEGs of 32×32 that is {prediction['files_a_second_whole_command']:,.0f} files a second",
+        f"decoding is {100 * prediction['share_of_decoding']:.0f} % of the work",
+        f"onnxruntime names {speeds['onnxruntime, float32']:,.0f} images a second of",
+        f"torch {speeds['torch, float32']:,.0f} in float32 and {speeds['torch, bfloat16']:,.0f} in bfloat16",
+    ):
+        assert figures in words
+    assert shipped["megabytes"] <= 14 and prediction["files"] == 10_000
+
+
+def test_what_it_says_of_the_service_is_what_was_recorded() -> None:
+    record = recorded("serving")
+    words = " ".join(README.split())
+    for clients, found in record["clients"].items():
+        times = f"{found['p50_milliseconds']:.0f} | {found['p99_milliseconds']:.0f}"
+        assert f"| {clients} | {found['requests_a_second']:.0f} | {times} |" in README
+        assert found["lost"] == 0
+    held = record["memory"]["mib_after_each_tenth"]
+    assert f"nor of {record['memory']['requests']:,} more" in words
+    assert f"went from {held[0]} to {held[-1]} MiB" in words
+    assert record["memory"]["lost"] == 0 and held[-1] - held[1] < 30
+    assert record["clients"].keys() == {"1", "16", "128"}
+    assert record["under attack"].keys() == {"slow clients", "huge uploads", "bombs", "a flood"}
+    for found in record["under attack"].values():
+        assert found["answered_during"] > 0 and found["answered_after"] == 20 and found["lost_after"] == 0

@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -114,3 +115,32 @@ def test_a_set_of_another_name_is_not_passed_over(tmp_path: Path, name: str) -> 
         write_pictures(tmp_path / "photos" / split, COUNTS)
     with pytest.raises(InputError, match=f"there is {name}/ and no test/; name it test/ to evaluate on it, or move it"):
         load_dataset(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAINING", "validation")])
+def test_sets_that_are_called_otherwise_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write_pictures(tmp_path / "photos" / name, COUNTS)
+    with pytest.raises(InputError, match="looks like a set, not like a class; name the sets train/ and test/"):
+        load_dataset(tmp_path / "photos")
+
+
+def test_a_set_of_another_name_is_seen_in_an_archive_without_folders(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pictures(tmp_path / "photos" / split, COUNTS)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in (tmp_path / "photos").rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path / "photos"))
+    with pytest.raises(InputError, match="there is val/ and no test/"):
+        load_dataset(tmp_path / "photos.zip")
+
+
+def test_a_class_with_a_folder_called_train_in_it_does_not_hide_the_others(photos: Path) -> None:
+    for name in ("steam", "electric"):
+        write_pictures(photos / "rail" / "train", {name: 5})
+    with pytest.raises(InputError, match="rail/ has sets in it .*, and there are pictures beside it"):
+        load_dataset(photos)
+
+
+def test_ones_own_folder_with_the_name_of_a_known_set_is_not_taken_for_it(tmp_path: Path) -> None:
+    assert load_dataset(write_pictures(tmp_path / "digits", COUNTS)).name == "digits-images"

@@ -93,6 +93,12 @@ def _by_split(seen: list[tuple[Parts, bool]], source: Path) -> dict[str, dict[st
     if len(around) > 1:
         tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
         raise InputError(f"{source}: train/ and test/ are in several places ({tops}); keep one pair")
+    (top,) = around
+    if top and any(parts[: len(top)] != top and not is_folder for parts, is_folder in seen):
+        raise InputError(
+            f"{source}: {'/'.join(top)}/ has sets in it (train/ or test/), and there are pictures beside it; put the "
+            "sets at the top, or rename what is no set"
+        )
     if "test" not in found and others:
         name = min(others)
         raise InputError(

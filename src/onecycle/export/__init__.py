@@ -24,7 +24,7 @@ def export_onnx(run: Path, out: Path | None = None) -> tuple[Path, float]:
             nothing can be written; or what is exported does not compute what the network does, and is then not kept.
     """
     if missing := [name for name in _NEEDED if not find_spec(name)]:
-        raise InputError(f"--to onnx needs {', '.join(missing)}, not installed; pip install 'onecycle[export]'")
+        raise InputError(f"--to onnx needs {', '.join(missing)}, not installed; pip install {' '.join(missing)}")
     from onecycle.export.onnx_file import write_onnx  # only now: it loads these
 
     folder = RunFolder.open(run)

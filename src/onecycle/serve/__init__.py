@@ -15,7 +15,7 @@ def serve(predictor: Predictor, name: str, *, host: str, port: int) -> None:
         InputError: when a library is missing, or the address cannot be had.
     """
     if missing := [library for module, library in _NEEDED.items() if not find_spec(module)]:
-        raise InputError(f"the page needs {', '.join(missing)}, not installed; pip install 'onecycle[serve]'")
+        raise InputError(f"the page needs {', '.join(missing)}, not installed; pip install {' '.join(missing)}")
     from onecycle.serve.server import run  # only now: it loads these
 
     run(predictor, name, host=host, port=port)

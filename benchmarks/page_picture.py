@@ -1,0 +1,55 @@
+"""A picture of the page that `onecycle serve` shows, with six pictures on it: by Chromium, which must be installed."""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+from record import BROWSERS
+
+from onecycle.run_folder import RunFolder
+
+RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
+SHOWN = 6  # of the record's picture of augmentations
+WIDTH, HEIGHT = 1200, 1150  # of the picture, in pixels
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/serve_page.png"))
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        photograph(process.stdout.readline().split()[1], options.out)
+    finally:
+        process.terminate()
+        process.wait()
+    return 0
+
+
+def photograph(url: str, out: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        files = []
+        for number, pixels in enumerate(RECORD.read_arrays(RECORD.augmentations)["originals"][:SHOWN]):
+            files.append(Path(folder) / f"photo {number + 1}.png")
+            Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC).save(files[-1])
+        browser = playwright.chromium.launch(
+            executable_path=next(filter(None, map(shutil.which, BROWSERS)), None), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+        page.goto(url)
+        page.set_input_files("#files", files)
+        expect(page.locator("#cards > li")).to_have_count(SHOWN)
+        page.wait_for_function("[...document.querySelectorAll('.heat')].every((canvas) => canvas.width === 32)")
+        page.screenshot(path=out)
+        browser.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
