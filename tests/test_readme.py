@@ -293,7 +293,8 @@ def test_what_it_says_of_prediction_is_what_was_recorded() -> None:
         f"with {100 * accuracy['accuracy']:.2f} % of CIFAR-10's test images right, "
         f"{100 * accuracy['tta_accuracy']:.2f} % with `--tta`",
         f"it has {shipped['megabytes']:.1f} MB",
-        f"On {prediction['files']:,} JPEGs of 32×32 that is {prediction['files_a_second_whole_command']:,.0f} files a second",
+        f"On {prediction['files']:,} JPEGs of 32×32 that is "
+        f"{prediction['files_a_second_whole_command']:,.0f} files a second",
         f"decoding is {100 * prediction['share_of_decoding']:.0f} % of the work",
         f"onnxruntime names {speeds['onnxruntime, float32']:,.0f} images a second of",
         f"torch {speeds['torch, float32']:,.0f} in float32 and {speeds['torch, bfloat16']:,.0f} in bfloat16",
