@@ -236,18 +236,18 @@ async def bombs(port: int) -> str:
 
     def png(side: int) -> bytes:
         start = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-        pixels = zlib.compress(bytes((3 * side + 1) * min(side, 7000)), 1)
+        pixels = zlib.compress(bytes((3 * side + 1) * min(side, 5_400)), 1)
         return b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
     statuses = []
-    for content in (png(50_000), png(7_000)):  # refused by its head; the largest that is decoded
+    for content in (png(50_000), png(5_400)):  # refused by its head; the largest that is decoded
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(5):
             writer.write(form(*[content] * 2))
             statuses.append((await answer(reader))[0])
         writer.close()
     told = sorted(set(statuses))
-    return f"10 requests with 2 PNGs each, of 50,000×50,000 or 7,000×7,000 pixels, answered with {told}"
+    return f"10 requests with 2 PNGs each, of 50,000×50,000 or 5,400×5,400 pixels, answered with {told}"
 
 
 async def flood(port: int) -> str:

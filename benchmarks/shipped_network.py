@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the folder of a complete run with its weights")
     parser.add_argument("--data", help="where its data are, if not where they were")
     parser.add_argument("--network", type=Path, default=SHIPPED, help="the file to write")
+    parser.add_argument("--footnote", default="", help="what else there is to know of the data, for the card")
     parser.add_argument("--out", type=Path, default=Path("results/shipped_network.json"))
     options = parser.parse_args()
     folder = RunFolder.open(options.run)
@@ -37,7 +38,7 @@ def main() -> int:
     options.network.parent.mkdir(parents=True, exist_ok=True)
     whole = Predictor.load(folder.weights)
     whole.save(options.network, half=True)
-    write_card(folder, whole, options.network)
+    write_card(folder, whole, options.network, footnote=options.footnote)
     quick = load().acceleration
     accuracies = {}
     for name, how in (("as onecycle.load computes", quick), ("in float32", PLAIN)):

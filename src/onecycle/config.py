@@ -158,8 +158,9 @@ class Config:
         if self.network == "custom_resnet":
             self._require_fixed("the custom ResNet", widths=(64, 256, 256), activation="relu", sizes=())
             self._require_fixed("the custom ResNet", whitening=True, whitening_epochs=None, dirac=True)
+        ways_out = f"give --sizes {self.size}, or several"
         _require(
-            self, "sizes", not self.sizes or self.sizes[-1] == self.size, f"sides that end with --size, {self.size}"
+            self, "sizes", not self.sizes or self.sizes[-1] == self.size, f"sides that end with --size; {ways_out}"
         )
         if self.optimizer == "adam":
             self._require_fixed("adam", bias_lr_scale=1, whitening_epochs=None)

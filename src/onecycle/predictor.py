@@ -68,6 +68,10 @@ class Predictor:
         """Write the weights with class names, input size and normalization to `path`.
 
         With `half` in float16, which takes half of the room, but for batch norm, whose statistics need float32.
+
+        Raises:
+            InputError: when it cannot be written.
+            ValueError: with `half`, when there are weights too large for float16.
         """
         metadata = {
             "classes": self.classes,

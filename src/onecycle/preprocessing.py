@@ -100,16 +100,17 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     The short side is resized to `size` with antialiasing, then the centre is cropped. A picture that already has the
     size keeps its pixels. Its orientation tag is obeyed; transparency is put on white.
     """
-    image = ImageOps.exif_transpose(image)
+    if _is_turned(image):
+        image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
         # Pillow would clip these to 0..255; a picture of 16 bits a pixel is scaled, as every viewer does.
         values = np.asarray(image, dtype=np.float32)
         largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
         image = Image.fromarray((values / largest * 255).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(image)

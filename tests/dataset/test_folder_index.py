@@ -15,6 +15,7 @@ from onecycle.dataset.check import check
 from onecycle.dataset.folder_index import DRAWN_SHARE
 from onecycle.dataset.image_folder import read_image_folder
 from onecycle.errors import InputError
+from onecycle.preprocessing import to_square
 
 COUNTS = {"ant": 20, "bee": 10, "cät": 3}
 
@@ -47,7 +48,8 @@ def test_of_class_folders_alone_a_fifth_of_each_class_is_drawn_for_testing(photo
 def test_the_names_are_those_of_the_test_images(photos: Path) -> None:
     _, test, drawn = read_image_folder(photos, 32)
     assert drawn is not None
-    for name in drawn:
+    for name, pixels in zip(drawn, test.images, strict=True):
+        assert (to_square(Image.open(photos / name), 32) == pixels).all()
         (photos / name).unlink()
     left, more, _ = read_image_folder(photos, 32)
     pixels = {image.tobytes() for image in (*left.images, *more.images)}
@@ -109,11 +111,11 @@ def test_too_few_images_or_classes_are_told(tmp_path: Path, counts: dict[str, in
         load_dataset(write_pictures(tmp_path / "few", counts))
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
-def test_a_set_of_another_name_is_not_passed_over(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["val", "Test", "testing", "Validation", "plane"])
+def test_pictures_beside_train_are_not_passed_over(tmp_path: Path, name: str) -> None:
     for split in ("train", name):
         write_pictures(tmp_path / "photos" / split, COUNTS)
-    with pytest.raises(InputError, match=f"there is {name}/ and no test/; name it test/ to evaluate on it, or move it"):
+    with pytest.raises(InputError, match=f"there is no test/, and {name}/ with pictures beside train/; name it test/"):
         load_dataset(tmp_path / "photos")
 
 
@@ -131,7 +133,7 @@ def test_a_set_of_another_name_is_seen_in_an_archive_without_folders(tmp_path: P
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in (tmp_path / "photos").rglob("*.png"):
             archive.write(path, path.relative_to(tmp_path / "photos"))
-    with pytest.raises(InputError, match="there is val/ and no test/"):
+    with pytest.raises(InputError, match="there is no test/, and val/ with pictures beside train/"):
         load_dataset(tmp_path / "photos.zip")
 
 

@@ -65,4 +65,7 @@ def test_too_few_images_for_the_batch_size_are_told_in_one_line(
 
 def test_sizes_that_do_not_end_with_the_size_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--recipe", "quick", "--size", "64"]) == 2
-    assert "--sizes is (24, 28, 32); it must be sides that end with --size, 64" in capsys.readouterr().err
+    assert (
+        "--sizes is (24, 28, 32); it must be sides that end with --size; give --sizes 64, or several"
+        in capsys.readouterr().err
+    )

@@ -9,13 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from photographs import PHOTOGRAPHS
 from PIL import Image
-
-from onecycle.run_folder import RunFolder
-
-RECORD = RunFolder(Path(__file__).parents[2] / "results" / "fast-cifar10")
-SHOWN = ["horse", "airplane", "truck", "frog", "cat", "ship", "frog", "truck"]
-"""What is in the images of the record's picture of augmentations."""
 
 WITH_LIMITS = """
 import sys
@@ -57,7 +52,10 @@ def started(*command: str) -> Iterator[Service]:
         yield Service(process, line.split()[1])
     finally:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        try:
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert err == ""
     if command[0] == "-m":
         assert (process.returncode, out) == (0, "Stopped\n")
@@ -72,10 +70,10 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight photographs, large as a camera's are, whose classes are `SHOWN`."""
+    """Eight photographs, enlarged, whose classes are `SHOWN`."""
     folder = tmp_path_factory.mktemp("served")
     paths = []
-    for number, pixels in enumerate(RECORD.read_arrays(RECORD.augmentations)["originals"]):
+    for number, pixels in enumerate(PHOTOGRAPHS):
         paths.append(folder / f"photo {number}.png")
         Image.fromarray(pixels).resize((320, 320), Image.Resampling.NEAREST).save(paths[-1])
     return paths

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from photographs import SHOWN
 from playwright.sync_api import Browser, Page, expect
 
-from .conftest import SHOWN, Service
+from .conftest import Service
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 700}
 
@@ -72,7 +73,7 @@ def test_the_field_is_reached_and_opened_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser():
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
 
 
 def test_a_picture_that_is_pasted_is_named(page: Page, pictures: list[Path]) -> None:

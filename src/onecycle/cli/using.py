@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -132,8 +133,7 @@ def serve(*, run: Path | None = None, host: str = "127.0.0.1", port: int = 8000)
     from onecycle.predictor import load
 
     name = "CIFAR-10" if run is None else run.resolve().name
-    try:
+    with suppress(Interrupted):
         service.serve(load(run), name, host=host, port=port)
-    except Interrupted:
-        print("Stopped")
+    print("Stopped")
     return 0

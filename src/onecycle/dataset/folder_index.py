@@ -16,8 +16,7 @@ from onecycle.preprocessing import suffixes
 SPLITS = ("train", "test")
 DRAWN_SHARE = 0.2  # of each class, for testing, where there is no test set
 _DRAWN_SEED = 0
-_VALIDATION = ("val", "valid", "validation")
-_ALIKE = {"training", "testing", *SPLITS, *_VALIDATION}  # in any letters: names of sets, not of classes
+_ALIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # names of sets, in any letters
 
 Parts = tuple[str, ...]
 
@@ -77,11 +76,9 @@ def _by_split(seen: list[tuple[Parts, bool]], source: Path) -> dict[str, dict[st
     """The images by split and class, where there are folders of these."""
     found: dict[str, dict[str, set[Parts]]] = {}
     around: set[Parts] = set()
-    others: set[str] = set()
     for parts, is_folder in seen:
         depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
         if depth is None or (len(parts) == depth + 1 and not is_folder):
-            others |= set((parts if is_folder else parts[:-1])[:2]) & set(_VALIDATION)
             continue
         around.add(parts[:depth])
         classes = found.setdefault(parts[depth], defaultdict(set))
@@ -99,11 +96,12 @@ def _by_split(seen: list[tuple[Parts, bool]], source: Path) -> dict[str, dict[st
             f"{source}: {'/'.join(top)}/ has sets in it (train/ or test/), and there are pictures beside it; put the "
             "sets at the top, or rename what is no set"
         )
-    if "test" not in found and others:
-        name = min(others)
+    sets = [(*top, split) for split in found]
+    beside = (parts for parts, is_folder in seen if len(parts) > len(top) + 1 and not is_folder)
+    if "test" not in found and (other := next((parts for parts in beside if parts[: len(top) + 1] not in sets), None)):
         raise InputError(
-            f"{source}: there is {name}/ and no test/; name it test/ to evaluate on it, or move it away to have a test "
-            "set drawn from train/"
+            f"{source}: there is no test/, and {'/'.join(other[: len(top) + 1])}/ with pictures beside train/; name it "
+            "test/ to evaluate on it, or move it away to have a test set drawn from train/"
         )
     return found
 

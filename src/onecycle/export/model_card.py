@@ -15,10 +15,10 @@ CARD = "README.md"
 _KNOWN = ("cifar10", "digits")  # data; of one's own pictures the owner knows the licence
 
 
-def write_card(folder: RunFolder, predictor: Predictor, file: Path) -> Path:
+def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote: str = "") -> Path:
     """Write README.md beside `file`, which holds the network of `predictor`, of the complete run in `folder`.
 
-    Its head is metadata in the format of the Hugging Face hub.
+    `footnote` is what else there is to know of the data. Its head is metadata in the format of the Hugging Face hub.
 
     Raises:
         InputError: when a record of the run is missing or damaged, or the card cannot be written.
@@ -38,6 +38,7 @@ def write_card(folder: RunFolder, predictor: Predictor, file: Path) -> Path:
         page=page,
         result=folder.read_result(),
         file=file,
+        notes=[*page.environment["dataset"]["notes"], *filter(None, [footnote])],
         data=dataset_name(name),
         is_known=name in _KNOWN,
         classes=predictor.classes,

@@ -128,7 +128,7 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
         """Name what is in pictures, one or several. Files that cannot be read do not keep the others from it."""
         with service.room.of_a_request() as room:
             uploads = await read_uploads(request, room, limits)
-            room.take_pictures(len(uploads))
+            room.take(pictures=len(uploads))
             pictures = await _together([service.answer(upload, top, explain) for upload in uploads])
         if all(picture.error for picture in pictures):
             response.status_code = 422

@@ -42,7 +42,7 @@ class Batcher(Generic[T, R]):
         try:
             while True:
                 taken = await self._take()
-                # A client that has gone away waits for nothing.
+                # One that was refused, or took too long, is waited for by nobody.
                 wanted = [(item, answer) for item, answer in taken if not answer.done()]
                 if wanted:
                     await self._answer(wanted)

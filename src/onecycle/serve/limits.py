@@ -10,7 +10,7 @@ class Limits:
     file_bytes: int = 16 * 2**20
     files: int = 32  # in a request
     request_bytes: int = 64 * 2**20
-    pixels: int = 50_000_000  # of a picture
+    pixels: int = 30_000_000  # of a picture; decoding one takes up to a dozen bytes for each
     upload_seconds: float = 30  # for a request to arrive
     header_seconds: float = 10  # for its head to arrive
     answer_seconds: float = 30  # for a picture to be decoded and the network's turn to come

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -32,6 +33,7 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
     hosts = ("localhost", "127.0.0.1", "[::1]", host) if _is_of_this_machine(host) else ("*",)
     app = make_app(predictor, name, limits=limits, hosts=hosts)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every form that is none
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     shown = f"[{host}]" if ":" in host else host
     server = _Server(
         f"{name}: http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)",
@@ -43,13 +45,18 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
             access_log=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=limits.connections,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         ),
     )
     with listening:
         server.run(sockets=[listening])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether uvicorn tells more than that it ended what was being answered, because it was told to stop."""
+    is_end = bool(record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    return not is_end and not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 class _Server(uvicorn.Server):
@@ -71,9 +78,11 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         with ExitStack() as undone:
-            listening = undone.enter_context(socket.socket(family, kind, protocol))  # unnamed, answers wait 40 ms
+            # Where the protocol is not named, asyncio does not send at once: every answer would wait for 40 ms.
+            listening = undone.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen()
             undone.pop_all()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "that is no address"
@@ -92,11 +101,14 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
     """uvicorn's protocol, which waits for a client as long as it likes, with an end to that."""
 
     class Impatient(H11Protocol):
-        _head: asyncio.TimerHandle | None = None
-        _taking: asyncio.TimerHandle | None = None
+        _waits: dict[str, asyncio.TimerHandle]
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._waits = {}
+            transport.set_write_buffer_limits(high=0)  # so that writing pauses when anything is not taken
+            if len(self.connections) > limits.connections:
+                transport.abort()
             self._watch()
 
         def handle_events(self) -> None:
@@ -105,31 +117,38 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.conn.their_state is h11.SEND_BODY:  # what it still sends, nobody reads
-                self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            self._watch()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._taking = self.loop.call_later(limits.write_seconds, self.transport.abort)
+            self._expect("taking", limits.write_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            if self._taking:
-                self._taking.cancel()
+            self._no_longer("taking")
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._unwatch()
+            for wait in list(self._waits):
+                self._no_longer(wait)
 
         def _watch(self) -> None:
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-                self._unwatch()
-            elif self._head is None:  # a head that arrives bit by bit moves no deadline
-                self._head = self.loop.call_later(limits.header_seconds, self.transport.close)
+            # Neither a head nor a body that arrives bit by bit moves its deadline.
+            if self.conn.their_state is h11.IDLE:
+                self._expect("head", limits.header_seconds, self.transport.close)
+            else:
+                self._no_longer("head")
+            if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:  # nobody reads it
+                self._expect("rest of the body", _LINGER_SECONDS, self.transport.close)
+            else:
+                self._no_longer("rest of the body")
 
-        def _unwatch(self) -> None:
-            if self._head:
-                self._head.cancel()
-                self._head = None
+        def _expect(self, what: str, seconds: float, otherwise: Callable[[], None]) -> None:
+            if what not in self._waits:
+                self._waits[what] = self.loop.call_later(seconds, otherwise)
+
+        def _no_longer(self, what: str) -> None:
+            if wait := self._waits.pop(what, None):
+                wait.cancel()
 
     return Impatient

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from fastapi import HTTPException, Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -61,27 +62,19 @@ class RequestRoom:
         self.bytes = 0
         self.pictures = 0
 
-    def take_bytes(self, more: int) -> None:
-        """Take room for `more` bytes.
+    def take(self, *, bytes: int = 0, pictures: int = 0) -> None:
+        """Take room for so many bytes more, and for so many pictures, to be decoded and to wait for the network.
 
         Raises:
             HTTPException: when there is none.
         """
-        if self._room.bytes + more > self._limits.waiting_bytes:
+        room, limits = self._room, self._limits
+        if room.bytes + bytes > limits.waiting_bytes or room.pictures + pictures > limits.waiting_pictures:
             raise busy()
-        self._room.bytes += more
-        self.bytes += more
-
-    def take_pictures(self, more: int) -> None:
-        """Take places for `more` pictures, to be decoded and to wait for the network.
-
-        Raises:
-            HTTPException: when there are none.
-        """
-        if self._room.pictures + more > self._limits.waiting_pictures:
-            raise busy()
-        self._room.pictures += more
-        self.pictures += more
+        room.bytes += bytes
+        room.pictures += pictures
+        self.bytes += bytes
+        self.pictures += pictures
 
 
 def busy() -> HTTPException:
@@ -94,9 +87,12 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
     Raises:
         HTTPException: when it is no form with files, too large, too slow, or there is no room for it.
     """
-    form = request.headers.get("content-type", "")
-    if not form.lower().startswith("multipart/form-data") or "boundary=" not in form:
-        raise HTTPException(415, "send pictures as files of a form (multipart/form-data)")
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    # Names in another charset are the client's choice of a decoder, and there are slow ones.
+    if kind.lower() != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise HTTPException(415, "send pictures as files of a form (multipart/form-data, in UTF-8)")
+    if not options.get(b"boundary"):
+        raise HTTPException(415, "the form has no boundary")
     try:
         async with asyncio.timeout(limits.upload_seconds):
             body = await _read(request, room, limits)
@@ -109,17 +105,17 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
         raise HTTPException(422, "there is no file in the form; send one or more as `files`")
     if any(not isinstance(file, UploadFile) for file in files):
         raise HTTPException(422, "`files` must be files")
-    return [Upload(str(file.filename)[:_NAME_LENGTH], await file.read()) for file in files]
+    return [Upload(_printable(file.filename or ""), await file.read()) for file in files]
 
 
 async def _read(request: Request, room: RequestRoom, limits: Limits) -> bytes:
-    announced = request.headers.get("content-length", "0")
-    if int(announced) > limits.request_bytes if announced.isdecimal() else True:
-        await _hear_out(request.stream())
-        raise _too_large(limits)
     body, stream = bytearray(), request.stream()
+    if int(request.headers.get("content-length", 0)) > limits.request_bytes:
+        if "expect" not in request.headers:  # else it has sent nothing, and to listen would invite it
+            await _hear_out(stream)
+        raise _too_large(limits)
     async for chunk in stream:
-        room.take_bytes(len(chunk))
+        room.take(bytes=len(chunk))
         body += chunk
         if len(body) > limits.request_bytes:
             await _hear_out(stream)
@@ -150,6 +146,10 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
         reason = getattr(error, "message", None) or "it is damaged"
         raise HTTPException(422, f"the form cannot be read: {reason}") from error
     return form.getlist("files")  # type: ignore[return-value]
+
+
+def _printable(name: str) -> str:
+    return name[:_NAME_LENGTH].encode(errors="replace").decode()
 
 
 def _too_large(limits: Limits) -> HTTPException:

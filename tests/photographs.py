@@ -1,0 +1,9 @@
+"""Photographs of CIFAR-10 that are in the repository: in the record of the network that comes with the package."""
+
+from pathlib import Path
+
+from onecycle.run_folder import RunFolder
+
+RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
+PHOTOGRAPHS = RECORD.read_arrays(RECORD.augmentations)["originals"]  # uint8 [8,32,32,3]
+SHOWN = ["horse", "airplane", "truck", "frog", "cat", "ship", "frog", "truck"]  # what is in them
