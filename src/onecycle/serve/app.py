@@ -76,20 +76,11 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
     """The service of the network of `predictor`, which the page calls `name` and which answers to the names `hosts`."""
     service = _Service(predictor, limits)
 
-    @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(service.batcher.run())
-        try:
-            yield
-        finally:
-            work.cancel()
-            service.decoders.shutdown(wait=False, cancel_futures=True)
-
     app = FastAPI(
         title=f"onecycle: {name}",
         description=f"Names what is in pictures: {', '.join(predictor.classes)}.",
         version=version("onecycle"),
-        lifespan=running,
+        lifespan=service.running,
         docs_url=None,
         redoc_url=None,
     )
@@ -97,10 +88,7 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
     app.add_middleware(SecureHeaders)
     pages.add_to(app, name, predictor, limits)
 
-    @app.exception_handler(RequestValidationError)
-    async def not_valid(_: Request, error: RequestValidationError) -> Response:
-        reasons = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-        return JSONResponse({"detail": reasons}, 422)
+    app.add_exception_handler(RequestValidationError, _not_valid)
 
     @app.get("/health")
     async def health() -> Health:
@@ -137,6 +125,12 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
     return app
 
 
+async def _not_valid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    reasons = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+    return JSONResponse({"detail": reasons}, 422)
+
+
 class _Service:
     """What all requests share: the network, the threads that decode, and how much room there is."""
 
@@ -146,6 +140,16 @@ class _Service:
         self.room = Room(limits)
         self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_pictures)
         self.decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decoder")
+
+    @asynccontextmanager
+    async def running(self, _: FastAPI) -> AsyncIterator[None]:
+        """Inside, what waits is worked on."""
+        work = asyncio.create_task(self.batcher.run())
+        try:
+            yield
+        finally:
+            work.cancel()
+            self.decoders.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, upload: Upload, top: int, explain: bool) -> PicturePrediction:
         """What is in one file.
