@@ -279,7 +279,7 @@ def test_what_it_says_of_ones_own_pictures_is_what_was_recorded() -> None:
     digits, jpegs = (recorded("own_pictures")[name] for name in ("digits as PNG", "JPEG archive"))
     words = " ".join(README.split())
     assert f"**{100 * digits['test_accuracy']:.2f} %** of them right after {digits['seconds']:.0f} seconds" in words
-    assert f"`--recipe quick` comes to **{100 * jpegs['test_accuracy']:.2f} %**" in words
+    assert f"with `--recipe quick` it comes to **{100 * jpegs['test_accuracy']:.2f} %**" in words
     assert digits["named rightly by predict"] == pytest.approx(digits["test_accuracy"], abs=0.003)
     assert (jpegs["recipe"], jpegs["train_images"], jpegs["test_images"]) == ("quick", 50_000, 10_000)
 
