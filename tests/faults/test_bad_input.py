@@ -149,8 +149,13 @@ def test_a_validation_set_that_leaves_nothing_to_train_on(refused: Refused) -> N
 
 
 def test_a_training_set_of_a_single_step(refused: Refused) -> None:
-    line = refused("train", "--data", "digits", "--limit", "10", "--epochs", "1")
-    assert "10 images in batches of 512 make 1 step in all" in line
+    line = refused("train", "--data", "digits", "--limit", "10", "--batch-size", "10", "--epochs", "1")
+    assert "10 images in batches of 10 make 1 step in all" in line
+
+
+def test_a_training_set_of_less_than_a_batch(refused: Refused) -> None:
+    line = refused("train", "--data", "digits", "--limit", "10")
+    assert "10 training images are too few for batches of 512; give --batch-size 2, or add images" in line
 
 
 # Images
@@ -354,10 +359,9 @@ def test_evaluating_where_nothing_is(refused: Refused, tmp_path: Path) -> None:
     assert "is not a run folder" in refused("evaluate", tmp_path / "empty")
 
 
-def test_predicting_without_a_trained_network(refused: Refused, tmp_path: Path) -> None:
+def test_predicting_by_a_run_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (32, 32), "red").save(picture)
-    assert "there is no trained network in runs/; train one" in refused("predict", picture)
     assert "there is no run folder nowhere" in refused("predict", "--run", "nowhere", picture)
 
 
