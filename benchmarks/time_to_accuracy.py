@@ -42,12 +42,14 @@ def main() -> int:
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--epochs", type=int, help="instead of those of the recipes, to try this out")
     parser.add_argument("--limit", type=int, help="images of each split, to try this out")
+    parser.add_argument("--batch-size", type=int, help="instead of those of the recipes, to try this out")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy.json"))
     options = parser.parse_args()
     common = ["--data", options.data]
     for name in ("epochs", "limit"):
         if (value := getattr(options, name)) is not None:
             common += [f"--{name}", str(value)]
+    batches = [] if options.batch_size is None else ["--batch-size", str(options.batch_size)]
     whitening = whitening_seconds()
     described = environment.describe(hardware.detect(), PLAIN)
     del described["acceleration"]  # each contender has its own
@@ -55,7 +57,7 @@ def main() -> int:
     for round in range(options.rounds):
         for name in options.contenders:
             arguments = [*common, "--seed", str(round)]
-            told = port(arguments) if name == "port" else recipe(name, arguments, whitening)
+            told = port(arguments) if name == "port" else recipe(name, [*arguments, *batches], whitening)
             runs[name].append(told)
             print(f"round {round + 1}/{options.rounds}, {name}:", told, flush=True)
             write(options.out, summary(runs, {"whitening_seconds": rounded(whitening), **described}))

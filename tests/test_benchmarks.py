@@ -7,7 +7,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from onecycle import report
 from onecycle.run_folder import RunFolder
@@ -96,7 +98,13 @@ def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
 
 def test_time_to_accuracy_lets_recipes_and_port_take_turns(tmp_path: Path) -> None:
     out = tmp_path / "time_to_accuracy.json"
-    done = run("time_to_accuracy", "--data", "digits", "--limit", "60", "--epochs", "2", "--rounds", "2", "--out", out)
+    rng, photos = np.random.default_rng(0), tmp_path / "photos"  # in colour, as the recipes expect
+    for place in range(160):
+        file = photos / ("train" if place % 2 else "test") / str(place // 2 % 10) / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    little = ["--limit", "60", "--batch-size", "60", "--epochs", "2", "--rounds", "2"]
+    done = run("time_to_accuracy", "--data", photos, *little, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     contenders = {"quick", "fast", "port"}

@@ -186,7 +186,7 @@ def test_runs_on_different_data_are_not_summed_up(quick: Config) -> None:
 
 
 def test_the_table_tells_both_figures_where_there_are_views(quick: Config) -> None:
-    recipe = replace(FAST, data="digits", limit=60, epochs=2, batch_size=20, out=quick.out)
+    recipe = replace(FAST, data="digits", limit=60, epochs=2, batch_size=20, precision="float32", out=quick.out)
     console = Console(file=StringIO(), width=200)
     path = study.begin(study.plan(recipe, seeds=1, vary=["flip=random"], threshold=0.01), console)
     told = json.loads((path / "summary.json").read_text())

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -25,7 +26,8 @@ def working(test: Callable[[Squares], Awaitable[None]], batcher: Squares) -> Non
             with suppress(asyncio.CancelledError):
                 await work
 
-    asyncio.run(both())
+    with ThreadPoolExecutor(1) as pool:  # the browser of other tests has its loop in this thread
+        pool.submit(asyncio.run, both()).result()
 
 
 def test_what_comes_within_milliseconds_is_computed_together_and_in_order() -> None:

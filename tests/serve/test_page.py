@@ -69,11 +69,12 @@ def test_a_picture_that_is_chosen_is_named_with_five_bars_and_where_it_looked(pa
     expect(page.locator("#status")).to_have_text("photo 4.png: cat")
 
 
-def test_the_field_is_reached_and_opened_by_keyboard(page: Page) -> None:
+def test_the_field_is_reached_by_keyboard_and_opened_by_its_button(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
+    assert page.locator(".choose").evaluate("label => getComputedStyle(label).outlineStyle") == "solid"
     with page.expect_file_chooser():
-        page.keyboard.press("Space")
+        page.locator(".choose").click()
 
 
 def test_a_picture_that_is_pasted_is_named(page: Page, pictures: list[Path]) -> None:
