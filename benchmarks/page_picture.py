@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from record import BROWSERS
+from studies import served
 
 from onecycle.run_folder import RunFolder
 
@@ -22,14 +22,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/serve_page.png"))
     options = parser.parse_args()
-    command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        photograph(process.stdout.readline().split()[1], options.out)
-    finally:
-        process.terminate()
-        process.wait()
+    with served() as (address, _):
+        photograph(address, options.out)
     return 0
 
 

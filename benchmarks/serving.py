@@ -10,7 +10,6 @@ import io
 import itertools
 import statistics
 import struct
-import subprocess
 import sys
 import time
 import zlib
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from studies import rounded, write
+from studies import rounded, served, write
 
 from onecycle import environment, hardware
 from onecycle.predictor import load
@@ -38,15 +37,9 @@ def main() -> int:
     parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
     parser.add_argument("--out", type=Path, default=Path("results/serving.json"))
     options = parser.parse_args()
-    command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        port = int(process.stdout.readline().split()[1].rstrip("/").rpartition(":")[2])
-        record = asyncio.run(measured(options, port, process.pid))
-    finally:
-        process.terminate()
-        process.wait()
+    with served() as (address, process):
+        port = int(address.rstrip("/").rpartition(":")[2])
+        record = asyncio.run(measured(options, port, process))
     how = load().acceleration
     write(options.out, {**record, "environment": environment.describe(hardware.detect(), how)})
     return 0

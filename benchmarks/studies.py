@@ -1,7 +1,10 @@
-"""What the scripts here share: records that are written down, and gone on with after an interruption."""
+"""What the scripts here share: records that are written down, and gone on with after an interruption; a service."""
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,16 @@ def write(path: Path, record: dict[str, Any]) -> None:
 def rounded(value: float) -> float:
     """`value` to four significant digits."""
     return float(f"{value:.4g}")
+
+
+@contextmanager
+def served() -> Iterator[tuple[str, int]]:
+    """Inside, `onecycle serve` answers: at this address, as the process of this number."""
+    command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        yield process.stdout.readline().split()[1], process.pid
+    finally:
+        process.terminate()
+        process.wait()

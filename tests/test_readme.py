@@ -11,6 +11,8 @@ from PIL import Image
 from onecycle import cli
 from onecycle.dataset import load_dataset
 from onecycle.run_folder import RunFolder
+from onecycle.serve.batching import WAIT_SECONDS
+from onecycle.serve.limits import LIMITS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -318,3 +320,13 @@ def test_what_it_says_of_the_service_is_what_was_recorded() -> None:
     assert record["under attack"].keys() == {"slow clients", "huge uploads", "bombs", "a flood"}
     for found in record["under attack"].values():
         assert found["answered_during"] > 0 and found["answered_after"] == 20 and found["lost_after"] == 0
+
+
+def test_the_limits_of_the_service_are_those_it_tells() -> None:
+    words = " ".join(README.split())
+    assert (
+        f"A request may bring {LIMITS.files} files, {LIMITS.file_bytes // 2**20} MiB each and "
+        f"{LIMITS.request_bytes // 2**20} MiB in all, within {LIMITS.upload_seconds} seconds, and a picture may have "
+        f"{LIMITS.pixels // 10**6} million pixels"
+    ) in words
+    assert WAIT_SECONDS == 0.003 and "that come within three milliseconds are computed together" in words

@@ -31,6 +31,11 @@ _WAYS_OUT = {
 }
 
 
+def shown(name: str | Path) -> str:
+    """The name of a file for a line of text: one with control characters or bytes that are no text is escaped."""
+    return str(name) if str(name).isprintable() else ascii(str(name))
+
+
 class NotWrittenError(InputError):
     """A file cannot be written; what is there is whole."""
 

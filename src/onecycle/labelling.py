@@ -3,16 +3,18 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.dataset.decoding import each_decoded
+from onecycle.dataset.decoding import each_decoded, square_of
 from onecycle.errors import InputError
-from onecycle.predictor import Prediction, Predictor, read_file, shown
-from onecycle.preprocessing import open_picture, suffixes
+from onecycle.files import shown
+from onecycle.predictor import Prediction, Predictor, read_file
+from onecycle.preprocessing import suffixes
 
 
 class Labelled(NamedTuple):
@@ -26,6 +28,10 @@ class _File(NamedTuple):
     path: Path
     content: bytes | InputError
 
+    @property
+    def where(self) -> str:
+        return shown(self.path)
+
 
 def label(predictor: Predictor, sources: Iterable[str]) -> Iterator[Labelled]:
     """Name what is in the files of all `sources`, in order: files, folders and patterns such as `photos/**/*.jpg`.
@@ -33,14 +39,7 @@ def label(predictor: Predictor, sources: Iterable[str]) -> Iterator[Labelled]:
     Of a folder those are read, at any depth, whose name is a picture's.
     """
 
-    def decode(file: _File) -> NDArray[np.uint8] | InputError:
-        try:
-            if isinstance(file.content, InputError):
-                raise file.content
-            return predictor.to_input(open_picture(file.content, shown(file.path)))
-        except InputError as error:
-            return error
-
+    decode = partial(square_of, size=predictor.preprocessing.input_size)
     waiting: list[tuple[Path, NDArray[np.uint8] | InputError]] = []
     for file, seen in each_decoded(map(_read, files_of(sources)), decode):
         waiting.append((file.path, seen))

@@ -17,7 +17,7 @@ from onecycle import hardware
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.errors import InputError
-from onecycle.files import reading
+from onecycle.files import reading, shown
 from onecycle.models import Architecture, ModelComposite
 from onecycle.preprocessing import LARGEST_FILE, Preprocessing, open_picture, to_square
 from onecycle.run_folder import RunFolder
@@ -205,8 +205,3 @@ def read_file(path: Path) -> bytes:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', error)}") from error
-
-
-def shown(path: Path) -> str:
-    """The name of a file for a line of text: one with control characters or bytes that are no text is escaped."""
-    return str(path) if str(path).isprintable() else ascii(str(path))

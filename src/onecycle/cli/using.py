@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from onecycle.cli.app import app
 from onecycle.errors import InputError
+from onecycle.files import shown
 
 
 @app.command
@@ -74,8 +75,6 @@ def predict(
 
 def _writer(form: Literal["text", "csv", "json"], top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
     """What prints a line about a file, of its likeliest classes with their probabilities."""
-    from onecycle.predictor import shown
-
     table = csv.writer(sys.stdout, lineterminator="\n")
     if form == "csv":
         numbers = range(1, top + 1)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.dataset.decoding import open_encoded
 from onecycle.dataset.entries import entries_of
 from onecycle.dataset.folder_index import SPLITS, index_of
-from onecycle.dataset.image_folder import EncodedImage, decoded, open_encoded
+from onecycle.dataset.image_folder import EncodedImage, decoded
 from onecycle.dataset.loading import load_dataset
 from onecycle.dataset.search import locate
 from onecycle.errors import InputError

@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from onecycle.errors import InputError
+from onecycle.preprocessing import open_picture, to_square
 
 _CHUNK = 64  # files read ahead, to keep a pool busy
 _CHUNK_BYTES = 2**26  # at which no more are
@@ -17,6 +22,11 @@ class Encoded(Protocol):
 
     @property
     def content(self) -> bytes | InputError: ...
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        ...
 
 
 E_co = TypeVar("E_co", bound=Encoded)
@@ -31,6 +41,25 @@ def each_decoded(files: Iterator[E_co], decode: Callable[[E_co], T]) -> Iterator
             is_large = _size(chunk) > len(chunk) * _LARGE_BYTES
             results = (pool.map if is_large else map)(decode, chunk)
             yield from zip(chunk, results, strict=True)
+
+
+def open_encoded(file: Encoded) -> Image.Image:
+    """The picture in it.
+
+    Raises:
+        InputError: when there is none that can be used.
+    """
+    if isinstance(file.content, InputError):
+        raise file.content
+    return open_picture(file.content, file.where)
+
+
+def square_of(file: Encoded, size: int) -> NDArray[np.uint8] | InputError:
+    """The picture in it as uint8 `[size,size,3]`, or why there is none that can be used."""
+    try:
+        return to_square(open_encoded(file), size)
+    except InputError as error:
+        return error
 
 
 def _chunk(files: Iterator[E_co]) -> list[E_co]:

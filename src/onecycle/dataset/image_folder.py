@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from onecycle.dataset.cache import cached
-from onecycle.dataset.decoding import each_decoded
+from onecycle.dataset.decoding import each_decoded, square_of
 from onecycle.dataset.entries import entries_of
 from onecycle.dataset.folder_index import SPLITS, Index, index_of
 from onecycle.dataset.image_set import ImageSet
 from onecycle.errors import InputError
-from onecycle.preprocessing import open_picture, to_square
+from onecycle.files import shown
 
 PROBLEMS_TOLD = 5  # in a message
 _CACHE_VERSION = 2  # raised when decoding or the cached files change
@@ -87,7 +85,7 @@ def _decode_all(source: Path, index: Index, size: int, folder: Path) -> None:
             files[split] = file, file.tell()
         problems: list[str] = []
         missing = len(index.rows)
-        for image, square in decoded(source, index, partial(_square, size=size)):
+        for image, square in decoded(source, index, partial(square_of, size=size)):
             missing -= 1
             if isinstance(square, InputError):
                 problems.append(str(square))
@@ -130,25 +128,7 @@ def _encoded(source: Path, index: Index) -> Iterator[EncodedImage]:
             except InputError as error:
                 content = error
             where = top + "/".join(entry.parts)
-            yield EncodedImage(*index.rows[entry.parts], content, where if where.isprintable() else ascii(where))
-
-
-def _square(encoded: EncodedImage, size: int) -> NDArray[np.uint8] | InputError:
-    try:
-        return to_square(open_encoded(encoded), size)
-    except InputError as error:
-        return error
-
-
-def open_encoded(encoded: EncodedImage) -> Image.Image:
-    """The picture in it.
-
-    Raises:
-        InputError: when there is none that can be used.
-    """
-    if isinstance(encoded.content, InputError):
-        raise encoded.content
-    return open_picture(encoded.content, encoded.where)
+            yield EncodedImage(*index.rows[entry.parts], content, shown(where))
 
 
 def _read_decoded(folder: Path) -> FolderSets:

@@ -78,7 +78,7 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         with ExitStack() as undone:
-            # Where the protocol is not named, asyncio does not send at once: every answer would wait for 40 ms.
+            # Where the protocol is not named, asyncio does not send at once, and every answer waits for the client.
             listening = undone.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
