@@ -50,8 +50,8 @@ class Order:
 class Source(Protocol):
     """Where batches come from before normalization: uint8 `[B,H,W,3]` and int64 `[B]`, on the device."""
 
-    def epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of `epoch`, from number `first` on."""
+    def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """A batch of the images at each of these positions in the order of `epoch`."""
         ...
 
     def first(self, count: int) -> NDArray[np.uint8]:
@@ -68,28 +68,26 @@ class ResidentSource:
         order: Order,
         augment_batch: AugmentBatch | None,
         *,
-        batch_size: int,
         seed: int,
         device: str,
     ) -> None:
         self._images = images
         self._order = order
         self._augment_batch = augment_batch
-        self._batch_size = batch_size
         self._seed = seed
         self._device = device
         # On the CPU the images stay where they are, which may be a file that is mapped into memory.
         self._pixels = None if device == "cpu" else torch.from_numpy(images.images).to(device)
 
-    def epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self._order.of(epoch)
         indices = torch.from_numpy(order).to(self._device)
         labels = torch.from_numpy(self._images.labels[order]).to(self._device)
         draws = None
         if self._augment_batch:
             draws = torch.from_numpy(self._augment_batch.draw(self._seed, epoch, order)).to(self._device)
-        for start in range(first * self._batch_size, len(order), self._batch_size):
-            batch = slice(start, start + self._batch_size)
+        for part in parts:
+            batch = slice(part.start, part.stop)
             if self._pixels is None:
                 images = torch.from_numpy(self._images.images[order[batch]])
             else:
@@ -111,7 +109,7 @@ class WorkerSource:
 
     def __init__(self, batches: "AugmentedBatches", *, workers: int, device: str) -> None:
         self._batches = batches
-        self._sampler = _EpochSampler(len(batches))
+        self._sampler = _EpochSampler()
         self._device = device
         self._loader = DataLoader(
             batches,
@@ -130,8 +128,8 @@ class WorkerSource:
             generator=torch.Generator(),
         )
 
-    def epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self._sampler.epoch, self._sampler.first = epoch, first
+    def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._sampler.epoch, self._sampler.parts = epoch, parts
         for images, labels in self._loader:
             yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
@@ -150,40 +148,35 @@ def _begin_worker(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
-class _EpochSampler(Sampler[tuple[int, int]]):
-    """The (epoch, number) of every batch of `epoch` from `first` on."""
+class _EpochSampler(Sampler[tuple[int, range]]):
+    """The `epoch`, with the positions in its order, of every batch."""
 
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
+    def __init__(self) -> None:
         self.epoch = 0
-        self.first = 0
+        self.parts: Sequence[range] = ()
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, number) for number in range(self.first, self.batches)])
+    def __iter__(self) -> Iterator[tuple[int, range]]:
+        return iter([(self.epoch, part) for part in self.parts])
 
 
 class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Whole batches by (epoch, number), augmented image by image; what the workers run."""
+    """Whole batches by their epoch and their positions in its order, augmented image by image; what the workers run."""
 
-    def __init__(self, images: ImageSet, order: Order, augment: Augment, *, batch_size: int, seed: int) -> None:
+    def __init__(self, images: ImageSet, order: Order, augment: Augment, *, seed: int) -> None:
         self.images = images
         self.order = order
         self.augment = augment
-        self.batch_size = batch_size
         self.seed = seed
 
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        epoch, number = place
-        start = number * self.batch_size
-        positions = range(start, min(start + self.batch_size, len(self.images)))
+    def __getitem__(self, place: tuple[int, range]) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, positions = place
         labels = self.images.labels[self.order.of(epoch)[positions]]
         return torch.from_numpy(self.augmented(epoch, positions)), torch.from_numpy(labels)
 
     def augmented(self, epoch: int, positions: range) -> NDArray[np.uint8]:
         """The images at `positions` of `epoch`, uint8 `[len(positions),H,W,3]`."""
         images = self.images.images[self.order.of(epoch)[positions]]
+        if not len(images):
+            return images
         keys = ((self.seed, epoch, position) for position in positions)
         return np.stack([self.augment(image, key) for image, key in zip(images, keys, strict=True)])

@@ -182,5 +182,13 @@ def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
         ) from error
 
 
+def weights_digest(model: nn.Module) -> str:
+    """The start of the sha256, in hex, of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for values in model.state_dict().values():
+        digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -47,6 +47,9 @@ class Config:
     batch_size: int = 512
     """Images a step; the last batch of an epoch may be shorter and counts."""
 
+    shards: int = 1
+    """Parts that each batch is cut into, with batch norm of their own: what several processes share out."""
+
     lr_max: float | None = None
     """Learning rate at the peak; found by the LR finder when left out."""
 
@@ -140,8 +143,9 @@ class Config:
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
             _require(self, field, _fits(getattr(self, field), hint), _in_words(hint))
-        for field in ("size", "epochs", "batch_size"):
+        for field in ("size", "epochs", "batch_size", "shards"):
             _require(self, field, getattr(self, field) >= 1, "at least 1")
+        _require(self, "shards", self.shards <= self.batch_size, f"at most --batch-size, which is {self.batch_size}")
         _require(self, "widths", len(self.widths) == 3 and min(self.widths) >= 1, "three numbers of channels")
         _require(
             self, "sizes", all(size >= SMALLEST_SIZE for size in self.sizes), f"sides of {SMALLEST_SIZE} pixels or more"

@@ -7,6 +7,7 @@ from typing import Any
 from cyclopts import App
 from cyclopts.config import Dict
 
+from onecycle import job
 from onecycle.config import BASELINE, RECIPES, Config
 from onecycle.errors import InputError
 
@@ -36,6 +37,8 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
             return
         from onecycle.run_folder import RunFolder
 
+        if job.is_part() and not Path(given["--resume"]).exists():
+            return  # another machine has it
         start = RunFolder.open(Path(given["--resume"])).read_config()
     elif "--config" in given:
         if "--recipe" in given:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from onecycle import job, ranks
 from onecycle.acceleration import Acceleration
 from onecycle.dataset import Dataset
 from onecycle.errors import InputError
@@ -33,6 +34,8 @@ def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "hardware": hardware.to_json(),
         "acceleration": acceleration.to_json(),
+        "processes": list(ranks.current().names),
+        "job": job.name(),
     }
 
 
@@ -78,6 +81,17 @@ def recorded_fingerprint(folder: RunFolder) -> str:
     """
     with reading(folder.environment):
         return str(folder.read_json(folder.environment)["dataset"]["fingerprint"])
+
+
+def recorded_job(folder: RunFolder) -> str | None:
+    """The name of what the run in `folder` was started as a part of, or None.
+
+    Raises:
+        InputError: when it is not recorded.
+    """
+    with reading(folder.environment):
+        name: str | None = folder.read_json(folder.environment)["job"]
+        return name
 
 
 def recorded_versions(folder: RunFolder) -> dict[str, str]:

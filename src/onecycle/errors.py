@@ -6,3 +6,11 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Silent(Exception):
+    """This process ends with `exit_code`, and another one tells why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process tells why")
+        self.exit_code = exit_code

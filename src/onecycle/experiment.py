@@ -3,18 +3,18 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from onecycle import beginning, environment, finished, hardware, outcome
+from onecycle import beginning, environment, finished, hardware, outcome, ranks, rejoining
 from onecycle.assembly import Experiment, assemble
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.files import NotWrittenError, locked
 from onecycle.finite import NonFiniteError
-from onecycle.identity import configured, require_same
+from onecycle.identity import configured, identity, require_same
 from onecycle.interruption import Interrupted, Interruption, watched
 from onecycle.lr_finder import find_lr
 from onecycle.progress import RunProgress
@@ -38,28 +38,39 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
             when training cannot go on.
         Interrupted: by SIGINT or SIGTERM; `resume` goes on.
     """
-    with watched() as interruption, RunProgress(console) as progress:
-        started = time.perf_counter()
+    with watched() as interruption, ranks.joined() as here:
+        begun = None if place else rejoining.begun_by_this_job(config)
+        if any(here.of_all(begun is not None)):
+            return resume(begun, console, config)
+        ranks.require_even(config.shards, here.size)
         if config.tensorboard:
             require_tensorboard()
-        experiment = assemble(config)
-        beginning.announce(experiment, progress)
-        beginning.require_cycle(experiment)
-        beginning.tell_of_interrupted(experiment, progress)
-        folder = beginning.make_folder(experiment, config.recipe, place)
-        with locked(folder.path), _resumable(folder, config):
-            progress.say(f"Run folder: {folder.path}")
-            try:
-                rates = _rates(experiment, folder, progress)
-            except InputError:
-                folder.discard()
-                raise
-            state = RunState(experiment, folder, interruption, rates=rates, started=started)
-            return _train(experiment, folder, progress, interruption, state=state, rates=rates)
+        with RunProgress(_screen(console)) as progress, ExitStack() as stack:
+            started = time.perf_counter()
+            experiment = assemble(config)
+            ranks.require_alike(identity(experiment))
+            beginning.announce(experiment, progress)
+            beginning.require_cycle(experiment)
+            beginning.tell_of_interrupted(experiment, progress)
+            if here.leads:
+                folder = beginning.make_folder(experiment, config.recipe, place)
+            else:
+                folder = stack.enter_context(rejoining.scratch())
+            with locked(folder.path), _resumable(folder, config):
+                progress.say(f"Run folder: {folder.path}")
+                try:
+                    rates = _rates(experiment, folder, progress)
+                except InputError:
+                    folder.discard()
+                    raise
+                state = RunState(experiment, folder, interruption, rates=rates, started=started)
+                return _train(experiment, folder, progress, interruption, state=state, rates=rates)
 
 
-def resume(path: Path, console: Console, config: Config | None = None) -> RunFolder:
+def resume(path: Path | None, console: Console, config: Config | None = None) -> RunFolder:
     """Go on with an interrupted run where it was saved last, computing the way it began, to the same bits.
+
+    Of several processes one has the run's folder at `path`; it sends the others what they need of it.
 
     Of `config` only where the data are and the number of workers may differ from what the run began with.
 
@@ -68,18 +79,19 @@ def resume(path: Path, console: Console, config: Config | None = None) -> RunFol
             configuration, other data, another version; or when training cannot go on.
         Interrupted: by SIGINT or SIGTERM; another `resume` goes on.
     """
-    folder = RunFolder.open(path)
-    began = folder.read_config()
-    config = config or began
-    then = {**configured(began), **environment.recorded_versions(folder)}
-    now = {**configured(config), **environment.versions(environment.COMPUTING)}
-    require_same(then, now, f"{path} goes on only as it began")
-    with watched() as interruption, locked(folder.path), RunProgress(console) as progress:
-        if folder.complete:
-            raise InputError(f"{path} is complete: there is nothing to resume")
-        folder.remove_strays()
-        with _resumable(folder, config):
-            return _go_on(folder, config, progress, interruption)
+    with watched() as interruption, ranks.joined() as here, rejoining.of_all(path) as folder:
+        began = folder.read_config()
+        config = config or began
+        ranks.require_even(config.shards, here.size)
+        then = {**configured(began), **environment.recorded_versions(folder)}
+        now = {**configured(config), **environment.versions(environment.COMPUTING)}
+        require_same(then, now, f"{folder.path} goes on only as it began")
+        with locked(folder.path), RunProgress(_screen(console)) as progress:
+            if folder.complete:
+                raise InputError(f"{folder.path} is complete: there is nothing to resume")
+            folder.remove_strays()
+            with _resumable(folder, config):
+                return _go_on(folder, config, progress, interruption)
 
 
 def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruption: Interruption) -> RunFolder:
@@ -88,6 +100,7 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
     how.require(hardware.detect())
     experiment = assemble(config, how)
     environment.require_same_data(folder, experiment.dataset)
+    ranks.require_alike(identity(experiment))
     beginning.announce(experiment, progress)
     if cpu := environment.other_processor(folder, hardware.detect()):
         progress.warn(f"This run began on another processor, {cpu}: its last bits may come out otherwise here")
@@ -99,6 +112,11 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)
+
+
+def _screen(console: Console) -> Console:
+    """What this process may write to: of several only one says how far the run is."""
+    return console if ranks.current().leads else Console(quiet=True)
 
 
 @contextmanager
@@ -246,7 +264,10 @@ def _train(
         )
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
-    _conclude(experiment, folder, evaluation, state=state, rates=rates)
+    views = _over_views(experiment) if config.test_time_augmentation else None
+    if not ranks.current().leads:
+        return folder
+    _conclude(experiment, folder, evaluation, state=state, rates=rates, views=views)
     if board:
         board.complete(config, folder.read_result(), folder.pictures)
     if config.report:
@@ -263,6 +284,7 @@ def _conclude(
     *,
     state: RunState,
     rates: tuple[float, float],
+    views: tuple[float, float] | None,
 ) -> None:
     """Write down and draw what the run came to."""
     outcome.write(
@@ -272,7 +294,7 @@ def _conclude(
         state.history,
         margins=state.margins,
         rates=rates,
-        views=_over_views(experiment) if experiment.config.test_time_augmentation else None,
+        views=views,
         seconds=state.seconds,
     )
     _draw(folder)

@@ -3,9 +3,12 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+PASSED_ON_SECONDS = 2.0  # within which a launcher passes on what a terminal has sent to all its processes
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,7 +29,10 @@ class Interruption:
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self._came = 0.0
         self._deferred = False
+        self._together = False
+        self._agreed: int | None = None
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -44,24 +50,27 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._number is not None
+        """Whether a signal has come; where several processes stop together, whether they have agreed to."""
+        return (self._agreed if self._together else self._number) is not None
 
     def check(self) -> None:
-        """Stop here if a signal has come.
+        """Stop here if that is requested.
 
         Raises:
             Interrupted: then.
         """
-        if self._number is not None:
-            raise Interrupted(self._number)
+        number = self._agreed if self._together else self._number
+        if number is not None:
+            raise Interrupted(number)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self.requested:  # a second one: at once. What is written is whole or has no name yet.
+        if self._number is not None:  # a second one: at once. What is written is whole or has no name yet.
+            if self._together and time.monotonic() - self._came < PASSED_ON_SECONDS:
+                return
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # a bar may have hidden the cursor
             os._exit(128 + number)
-        self._number = number
+        self._number, self._came = number, time.monotonic()
         if not self._deferred:
             raise Interrupted(number)
 
@@ -94,3 +103,26 @@ def watched() -> Iterator[Interruption]:
         _watching = None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, a signal that is deferred stops nothing until the processes of a run have agreed by `agree`."""
+    if _watching:
+        _watching._together = True
+    try:
+        yield
+    finally:
+        if _watching:
+            _watching._together = False
+
+
+def received() -> int:
+    """The number of the signal that has come to this process, or 0."""
+    return (_watching and _watching._number) or 0
+
+
+def agree(number: int) -> None:
+    """All processes of the run stop, as the one that the signal `number` has come to."""
+    if _watching:
+        _watching._agreed = number

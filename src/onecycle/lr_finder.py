@@ -18,6 +18,7 @@ from onecycle.errors import InputError
 from onecycle.finite import NonFiniteError
 from onecycle.models import as_composite
 from onecycle.records import LRCurve
+from onecycle.shards import learning
 from onecycle.training import training_steps
 
 SMOOTHING = 0.9  # weight of the past in the running mean of the loss
@@ -57,7 +58,14 @@ def find_lr(
     stopped = "completed"
     with _random_states_kept():
         endless = chain.from_iterable(batches.epoch(epoch) for epoch in count())
-        sweep = training_steps(running, optimizer, endless, lrs.__getitem__, acceleration=acceleration)
+        sweep = training_steps(
+            running,
+            optimizer,
+            endless,
+            lrs.__getitem__,
+            acceleration=acceleration,
+            learn=learning(batches, acceleration),
+        )
         try:
             for outcome in islice(sweep, steps):
                 loss = float(outcome.loss)

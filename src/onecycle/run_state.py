@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import torch
 
+from onecycle import ranks
 from onecycle.assembly import Experiment
-from onecycle.checkpoint import load_state, save_state
+from onecycle.checkpoint import load_state, save_state, weights_digest
 from onecycle.errors import InputError
 from onecycle.files import reading, writing
 from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, weights_finite
@@ -77,6 +78,8 @@ class RunState:
         """
         self.history.append(record)
         self.last_step = None
+        if ranks.current().size > 1:  # else what is different in one of them would be noticed by its results, or never
+            ranks.require_alike({f"the network after epoch {record.epoch}": weights_digest(self._experiment.model)})
         self.save()
         self._folder.write_history(self.history)
         self._interruption.check()
@@ -100,6 +103,8 @@ class RunState:
         if not weights_finite(self._experiment.model):
             steps = len(self.history) * len(self._experiment.train)
             raise NonFiniteError(self.last_step.step if self.last_step else steps - 1, NOT_LOOKED_AT)
+        if not ranks.current().leads:
+            return
         progress = {
             "format": _FORMAT,
             "run": self._identity,

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from onecycle import ranks
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.batches import Batches
 from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, all_finite, first_not_finite
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.records import EpochRecord, History
 from onecycle.scheduler import one_cycle, peak_step
+from onecycle.shards import Learn, learning, whole
 
 
 class Totals(NamedTuple):
@@ -73,11 +75,7 @@ class Evaluation:
 
 
 class StepOutcome(NamedTuple):
-    """What one training step came to: the global step, its mean loss, its correct answers and its images.
-
-    Loss and correct answers are scalars, and `margins` float32 `[B]`: how far the logit of each image's label is above
-    the largest other one. All are on the device: the step may not be done before they are read.
-    """
+    """What one training step came to: the global step, and the rest as in `Learned`."""
 
     step: int
     loss: torch.Tensor
@@ -94,29 +92,29 @@ def training_steps(
     *,
     acceleration: Acceleration,
     first_step: int = 0,
+    learn: Learn | None = None,
 ) -> Iterator[StepOutcome]:
     """Train `running`, a model that `acceleration` has prepared, on `batches`, one step each time the caller asks.
 
-    A parameter group of `optimizer` that has an "lr_scale" learns at so many times the rate of the step.
+    A parameter group of `optimizer` that has an "lr_scale" learns at so many times the rate of the step. `learn` is how
+    a batch is learned from, whole unless it is given.
 
     Raises:
         NonFiniteError: on a CPU, when a loss or a gradient is not finite; parameters and optimizer are as after the
             step before.
     """
     running.train()
+    learn = learn or whole(acceleration)
     for step, batch in enumerate(batches, start=first_step):
         for group in optimizer.param_groups:
             group["lr"] = lr_of_step(step) * group.get("lr_scale", 1.0)
         optimizer.zero_grad()
-        with acceleration.autocast():
-            loss, logits = running.training_step(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        learned = learn(running, batch, step)
         # A GPU would have to be waited for; there it is noticed when the loss is read, or the state is saved.
-        if acceleration.device == "cpu" and not all_finite(loss, running):
+        if acceleration.device == "cpu" and not all_finite(learned.loss, running):
             raise NonFiniteError(step, first_not_finite(running, batch, acceleration))
         optimizer.step()
-        correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
-        yield StepOutcome(step, loss.detach(), correct, len(batch.labels), _margins(logits.detach(), batch.labels))
+        yield StepOutcome(step, *learned)
 
 
 def evaluate(
@@ -129,21 +127,21 @@ def evaluate(
     """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is."""
     # Compiling is worth it for training alone, and so a result can be computed again where there is no compiler.
     running = replace(acceleration, torch_compile=False).prepare(as_composite(model)).eval()
-    losses, sizes, logits, labels = [], [], [], []
-    for batch in batches.epoch(0):
+    others, nothing = ranks.current(), torch.empty(0, device=acceleration.device)  # of any shape, beside others
+    losses, logits = [nothing], [nothing]
+    mine = others.block(len(batches))
+    for batch in batches.epoch(0, first=mine.start, stop=mine.stop):
         with acceleration.autocast():
             output = running.evaluation_step(batch)
-        losses.append(output.loss)
-        sizes.append(len(batch.labels))
+        losses.append(output.loss.view(1))
         logits.append(output.logits.float())
-        labels.append(batch.labels)
         after_batch()
-    total = math.fsum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
-    all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
-    correct = int((all_logits.argmax(dim=1) == all_labels).sum())
-    return Evaluation(
-        loss=total / len(all_labels), accuracy=correct / len(all_labels), logits=all_logits, labels=all_labels
-    )
+    labels = torch.from_numpy(batches.images.labels[batches.order(0)])
+    means = others.concatenated(torch.cat(losses).cpu()).tolist()
+    all_logits = others.concatenated(torch.cat(logits).cpu())
+    total = math.fsum(loss * batches.size(number) for number, loss in enumerate(means))
+    correct = int((all_logits.argmax(dim=1) == labels).sum())
+    return Evaluation(loss=total / len(labels), accuracy=correct / len(labels), logits=all_logits, labels=labels)
 
 
 def fit(
@@ -176,6 +174,7 @@ def fit(
     """
     running = acceleration.prepare(as_composite(model))
     _lay_out_like_parameters(optimizer)
+    learn = learning(train, acceleration)
     lr_of_step = _cycle(epochs, len(train), peak_fraction, lr_min, lr_max)
     history: History = []
     for epoch in range(first_epoch, epochs):
@@ -184,7 +183,9 @@ def fit(
         first = before.step + 1 if before else epoch * len(train)
         _freeze(optimizer, epoch)
         batches = train.epoch(epoch, first=first - epoch * len(train))
-        steps = training_steps(running, optimizer, batches, lr_of_step, acceleration=acceleration, first_step=first)
+        steps = training_steps(
+            running, optimizer, batches, lr_of_step, acceleration=acceleration, first_step=first, learn=learn
+        )
         for report in _reports(steps, epoch, lr_of_step, before=before, started=started):
             after_step(report)
         assert report, "an epoch has a step at least"
@@ -259,13 +260,6 @@ def _reports(
             seconds=time.perf_counter() - started,
             margins=outcome.margins,
         )
-
-
-def _margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The logit `[B]` of each label less the largest of the others, of logits `[B,C]`."""
-    logits, labels = logits.float(), labels.unsqueeze(1)
-    others = logits.scatter(1, labels, -torch.inf)
-    return logits.gather(1, labels).squeeze(1) - others.amax(dim=1)
 
 
 def _type_of_sums(device: str) -> torch.dtype:

@@ -9,7 +9,7 @@ from cyclopts import CycloptsError
 
 from onecycle.cli import looking, training, using  # noqa: F401  # they register their commands
 from onecycle.cli.app import app
-from onecycle.errors import InputError
+from onecycle.errors import InputError, Silent
 from onecycle.interruption import Interrupted, watched
 
 
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with watched():
             return _run(tokens, debug)
+    except Silent as ended:
+        return ended.exit_code
     except Interrupted as stopped:
         print("; ".join(["onecycle: interrupted", *filter(None, [str(stopped)])]), file=sys.stderr)
         return stopped.exit_code

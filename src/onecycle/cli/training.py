@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from onecycle import job
 from onecycle.cli.app import app
 from onecycle.config import BASELINE, Config
 
@@ -14,7 +15,9 @@ Saved = Annotated[Path | None, Parameter(name="--config")]
 
 
 @app.command
-def train(*, settings: Settings = BASELINE, config: Saved = None, resume: Path | None = None) -> int:
+def train(
+    *, settings: Settings = BASELINE, config: Saved = None, resume: Path | None = None, processes: int = 1
+) -> int:
     """Find the learning rates, train, evaluate, and write a run folder.
 
     Parameters
@@ -23,11 +26,23 @@ def train(*, settings: Settings = BASELINE, config: Saved = None, resume: Path |
         Start from the config.json of a run; other options change it.
     resume
         Go on with the interrupted run in this folder, as it was configured, from where it was saved.
+    processes
+        How many processes on this machine share out the --shards of each batch.
     """
+    if processes != 1 and not job.is_part():
+        from onecycle.launching import launch
+
+        return launch(processes, settings.shards)
     from onecycle import experiment
 
     console = Console()
-    folder = experiment.resume(resume, console, settings) if resume else experiment.run(settings, console)
+    if resume:
+        # Where another machine has the folder, the run is as that one says.
+        folder = experiment.resume(resume, console, settings if resume.exists() else None)
+    else:
+        folder = experiment.run(settings, console)
+    if not folder.complete:
+        return 0  # another process led, and tells
     result = folder.read_result()
     averaged = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
     console.print(

@@ -1,0 +1,221 @@
+"""The other processes of a run: whether they live, and small values from them, through the store that they share."""
+
+import atexit
+import os
+import queue
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    TCPStore,
+    destroy_process_group,
+    is_initialized,
+)
+
+from onecycle import job
+from onecycle.errors import InputError
+
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = 50.0  # after which a process that does not beat is given up
+_POLL_SECONDS = 0.02, 0.5  # at first, and at the most
+_GONE = 10**9  # what a process that leaves with an error adds to its beats
+_ADDRESS_OF = 0x8915  # an interface: SIOCGIFADDR of Linux
+
+
+class Peers:
+    """The processes that were started together, from what torchrun tells each of them by its environment.
+
+    A thread beats for this process and listens to the others. It alone talks to the store, which blocks for good when
+    a link is cut: whoever waits for it notices.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self.names = [f"rank {rank}" for rank in range(self.size)]
+        self._requests: queue.Queue[tuple[Callable[[Any], Any], queue.Queue[Any]]] = queue.Queue()
+        self._beats = [0] * self.size
+        self._heard = [time.monotonic()] * self.size  # when the beats of each last grew
+        self._listened = time.monotonic()  # when the store last answered
+        self._ended = threading.Event()
+        self._broken = False
+        try:
+            self._store = self.store()
+        except RuntimeError as error:
+            where = f"{self._master[0]}:{self._master[1]}"
+            raise InputError(f"the other processes are not found through {where}: {error}") from error
+        threading.Thread(target=self._beat, daemon=True).start()
+        self.put(f"name/{self.rank}", f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})".encode())
+        names = self.wait_for([f"name/{rank}" for rank in range(self.size)])
+        self.names = [name.decode() for name in names]
+
+    def store(self) -> Any:
+        """A connection to the store, for torch.distributed's own use."""
+        hosts_it = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        whole = TCPStore(
+            *self._master, self.size, is_master=hosts_it, multi_tenant=True, timeout=timedelta(seconds=SILENT_SECONDS)
+        )
+        # Those of an earlier start may still be there.
+        return PrefixStore(f"onecycle/{job.restarts()}", whole)
+
+    def put(self, key: str, value: bytes) -> None:
+        """Tell the others `value` under the name `key`."""
+        self._ask(lambda store: store.set(key, value))
+
+    def wait_for(self, keys: Sequence[str]) -> list[bytes]:
+        """What was put under each of `keys`, as soon as all of it is there.
+
+        Raises:
+            InputError: when a process has gone, was ended by an error or does not answer.
+        """
+        pause, longest = _POLL_SECONDS
+        while not self._ask(lambda store: store.check(list(keys))):
+            self.require_alive()
+            time.sleep(pause)
+            pause = min(1.5 * pause, longest)
+        values: list[bytes] = self._ask(lambda store: store.multi_get(list(keys)))
+        return values
+
+    def require_alive(self) -> None:
+        """Notice when another process has gone or does not answer.
+
+        Raises:
+            InputError: then.
+        """
+        now = time.monotonic()
+        for rank, beats in enumerate(self._beats):
+            if beats >= _GONE and rank != self.rank:
+                raise self._break(self._last_words(rank))
+        if now - self._listened > SILENT_SECONDS:
+            raise self._break(
+                f"{self._master[0]}:{self._master[1]}, through which the processes find each other, has not answered "
+                f"for {SILENT_SECONDS:.0f} s; look at that machine and the link to it"
+            )
+        silent = [name for name, heard in zip(self.names, self._heard, strict=True) if now - heard > SILENT_SECONDS]
+        if silent:
+            raise self._break(
+                f"{' and '.join(silent)} did not answer for {SILENT_SECONDS:.0f} s; look at that machine and the link "
+                "to it"
+            )
+
+    def lost(self) -> InputError:
+        """The error to raise when a connection to another process was lost: it says which one has gone."""
+        before: list[int] = []
+        for _ in range(2):  # the last beat of one that has gone is heard in the first
+            before = list(self._beats)
+            deadline = time.monotonic() + 1.5 * BEAT_SECONDS
+            while time.monotonic() < deadline:
+                try:
+                    self.require_alive()
+                except InputError as error:
+                    return error
+                time.sleep(BEAT_SECONDS / 10)
+        gone = [self.names[rank] for rank in range(self.size) if self._beats[rank] == before[rank]]
+        return self._break(f"{' and '.join(gone) or 'the connection to another process'} has gone")
+
+    def told_by_leader(self, message: str, *, leads: bool) -> bool:
+        """Tell the others why this process ends with an error; whether the one that leads says so, too."""
+        with suppress(InputError):
+            self._ask(lambda store: store.set(f"words/{self.rank}", message))
+            self._ask(lambda store: store.add(f"beat/{self.rank}", _GONE))
+            if leads:
+                self._ask(lambda store: store.set("told", "yes"))
+                return False
+            for _ in range(30):
+                if self._ask(lambda store: store.check(["told"])):
+                    time.sleep(BEAT_SECONDS)  # else the one that leads may be ended before it has told
+                    return True
+                time.sleep(BEAT_SECONDS / 10)
+        return False
+
+    def leave(self) -> None:
+        """Say no more."""
+        self._ended.set()
+        if self._broken:  # gloo would wait for those that have gone, and cannot be told not to
+            atexit.register(_end_at_once)
+        elif is_initialized():
+            with suppress(RuntimeError):
+                destroy_process_group()
+
+    def _break(self, message: str) -> InputError:
+        self._broken = True
+        return InputError(message)
+
+    def _last_words(self, rank: int) -> str:
+        said = self._ask(lambda store: store.multi_get([f"words/{rank}"]))[0].decode()
+        return said if said.startswith("rank ") else f"{self.names[rank]}: {said}"
+
+    def _ask(self, request: Callable[[Any], Any]) -> Any:
+        """What `request` gives for the store."""
+        answers: queue.Queue[Any] = queue.Queue()
+        self._requests.put((request, answers))
+        while True:
+            try:
+                answer = answers.get(timeout=1)
+            except queue.Empty:
+                if time.monotonic() - self._listened > SILENT_SECONDS:
+                    self.require_alive()
+                continue
+            if isinstance(answer, Exception):
+                raise InputError(f"the store at {self._master[0]}:{self._master[1]} has gone: {answer}") from answer
+            return answer
+
+    def _beat(self) -> None:
+        due = 0.0
+        while not self._ended.is_set():
+            if time.monotonic() >= due:
+                due = time.monotonic() + BEAT_SECONDS
+                with suppress(RuntimeError):
+                    self._listen()
+            try:
+                request, answers = self._requests.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                continue
+            try:
+                answers.put(request(self._store))
+                self._listened = time.monotonic()
+            except RuntimeError as error:
+                answers.put(error)
+
+    def _listen(self) -> None:
+        for rank in range(self.size):
+            beats = self._store.add(f"beat/{rank}", int(rank == self.rank))  # to add nothing asks how many there are
+            if beats != self._beats[rank]:
+                self._beats[rank], self._heard[rank] = beats, time.monotonic()
+        self._listened = time.monotonic()
+
+
+def _end_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def interface_towards(host: str) -> str | None:
+    """The name of the network interface through which `host` is reached, where that is another machine."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # which sends nothing
+            address = probe.getsockname()[0]
+            if address.startswith("127."):
+                return None
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # one without an address
+                    request = struct.pack("256s", name.encode()[:15])
+                    if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _ADDRESS_OF, request)[20:24]) == address:
+                        return name
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,80 @@
+"""A run that goes on in several processes: who of them has its folder, and what the others need of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from onecycle import environment, job, ranks
+from onecycle.checkpoint import load_state
+from onecycle.config import Config
+from onecycle.errors import InputError
+from onecycle.identity import configured
+from onecycle.run_folder import RunFolder, interrupted
+
+_NOTHING = [-1, 0]
+
+
+def begun_by_this_job(config: Config) -> Path | None:
+    """The folder of the run that an earlier start of the same job, on this machine, began and did not end."""
+    if name := job.name():
+        for folder in interrupted(config.out):
+            with suppress(InputError):
+                if environment.recorded_job(folder) == name and configured(folder.read_config()) == configured(config):
+                    return folder.path
+    return None
+
+
+@contextmanager
+def of_all(path: Path | None) -> Iterator[RunFolder]:
+    """The folder `path` of a run to go on with; a copy of what is needed of it where another process has the newest.
+
+    That process leads. It may be on another machine, which shares no disk with this one.
+
+    Raises:
+        InputError: when none of the processes has it.
+    """
+    here = ranks.current()
+    if here.size == 1:
+        yield RunFolder.open(path or Path())
+        return
+    saved = here.of_all(_saved(path))
+    if max(saved) == _NOTHING:
+        raise InputError(f"there is no run folder {path} on any of the machines")
+    here.leader = saved.index(max(saved))
+    if here.leads:
+        assert path, "who has the newest state has a folder"
+        folder = RunFolder.open(path)
+        _exchange(folder)
+        yield folder
+    else:
+        with scratch() as folder:
+            _exchange(folder)
+            yield folder
+
+
+@contextmanager
+def scratch() -> Iterator[RunFolder]:
+    """A run folder for a process that does not lead, whose files nobody keeps."""
+    with TemporaryDirectory(prefix="onecycle-") as path:
+        yield RunFolder.create(Path(path))
+
+
+def _exchange(folder: RunFolder) -> None:
+    here = ranks.current()
+    for file in (folder.config, folder.environment, folder.lr_finder, folder.checkpoint, folder.checkpoint_before):
+        content = here.bytes_from_leader(file.read_bytes() if here.leads and file.exists() else b"")
+        if content and not here.leads:
+            file.write_bytes(content)
+
+
+def _saved(path: Path | None) -> list[int]:
+    """How many epochs, and in the next one steps, the run in `path` had come to when it was saved last."""
+    if path is None or not RunFolder(path).config.is_file():
+        return _NOTHING
+    folder = RunFolder(path)
+    state = load_state(folder.checkpoint, folder.checkpoint_before)
+    if state is None:
+        return [0, 0]
+    last_step = state.progress["last_step"]
+    return [len(state.progress["history"]), last_step["step"] + 1 if last_step else 0]

@@ -1,0 +1,117 @@
+"""Runs of several real processes, as a person starts them, and what they come to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onecycle.run_folder import RunFolder
+
+NETWORK = ["--recipe", "quick", "--widths", "8", "8", "8"]
+PATIENCE = 120.0  # seconds
+
+
+def small(**changes: object) -> list[str]:
+    """The options of a run of seconds."""
+    values = {"data": "digits", "limit": 90, "epochs": 3, "batch_size": 26, "shards": 4, **changes}
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items()]
+    return ["--no-report", *(word for pair in pairs for word in pair)]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that was started, in a session of its own."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_until_said(self, text: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.said:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said
+            time.sleep(0.05)
+
+    def ranks(self) -> dict[int, int]:
+        """The numbers of the processes that compute, by rank."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (path / "cmdline").read_bytes().split(b"\0")
+                environment = dict(
+                    pair.split(b"=", 1) for pair in (path / "environ").read_bytes().split(b"\0") if b"=" in pair
+                )
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):  # it has ended
+                continue
+            if parent == self.process.pid and b"onecycle" in command and b"RANK" in environment:
+                found[int(environment[b"RANK"])] = int(path.name)
+        return found
+
+    def kill(self) -> None:
+        """End it, with all of its processes, as a machine does that has no power any more."""
+        for number in (self.process.pid, *self.ranks().values()):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> int:
+        """Wait for it; its exit code."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(self.said) from None
+
+
+def start(folder: Path, *words: str, threads: int = 1, **environment: str) -> Command:
+    """A Python module with its arguments, in the working folder `folder`."""
+    folder.mkdir(exist_ok=True)
+    log = folder / f"log-{len(list(folder.glob('log-*')))}"
+    kept = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **environment}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=kept,
+            start_new_session=True,
+        )
+    return Command(process, log)
+
+
+def train(folder: Path, *options: str, threads: int = 1) -> RunFolder:
+    """The folder of a run that came to its end."""
+    command = start(folder, "onecycle", "train", *options, threads=threads)
+    assert command.end() == 0, command.said
+    return run_in(folder)
+
+
+def run_in(folder: Path) -> RunFolder:
+    """The only run in the working folder `folder`."""
+    (config,) = folder.glob("runs/*/config.json")
+    return RunFolder(config.parent)
+
+
+def bits(run: RunFolder) -> dict[str, Any]:
+    """All that a run came to, without the clock."""
+    timed = ("seconds", "images_per_second", "peak_memory_gib", "tta_seconds")
+    return {
+        "weights": run.weights.read_bytes(),
+        "history": [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()],
+        "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
+        "margins": run.read_arrays(run.training_margins)["margins"].tobytes(),
+        "curve": json.loads(run.lr_finder.read_text()) if run.lr_finder.exists() else None,
+        "result": {name: value for name, value in run.read_json(run.result).items() if name not in timed},
+    }

@@ -1,0 +1,64 @@
+"""The same run in one process and in several, to the last bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import NETWORK, bits, small, start, train
+
+from onecycle.config import QUICK
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By Adam, with rates that the finder finds, and images augmented one by one in another process."""
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    by_adam = replace(QUICK, optimizer="adam", bias_lr_scale=1, whitening_epochs=None, lr_max=None, lr_min=None)
+    one_by_one = replace(by_adam, augmentation="albumentations", padding=4, hole=8, flip="random", workers=1)
+    path.write_text(json.dumps(replace(one_by_one, widths=(16, 16, 16), label_smoothing=0.0).to_json()))
+    return path
+
+
+def test_a_run_with_the_finder_adam_and_workers_is_the_same_on_one_and_two_processes(
+    tmp_path: Path, config: Path
+) -> None:
+    options = ["--config", str(config), *small(limit=300, batch_size=64, epochs=2)]
+    alone = train(tmp_path / "1", *options)
+    shared = train(tmp_path / "2", *options, "--processes", "2")
+    assert bits(alone)["curve"] is not None
+    assert bits(shared) == bits(alone)
+    assert shared.read_json(shared.environment)["processes"][1].startswith("rank 1 (")
+
+
+def test_a_run_with_muon_and_several_views_is_the_same_on_one_two_and_four_processes(tmp_path: Path) -> None:
+    options = [*NETWORK, *small(), "--test-time-augmentation"]
+    alone = train(tmp_path / "1", *options)
+    for processes in ("2", "4"):
+        assert bits(train(tmp_path / processes, *options, "--processes", processes)) == bits(alone)
+
+
+def test_the_number_of_shards_is_what_the_bits_depend_on(tmp_path: Path) -> None:
+    one, two = (train(tmp_path / str(shards), *NETWORK, *small(epochs=1, shards=shards)) for shards in (1, 2))
+    assert one.weights.read_bytes() != two.weights.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--processes", "3", *small()],
+            "--shards is 4, and 3 processes cannot share them out evenly; take 1 or 2 or 4",
+        ),
+        (["--processes", "2", *small(data="nowhere")], "nowhere: no such file or folder; check the path"),
+        (["--processes", "0", *small()], "--processes is 0; it must be at least 1"),
+        (["--processes", "2", *small(shards=40)], "--shards is 40; it must be at most --batch-size, which is 26"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_whatever_the_number_of_processes(
+    tmp_path: Path, options: list[str], told: str
+) -> None:
+    command = start(tmp_path, "onecycle", "train", *NETWORK, *options)
+    assert command.end() == 2
+    (line,) = command.said.splitlines()
+    assert line.startswith("onecycle: ") and told in line

@@ -1,0 +1,134 @@
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+from several import in_processes
+
+from onecycle import ranks
+from onecycle.errors import InputError
+
+
+def test_a_process_alone_is_the_only_rank_and_leads() -> None:
+    alone = ranks.current()
+    assert (alone.rank, alone.size, alone.leads) == (0, 1, True)
+    assert list(alone.block(7)) == list(range(7))
+    assert alone.of_all("mine") == ["mine"]
+    assert alone.from_leader(lambda: 5) == 5
+    ranks.require_alike({"data": "abc"})
+
+
+@pytest.mark.parametrize(("shards", "processes"), [(4, 1), (4, 2), (12, 3), (1, 1)])
+def test_shards_that_can_be_shared_out_evenly_are_taken(shards: int, processes: int) -> None:
+    ranks.require_even(shards, processes)
+
+
+def test_shards_that_cannot_be_shared_out_evenly_are_refused_with_what_can() -> None:
+    with pytest.raises(InputError, match="--shards is 4, and 3 processes .* take 1 or 2 or 4, or give a multiple of 3"):
+        ranks.require_even(4, 3)
+
+
+def exchanged() -> dict[str, Any]:
+    here = ranks.current()
+    rows = torch.full((here.rank, 2), float(here.rank))  # the first rank has none
+    if here.rank == 0:
+        rows = torch.empty(0)
+    return {
+        "of all": here.of_all({"rank": here.rank}),
+        "from the leader": here.from_leader(lambda: f"rank {here.rank}"),
+        "bytes": here.bytes_from_leader(b"abc" if here.leads else b""),
+        "no bytes": here.bytes_from_leader(b""),
+        "rows": here.concatenated(rows)[:, 0].tolist(),
+        "block": list(here.block(7)),
+    }
+
+
+def test_ranks_tell_each_other_values_bytes_and_rows() -> None:
+    answers = in_processes(3, exchanged)
+    assert [answer.pop("block") for answer in answers] == [[0, 1], [2, 3], [4, 5, 6]]
+    for answer in answers:
+        assert answer == {
+            "of all": [{"rank": 0}, {"rank": 1}, {"rank": 2}],
+            "from the leader": "rank 0",
+            "bytes": b"abc",
+            "no bytes": b"",
+            "rows": [1.0, 2.0, 2.0],
+        }
+
+
+def differing() -> None:
+    rank = ranks.current().rank
+    ranks.require_alike({"data": "abc" if rank != 1 else "def", "torch": "2.13.0", "threads": min(rank, 1)})
+
+
+def test_ranks_that_differ_are_refused_and_the_first_says_in_what() -> None:
+    told, *others = in_processes(3, differing)
+    assert told == (
+        "told: the processes do not compute the same: data is abc on ranks 0, 2 and def on rank 1; "
+        "threads is 0 on rank 0 and 1 on ranks 1, 2; make these the same everywhere"
+    )
+    assert others == ["silent", "silent"]
+
+
+def failing() -> None:
+    if ranks.current().rank == 1:
+        raise InputError("there is no such data set; check the path")
+    ranks.current().of_all(None)
+
+
+def test_an_error_of_one_rank_ends_all_and_is_told_by_the_first() -> None:
+    told, *others = in_processes(3, failing)
+    assert told.startswith("told: rank 1 (") and told.endswith("): there is no such data set; check the path")
+    assert others == ["silent", "silent"]
+
+
+def failing_alike() -> None:
+    raise InputError("--epochs is 0; it must be at least 1")
+
+
+def test_an_error_that_all_ranks_meet_is_told_once() -> None:
+    assert in_processes(2, failing_alike) == ["told: --epochs is 0; it must be at least 1", "silent"]
+
+
+def one_gone(number: int) -> float:
+    here = ranks.current()
+    here.concatenated(torch.zeros(1, 1))  # they are connected
+    if here.rank == 1:
+        os.kill(os.getpid(), number)
+    began = time.monotonic()
+    try:
+        here.concatenated(torch.zeros(1, 1))
+    except InputError as error:
+        return f"{error} after {time.monotonic() - began:.0f} s"
+    return "nothing was noticed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_rank_that_has_gone_or_hangs_is_an_error_that_names_it(number: signal.Signals) -> None:
+    first, _, third = in_processes(3, one_gone, number, silent_seconds=4)
+    for told in (first, third):
+        assert "rank 1 (" in told and ("has gone" in told or "did not answer for 4 s" in told), told
+
+
+def stopped_while_summing(number: int) -> str:
+    here = ranks.current()
+    values = torch.zeros(3_000_000, 1)
+    here.concatenated(values)
+    if here.rank == 1:
+        time.sleep(1)
+        os.kill(os.getpid(), number)
+    several = ranks.several()
+    assert several
+    try:
+        several.wait(torch.distributed.all_reduce(values, group=several.groups[0], async_op=True))
+    except InputError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_rank_that_goes_or_hangs_within_a_sum_is_an_error_that_names_it(number: signal.Signals) -> None:
+    first, _ = in_processes(2, stopped_while_summing, number, silent_seconds=4)
+    assert first.startswith("rank 1 ("), first
