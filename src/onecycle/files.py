@@ -145,6 +145,34 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Have what the file `path` stands for to oneself, when all others that ask like this are done, or are dead.
+
+    Processes that are forked inside have it, too, until they end: it is not free while one of them outlives this one.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with suppress(ImportError):  # Windows: two processes are not noticed
+                import fcntl
+
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(descriptor, path):
+                continue
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+            return
+        finally:
+            os.close(descriptor)
+
+
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one at `path`, which another process removes as it ends."""
     try:
