@@ -146,10 +146,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def taking_turns(path: Path) -> Iterator[None]:
+def taking_turns(path: Path, waits: Callable[[], None]) -> Iterator[None]:
     """Have what the file `path` stands for to oneself, when all others that ask like this are done, or are dead.
 
-    Processes that are forked inside have it, too, until they end: it is not free while one of them outlives this one.
+    `waits` is called where there are others. Processes that are forked inside have it, too: it is not free before they
+    have ended.
 
     Raises:
         OSError: when the file cannot be made.
@@ -160,7 +161,11 @@ def taking_turns(path: Path) -> Iterator[None]:
             with suppress(ImportError):  # Windows: two processes are not noticed
                 import fcntl
 
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waits()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not _is_at(descriptor, path):
                 continue
             try:

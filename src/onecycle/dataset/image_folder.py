@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from onecycle.dataset.cache import cached, images_folder, look_up, writing_cache
 from onecycle.dataset.entries import archives_in
@@ -27,6 +28,7 @@ from onecycle.dataset.parts import Part, Source, decode
 from onecycle.dataset.stored import portions, read_set, write_set
 from onecycle.errors import InputError
 from onecycle.files import taking_turns
+from onecycle.interruption import Interrupted
 
 PROBLEMS_TOLD = 5  # in a message
 _CACHE_VERSION = 3  # raised when decoding or the cached files change
@@ -57,19 +59,24 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
             them, or the first few.
     """
     alone = not archives_in(source)
-    sources = [Source(path, partial(_identity, alone=alone)) for path in sources_of(source)]
-    identities = [identify(path) for path, identify in sources]
-    key = _key(_CACHE_VERSION, input_size, *identities)
+    identify = partial(_identity, alone=alone)
+    sources = [Source(path, identify(path), identify) for path in sources_of(source)]
+    key = _key(_CACHE_VERSION, input_size, *(known.identity for known in sources))
     if found := look_up(key, _read):
         return found
     # Known by its place, so that of several archives one may change, and the parts of the others still be there.
     unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
+    waits = partial(_say, f"{source} is being read by another process; waiting for it")
     with writing_cache():
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        with taking_turns(unfinished.with_suffix(".lock")), _removed(unfinished, keep=not alone):
+        with taking_turns(unfinished.with_suffix(".lock"), waits), _removed(unfinished, keep=not alone):
             for left in unfinished.glob("partial-*"):  # by a process that was killed
                 shutil.rmtree(left)
             return cached(key, partial(_write, source, sources, input_size, unfinished), _read, within=unfinished)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _key(*values: object) -> str:
@@ -101,12 +108,14 @@ def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
     folder.mkdir(exist_ok=True)  # another process may have removed it
     try:
         yield
-    except BaseException:
+    except BaseException as failure:
         if keep:
             with suppress(OSError):
                 folder.rmdir()
         else:
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(failure, Interrupted) and folder.exists():
+            raise Interrupted(failure.number, "the same command goes on with the archives that are left") from None
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -32,9 +32,10 @@ _LOOK_SECONDS = 0.2
 
 
 class Source(NamedTuple):
-    """A folder or an archive, and how to tell what it is known by, which is another string when it has changed."""
+    """A folder or an archive, what it is known by, and how to tell that again: it differs when it has changed."""
 
     path: Path
+    identity: str
     identify: Callable[[Path], str]
 
 
@@ -75,14 +76,11 @@ def decode(sources: Sequence[Source], size: int, folder: Path) -> list[Part]:
         InputError: a source cannot be read to its end, or changed while it was read.
         OSError: `folder` cannot be written.
     """
-    for left in folder.glob("*.unfinished"):  # by a process that was killed
-        shutil.rmtree(left)
-    identities = [source.identify(source.path) for source in sources]
-    tasks = [_Task(source, known, size, folder) for source, known in zip(sources, identities, strict=True)]
+    tasks = [_Task(source, size, folder) for source in sources]
     missing = [task for task in tasks if not task.is_done]
     processes = _processes(len(missing))
     threads = max(1, MOST_THREADS // processes)
-    with _claims_in(folder), _helpers(processes - 1, missing, threads) as helpers, _bar(tasks) as look:
+    with _cleared(folder), _helpers(processes - 1, missing, threads) as helpers, _bar(tasks) as look:
         _work(missing, threads, look)
         for helper in helpers:
             while helper.is_alive():
@@ -106,13 +104,12 @@ class _Task:
     """A source that is to become a part."""
 
     source: Source
-    identity: str
     size: int
     folder: Path
 
     @property
     def _place(self) -> Path:
-        return self.folder / hashlib.sha256(self.identity.encode()).hexdigest()[:32]
+        return self.folder / hashlib.sha256(self.source.identity.encode()).hexdigest()[:32]
 
     @property
     def is_done(self) -> bool:
@@ -132,9 +129,9 @@ class _Task:
         try:
             unfinished.mkdir()
             self._write(unfinished, threads, after_image)
-            if self.source.identify(self.source.path) != self.identity:
+            if self.source.identify(self.source.path) != self.source.identity:
                 raise InputError(f"{self.source.path}: changed while it was read; try again")
-            for file in unfinished.iterdir():
+            for file in (*unfinished.iterdir(), unfinished):
                 flush(file)
             unfinished.rename(self._place)
         finally:
@@ -172,12 +169,14 @@ class _Task:
 
 
 @contextmanager
-def _claims_in(folder: Path) -> Iterator[None]:
-    """Removes what claims there are, of processes that are no more, before and after."""
+def _cleared(folder: Path) -> Iterator[None]:
+    """Removes, before and after, what processes that are no more have left: claims, and parts that are not whole."""
 
     def clear() -> None:
         for claim in folder.glob("*.claim"):
             claim.unlink()
+        for unfinished in folder.glob("*.unfinished"):
+            shutil.rmtree(unfinished)
 
     clear()
     try:
