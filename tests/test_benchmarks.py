@@ -87,6 +87,19 @@ def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]
 
 
+def test_large_data_reads_trains_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    out = tmp_path / "large_data.json"
+    little = ["--sizes", "4000", "--archives", "8", "--batch-size", "8", "--steps", "2"]
+    done = run("large_data", *little, "--folder", tmp_path, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    (told,) = record["sizes"].values()
+    assert all(value > 0 for name, value in told.items() if name != "decoded_again")
+    assert 2000 <= told["decoded_before_kill"] - told["decoded_again"] < 4000
+    assert record["ratios"] == {"read_images_per_second": 1, "trained_images_per_second": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["large_data.json"]
+
+
 def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
     out = tmp_path / "start_time.json"
     done = run("start_time", "--data", "digits", "--rounds", "1", "--out", out)

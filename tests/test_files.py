@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onecycle.errors import InputError
-from onecycle.files import locked, replacing
+from onecycle.files import locked, replacing, taking_turns
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -95,6 +95,32 @@ def test_a_lock_is_held_against_other_processes_until_its_process_is_dead(tmp_pa
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
     assert not (tmp_path / ".lock").exists()
+
+
+def take(path: Path) -> None:
+    with taking_turns(path, lambda: None):
+        (path.parent / "taken").touch()
+        time.sleep(60)
+
+
+def test_a_turn_comes_when_the_process_before_is_dead(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=take, args=(tmp_path / "turn",))
+    process.start()
+    while not (tmp_path / "taken").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    waited = []
+
+    def kill() -> None:
+        waited.append(process.is_alive())
+        process.kill()
+
+    with taking_turns(tmp_path / "turn", kill):
+        process.join()
+    with taking_turns(tmp_path / "turn", kill):
+        pass
+    assert waited == [True]
+    assert not (tmp_path / "turn").exists()
 
 
 def test_a_folder_that_is_gone_cannot_be_locked(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
     if how is None:
         require_device(machine, config.device)
     dataset = load_data(config)
-    preprocessing = Preprocessing.of(dataset.train.images)
+    train = dataset.train
+    preprocessing = Preprocessing.of_sums(train.channel_sums, images=len(train), input_size=train.images.shape[1])
     torch.manual_seed(config.seed)
     model = _network(config, dataset, preprocessing)
     choice = None

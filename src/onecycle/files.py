@@ -145,6 +145,39 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def taking_turns(path: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Have what the file `path` stands for to oneself, when all others that ask like this are done, or are dead.
+
+    `waits` is called where there are others. Processes that are forked inside have it, too: it is not free before they
+    have ended.
+
+    Raises:
+        OSError: when the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with suppress(ImportError):  # Windows: two processes are not noticed
+                import fcntl
+
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waits()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(descriptor, path):
+                continue
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+            return
+        finally:
+            os.close(descriptor)
+
+
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one at `path`, which another process removes as it ends."""
     try:

@@ -25,7 +25,9 @@ LARGEST_FILE = 2**26  # bytes, read at once: far above what a picture needs
 MOST_PIXELS = 89_478_485  # which Pillow, too, takes for the most that is no decompression bomb
 SMALLEST_SIDE = 2  # pixels; what is smaller is a counter or a placeholder of some web page
 
-_SUMMED = 4096  # images whose pixels are summed at once, so that a set that is mapped from a file is never copied
+# Images and bytes that are summed at once at most, so that a set that is mapped from a file is never copied.
+_SUMMED = 4096
+_SUMMED_BYTES = 2**23
 
 
 @functools.cache
@@ -148,6 +150,21 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The sums over all pixels of `images` uint8 `[N,H,W,3]` of each channel's values, and of their squares: `[2,3]`.
+
+    Whole numbers: exact, no float copy of the images, and a channel that never varies has a deviation of just 0.
+    """
+    sums = np.zeros((2, 3), np.int64)
+    size = int(np.prod(images.shape[1:]))
+    at_once = max(1, min(_SUMMED, _SUMMED_BYTES // max(size, 1)))
+    for start in range(0, len(images), at_once):
+        part = images[start : start + at_once].reshape(-1, size)  # [n, 3 H W]
+        for row, values in enumerate((part, np.square(part, dtype=np.uint16))):
+            sums[row] += values.sum(axis=0, dtype=np.int64).reshape(-1, 3).sum(axis=0)
+    return sums
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What turns stored pixels into the network's input. It travels with the weights.
@@ -162,18 +179,17 @@ class Preprocessing:
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> Self:
         """The preprocessing that centres and scales `images` uint8 `[N,S,S,3]` channel by channel."""
-        # Whole numbers: exact, no float copy of the set, and a channel that never varies has a deviation of just 0.
-        sums = np.zeros((2, 3), np.int64)  # of the values, and of their squares
-        for start in range(0, len(images), _SUMMED):
-            part = images[start : start + _SUMMED].reshape(-1, images[0].size)  # [n, 3 S S]
-            for row, values in enumerate((part, np.square(part, dtype=np.uint16))):
-                sums[row] += values.sum(axis=0, dtype=np.int64).reshape(-1, 3).sum(axis=0)
-        n = images.size // 3
+        return cls.of_sums(channel_sums(images), images=len(images), input_size=images.shape[1])
+
+    @classmethod
+    def of_sums(cls, sums: NDArray[np.int64], *, images: int, input_size: int) -> Self:
+        """The same, from the `channel_sums` of so many images."""
+        n = images * input_size**2
         totals = list(zip(*sums.tolist(), strict=True))
         mean = [total / (255 * n) for total, _ in totals]
         std = [math.sqrt(n * squares - total**2) / (255 * n) for total, squares in totals]
         return cls(
-            input_size=images.shape[1],
+            input_size=input_size,
             mean=(mean[0], mean[1], mean[2]),
             # A channel that never varies is only centred.
             std=(std[0] or 1.0, std[1] or 1.0, std[2] or 1.0),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from onecycle.dataset import load_dataset
+from onecycle.dataset import duplicates, load_dataset
 from onecycle.dataset.duplicates import most_alike
 
 
@@ -34,6 +34,16 @@ def test_what_was_taken_from_one_photograph_finds_its_partner(photographs: np.nd
 def test_the_same_image_is_as_alike_as_can_be(photographs: np.ndarray) -> None:
     _, similarities = most_alike(photographs[:20], photographs)
     assert similarities == pytest.approx(np.ones(20), abs=1e-5)
+
+
+def test_a_partner_is_found_in_whatever_portion_it_comes(
+    photographs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = most_alike(photographs[:40], photographs)
+    monkeypatch.setattr(duplicates, "_THEIRS", 7)
+    partners, similarities = most_alike(photographs[:40], photographs)
+    assert (partners == whole[0]).all()
+    assert similarities == pytest.approx(whole[1], abs=1e-6)
 
 
 def test_images_of_one_colour_are_like_nothing() -> None:

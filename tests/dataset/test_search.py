@@ -68,6 +68,26 @@ def test_an_image_folder_may_have_one_folder_around_it(image_folder: Path, tmp_p
         locate(tmp_path / "outer")
 
 
+def test_a_folder_of_archives_alone_is_an_image_folder(
+    image_folder: Path, binary_archive: Path, tmp_path: Path
+) -> None:
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for split in ("train", "test"):
+        with tarfile.open(archives / f"{split}.tar", "w") as archive:
+            archive.add(image_folder / split, split)
+    (archives / "README.txt").write_text("what these are")
+    assert locate(archives) == Found(archives, "images")
+    shutil.copy(next(image_folder.rglob("*.png")), archives)
+    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+        locate(archives)
+    shutil.rmtree(archives)
+    archives.mkdir()
+    shutil.copy(binary_archive, archives / "some.tar.gz")
+    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+        locate(archives)
+
+
 def test_what_is_not_there_or_holds_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="missing: no such file or folder; check the path"):
         locate(tmp_path / "missing")

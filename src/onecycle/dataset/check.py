@@ -1,21 +1,25 @@
 """What one should know of a data set before training on it: `onecycle check`."""
 
 import hashlib
+import itertools
 import os
+from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.dataset.decoding import open_encoded
-from onecycle.dataset.entries import entries_of
+from onecycle.dataset.decoding import Encoded, each_decoded, open_encoded
 from onecycle.dataset.folder_index import SPLITS, index_of
-from onecycle.dataset.image_folder import EncodedImage, decoded
+from onecycle.dataset.image_folder import sources_of
+from onecycle.dataset.listing import Listing, listing_of, located
 from onecycle.dataset.loading import load_dataset
+from onecycle.dataset.parts import images_in
 from onecycle.dataset.search import locate
 from onecycle.errors import InputError
 from onecycle.preprocessing import conversions, to_square
@@ -111,44 +115,78 @@ def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
         return _check_folder(found.path, input_size)
     dataset = load_dataset(data, input_size=input_size)
     sets = {"train": dataset.train, "test": dataset.evaluation}
-    digests = (
-        (_digest(pixels), NamedImage(split, f"{split} image {row}", int(label)))
+    named = [
+        NamedImage(split, f"{split} image {row}", int(label))
         for split, images in sets.items()
-        for row, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True))
-    )
+        for row, label in enumerate(images.labels)
+    ]
+    digests = [_digest(pixels) for images in sets.values() for pixels in images.images]
     return DataCheck(
         source=dataset.source,
         classes=dataset.train.classes,
         counts={split: _counts(images.labels, dataset.train.classes) for split, images in sets.items()},
-        repeated=_groups(digests),
+        repeated=tuple(tuple(named[place] for place in group) for group in _groups(b"".join(digests))),
     )
 
 
 def _check_folder(source: Path, size: int) -> DataCheck:
-    index = index_of(entries_of(source), source)
+    listings = [listing_of(path) for path in sources_of(source)]
+    index = index_of(listings, source)
+    splits, labels = (np.full(sum(map(len, listings)), -1) for _ in range(2))  # of each image
+    for number, split in enumerate(SPLITS):
+        splits[index.images[split]] = number
+        labels[index.images[split]] = index.labels[split]
     problems: list[str] = []
     converted: dict[str, list[str]] = defaultdict(list)
-    digests: list[tuple[bytes, NamedImage]] = []
-    for encoded, seen in decoded(source, index, partial(_look, size=size)):
+    digests, digested = bytearray(), array("q")  # objects would have more bytes than the pixels
+    for image, seen in each_decoded(_images_again(listings, splits >= 0), partial(_look, size=size)):
         if isinstance(seen, InputError):
             problems.append(str(seen))
             continue
         digest, changes = seen
         for change in changes:
-            converted[change].append(encoded.where)
-        label = int(index.labels[encoded.split][encoded.row])
-        digests.append((digest, NamedImage(encoded.split, encoded.where, label)))
+            converted[change].append(image.where)
+        digests += digest
+        digested.append(image.number)
+
+    def named(group: NDArray[np.int64]) -> tuple[NamedImage, ...]:
+        images = np.asarray(digested)[group]
+        return tuple(
+            NamedImage(SPLITS[splits[image]], listing.where(path), int(labels[image]))
+            for image, (listing, path) in zip(images, located(listings, images), strict=True)
+        )
+
     return DataCheck(
         source=f"image folder {source}",
         classes=index.classes,
         counts={split: _counts(labels, index.classes) for split, labels in index.labels.items()},
         problems=tuple(problems),
         converted=dict(sorted(converted.items())),
-        repeated=_groups(digests),
+        repeated=tuple(map(named, _groups(digests))),
     )
 
 
-def _look(encoded: EncodedImage, size: int) -> tuple[bytes, tuple[str, ...]] | InputError:
+class _NumberedImage(NamedTuple):
+    """An image's file, as in `parts.EncodedImage`, and its number through all listings."""
+
+    number: int
+    content: bytes | InputError
+    where: str
+
+
+def _images_again(listings: Sequence[Listing], wanted: NDArray[np.bool_]) -> Iterator[_NumberedImage]:
+    """Those that are wanted of the images of `listings`."""
+    numbers = itertools.count()
+    for listing in listings:
+        again = Listing(listing.source)
+        for image, number in zip(images_in(again), numbers, strict=False):
+            if number < len(wanted) and wanted[number]:
+                yield _NumberedImage(number, *image)
+        if again != listing:
+            raise InputError(f"{listing.source}: changed while it was read; try again")
+
+
+def _look(encoded: Encoded, size: int) -> tuple[bytes, tuple[str, ...]] | InputError:
     try:
         image = open_encoded(encoded)
         return _digest(to_square(image, size)), conversions(image, encoded.where)
@@ -164,8 +202,10 @@ def _counts(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[int, ...
     return tuple(np.bincount(labels, minlength=len(classes)).tolist())
 
 
-def _groups(digests: Iterable[tuple[bytes, NamedImage]]) -> tuple[tuple[NamedImage, ...], ...]:
-    groups: dict[bytes, list[NamedImage]] = defaultdict(list)
-    for digest, image in digests:
-        groups[digest].append(image)
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+def _groups(digests: bytes | bytearray) -> list[NDArray[np.int64]]:
+    """The places of those that are there more than once, together, in the order of the first of each."""
+    halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort(halves.T)
+    begins = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1
+    groups = (group for group in np.split(order, begins) if len(group) > 1)
+    return sorted(groups, key=lambda group: int(group[0]))

@@ -15,6 +15,7 @@ from onecycle.preprocessing import open_picture, to_square
 _CHUNK = 64  # files read ahead, to keep a pool busy
 _CHUNK_BYTES = 2**26  # at which no more are
 _LARGE_BYTES = 50_000
+MOST_THREADS = min(8, os.cpu_count() or 1)
 
 
 class Encoded(Protocol):
@@ -33,9 +34,11 @@ E_co = TypeVar("E_co", bound=Encoded)
 T = TypeVar("T")
 
 
-def each_decoded(files: Iterator[E_co], decode: Callable[[E_co], T]) -> Iterator[tuple[E_co, T]]:
+def each_decoded(
+    files: Iterator[E_co], decode: Callable[[E_co], T], *, threads: int = MOST_THREADS
+) -> Iterator[tuple[E_co, T]]:
     """Every one of `files` with what `decode` makes of it, in their order; never more than a few are in memory."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         while chunk := _chunk(files):
             # Threads take turns on small files and are slower there than one after the other.
             is_large = _size(chunk) > len(chunk) * _LARGE_BYTES

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 SIDE = 8  # to which images are averaged: what is left are the colours of a scene and where they are
 _AT_ONCE = 500  # images described at a time
+_THEIRS = 50_000  # of them compared with at a time: 38 MB
 _PRODUCTS = 25_000_000  # similarities held at a time: 100 MB
 
 
@@ -22,17 +23,19 @@ def most_alike(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[NDAr
     """
     if not len(theirs):
         raise ValueError("there are no images to compare with")
-    others = _described(theirs)
-    partners, similarities = [], []
-    at_once = max(1, _PRODUCTS // len(theirs))
-    for start in range(0, len(ours), at_once):
-        part = ours[start : start + at_once]
-        best = [(_described(view) @ others.T).max(dim=1) for view in (part, part[:, :, ::-1])]
-        similarity, view = torch.stack([values for values, _ in best]).max(dim=0)  # [n]
-        partner = torch.stack([indices for _, indices in best]).gather(0, view.unsqueeze(0)).squeeze(0)
-        partners.append(partner.numpy())
-        similarities.append(similarity.numpy())
-    return np.concatenate([np.empty(0, np.int64), *partners]), np.concatenate([np.empty(0, np.float32), *similarities])
+    partners, similarities = np.zeros(len(ours), np.int64), np.full(len(ours), -np.inf, np.float32)
+    for first in range(0, len(theirs), _THEIRS):
+        others = _described(theirs[first : first + _THEIRS])
+        at_once = max(1, _PRODUCTS // len(others))
+        for start in range(0, len(ours), at_once):
+            part = slice(start, start + at_once)
+            best = [(_described(view) @ others.T).max(dim=1) for view in (ours[part], ours[part][:, :, ::-1])]
+            similarity, view = torch.stack([values for values, _ in best]).max(dim=0)  # [n]
+            partner = torch.stack([indices for _, indices in best]).gather(0, view.unsqueeze(0)).squeeze(0)
+            better = similarity.numpy() > similarities[part]
+            similarities[part] = np.where(better, similarity.numpy(), similarities[part])
+            partners[part] = np.where(better, first + partner.numpy(), partners[part])
+    return partners, similarities
 
 
 def _described(images: NDArray[np.uint8]) -> torch.Tensor:

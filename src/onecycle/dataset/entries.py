@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from onecycle.errors import InputError
-from onecycle.preprocessing import LARGEST_FILE
+from onecycle.preprocessing import LARGEST_FILE, suffixes
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 # Far above what image data need, and low enough that a trap cannot fill the memory or take the day.
 MOST_ENTRIES = 10_000_000
@@ -57,6 +59,17 @@ def entries_of(source: Path) -> Iterator[Entry]:
                 raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the most")
             if entry.parts and not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
                 yield entry
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """The archives in `folder`, by name, where it holds neither folders nor pictures; none elsewhere."""
+    if not folder.is_dir():
+        return []
+    with _told_of(folder), os.scandir(folder) as scan:
+        found = sorted((item for item in scan if not item.name.startswith(".")), key=lambda item: item.name)
+    if any(item.is_dir() or Path(item.name).suffix.lower() in suffixes() for item in found):
+        return []
+    return [Path(item.path) for item in found if item.name.lower().endswith(_ARCHIVES)]
 
 
 def _folder_entries(root: Path, resolved_root: Path, inside: tuple[str, ...]) -> Iterator[Entry]:

@@ -1,31 +1,37 @@
 """One's own images, in a folder or an archive: `train/<class>/*` and `test/<class>/*`, or just `<class>/*`.
 
-Where there is no test set one is drawn: the same from the same files, whatever else differs.
+A folder that holds only archives stands for all that is in them. Where there is no test set one is drawn: the same from
+the same files, whatever else differs.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
 
-from onecycle.dataset.cache import cached
-from onecycle.dataset.decoding import each_decoded, square_of
-from onecycle.dataset.entries import entries_of
+from onecycle.dataset.cache import cached, images_folder, look_up, writing_cache
+from onecycle.dataset.entries import archives_in
 from onecycle.dataset.folder_index import SPLITS, Index, index_of
 from onecycle.dataset.image_set import ImageSet
+from onecycle.dataset.listing import listing_of, located
+from onecycle.dataset.parts import Part, Source, decode
+from onecycle.dataset.stored import portions, read_set, write_set
 from onecycle.errors import InputError
-from onecycle.files import shown
+from onecycle.files import taking_turns
+from onecycle.interruption import Interrupted
 
 PROBLEMS_TOLD = 5  # in a message
-_CACHE_VERSION = 2  # raised when decoding or the cached files change
-
-T = TypeVar("T")
+_CACHE_VERSION = 3  # raised when decoding or the cached files change
 
 
 class FolderSets(NamedTuple):
@@ -36,111 +42,129 @@ class FolderSets(NamedTuple):
     drawn: tuple[str, ...] | None
 
 
-def read_image_folder(source: Path, input_size: int) -> FolderSets:
-    """The training and the test set of `source`, a folder or an archive, which may have one folder around its own.
+def sources_of(source: Path) -> list[Path]:
+    """What `source`, an image folder, is read from: the archives in a folder that holds nothing else, or itself."""
+    return archives_in(source) or [source]
 
-    Images are uint8 `[N,input_size,input_size,3]`, ordered by class and file name, in files mapped into memory
-    (copy on write); classes are the folders' names, sorted. They are decoded once, into the user's cache.
+
+def read_image_folder(source: Path, input_size: int) -> FolderSets:
+    """The training and the test set of `source`: a folder, an archive or a folder of archives.
+
+    There may be one folder around those of the sets. Images are uint8 `[N,input_size,input_size,3]`, ordered by class
+    and file name, in files mapped into memory (copy on write); classes are the folders' names, sorted. They are decoded
+    once, into the user's cache; of several archives, those that were decoded before an interruption are not again.
 
     Raises:
         InputError: the folders are not as they must be, or there are images that cannot be used; the message names
             them, or the first few.
     """
-    if source.is_dir():
-        index = index_of(entries_of(source), source)
-        key = _folder_key(source, index)
-    else:
-        index = None
-        with source.open("rb") as file:
-            key = hashlib.file_digest(file, "sha256").hexdigest()
-    key = hashlib.sha256(json.dumps([_CACHE_VERSION, input_size, key]).encode()).hexdigest()[:32]
-
-    def write(folder: Path) -> None:
-        _decode_all(source, index or index_of(entries_of(source), source), input_size, folder)
-
-    return cached(key, write, _read_decoded)
-
-
-def _folder_key(source: Path, index: Index) -> str:
-    digest = hashlib.sha256(os.fsencode(source.resolve()))
-    root = os.fspath(source)
-    for parts in sorted(index.rows):
-        stat = os.stat(os.path.join(root, *parts))
-        digest.update(json.dumps([parts, stat.st_size, stat.st_mtime_ns]).encode())
-    return digest.hexdigest()
+    alone = not archives_in(source)
+    identify = partial(_identity, alone=alone)
+    sources = [Source(path, identify(path), identify) for path in sources_of(source)]
+    key = _key(_CACHE_VERSION, input_size, *(known.identity for known in sources))
+    if found := look_up(key, _read):
+        return found
+    # Known by its place, so that of several archives one may change, and the parts of the others still be there.
+    unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
+    waits = partial(_say, f"{source} is being read by another process; waiting for it")
+    with writing_cache():
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with taking_turns(unfinished.with_suffix(".lock"), waits), _removed(unfinished, keep=not alone):
+            for left in unfinished.glob("partial-*"):  # by a process that was killed
+                shutil.rmtree(left)
+            return cached(key, partial(_write, source, sources, input_size, unfinished), _read, within=unfinished)
 
 
-def _decode_all(source: Path, index: Index, size: int, folder: Path) -> None:
-    """Fill `folder` with the arrays of both splits, in one pass over `source`, whatever its order."""
-    (folder / "classes.json").write_text(json.dumps(index.classes))
-    drawn = ["/".join(parts) for parts, (split, _) in index.rows.items() if split == "test"]  # in the order of the rows
-    (folder / "drawn.json").write_text(json.dumps(drawn if index.is_drawn else None))
-    with ExitStack() as stack:
-        files: dict[str, tuple[IO[bytes], int]] = {}
-        for split, labels in index.labels.items():
-            np.save(folder / f"{split}_labels.npy", labels)
-            file = stack.enter_context((folder / f"{split}_images.npy").open("wb"))
-            shape = (len(labels), size, size, 3)
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            files[split] = file, file.tell()
-        problems: list[str] = []
-        missing = len(index.rows)
-        for image, square in decoded(source, index, partial(square_of, size=size)):
-            missing -= 1
-            if isinstance(square, InputError):
-                problems.append(str(square))
-                continue
-            to, start = files[image.split]
-            # Written, not mapped: a full disk is then an error instead of a killed process.
-            to.seek(start + image.row * square.nbytes)
-            to.write(square.tobytes())
-    if missing:
-        raise InputError(f"{source}: {missing} images went away while it was read; try again")
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _key(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+
+
+def _identity(source: Path, alone: bool) -> str:
+    """What `source` is known by: an archive by its content, or, where it is not alone, as the files of a folder are."""
+    try:
+        if source.is_dir():
+            listing = listing_of(source)
+            digest = hashlib.sha256(os.fsencode(source.resolve()))
+            for _, name in located([listing], np.arange(len(listing))):
+                stat = os.stat(source / name)
+                digest.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
+            return digest.hexdigest()
+        if alone:
+            with source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        stat = source.stat()
+        return json.dumps([os.fspath(source.resolve()), stat.st_size, stat.st_mtime_ns])
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror}); check it") from error
+
+
+@contextmanager
+def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
+    """Removes `folder` in the end; after a failure only if it is not to be kept, or there is nothing in it."""
+    folder.mkdir(exist_ok=True)  # another process may have removed it
+    try:
+        yield
+    except BaseException as failure:
+        if keep:
+            with suppress(OSError):
+                folder.rmdir()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(failure, Interrupted) and folder.exists():
+            raise Interrupted(failure.number, "the same command goes on with the archives that are left") from None
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(source: Path, sources: Sequence[Source], size: int, unfinished: Path, folder: Path) -> None:
+    """Fill `folder` with both sets of `source`, which is read from `sources`; `unfinished` is for their parts."""
+    if len(sources) == 1:
+        index_of([listing_of(sources[0].path)], source)  # names are read soon: what is wrong with them is told at once
+    parts = decode(sources, size, unfinished)
+    listings = [part.listing for part in parts]
+    index = index_of(listings, source)
+    _require_usable(parts, index, source)
+    names = [name for _, name in located(listings, index.images["test"])] if index.is_drawn else None
+    (folder / "drawn.json").write_text(json.dumps(names))
+    for split in SPLITS:
+        shape = (len(index.labels[split]), size, size, 3)
+        write_set(folder, split, _gathered(parts, index.images[split]), shape, index.labels[split], index.classes)
+
+
+def _require_usable(parts: Sequence[Part], index: Index, source: Path) -> None:
+    first, problems = 0, []
+    used = np.zeros(sum(len(part.listing) for part in parts), bool)
+    for images in index.images.values():
+        used[images] = True
+    for part in parts:
+        problems += [problem for image, problem in part.problems.items() if used[first + image]]
+        first += len(part.listing)
     if problems:
         more = f", and {len(problems) - PROBLEMS_TOLD} more" if len(problems) > PROBLEMS_TOLD else ""
         raise InputError(
-            f"{source}: {len(problems)} of {len(index.rows):,} images cannot be used: "
+            f"{source}: {len(problems)} of {used.sum():,} images cannot be used: "
             f"{' '.join(problems[:PROBLEMS_TOLD])}{more}. `onecycle check {source}` lists all"
         )
 
 
-class EncodedImage(NamedTuple):
-    """A file with an image: where it goes, and the name that messages give it."""
-
-    split: str
-    row: int
-    content: bytes | InputError  # why it could not be read
-    where: str
-
-
-def decoded(source: Path, index: Index, decode: Callable[[EncodedImage], T]) -> Iterator[tuple[EncodedImage, T]]:
-    """Every image of `index` with what `decode` makes of it, in one pass over `source`, whatever its order."""
-    return each_decoded(_encoded(source, index), decode)
-
-
-def _encoded(source: Path, index: Index) -> Iterator[EncodedImage]:
-    top = f"{source}/" if source.is_dir() else f"{source}:"
-    for entry in entries_of(source):
-        if not entry.is_folder and entry.parts in index.rows:
-            content: bytes | InputError
-            try:
-                content = entry.read()
-            except InputError as error:
-                content = error
-            where = top + "/".join(entry.parts)
-            yield EncodedImage(*index.rows[entry.parts], content, shown(where))
+def _gathered(parts: Sequence[Part], images: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """The pixels of these `images`, numbered through all parts, a few at a time."""
+    ends = np.cumsum([len(part.listing) for part in parts])
+    for portion in portions(len(images), math.prod(parts[0].images.shape[1:])):
+        numbers = images[portion]
+        pixels = np.empty((len(numbers), *parts[0].images.shape[1:]), np.uint8)
+        of_part = np.searchsorted(ends, numbers, side="right")
+        for which in np.unique(of_part):
+            part, rows = parts[which], of_part == which
+            pixels[rows] = part.images[numbers[rows] - (ends[which] - len(part.listing))]
+        yield pixels
 
 
-def _read_decoded(folder: Path) -> FolderSets:
-    classes = tuple(json.loads((folder / "classes.json").read_text()))
+def _read(folder: Path) -> FolderSets:
     drawn = json.loads((folder / "drawn.json").read_text())
-    train, test = (
-        ImageSet(
-            # Copy on write: torch warns of arrays that cannot be written.
-            np.asarray(np.load(folder / f"{split}_images.npy", mmap_mode="c")),
-            np.load(folder / f"{split}_labels.npy"),
-            classes,
-        )
-        for split in SPLITS
-    )
+    train, test = (read_set(folder, split) for split in SPLITS)
     return FolderSets(train, test, None if drawn is None else tuple(drawn))

@@ -1,7 +1,8 @@
-"""Labelled images in memory."""
+"""Labelled images: in memory, or in a file that is mapped into it."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -9,12 +10,23 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.preprocessing import channel_sums
+
+
+@dataclass(frozen=True, eq=False)
+class Totals:
+    """What all pixels of a set come to: it is kept beside a set in a file, which need not be read for it."""
+
+    fingerprint: str
+    channel_sums: NDArray[np.int64]  # [2,3], see `preprocessing.channel_sums`
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images of one size with their labels.
 
     `images` is uint8 `[N,H,W,3]`, `labels` int64 `[N]`, positions in `classes`, the unique class names.
+    `totals` are theirs, where they are known.
 
     Raises:
         ValueError: when shapes, dtypes, label range or class names are not these.
@@ -23,6 +35,7 @@ class ImageSet:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    totals: Totals | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
@@ -46,12 +59,26 @@ class ImageSet:
     @cached_property
     def fingerprint(self) -> str:
         """The sha256, in hex, of shape, pixels, labels and class names: equal sets have equal fingerprints."""
-        shape_and_classes = json.dumps([list(self.images.shape), list(self.classes)])
-        digest = hashlib.sha256(shape_and_classes.encode())
-        digest.update(np.ascontiguousarray(self.images).data)
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)  # the same on a big-endian machine
-        return digest.hexdigest()
+        if self.totals:
+            return self.totals.fingerprint
+        return fingerprint_of([np.ascontiguousarray(self.images)], self.images.shape, self.labels, self.classes)
+
+    @cached_property
+    def channel_sums(self) -> NDArray[np.int64]:
+        """The sums over all pixels of the values of each channel, and of their squares: int64 `[2,3]`."""
+        return self.totals.channel_sums if self.totals else channel_sums(self.images)
 
     def subset(self, indices: NDArray[np.integer[Any]]) -> Self:
         """The images and labels at `indices` (integers `[M]`), in that order, copied."""
         return type(self)(self.images[indices], self.labels[indices], self.classes)
+
+
+def fingerprint_of(
+    parts: Iterable[NDArray[np.uint8]], shape: Sequence[int], labels: NDArray[np.int64], classes: Sequence[str]
+) -> str:
+    """That of a set whose images uint8 `[N,H,W,3]`, of this `shape`, come in `parts`, one after the other."""
+    digest = hashlib.sha256(json.dumps([list(shape), list(classes)]).encode())
+    for part in parts:
+        digest.update(part.data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)  # the same on a big-endian machine
+    return digest.hexdigest()

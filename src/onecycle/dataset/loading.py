@@ -160,6 +160,6 @@ def _resized(dataset: Dataset, size: int) -> Dataset:
         pixels = np.empty((len(images), size, size, 3), np.uint8)
         for row, image in enumerate(images.images):
             pixels[row] = to_square(Image.fromarray(image), size)
-        return replace(images, images=pixels)
+        return ImageSet(pixels, images.labels, images.classes)
 
     return replace(dataset, train=resized(dataset.train), evaluation=resized(dataset.evaluation))

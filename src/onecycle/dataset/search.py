@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from onecycle.dataset import cifar10
-from onecycle.dataset.entries import Entry, entries_of
-from onecycle.dataset.folder_index import SPLITS, is_picture
+from onecycle.dataset.entries import Entry, archives_in, entries_of
+from onecycle.dataset.folder_index import SPLITS
+from onecycle.dataset.listing import is_picture
 from onecycle.errors import InputError
 from onecycle.user_cache import cache_folder
 
@@ -53,11 +54,14 @@ def locate(path: Path) -> Found:
         raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); name one of them")
     if empty:
         raise InputError(f"{path}: the folder is empty; name CIFAR-10's archive or folder, or an image folder")
-    if any(_is_in_class(entry) for entry in entries_of(path)):
+    if archives := archives_in(path):
+        if next(filter(None, map(_first_layout, archives)), None) == "images":
+            return Found(path, "images")
+    elif any(_is_in_class(entry) for entry in entries_of(path)):
         return Found(path, "images")
     raise InputError(
         f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
-        "(train/<class>/* and test/<class>/*, or <class>/*); name one that does"
+        "(train/<class>/* and test/<class>/*, or <class>/*), or archives of these; name one that does"
     )
 
 
@@ -107,6 +111,16 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
         f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
         "<class>/*); name an archive that does"
     )
+
+
+def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
+    """What the first file that tells anything tells: of many archives none need be read to its end."""
+    for entry in entries_of(archive):
+        if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
+            return layout
+        if _is_in_class(entry):
+            return "images"
+    return None
 
 
 def _has_pictures(folder: Path) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.dataset.image_set import ImageSet
+from onecycle.dataset.stored import cut
 from onecycle.errors import InputError
 
 
@@ -47,7 +48,7 @@ def cut_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, 
             f"it must be from {smallest} to {max(largest, smallest)}, or 0 for none"
         )
     chosen = stratified(train.labels, size, seed=seed)
-    return train.subset(np.setdiff1d(np.arange(len(train)), chosen)), train.subset(chosen)
+    return cut(train, np.setdiff1d(np.arange(len(train)), chosen)), cut(train, chosen)
 
 
 def cut_limit(images: ImageSet, size: int, *, seed: int) -> ImageSet:
@@ -60,4 +61,4 @@ def cut_limit(images: ImageSet, size: int, *, seed: int) -> ImageSet:
         raise InputError(f"--limit is {size}; for {len(images.classes)} classes it must be at least that many")
     if size >= len(images):
         return images
-    return images.subset(stratified(images.labels, size, seed=seed))
+    return cut(images, stratified(images.labels, size, seed=seed))
