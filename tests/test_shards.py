@@ -1,10 +1,6 @@
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
@@ -13,7 +9,7 @@ from onecycle.batches import Batches
 from onecycle.dataset import ImageSet
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.preprocessing import Preprocessing
-from onecycle.shards import Learned, _Block, _total, _tree, learning, merged, whole
+from onecycle.shards import Learned, learning, whole
 from onecycle.training import fit
 
 AS_THEY_ARE = Preprocessing(input_size=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -128,28 +124,3 @@ def test_the_margin_of_an_image_is_how_far_its_label_is_above_the_rest() -> None
 
     batch = Batch(torch.zeros(3, 1), torch.tensor([0, 1, 2]))
     assert whole(PLAIN)(Fixed(), batch, 0).margins.tolist() == [2, -3, 0]
-
-
-def divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-@given(shards=st.integers(1, 40), seed=st.integers(0, 100))
-def test_the_sum_is_the_same_to_the_last_bit_however_many_processes_add_it_up(shards: int, seed: int) -> None:
-    leaves = torch.randn(shards, 3, generator=torch.Generator().manual_seed(seed)) * torch.logspace(0, 6, 3)
-
-    def total(of_process: Sequence[range]) -> torch.Tensor:
-        sent = [
-            block for mine in of_process for block in merged(_Block(shard, 1, leaves[shard].clone()) for shard in mine)
-        ]
-        return _total(sent)
-
-    expected = total([range(shards)])
-    for processes in divisors(shards):
-        each = shards // processes
-        assert torch.equal(total([range(start, start + each) for start in range(0, shards, each)]), expected)
-
-
-@pytest.mark.parametrize(("shards", "ranks", "sent"), [(8, 2, 1), (8, 8, 1), (12, 3, 1), (12, 4, 2), (6, 2, 2)])
-def test_a_process_with_a_whole_part_of_the_tree_sends_one_sum(shards: int, ranks: int, sent: int) -> None:
-    assert max(map(len, _tree(shards, ranks))) == sent

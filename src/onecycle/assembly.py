@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.optim import Adam, Optimizer
 
-from onecycle import autotune, hardware, ranks
+from onecycle import autotune, hardware
 from onecycle.acceleration import Acceleration, require_device
 from onecycle.autotune import Choice
 from onecycle.batch_sources import Augment, AugmentBatch
@@ -15,6 +15,7 @@ from onecycle.batched_transforms import BatchedAugmentation
 from onecycle.batches import Batches
 from onecycle.config import Config
 from onecycle.dataset import Dataset, load_dataset
+from onecycle.distributed import ranks
 from onecycle.errors import InputError
 from onecycle.hardware import Hardware
 from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, WhitenedConvNet

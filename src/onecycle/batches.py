@@ -7,9 +7,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle import ranks
 from onecycle.batch_sources import Augment, AugmentBatch, AugmentedBatches, Order, ResidentSource, Source, WorkerSource
 from onecycle.dataset import ImageSet
+from onecycle.distributed import ranks
 from onecycle.models import Batch
 from onecycle.preprocessing import Preprocessing, resize
 

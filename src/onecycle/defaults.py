@@ -7,8 +7,8 @@ from typing import Any
 from cyclopts import App
 from cyclopts.config import Dict
 
-from onecycle import job
 from onecycle.config import BASELINE, RECIPES, Config
+from onecycle.distributed import job
 from onecycle.errors import InputError
 
 

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from onecycle import job, ranks
 from onecycle.acceleration import Acceleration
 from onecycle.dataset import Dataset
+from onecycle.distributed import job, ranks
 from onecycle.errors import InputError
 from onecycle.files import reading
 from onecycle.hardware import Hardware

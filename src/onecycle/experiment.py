@@ -1,21 +1,19 @@
 """What a run does, from its configuration to its folder. The composition root: it owns the folder and the screen."""
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
-from onecycle import beginning, environment, finished, hardware, outcome, ranks, rejoining
+from onecycle import beginning, environment, finished, hardware, outcome, rejoining
 from onecycle.assembly import Experiment, assemble
 from onecycle.config import Config
+from onecycle.distributed import ranks
 from onecycle.errors import InputError
-from onecycle.files import NotWrittenError, locked
-from onecycle.finite import NonFiniteError
+from onecycle.files import locked
 from onecycle.identity import configured, identity, require_same
-from onecycle.interruption import Interrupted, Interruption, watched
+from onecycle.interruption import Interruption, watched
 from onecycle.lr_finder import find_lr
 from onecycle.progress import RunProgress
 from onecycle.records import EpochRecord, LRCurve
@@ -24,6 +22,7 @@ from onecycle.run_state import RunState
 from onecycle.test_time_augmentation import Averaged
 from onecycle.tracking import TensorBoard, require_tensorboard
 from onecycle.training import Evaluation, StepReport, evaluate, fit
+from onecycle.unfinished import resumable, told_on_its_page
 
 SWEEP_STEPS = 100
 
@@ -56,7 +55,7 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
                 folder = beginning.make_folder(experiment, config.recipe, place)
             else:
                 folder = stack.enter_context(rejoining.scratch())
-            with locked(folder.path), _resumable(folder, config):
+            with locked(folder.path), resumable(folder, config):
                 progress.say(f"Run folder: {folder.path}")
                 try:
                     rates = _rates(experiment, folder, progress)
@@ -90,7 +89,7 @@ def resume(path: Path | None, console: Console, config: Config | None = None) ->
             if folder.complete:
                 raise InputError(f"{folder.path} is complete: there is nothing to resume")
             folder.remove_strays()
-            with _resumable(folder, config):
+            with resumable(folder, config):
                 return _go_on(folder, config, progress, interruption)
 
 
@@ -117,50 +116,6 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
 def _screen(console: Console) -> Console:
     """What this process may write to: of several only one says how far the run is."""
     return console if ranks.current().leads else Console(quiet=True)
-
-
-@contextmanager
-def _resumable(folder: RunFolder, config: Config) -> Iterator[None]:
-    """Say how to go on when the run in `folder` does not come to its end, and write a page that says so, too."""
-    how = f"`onecycle train --resume {folder.path}` goes on"
-    try:
-        yield
-    except Interrupted as stopped:
-        _write_page(folder, config, f"It was interrupted by {signal.Signals(stopped.number).name}; {how}.")
-        raise Interrupted(stopped.number, how) from None
-    except NotWrittenError as error:
-        if not folder.saved:
-            raise
-        raise InputError(f"{error}. What was saved is whole: {how} from there") from error
-
-
-@contextmanager
-def _told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterator[None]:
-    """Write a page that says which error ended the training.
-
-    Raises:
-        InputError: when a loss or a gradient was not finite; else what ended it.
-    """
-    try:
-        yield
-    except NonFiniteError as error:
-        kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
-        ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
-        _write_page(folder, config, f"It was ended by an error: {ended}.")
-        raise InputError(ended) from error
-    except NotWrittenError:
-        raise
-    except Exception as error:
-        _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")
-        raise
-
-
-def _write_page(folder: RunFolder, config: Config, why: str) -> None:
-    """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
-    if config.report and folder.config.exists():
-        with suppress(Exception):
-            folder.write_json(folder.stopped, {"why": why})
-            finished.write_page(folder)
 
 
 def find_rates(config: Config, console: Console) -> RunFolder:
@@ -245,7 +200,7 @@ def _train(
             board.epoch(record)
 
     progress.start_training(config.epochs, len(experiment.train), on)
-    with _told_on_its_page(folder, config, lr_max), interruption.deferred():
+    with told_on_its_page(folder, config, lr_max), interruption.deferred():
         fit(
             experiment.model,
             experiment.optimizer,

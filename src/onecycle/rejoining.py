@@ -5,9 +5,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onecycle import environment, job, ranks
+from onecycle import environment
 from onecycle.checkpoint import load_state
 from onecycle.config import Config
+from onecycle.distributed import job, ranks
 from onecycle.errors import InputError
 from onecycle.identity import configured
 from onecycle.run_folder import RunFolder, interrupted

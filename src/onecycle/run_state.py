@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import torch
 
-from onecycle import ranks
 from onecycle.assembly import Experiment
 from onecycle.checkpoint import load_state, save_state, weights_digest
+from onecycle.distributed import ranks
 from onecycle.errors import InputError
 from onecycle.files import reading, writing
 from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, weights_finite

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from onecycle import ranks
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.batches import Batches
+from onecycle.distributed import ranks
 from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, all_finite, first_not_finite
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.records import EpochRecord, History
@@ -174,7 +174,7 @@ def fit(
     """
     running = acceleration.prepare(as_composite(model))
     _lay_out_like_parameters(optimizer)
-    learn = learning(train, acceleration)
+    steps = partial(training_steps, running, optimizer, acceleration=acceleration, learn=learning(train, acceleration))
     lr_of_step = _cycle(epochs, len(train), peak_fraction, lr_min, lr_max)
     history: History = []
     for epoch in range(first_epoch, epochs):
@@ -183,10 +183,8 @@ def fit(
         first = before.step + 1 if before else epoch * len(train)
         _freeze(optimizer, epoch)
         batches = train.epoch(epoch, first=first - epoch * len(train))
-        steps = training_steps(
-            running, optimizer, batches, lr_of_step, acceleration=acceleration, first_step=first, learn=learn
-        )
-        for report in _reports(steps, epoch, lr_of_step, before=before, started=started):
+        outcomes = steps(batches, lr_of_step, first_step=first)
+        for report in _reports(outcomes, epoch, lr_of_step, before=before, started=started):
             after_step(report)
         assert report, "an epoch has a step at least"
         train_loss, train_accuracy = report.totals.mean_loss, report.totals.accuracy  # waits for the device

@@ -6,9 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from onecycle import job
 from onecycle.cli.app import app
 from onecycle.config import BASELINE, Config
+from onecycle.distributed import job
 
 Settings = Annotated[Config, Parameter(name="*")]
 Saved = Annotated[Path | None, Parameter(name="--config")]
@@ -30,7 +30,7 @@ def train(
         How many processes on this machine share out the --shards of each batch.
     """
     if processes != 1 and not job.is_part():
-        from onecycle.launching import launch
+        from onecycle.distributed.launching import launch
 
         return launch(processes, settings.shards)
     from onecycle import experiment

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from onecycle import interruption, job
+from onecycle import interruption
+from onecycle.distributed import job
+from onecycle.distributed.peers import Peers, interface_towards
 from onecycle.errors import InputError, Silent
-from onecycle.peers import Peers, interface_towards
 
 LONGEST_SECONDS = 300.0  # that processes which live are waited for in a sum, or to connect
 

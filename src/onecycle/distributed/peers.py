@@ -20,7 +20,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     is_initialized,
 )
 
-from onecycle import job
+from onecycle.distributed import job
 from onecycle.errors import InputError
 
 BEAT_SECONDS = 2.0

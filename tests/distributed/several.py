@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from onecycle import peers, ranks
+from onecycle.distributed import peers, ranks
 from onecycle.errors import InputError, Silent
 from onecycle.interruption import watched
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from several import in_processes
 
-from onecycle import ranks
+from onecycle.distributed import ranks
 from onecycle.errors import InputError
 
 

@@ -11,8 +11,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from onecycle import hardware
+from onecycle.distributed.ranks import require_even
 from onecycle.errors import InputError
-from onecycle.ranks import require_even
 
 
 def launch(processes: int, shards: int) -> int:

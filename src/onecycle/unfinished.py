@@ -1,0 +1,57 @@
+"""What a run that does not come to its end says: in a line, and on its page."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from onecycle import finished
+from onecycle.config import Config
+from onecycle.errors import InputError
+from onecycle.files import NotWrittenError
+from onecycle.finite import NonFiniteError
+from onecycle.interruption import Interrupted
+from onecycle.run_folder import RunFolder
+
+
+@contextmanager
+def resumable(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Say how to go on when the run in `folder` does not come to its end, and write a page that says so, too."""
+    how = f"`onecycle train --resume {folder.path}` goes on"
+    try:
+        yield
+    except Interrupted as stopped:
+        _write_page(folder, config, f"It was interrupted by {signal.Signals(stopped.number).name}; {how}.")
+        raise Interrupted(stopped.number, how) from None
+    except NotWrittenError as error:
+        if not folder.saved:
+            raise
+        raise InputError(f"{error}. What was saved is whole: {how} from there") from error
+
+
+@contextmanager
+def told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterator[None]:
+    """Write a page that says which error ended the training.
+
+    Raises:
+        InputError: when a loss or a gradient was not finite; else what ended it.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
+        ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
+        _write_page(folder, config, f"It was ended by an error: {ended}.")
+        raise InputError(ended) from error
+    except NotWrittenError:
+        raise
+    except Exception as error:
+        _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")
+        raise
+
+
+def _write_page(folder: RunFolder, config: Config, why: str) -> None:
+    """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
+    if config.report and folder.config.exists():
+        with suppress(Exception):
+            folder.write_json(folder.stopped, {"why": why})
+            finished.write_page(folder)

@@ -1,0 +1,33 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onecycle.distributed.ordered_sum import _Block, _total, _tree, merged
+
+
+def divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+@given(shards=st.integers(1, 40), seed=st.integers(0, 100))
+def test_the_sum_is_the_same_to_the_last_bit_however_many_processes_add_it_up(shards: int, seed: int) -> None:
+    leaves = torch.randn(shards, 3, generator=torch.Generator().manual_seed(seed)) * torch.logspace(0, 6, 3)
+
+    def total(of_process: Sequence[range]) -> torch.Tensor:
+        sent = [
+            block for mine in of_process for block in merged(_Block(shard, 1, leaves[shard].clone()) for shard in mine)
+        ]
+        return _total(sent)
+
+    expected = total([range(shards)])
+    for processes in divisors(shards):
+        each = shards // processes
+        assert torch.equal(total([range(start, start + each) for start in range(0, shards, each)]), expected)
+
+
+@pytest.mark.parametrize(("shards", "ranks", "sent"), [(8, 2, 1), (8, 8, 1), (12, 3, 1), (12, 4, 2), (6, 2, 2)])
+def test_a_process_with_a_whole_part_of_the_tree_sends_one_sum(shards: int, ranks: int, sent: int) -> None:
+    assert max(map(len, _tree(shards, ranks))) == sent
