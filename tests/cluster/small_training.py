@@ -19,13 +19,14 @@ THREADS = 1  # of each process: four of them are on one machine
 
 def on_one_machine(folder: Path) -> dict[str, Any]:
     """What one process without a cluster makes of it, in that folder."""
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "onecycle", "train", *OPTIONS, "--processes", "1"],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": str(THREADS)},
-        check=True,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     return outcome(folder)
 
 
