@@ -1,5 +1,6 @@
 """Ray on hosts: its nodes, each started by hand; and what `ray up` needs to start them all by ssh."""
 
+import hashlib
 import importlib.util
 import shutil
 import sys
@@ -87,4 +88,7 @@ def hosts_by_ssh(hosts: list[Host], folder: Path) -> Iterator[Operator]:
         host.run("mount", "--bind", users, "/etc/passwd")
         host.run("mkdir", "--mode=755", "/run/sshd")
         host.run(str(shutil.which("sshd")), "-f", configuration)  # it is there when the command has ended
-    yield Operator(hosts[0], homes[0])
+    try:
+        yield Operator(hosts[0], homes[0])
+    finally:  # the one folder that Ray makes outside of $TMPDIR and the home
+        shutil.rmtree(f"/tmp/ray_ssh_{hashlib.sha256(USER.encode()).hexdigest()[:10]}", ignore_errors=True)
