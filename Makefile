@@ -16,10 +16,10 @@ ifeq ($(origin ONECYCLE_DATA),undefined)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint notebook faults
+.PHONY: help train test lint notebook faults cluster-test
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
 train: $(INSTALLED) ## train on CIFAR-10 and write a report, e.g. make train RECIPE=quick ARGS="--seed 1"
 	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto)$(if $(RECIPE), --recipe $(RECIPE)) $(ARGS)
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## run the tests, e.g. make test ARGS="-k scheduler"
 
 faults: $(INSTALLED) ## kill, fill and damage hundreds of runs, and write results/reliability.json (half an hour)
 	$(BIN)/pytest tests/faults --whole $(ARGS)
+
+cluster-test: $(INSTALLED) ## try docs/cluster.md on Slurm, Ray and machines made of network namespaces (root, Linux)
+	$(BIN)/pytest tests/cluster --cluster $(ARGS)
 
 lint: $(INSTALLED) ## check style, types and the floors of the house
 	$(BIN)/ruff check $(CODE)

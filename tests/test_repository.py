@@ -75,7 +75,7 @@ def put_stamp(house: Path) -> Path:
 
 
 def test_the_makefile_offers_the_promised_commands() -> None:
-    assert {"train", "test", "lint", "notebook", "faults"} <= set(TARGETS)
+    assert {"train", "test", "lint", "notebook", "faults", "cluster-test"} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -90,7 +90,7 @@ def test_make_alone_lists_every_command() -> None:
     assert all(f"make {target}: " in listed for target in TARGETS)
 
 
-@pytest.mark.parametrize("target", ["train", "test", "lint", "notebook", "faults"])
+@pytest.mark.parametrize("target", ["train", "test", "lint", "notebook", "faults", "cluster-test"])
 def test_first_use_installs_the_lock_before_it_runs_anything(bare_house: Path, target: str) -> None:
     plan = make("-n", target, folder=bare_house).stdout
     put_stamp(bare_house)

@@ -1,0 +1,99 @@
+"""examples/two_machines.sh, as it stands, on two hosts that share no address but their cables'."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import INTERFACE, Host, Running
+from small_training import OPTIONS, THREADS, outcome, the_run
+
+StartHosts = Callable[..., list[Host]]
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "two_machines.sh"
+PATIENCE = 300  # seconds
+
+
+def train(hosts: list[Host], folder: Path, **variables: str) -> list[Running]:
+    """Start the script on each host, in a folder of its own. All but the first have yet to measure how to compute."""
+    return [start(host, hosts[0], folder, **variables) for host in hosts]
+
+
+def start(host: Host, first: Host, folder: Path, **variables: str) -> Running:
+    own = folder / host.name
+    own.mkdir(exist_ok=True)
+    given = {"FIRST": first.address, "INTERFACE": INTERFACE, "THREADS": str(THREADS)}
+    if host is not first:
+        given["XDG_CACHE_HOME"] = str(own / "cache")
+    return host.start("sh", SCRIPT, *OPTIONS, folder=own, environment=given | variables)
+
+
+def wait_for_epochs(running: Running, folder: Path, epochs: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while (run := the_run(folder)) is None or not run.history.exists() or len(run.read_history()) < epochs:
+        assert running.process.poll() is None and time.monotonic() < until, running.said
+        time.sleep(0.05)
+
+
+def test_two_machines_come_to_what_one_does_and_only_the_first_writes(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    for running in train(start_hosts(2), tmp_path):
+        assert running.end(PATIENCE) == 0, running.said
+    assert outcome(tmp_path / "node1") == undisturbed
+    assert the_run(tmp_path / "node2") is None
+
+
+def test_a_cable_that_was_out_for_a_moment_changes_nothing(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    first, second = start_hosts(2)
+    started = train([first, second], tmp_path)
+    wait_for_epochs(started[0], tmp_path / "node1", 1)
+    second.cut()
+    time.sleep(2)
+    second.join()
+    for running in started:
+        assert running.end(PATIENCE) == 0, running.said
+    assert outcome(tmp_path / "node1") == undisturbed
+
+
+@pytest.mark.parametrize("end", [Host.crash, Host.lose_power])
+def test_where_one_is_enough_the_first_goes_on_without_the_second(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any], end: Callable[[Host], None]
+) -> None:
+    first, second = start_hosts(2)
+    going_on, _ = train([first, second], tmp_path, MACHINES="1:2")
+    wait_for_epochs(going_on, tmp_path / "node1", 1)
+    end(second)
+    assert going_on.end(PATIENCE) == 0, going_on.said
+    assert outcome(tmp_path / "node1") == undisturbed
+
+
+@pytest.mark.parametrize("machines", ["2", "1:2"])
+def test_a_machine_that_was_restarted_takes_part_again(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any], machines: str
+) -> None:
+    first, second = start_hosts(2)
+    going_on, _ = train([first, second], tmp_path, MACHINES=machines)
+    wait_for_epochs(going_on, tmp_path / "node1", 1)
+    second.restart()
+    back = start(second, first, tmp_path, MACHINES=machines)
+    for running in (going_on, back):
+        assert running.end(PATIENCE) == 0, running.said
+    assert outcome(tmp_path / "node1") == undisturbed
+
+
+def test_without_an_address_for_the_interface_it_says_which_variable_to_set(
+    start_hosts: StartHosts, tmp_path: Path
+) -> None:
+    (running,) = train(start_hosts(1), tmp_path, INTERFACE="eth7")
+    assert running.end(10) == 2
+    assert "eth7 has no IPv4 address; name this machine's interface: INTERFACE=" in running.said
+
+
+def test_without_a_first_machine_it_says_which_variable_to_set(start_hosts: StartHosts, tmp_path: Path) -> None:
+    (running,) = train(start_hosts(1), tmp_path, FIRST="")
+    assert running.end(10) == 2
+    assert "FIRST: give the address of the first machine" in running.said
