@@ -85,6 +85,8 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
     if how is None:
         choice = _choice(config, model, preprocessing.input_size, machine)
         how = choice.acceleration
+    if ranks.current().size > 1 and how.device != "cpu":
+        raise InputError(f"several processes compute on CPUs, and this run on {how.device}; give --device cpu")
     how.apply()
     model.to(how.device)
     augment, augment_batch = _augmentation(config, preprocessing)

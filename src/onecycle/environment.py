@@ -26,6 +26,7 @@ _LIBRARIES = (*COMPUTING, "pillow", "safetensors")
 
 def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
     """The command, commit, date, versions and machine of this process, and the way it computes, as JSON values."""
+    together = {"processes": list(ranks.current().names), "job": job.name()} if job.is_part() else {}
     return {
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
@@ -34,8 +35,7 @@ def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "hardware": hardware.to_json(),
         "acceleration": acceleration.to_json(),
-        "processes": list(ranks.current().names),
-        "job": job.name(),
+        **together,
     }
 
 
@@ -84,14 +84,13 @@ def recorded_fingerprint(folder: RunFolder) -> str:
 
 
 def recorded_job(folder: RunFolder) -> str | None:
-    """The name of what the run in `folder` was started as a part of, or None.
+    """The name of the job that began the run in `folder`, or None.
 
     Raises:
         InputError: when it is not recorded.
     """
     with reading(folder.environment):
-        name: str | None = folder.read_json(folder.environment)["job"]
-        return name
+        return folder.read_json(folder.environment).get("job")
 
 
 def recorded_versions(folder: RunFolder) -> dict[str, str]:

@@ -47,7 +47,7 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
         with RunProgress(_screen(console)) as progress, ExitStack() as stack:
             started = time.perf_counter()
             experiment = assemble(config)
-            ranks.require_alike(identity(experiment))
+            _require_alike(experiment)
             beginning.announce(experiment, progress)
             beginning.require_cycle(experiment)
             beginning.tell_of_interrupted(experiment, progress)
@@ -99,7 +99,7 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
     how.require(hardware.detect())
     experiment = assemble(config, how)
     environment.require_same_data(folder, experiment.dataset)
-    ranks.require_alike(identity(experiment))
+    _require_alike(experiment)
     beginning.announce(experiment, progress)
     if cpu := environment.other_processor(folder, hardware.detect()):
         progress.warn(f"This run began on another processor, {cpu}: its last bits may come out otherwise here")
@@ -111,6 +111,14 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)
+
+
+def _require_alike(experiment: Experiment) -> None:
+    """Refuse processes that would not come to the same bits."""
+    machine = hardware.detect()
+    ranks.require_alike(
+        {**identity(experiment), "the processor": machine.cpu, "its instructions and caches": machine.cpu_features}
+    )
 
 
 def _screen(console: Console) -> Console:

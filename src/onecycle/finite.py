@@ -9,6 +9,8 @@ from onecycle.models import Batch, ModelComposite
 
 NOT_LOOKED_AT = "that came about in this step or one before it, which are not looked at one by one on a GPU"
 
+NO_LAYER = "no layer by itself, but their gradients are not"
+
 
 class NonFiniteError(InputError):
     """A loss or a gradient is infinity or NaN at `step` (0-based, global); `where` says which layer was the first."""
@@ -62,4 +64,4 @@ def first_not_finite(running: ModelComposite, batch: Batch, acceleration: Accele
         gradients = [p.grad for p in leaves[name].parameters() if p.grad is not None]
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             return f"the gradient of layer {name} ({type(leaves[name]).__name__}) is the first that is not"
-    return "no layer by itself, but their gradients are not"
+    return NO_LAYER

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.batches import Batches
 from onecycle.distributed import ranks
-from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, all_finite, first_not_finite
+from onecycle.finite import NO_LAYER, NOT_LOOKED_AT, NonFiniteError, all_finite, first_not_finite
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.records import EpochRecord, History
 from onecycle.scheduler import one_cycle, peak_step
@@ -112,7 +112,7 @@ def training_steps(
         learned = learn(running, batch, step)
         # A GPU would have to be waited for; there it is noticed when the loss is read, or the state is saved.
         if acceleration.device == "cpu" and not all_finite(learned.loss, running):
-            raise NonFiniteError(step, first_not_finite(running, batch, acceleration))
+            raise NonFiniteError(step, _where(running, batch, acceleration))
         optimizer.step()
         yield StepOutcome(step, *learned)
 
@@ -182,8 +182,7 @@ def fit(
         started = time.perf_counter() - (before.seconds if before else 0)
         first = before.step + 1 if before else epoch * len(train)
         _freeze(optimizer, epoch)
-        batches = train.epoch(epoch, first=first - epoch * len(train))
-        outcomes = steps(batches, lr_of_step, first_step=first)
+        outcomes = steps(train.epoch(epoch, first=first - epoch * len(train)), lr_of_step, first_step=first)
         for report in _reports(outcomes, epoch, lr_of_step, before=before, started=started):
             after_step(report)
         assert report, "an epoch has a step at least"
@@ -215,6 +214,12 @@ def _cycle(
         raise ValueError(f"{epochs} epochs of {steps_an_epoch} steps make no cycle, which needs at least 2 steps")
     peak = peak_step(total_steps, peak_fraction)
     return partial(one_cycle, total_steps=total_steps, peak_step=peak, lr_min=lr_min, lr_max=lr_max)
+
+
+def _where(running: ModelComposite, batch: Batch, acceleration: Acceleration) -> str:
+    """The layer where something is not finite, on the first rank that finds one."""
+    found = first_not_finite(running, batch, acceleration) if len(batch.labels) else NO_LAYER
+    return next((where for where in ranks.current().of_all(found) if where != NO_LAYER), NO_LAYER)
 
 
 def _lay_out_like_parameters(optimizer: Optimizer) -> None:

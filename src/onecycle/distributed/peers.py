@@ -25,6 +25,7 @@ from onecycle.errors import InputError
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 50.0  # after which a process that does not beat is given up
+BEGINNING_SECONDS = 300.0  # in which one that was started beats for the first time
 _POLL_SECONDS = 0.02, 0.5  # at first, and at the most
 _GONE = 10**9  # what a process that leaves with an error adds to its beats
 _ADDRESS_OF = 0x8915  # an interface: SIOCGIFADDR of Linux
@@ -43,7 +44,8 @@ class Peers:
         self.names = [f"rank {rank}" for rank in range(self.size)]
         self._requests: queue.Queue[tuple[Callable[[Any], Any], queue.Queue[Any]]] = queue.Queue()
         self._beats = [0] * self.size
-        self._heard = [time.monotonic()] * self.size  # when the beats of each last grew
+        # When the beats of each last grew; to begin, some need longer than others.
+        self._heard = [time.monotonic() + BEGINNING_SECONDS - SILENT_SECONDS] * self.size
         self._listened = time.monotonic()  # when the store last answered
         self._ended = threading.Event()
         self._broken = False
@@ -59,12 +61,13 @@ class Peers:
 
     def store(self) -> Any:
         """A connection to the store, for torch.distributed's own use."""
-        hosts_it = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        hosts_it = self.rank == 0 and not is_agents
         whole = TCPStore(
             *self._master, self.size, is_master=hosts_it, multi_tenant=True, timeout=timedelta(seconds=SILENT_SECONDS)
         )
-        # Those of an earlier start may still be there.
-        return PrefixStore(f"onecycle/{job.restarts()}", whole)
+        # In the agent's the keys of an earlier start may still be there. Elsewhere agents may count them differently.
+        return PrefixStore(f"onecycle/{job.restarts() if is_agents else 0}", whole)
 
     def put(self, key: str, value: bytes) -> None:
         """Tell the others `value` under the name `key`."""
@@ -127,12 +130,25 @@ class Peers:
             self._ask(lambda store: store.set(f"words/{self.rank}", message))
             self._ask(lambda store: store.add(f"beat/{self.rank}", _GONE))
             if leads:
-                self._ask(lambda store: store.set("told", "yes"))
+                self.tell()
                 return False
-            for _ in range(30):
+            return self.wait_until_told(3 * BEAT_SECONDS)
+        return False
+
+    def tell(self) -> None:
+        """Say that this process, which leads, has done all that it does before it ends, but for a last line."""
+        with suppress(InputError):
+            self._ask(lambda store: store.set("told", "yes"))
+
+    def wait_until_told(self, seconds: float) -> bool:
+        """Wait that long at the most for the process that leads: whoever started them ends all with the first."""
+        deadline = time.monotonic() + seconds
+        with suppress(InputError):
+            while time.monotonic() < deadline:
                 if self._ask(lambda store: store.check(["told"])):
-                    time.sleep(BEAT_SECONDS)  # else the one that leads may be ended before it has told
+                    time.sleep(BEAT_SECONDS)  # for its last line
                     return True
+                self.require_alive()
                 time.sleep(BEAT_SECONDS / 10)
         return False
 

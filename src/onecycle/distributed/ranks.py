@@ -8,7 +8,7 @@ A process that is alone is rank 0 of 1, and all of this is trivial for it.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from onecycle.distributed import job
 from onecycle.distributed.peers import Peers, interface_towards
 from onecycle.errors import InputError, Silent
 
+SAVING_SECONDS = 25.0  # for the one that leads to save, when all are told to stop; after 30 they are ended
 LONGEST_SECONDS = 300.0  # that processes which live are waited for in a sum, or to connect
 
 T = TypeVar("T")
@@ -176,7 +177,10 @@ def joined() -> Iterator[Ranks]:
             yield ranks
         except interruption.Interrupted as stopped:
             if ranks.leads:
+                peers.tell()
                 raise
+            with suppress(interruption.Interrupted):
+                peers.wait_until_told(SAVING_SECONDS)
             raise Silent(stopped.exit_code) from None
         except InputError as error:
             try:
