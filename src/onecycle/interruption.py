@@ -117,6 +117,18 @@ def together() -> Iterator[None]:
             _watching._together = False
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, a first signal changes nothing: this process ends soon."""
+    if _watching:
+        _watching._deferred = True
+    try:
+        yield
+    finally:
+        if _watching:
+            _watching._deferred = False
+
+
 def received() -> int:
     """The number of the signal that has come to this process, or 0."""
     return (_watching and _watching._number) or 0

@@ -43,6 +43,6 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_where_it_was(
 
 
 def test_what_a_job_cannot_do_is_in_its_file_and_the_job_has_failed(slurm_cluster: Slurm, tmp_path: Path) -> None:
-    job = submit(slurm_cluster, tmp_path, "--data", os.devnull)
+    job = submit(slurm_cluster, tmp_path, "--data", os.devnull, "--shards", "2")
     assert slurm_cluster.end(job, PATIENCE) == "FAILED"
     assert os.devnull in (tmp_path / f"onecycle-{job}.txt").read_text()

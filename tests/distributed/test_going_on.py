@@ -83,7 +83,8 @@ def machine(folder: Path, endpoint: str, least: int, *options: str, restarts: in
     """One of two machines, which share no disk: each has its own working folder."""
     where = ["--nnodes", f"{least}:2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "job"]
-    quickly = ["--rdzv-conf", "last_call_timeout=1,join_timeout=60"]
+    is_host = str(folder.name == "first").lower()  # on one address, either would take itself for it
+    quickly = ["--rdzv-conf", f"last_call_timeout=1,join_timeout=60,is_host={is_host}"]
     return start(folder, "torch.distributed.run", *where, *rendezvous, *quickly, "-m", "onecycle", "train", *options)
 
 

@@ -148,7 +148,6 @@ class Peers:
                 if self._ask(lambda store: store.check(["told"])):
                     time.sleep(BEAT_SECONDS)  # for its last line
                     return True
-                self.require_alive()
                 time.sleep(BEAT_SECONDS / 10)
         return False
 

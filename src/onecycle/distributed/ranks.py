@@ -8,7 +8,7 @@ A process that is alone is rank 0 of 1, and all of this is trivial for it.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -179,14 +179,12 @@ def joined() -> Iterator[Ranks]:
             if ranks.leads:
                 peers.tell()
                 raise
-            with suppress(interruption.Interrupted):
+            with interruption.held():
                 peers.wait_until_told(SAVING_SECONDS)
             raise Silent(stopped.exit_code) from None
         except InputError as error:
-            try:
+            with interruption.held():  # whoever started them ends all of them with the first
                 told = peers.told_by_leader(str(error), leads=ranks.leads)
-            except interruption.Interrupted:  # whoever started them ends all of them with the first
-                told = True
             if told:
                 raise Silent(2) from error
             raise
