@@ -1,13 +1,14 @@
 """The commands that train: `onecycle train | find-lr | study`, generated from `Config`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from onecycle.cli.app import app
 from onecycle.config import BASELINE, Config
+from onecycle.errors import InputError
 
 Settings = Annotated[Config, Parameter(name="*")]
 Saved = Annotated[Path | None, Parameter(name="--config")]
@@ -65,7 +66,10 @@ def study(
     grid: tuple[str, ...] = (),
     vary: tuple[str, ...] = (),
     threshold: float = 0.9,
+    cores: int | None = None,
     resume: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> int:
     """Train with several seeds, and say what all runs come to together: means, intervals, differences.
 
@@ -81,13 +85,25 @@ def study(
         field=value,value: run the recipe itself, and with each of the values of every --vary alone.
     threshold
         Count the runs that reach this accuracy, a fraction; with test-time augmentation if the recipe has it.
+    cores
+        CPU cores that each run computes with; all of this machine's when left out.
     resume
-        Go on with the study in this folder; takes no other option.
+        Go on with the study in this folder; takes no other option but --engine and --address.
+    engine
+        Where the runs are made: here, one after another, or on the nodes of a Ray cluster, each a task.
+    address
+        The cluster's, host:port; when left out, $RAY_ADDRESS, or a Ray of this machine alone.
     """
+    from onecycle.on_ray.runs import OnRay
     from onecycle.study import begin, go_on, plan
+    from onecycle.study_run import LOCAL
 
+    if address and engine != "ray":
+        raise InputError("--address is a Ray cluster's; give --engine ray, too")
+    where = OnRay(address) if engine == "ray" else LOCAL
     if resume:
-        go_on(resume, Console())
+        go_on(resume, Console(), where)
     else:
-        begin(plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold), Console())
+        planned = plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
+        begin(planned, Console(), where)
     return 0
