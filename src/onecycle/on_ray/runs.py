@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import time
@@ -62,6 +63,7 @@ class _Driver:
     token: Path  # a file there: who sees it shares the disk with the study
     folder: Path  # that relative names of data begin at
     data: str | None  # $ONECYCLE_DATA
+    command: list[str]
     versions: dict[str, str]
 
 
@@ -93,6 +95,7 @@ class _Tasks:
             token=token,
             folder=Path.cwd(),
             data=os.environ.get("ONECYCLE_DATA"),
+            command=sys.argv,
             versions=environment.versions(environment.COMPUTING),
         )
 
@@ -204,6 +207,7 @@ def _carried_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Outcome]:
         os.environ["ONECYCLE_DATA"] = driver.data
     if driver.folder.is_dir():
         os.chdir(driver.folder)
+    sys.argv = driver.command  # which the run's environment.json tells
     if driver.token.exists():
         yield _Outcome(failure=_failure_of(run))
         return
