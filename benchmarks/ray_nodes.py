@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, each as good as a machine of its own: it can be gone from one moment to the next."""
+"""Several Ray nodes on this machine, each like a machine of its own: it can be gone from one moment to the next."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,8 @@ class Nodes:
         """Let the node and all that runs on it vanish."""
         (raylet,) = (started.process for started in node.all_processes["raylet"])
         for process in (raylet.pid, *descendants(raylet.pid)):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         raylet.wait()
         self.workers.remove(node)
 

@@ -50,7 +50,16 @@ def only(folder: Path) -> Path:
 
 def contents(study: Path) -> dict[str, object]:
     """All that its run folders hold, by the names of the files, but for times, and where and by what it was begun."""
-    timed = {"seconds", "training_seconds", "images_per_second", "peak_memory_gib", "out", "date", "command", "autotune"}
+    timed = {
+        "seconds",
+        "training_seconds",
+        "images_per_second",
+        "peak_memory_gib",
+        "out",
+        "date",
+        "command",
+        "autotune",
+    }
 
     def told(path: Path) -> object:
         if path.suffix == ".jsonl":
@@ -85,7 +94,9 @@ def test_a_ray_of_this_machine_makes_the_same_run_folders(local: Path, tmp_path:
 
 
 def test_a_cluster_makes_them_too_and_a_study_is_not_of_one_engine(nodes: Nodes, local: Path, tmp_path: Path) -> None:
-    done = study(PLAIN, "--epochs 2 --seeds 2 --vary flip=random --engine ray --address", nodes.address, "--out", tmp_path)
+    done = study(
+        PLAIN, "--epochs 2 --seeds 2 --vary flip=random --engine ray --address", nodes.address, "--out", tmp_path
+    )
     assert done.returncode == 0, done.stderr
     path = only(tmp_path)
     assert contents(path) == contents(local)
@@ -99,7 +110,9 @@ def test_a_node_that_shares_no_disk_sends_its_runs(nodes: Nodes, local: Path, tm
     """The study's folder is one that only the driver sees: a file system in memory, mounted for it alone."""
     out = tmp_path / "out"
     out.mkdir()
-    words = command(PLAIN, "--epochs 2 --seeds 2 --vary flip=random --engine ray --address", nodes.address, "--out", out)
+    words = command(
+        PLAIN, "--epochs 2 --seeds 2 --vary flip=random --engine ray --address", nodes.address, "--out", out
+    )
     alone = f"mount -t tmpfs none {out} && {' '.join(words)} && cp -r {out}/* {tmp_path}/kept"
     (tmp_path / "kept").mkdir()
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
@@ -219,7 +232,9 @@ def test_without_ray_it_is_told_what_to_install(tmp_path: Path) -> None:
 def test_runs_that_begin_together_compute_alike(tmp_path: Path) -> None:
     """However the race for the first measuring goes: with a cache of their own, they take one choice."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    words = command(QUICK, "--workers 0 --device cpu --cores 1 --epochs 1 --seeds 2 --engine ray --out", tmp_path / "out")
+    words = command(
+        QUICK, "--workers 0 --device cpu --cores 1 --epochs 1 --seeds 2 --engine ray --out", tmp_path / "out"
+    )
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     runs = sorted(only(tmp_path / "out").rglob("environment.json"))

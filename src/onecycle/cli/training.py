@@ -94,13 +94,13 @@ def study(
     address
         The cluster's, host:port; when left out, $RAY_ADDRESS, or a Ray of this machine alone.
     """
-    from onecycle.on_ray.runs import OnRay
+    from onecycle.on_ray.runs import RunsOnRay
     from onecycle.study import begin, go_on, plan
     from onecycle.study_run import LOCAL
 
     if address and engine != "ray":
         raise InputError("--address is a Ray cluster's; give --engine ray, too")
-    where = OnRay(address) if engine == "ray" else LOCAL
+    where = RunsOnRay(address) if engine == "ray" else LOCAL
     if resume:
         go_on(resume, Console(), where)
     else:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from onecycle.cli.app import app
 from onecycle.errors import InputError
+from onecycle.extras import require
 from onecycle.files import shown
 
 
@@ -24,10 +26,14 @@ def predict(
     tta: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+    out: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> int:
     """Name what is in pictures: a line each with file, likeliest classes and their probabilities.
 
-    Exit code 2 if there are files that cannot be read; the others are named all the same.
+    Exit code 2 if there are files that cannot be read; the others are named all the same. With --out, the same command
+    goes on where it was stopped.
 
     Parameters
     ----------
@@ -43,6 +49,12 @@ def predict(
         Print a JSON object a line.
     as_csv
         Print a table of comma-separated values, with a head.
+    out
+        Write parquet files into this folder instead; pictures may also be in .tar, .tar.gz and .zip archives.
+    engine
+        Where --out computes: here, or on the cores of a Ray cluster.
+    address
+        The cluster's, host:port; when left out, $RAY_ADDRESS, or a Ray of this machine alone.
     """
     if not pictures:
         raise InputError("no picture is given; name files, folders or patterns")
@@ -50,6 +62,14 @@ def predict(
         raise InputError(f"--top is {top}; it must be 1 or more")
     if as_json and as_csv:
         raise InputError("--json and --csv exclude each other; give one")
+    if address and engine != "ray":
+        raise InputError("--address is a Ray cluster's; give --engine ray, too")
+    if engine == "ray" and not out:
+        raise InputError("--engine ray writes files; give --out, too")
+    if out:
+        if as_json or as_csv:
+            raise InputError(f"--out writes parquet; leave out {'--json' if as_json else '--csv'}")
+        return _predict_into(out, pictures, run, top=top, tta=tta, engine=engine, address=address)
     from onecycle.labelling import label
     from onecycle.predictor import load
     from onecycle.test_time_augmentation import Averaged
@@ -71,6 +91,24 @@ def predict(
     if failed:
         print(f"onecycle: {failed:,} of {files:,} could not be read", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _predict_into(
+    out: Path, pictures: tuple[str, ...], run: Path | None, *, top: int, tta: bool, engine: str, address: str | None
+) -> int:
+    require("cluster", "pyarrow", *(["ray"] if engine == "ray" else []))
+    from onecycle.many_pictures import label_into
+    from onecycle.on_ray.pictures import PicturesOnRay
+    from onecycle.part_labelling import LOCAL
+    from onecycle.predictor import weights_of
+
+    where = PicturesOnRay(address) if engine == "ray" else LOCAL
+    counts = label_into(out, pictures, weights_of(run), Console(), tta=tta, top=top, engine=where)
+    print(f"{counts.pictures:,} pictures, in {out}")
+    if counts.unreadable:
+        unreadable = f"{counts.unreadable:,} of {counts.pictures:,} could not be read: {out / 'unreadable'}"
+        print(f"onecycle: {unreadable}", file=sys.stderr)
+    return 2 if counts.unreadable else 0
 
 
 def _writer(form: Literal["text", "csv", "json"], top: int) -> Callable[[Path, list[tuple[str, float]]], None]:

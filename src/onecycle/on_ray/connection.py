@@ -5,10 +5,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 from onecycle import hardware
 from onecycle.errors import InputError
+from onecycle.extras import require
 
 _ANSWER_SECONDS = 10  # in which a cluster must answer
 _OBJECT_STORE_BYTES = 200_000_000  # of a Ray of this machine alone, through which next to nothing goes
@@ -30,7 +30,7 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         InputError: when Ray is not installed, or the cluster cannot be reached.
     """
-    require()
+    require("cluster", "ray", "pyarrow")
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -59,16 +59,6 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def require() -> None:
-    """Refuse to go on without Ray and pyarrow.
-
-    Raises:
-        InputError: when one is not installed.
-    """
-    if missing := [name for name in ("ray", "pyarrow") if find_spec(name) is None]:
-        raise InputError(f"this needs {' and '.join(missing)}; pip install 'onecycle[cluster]'")
 
 
 def _require_listener(address: str) -> None:

@@ -32,7 +32,7 @@ _WAIT_SECONDS = 0.5  # between two looks for Ctrl-C
 
 
 @dataclass(frozen=True)
-class OnRay:
+class RunsOnRay:
     """The nodes of the Ray cluster at `address`."""
 
     address: str | None
