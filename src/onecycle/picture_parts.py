@@ -1,6 +1,7 @@
 """Many pictures cut into parts, each of which is labelled as a whole: what is in a part, and how it is read."""
 
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -108,7 +109,7 @@ def read(part: Part) -> Iterator[Picture]:
     listed = [piece.path for piece in part.pieces if piece.reason is None]
     if listed and not any(map(os.path.lexists, listed)):
         raise InputError(
-            f"{shown(listed[0])} and all else of part {part.number} cannot be seen from {os.uname().nodename}, though "
+            f"{shown(listed[0])} and all else of part {part.number} cannot be seen from {platform.node()}, though "
             "it was there before; put it where all nodes see it"
         )
     for piece in part.pieces:

@@ -44,11 +44,10 @@ def connected(address: str | None) -> Iterator[None]:
     _require_listener(address)
     try:
         ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(alone if address == "local" else {}),
+            address=address, log_to_driver=False, logging_level=logging.ERROR, **(alone if address == "local" else {})
         )
+        # It would print to standard output, in colours, what happens to nodes; its logs have that, too.
+        ray._private.worker._worker_logs_enabled = False
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
