@@ -165,31 +165,28 @@ def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[Any], count: i
 
 
 def generate(folder: Path, images: NDArray[np.uint8], count: int) -> tuple[list[Path], set[tuple[str, str | None]]]:
-    """JPEGs of `images` `[N,H,W,3]`, over and over with falling quality: the first half as files, the others in tars."""
+    """JPEGs of `images` `[N,H,W,3]`, over and over with falling quality: half of them files, the others in archives."""
+
+    def content(number: int) -> bytes:
+        turn, row = divmod(number, len(images))
+        return b"no picture" if number % DAMAGED == 7 else jpeg(images[row], turn)
+
     files, names = folder / "files", set()
     files.mkdir(parents=True)
-    archives: list[Path] = []
+    for number in range(count // 2):
+        path = files / f"{number:06}.jpg"
+        path.write_bytes(content(number))
+        names.add((str(path), None))
+    archives = []
     each = min(IN_AN_ARCHIVE, max(1, count // 4))
-    archive = None
-    for number in range(count):
-        content = b"no picture" if number % DAMAGED == 7 else jpeg(images[number % len(images)], number // len(images))
-        name = f"{number:06}.jpg"
-        if number < count // 2:
-            (files / name).write_bytes(content)
-            names.add((str(files / name), None))
-            continue
-        if (number - count // 2) % each == 0:
-            if archive:
-                archive.close()
-            archives.append(folder / f"{number:06}.tar")
-            archive = tarfile.open(archives[-1], "w")
-        assert archive
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-        names.add((str(archives[-1]), name))
-    if archive:
-        archive.close()
+    for first in range(count // 2, count, each):
+        archives.append(folder / f"{first:06}.tar")
+        with tarfile.open(archives[-1], "w") as archive:
+            for number in range(first, min(first + each, count)):
+                member, bytes_of_it = tarfile.TarInfo(f"{number:06}.jpg"), content(number)
+                member.size = len(bytes_of_it)
+                archive.addfile(member, io.BytesIO(bytes_of_it))
+                names.add((str(archives[-1]), member.name))
     return [files, *archives], names
 
 

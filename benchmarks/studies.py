@@ -51,7 +51,7 @@ def rounded(value: float) -> float:
 
 
 def contents(study: Path) -> dict[str, object]:
-    """All that the run folders of a study hold, by the names of the files: but for times, and how and where it began."""
+    """What is in the run folders of a study, by the names of the files: all but times, and how and where it began."""
     left_out = {"seconds", "training_seconds", "images_per_second", "peak_memory_gib", "out", "date", "command"}
 
     def told(path: Path) -> object:
