@@ -1,14 +1,14 @@
 """The commands that train: `onecycle train | find-lr | study`, generated from `Config`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from onecycle.cli.app import app
+from onecycle.cli.where import HERE, Where
 from onecycle.config import BASELINE, Config
-from onecycle.errors import InputError
 
 Settings = Annotated[Config, Parameter(name="*")]
 Saved = Annotated[Path | None, Parameter(name="--config")]
@@ -68,8 +68,7 @@ def study(
     threshold: float = 0.9,
     cores: int | None = None,
     resume: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
+    where: Annotated[Where, Parameter(name="*")] = HERE,
 ) -> int:
     """Train with several seeds, and say what all runs come to together: means, intervals, differences.
 
@@ -89,21 +88,15 @@ def study(
         CPU cores that each run computes with; all of this machine's when left out.
     resume
         Go on with the study in this folder; takes no other option but --engine and --address.
-    engine
-        Where the runs are made: here, one after another, or on the nodes of a Ray cluster, each a task.
-    address
-        The cluster's, host:port; when left out, $RAY_ADDRESS, or a Ray of this machine alone.
     """
     from onecycle.on_ray.runs import RunsOnRay
     from onecycle.study import begin, go_on, plan
     from onecycle.study_run import LOCAL
 
-    if address and engine != "ray":
-        raise InputError("--address is a Ray cluster's; give --engine ray, too")
-    where = RunsOnRay(address) if engine == "ray" else LOCAL
+    engine = RunsOnRay(where.address) if where.engine == "ray" else LOCAL
     if resume:
-        go_on(resume, Console(), where)
+        go_on(resume, Console(), engine)
     else:
         planned = plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
-        begin(planned, Console(), where)
+        begin(planned, Console(), engine)
     return 0
