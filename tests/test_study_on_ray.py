@@ -1,20 +1,27 @@
 """Studies on real Ray nodes: the same run folders as here, also when nodes die and when the study is interrupted."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ray_nodes import Nodes
+from rich.console import Console
 from studies import contents
 
 from onecycle.cli import main
+from onecycle.config import RECIPES, Config
+from onecycle.files import InUseError, locked
+from onecycle.on_ray.runs import failure_of
+from onecycle.study_run import StudyRun
 
 QUICK = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --lr-max 1e-3 --lr-min 1e-4"
 PLAIN = f"{QUICK} --workers 0 --device cpu --precision float32 --cores 1"
@@ -135,6 +142,29 @@ def test_a_study_whose_process_was_killed_goes_on_there(nodes: Nodes, long_local
     again = study("--resume", only(tmp_path), "--engine ray --address", nodes.address)
     assert again.returncode == 0, again.stderr
     assert contents(only(tmp_path)) == contents(long_local)
+
+
+def hold(folder: Path) -> None:
+    with locked(folder):
+        (folder / "held").touch()
+        time.sleep(2)
+
+
+def test_a_run_that_a_worker_given_up_by_ray_is_still_at_work_on_is_waited_for(tmp_path: Path) -> None:
+    little = {"limit": 60, "batch_size": 20, "epochs": 1, "lr_max": 1e-3, "lr_min": 1e-4, "workers": 0}
+    config = Config.from_json({**RECIPES["quick"].to_json(), "data": "digits", "widths": [8, 8, 8], **little})
+    run = StudyRun(name="quick, seed 0", place="1/1", folder=tmp_path / "run", config=config, cores=1)
+    run.folder.mkdir()
+    process = multiprocessing.get_context("spawn").Process(target=hold, args=(run.folder,))
+    process.start()
+    while not (run.folder / "held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(InUseError):
+        run.carry_out(Console(file=StringIO()))
+    assert failure_of(run) is None
+    process.join()
+    assert run.is_done()
 
 
 def test_a_run_that_fails_is_named_and_not_tried_again(nodes: Nodes, tmp_path: Path) -> None:

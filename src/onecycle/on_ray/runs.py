@@ -209,15 +209,15 @@ def _carried_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Outcome]:
         os.chdir(driver.folder)
     sys.argv = driver.command  # which the run's environment.json tells
     if driver.token.exists():
-        yield _Outcome(failure=_failure_of(run))
+        yield _Outcome(failure=failure_of(run))
         return
     with tempfile.TemporaryDirectory() as away:
         folder = Path(away, run.folder.name)
-        failure = _failure_of(replace(run, folder=folder))
+        failure = failure_of(replace(run, folder=folder))
         yield _Outcome(failure=failure, packed=None if failure else _packed(folder))
 
 
-def _failure_of(run: StudyRun) -> str | None:
+def failure_of(run: StudyRun) -> str | None:
     """Carry out the run, and return why that failed, if it did.
 
     A worker that Ray has given up, as its node lost its connection, may still be at work on it: it is waited for.
