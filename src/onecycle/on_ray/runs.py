@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,10 @@ class _Tasks:
                 continue
             del self.begun[told]
             failure = _brought_home(task.run, outcome)
-            if not failure:
-                accuracy = RunFolder(task.run.folder).read_result().test_accuracy
-                self._tell(task.run, f"ends on {task.node} with {accuracy:.2%}")
+            with suppress(InputError):  # a result that is damaged is named by the study's summary
+                if not failure:
+                    accuracy = RunFolder(task.run.folder).read_result().test_accuracy
+                    self._tell(task.run, f"ends on {task.node} with {accuracy:.2%}")
             yield task.run, failure
 
     def stop(self) -> None:
