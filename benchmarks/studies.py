@@ -1,4 +1,4 @@
-"""What the scripts here share: records that are written down, and gone on with after an interruption; a service."""
+"""What the scripts here share: records that are written down and gone on with, what runs hold, and a service."""
 
 import json
 import subprocess
@@ -48,6 +48,20 @@ def write(path: Path, record: dict[str, Any]) -> None:
 def rounded(value: float) -> float:
     """`value` to four significant digits."""
     return float(f"{value:.4g}")
+
+
+def contents(study: Path) -> dict[str, object]:
+    """What is in the run folders of a study, by the names of the files: all but times, and how and where it began."""
+    left_out = {"seconds", "training_seconds", "images_per_second", "peak_memory_gib", "out", "date", "command"}
+
+    def told(path: Path) -> object:
+        if path.suffix not in (".json", ".jsonl"):
+            return path.read_bytes()
+        objects = map(json.loads, path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()])
+        return [{name: value for name, value in each.items() if name not in left_out} for each in objects]
+
+    files = [path for path in study.rglob("*") if path.is_file() and path.parent != study]
+    return {str(path.relative_to(study)): told(path) for path in files}
 
 
 @contextmanager

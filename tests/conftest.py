@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
+from ray_nodes import SETTINGS, Nodes
 
 from onecycle.dataset import ImageSet, load_dataset
 from onecycle.kernels import native
@@ -54,6 +55,24 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def ray_settings(cache_home: Path) -> Iterator[None]:
+    """What Ray's processes read as they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def nodes(ray_settings: None) -> Iterator[Nodes]:
+    """A Ray cluster of two nodes with a core each, and a head that has none."""
+    with Nodes() as nodes:
+        for _ in range(2):
+            nodes.add()
+        yield nodes
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from PIL import Image
 from onecycle import report
 from onecycle.run_folder import RunFolder
 
-SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name != "studies.py")
+SHARED = {"ray_nodes.py", "studies.py"}  # by the scripts
+SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 
 def run(script: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
@@ -245,3 +246,17 @@ def test_ones_own_pictures_are_trained_on_and_named(tmp_path: Path) -> None:
     found = json.loads(out.read_text())["digits as PNG"]
     assert found["test_images"] == 359
     assert found["named rightly by predict"] == pytest.approx(found["test_accuracy"], abs=0.01)
+
+
+def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "on_ray.json"
+    study = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --epochs 40 --device cpu"
+    little = ["--runs", "2", "--nodes", "2", "--kills", "1", "--pictures", "4000", "--data", "digits"]
+    done = run("on_ray", *little, "--study", study, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["study"]["done"] == record["study"]["identical_to_the_local_engine"] == record["study"]["runs"] == 2
+    pictures = record["pictures"]
+    assert pictures["exactly_once"] == pictures["pictures"] == 4000
+    assert (pictures["in_archives"], pictures["lost"], pictures["doubled"], pictures["unreadable"]) == (2000, 0, 0, 4)
+    assert pictures["identical_to_the_local_engine"]

@@ -48,6 +48,18 @@ def test_the_example_with_a_picture_runs_as_printed(
     assert capsys.readouterr().out.startswith("cat 0.")
 
 
+def test_the_example_that_reads_labels_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunFolder(ROOT / "results" / "fast-cifar10")
+    for number, pixels in enumerate(record.read_arrays(record.augmentations)["originals"]):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", str(tmp_path), "--out", "labels"]) == 0
+    run_example("pyarrow")
+    assert "file_count" in capsys.readouterr().out
+
+
 def test_every_command_line_shown_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^onecycle (\S+) ?([^#\n]*)", README, flags=re.MULTILINE)
     assert {command for command, _ in lines} == {

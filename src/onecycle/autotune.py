@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ import torch
 from onecycle.acceleration import Acceleration, release_memory, require_device
 from onecycle.config import Device, Precision
 from onecycle.errors import InputError
-from onecycle.files import replacing
+from onecycle.files import InUseError, NotWrittenError, locked, replacing
 from onecycle.hardware import Hardware
 from onecycle.kernels import native, tiles
 from onecycle.models import ModelComposite
@@ -126,11 +126,31 @@ def choose(
     memory = _memory_file(model, input_size, hardware, start, precisions)
     choice = _remembered(memory)
     if choice is None:
-        with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
-            choice = _measure(Trial(model, input_size, start), start, precisions)
-        release_memory()
-        _remember(memory, choice)
+        with _alone_in(memory.parent), torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
+            choice = _remembered(memory)
+            if choice is None:
+                choice = _measure(Trial(model, input_size, start), start, precisions)
+                release_memory()
+                _remember(memory, choice)
     return choice
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process measures: of runs that begin together all take what the first one finds.
+
+    Where the cache cannot be written, each measures for itself.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError, NotWrittenError):
+            folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                try:
+                    stack.enter_context(locked(folder))
+                    break
+                except InUseError:
+                    time.sleep(0.1)
+        yield
 
 
 def _possible(way: Acceleration, precisions: Sequence[str]) -> bool:

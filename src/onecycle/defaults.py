@@ -31,7 +31,8 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     if "--resume" in given:
         is_study = "study" in commands
         # A run takes options, and says which of them are not as it began.
-        if refused := given.keys() - {"--resume"} if is_study else given.keys() & {"--config"}:
+        allowed = {"--resume", "--engine", "--address"}
+        if refused := given.keys() - allowed if is_study else given.keys() & {"--config"}:
             raise InputError(f"--resume goes on as it was configured; leave out {', '.join(sorted(refused))}")
         if is_study:
             return

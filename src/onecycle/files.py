@@ -40,6 +40,10 @@ class NotWrittenError(InputError):
     """A file cannot be written; what is there is whole."""
 
 
+class InUseError(InputError):
+    """Another process is at work in a folder."""
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the system says to writing `path` into one line about it.
@@ -119,7 +123,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Have `folder` to oneself, among processes that ask like this. One that dies, however it does, has it no longer.
 
     Raises:
-        InputError: when another process has it.
+        InUseError: when another process has it.
         NotWrittenError: when it cannot be written.
     """
     path = folder / ".lock"
@@ -130,9 +134,9 @@ def locked(folder: Path) -> Iterator[None]:
             alone = _lock(descriptor)
         if not alone:
             other = os.read(descriptor, 20).decode(errors="replace").strip()
-            raise InputError(f"{folder} is in use by process {other}; wait for it, or stop it first")
+            raise InUseError(f"{folder} is in use by process {other}; wait for it, or stop it first")
         if not _is_at(descriptor, path):
-            raise InputError(f"{folder} was in use until just now; try again")
+            raise InUseError(f"{folder} was in use until just now; try again")
         with suppress(OSError):  # the number is for people
             os.truncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())

@@ -5,16 +5,18 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.dataset.decoding import each_decoded, square_of
+from onecycle.dataset.decoding import Encoded, each_decoded, square_of
 from onecycle.errors import InputError
 from onecycle.files import shown
 from onecycle.predictor import Prediction, Predictor, read_file
 from onecycle.preprocessing import suffixes
+
+E = TypeVar("E", bound=Encoded)
 
 
 class Labelled(NamedTuple):
@@ -38,11 +40,16 @@ def label(predictor: Predictor, sources: Iterable[str]) -> Iterator[Labelled]:
 
     Of a folder those are read, at any depth, whose name is a picture's.
     """
+    for file, prediction in each_labelled(predictor, map(_read, files_of(sources))):
+        yield Labelled(file.path, prediction)
 
+
+def each_labelled(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, Prediction | InputError]]:
+    """Every one of `files` with what is in it, or why it cannot be read, in their order."""
     decode = partial(square_of, size=predictor.preprocessing.input_size)
-    waiting: list[tuple[Path, NDArray[np.uint8] | InputError]] = []
-    for file, seen in each_decoded(map(_read, files_of(sources)), decode):
-        waiting.append((file.path, seen))
+    waiting: list[tuple[E, NDArray[np.uint8] | InputError]] = []
+    for file, seen in each_decoded(files, decode):
+        waiting.append((file, seen))
         if len(waiting) == predictor.at_once:
             yield from _labelled(predictor, waiting)
             waiting = []
@@ -91,8 +98,10 @@ def _read(file: Path | tuple[Path, InputError]) -> _File:
         return _File(file, error)
 
 
-def _labelled(predictor: Predictor, waiting: list[tuple[Path, NDArray[np.uint8] | InputError]]) -> Iterator[Labelled]:
+def _labelled(
+    predictor: Predictor, waiting: list[tuple[E, NDArray[np.uint8] | InputError]]
+) -> Iterator[tuple[E, Prediction | InputError]]:
     images = [seen for _, seen in waiting if not isinstance(seen, InputError)]
     predictions = iter(predictor.predict_images(np.stack(images)) if images else ())
-    for path, seen in waiting:
-        yield Labelled(path, seen if isinstance(seen, InputError) else next(predictions))
+    for file, seen in waiting:
+        yield file, seen if isinstance(seen, InputError) else next(predictions)

@@ -173,7 +173,24 @@ def load(run: str | os.PathLike[str] | None = None) -> Predictor:
     Raises:
         InputError: when there is no such run, or it has no weights.
     """
-    path = SHIPPED if run is None else RunFolder.open(Path(run)).weights
+    return load_file(weights_of(run))
+
+
+def weights_of(run: str | os.PathLike[str] | None) -> Path:
+    """The file with the network of the `run` in a folder, or with the one that comes with the package.
+
+    Raises:
+        InputError: when there is no such run.
+    """
+    return SHIPPED if run is None else RunFolder.open(Path(run)).weights
+
+
+def load_file(path: Path) -> Predictor:
+    """The network that `Predictor.save` wrote to `path`, computing as `load` has it.
+
+    Raises:
+        InputError: when the file is missing or damaged.
+    """
     precision = "bfloat16" if hardware.detect().fast_bfloat16 else "float32"
     return Predictor.load(path, Acceleration(precision=precision, channels_last=True))
 

@@ -11,12 +11,13 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from onecycle import experiment, study_summary
+from onecycle import hardware, study_summary
 from onecycle.config import RECIPES, Config
 from onecycle.errors import InputError
 from onecycle.files import locked, reading, replacing
 from onecycle.interruption import Interrupted
 from onecycle.run_folder import RunFolder, new_folder
+from onecycle.study_run import LOCAL, Engine, StudyRun
 
 # Of another recipe a run takes all but these: what it is trained on, and where and how.
 _SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard")
@@ -33,6 +34,7 @@ class Study:
     seeds: int
     variants: dict[str, dict[str, Any]]  # the changes to `config`, by name; the first is what others are compared with
     threshold: float  # an accuracy, a fraction
+    cores: int  # that each run computes with, on which its last bits depend
 
     def runs(self) -> list[tuple[str, Config]]:
         """Every run as its variant's name and its configuration, a seed's runs one after another."""
@@ -50,12 +52,28 @@ class Study:
             start = replace(RECIPES[other], **{field: getattr(start, field) for field in _SHARED})
         return Config.from_json({**start.to_json(), **changes, "seed": seed})
 
+    def runs_in(self, path: Path) -> list[StudyRun]:
+        """The same, in the study folder `path`."""
+        planned = self.runs()
+        return [
+            StudyRun(
+                name=f"{name}, seed {config.seed}",
+                place=f"{number}/{len(planned)}",
+                folder=folder_of(path, name, config.seed),
+                config=config,
+                cores=self.cores,
+            )
+            for number, (name, config) in enumerate(planned, start=1)
+        ]
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "config": self.config.to_json()}
 
     @classmethod
-    def of(cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float) -> Self:
-        """The study of `config` with each of these changes.
+    def of(
+        cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float, cores: int | None
+    ) -> Self:
+        """The study of `config` with each of these changes, on all of this machine's cores where `cores` is None.
 
         Raises:
             InputError: when it cannot be run, or would make the same run twice.
@@ -64,8 +82,11 @@ class Study:
             raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed below 2**64")
         if not 0 < threshold < 1:
             raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
+        if cores is not None and cores < 1:
+            raise InputError(f"--cores is {cores}; it must be at least 1")
         variants = {_name(change) or config.recipe: change for change in changes}
-        study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold)
+        cores = cores or hardware.usable_cores()
+        study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores)
         if len({study.configured(change, config.seed) for change in changes}) < max(1, len(changes)):
             raise InputError("two of these variants are the same run; name every field and every other value once")
         if too_long := [name for name in variants if len(name) > _LONGEST_NAME]:
@@ -81,18 +102,25 @@ class Study:
             AttributeError, KeyError, TypeError, ValueError: when they are of none.
         """
         config, changes = Config.from_json(values["config"]), list(values["variants"].values())
-        study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"])
-        if study.variants != values["variants"] or not isinstance(study.seeds, int):
+        cores = values.get("cores")  # None in a study of an earlier version
+        study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"], cores=cores)
+        if study.variants != values["variants"] or not (isinstance(study.seeds, int) and isinstance(study.cores, int)):
             raise ValueError("it does not name its variants as a study does")
         return study
 
 
 def plan(
-    config: Config, *, seeds: int, grid: Sequence[str] = (), vary: Sequence[str] = (), threshold: float = 0.9
+    config: Config,
+    *,
+    seeds: int,
+    grid: Sequence[str] = (),
+    vary: Sequence[str] = (),
+    threshold: float = 0.9,
+    cores: int | None = None,
 ) -> Study:
     """A study of `config`: of all combinations of `grid`, or of `config` itself and of each value of `vary` alone.
 
-    Both hold texts such as "flip=random,alternating".
+    Both hold texts such as "flip=random,alternating". Each run computes with `cores`, or all that this machine has.
 
     Raises:
         InputError: when a text is not of this form, names a field or a value that `Config` does not have, or makes the
@@ -105,10 +133,10 @@ def plan(
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
         raise InputError("--grid names a field twice; give all of its values at once")
-    return Study.of(config, changes, seeds=seeds, threshold=threshold)
+    return Study.of(config, changes, seeds=seeds, threshold=threshold, cores=cores)
 
 
-def begin(study: Study, console: Console) -> Path:
+def begin(study: Study, console: Console, engine: Engine = LOCAL) -> Path:
     """Run a new study in a folder of its own, and return the folder.
 
     Raises:
@@ -116,17 +144,17 @@ def begin(study: Study, console: Console) -> Path:
     """
     path = new_folder(study.config.out, f"study-{study.config.recipe}")
     _write(path / "study.json", study.to_json())
-    _run(path, study, console)
+    _run(path, study, console, engine)
     return path
 
 
-def go_on(path: Path, console: Console) -> None:
+def go_on(path: Path, console: Console, engine: Engine = LOCAL) -> None:
     """Do what is left of the study in `path`.
 
     Raises:
         InputError: when there is none, or a run fails; the others are run all the same.
     """
-    _run(path, _read(path), console)
+    _run(path, _read(path), console, engine)
 
 
 def _read(path: Path) -> Study:
@@ -136,32 +164,36 @@ def _read(path: Path) -> Study:
         return Study.from_json(json.loads((path / "study.json").read_text()))
 
 
-def _run(path: Path, study: Study, console: Console) -> None:
+def _run(path: Path, study: Study, console: Console, engine: Engine) -> None:
     console.print(f"Study folder: {path}", highlight=False, soft_wrap=True)
     with locked(path):
         try:
-            _run_all(path, study, console)
+            _run_all(path, study, console, engine)
         except Interrupted as stopped:
             raise Interrupted(stopped.number, f"`onecycle study --resume {path}` goes on") from None
 
 
-def _run_all(path: Path, study: Study, console: Console) -> None:
-    runs = study.runs()
+def _run_all(path: Path, study: Study, console: Console, engine: Engine) -> None:
+    runs = study.runs_in(path)
     failed: list[str] = []
-    for number, (name, config) in enumerate(runs, start=1):
-        folder = RunFolder(path / name / f"seed-{config.seed}")
+    left: list[StudyRun] = []
+
+    def fail(run: StudyRun, error: InputError) -> None:
+        failed.append(f"{run.name}: {error}")
+        console.print(failed[-1], highlight=False, soft_wrap=True)
+
+    for run in runs:
         try:
-            if folder.complete:
-                _require_same(folder, config)
-                continue
-            console.rule(f"{number}/{len(runs)}: {name}, seed {config.seed}")
-            _complete(folder, config, console)
+            if not run.is_done():
+                left.append(run)
         except InputError as error:
-            failed.append(f"{name}, seed {config.seed}: {error}")
-            console.print(failed[-1], highlight=False, soft_wrap=True)
-        else:
-            with suppress(InputError):  # of another run, which the summary at the end will name
-                _write(path / "summary.json", _summary(path, study))
+            fail(run, error)
+    for run, failure in engine.carry_out(left, console):
+        if failure:
+            fail(run, failure)
+            continue
+        with suppress(InputError):  # of another run, which the summary at the end will name
+            _write(path / "summary.json", _summary(path, study))
     _write(path / "summary.json", _summary(path, study))
     wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH_OF_FILES)
     wide.print(study_summary.table(_summary(path, study)))
@@ -169,30 +201,15 @@ def _run_all(path: Path, study: Study, console: Console) -> None:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}")
 
 
-def _complete(folder: RunFolder, config: Config, console: Console) -> None:
-    if folder.saved:
-        _require_same(folder, config)
-        experiment.resume(folder.path, console)
-        return
-    if folder.path.exists():
-        with locked(folder.path):
-            folder.discard()  # it ended before it was saved
-    # A page for each of many runs would take longer than reading them is worth; `onecycle report` writes one.
-    experiment.run(replace(config, report=False), console, folder.path)
-
-
-def _require_same(folder: RunFolder, config: Config) -> None:
-    """Refuse a run that was begun as another than the study describes: with other values, or a study since changed."""
-    began = folder.read_config()
-    data = began.data if config.data == "auto" else config.data
-    if began != replace(config, data=data, out=began.out, report=began.report):
-        raise InputError(f"{folder.config} is not what study.json asks for; remove {folder.path} to run it anew")
+def folder_of(path: Path, variant: str, seed: int) -> Path:
+    """The folder of a run of the study in `path`."""
+    return path / variant / f"seed-{seed}"
 
 
 def _summary(path: Path, study: Study) -> dict[str, Any]:
     done: dict[str, list[RunFolder]] = {name: [] for name in study.variants}
     for name, config in study.runs():
-        folder = RunFolder(path / name / f"seed-{config.seed}")
+        folder = RunFolder(folder_of(path, name, config.seed))
         if folder.complete:
             done[name].append(folder)
     return {"recipe": study.config.recipe, **study_summary.summarize(done, study.threshold)}

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from onecycle.cli.app import app
+from onecycle.cli.where import HERE, Where
 from onecycle.config import BASELINE, Config
 from onecycle.distributed import job
 
@@ -80,7 +81,9 @@ def study(
     grid: tuple[str, ...] = (),
     vary: tuple[str, ...] = (),
     threshold: float = 0.9,
+    cores: int | None = None,
     resume: Path | None = None,
+    where: Annotated[Where, Parameter(name="*")] = HERE,
 ) -> int:
     """Train with several seeds, and say what all runs come to together: means, intervals, differences.
 
@@ -96,13 +99,19 @@ def study(
         field=value,value: run the recipe itself, and with each of the values of every --vary alone.
     threshold
         Count the runs that reach this accuracy, a fraction; with test-time augmentation if the recipe has it.
+    cores
+        CPU cores that each run computes with; all of this machine's when left out.
     resume
-        Go on with the study in this folder; takes no other option.
+        Go on with the study in this folder; takes no other option but --engine and --address.
     """
+    from onecycle.on_ray.runs import RunsOnRay
     from onecycle.study import begin, go_on, plan
+    from onecycle.study_run import LOCAL
 
+    engine = RunsOnRay(where.address) if where.engine == "ray" else LOCAL
     if resume:
-        go_on(resume, Console())
+        go_on(resume, Console(), engine)
     else:
-        begin(plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold), Console())
+        planned = plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
+        begin(planned, Console(), engine)
     return 0

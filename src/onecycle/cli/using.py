@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from onecycle.cli.app import app
+from onecycle.cli.where import HERE, Where
 from onecycle.errors import InputError
+from onecycle.extras import require
 from onecycle.files import shown
+
+Form = Literal["text", "csv", "json"]
 
 
 @app.command
@@ -24,10 +29,13 @@ def predict(
     tta: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+    out: Path | None = None,
+    where: Annotated[Where, Parameter(name="*")] = HERE,
 ) -> int:
     """Name what is in pictures: a line each with file, likeliest classes and their probabilities.
 
-    Exit code 2 if there are files that cannot be read; the others are named all the same.
+    Exit code 2 if there are files that cannot be read; the others are named all the same. With --out, the same command
+    goes on where it was stopped.
 
     Parameters
     ----------
@@ -43,6 +51,8 @@ def predict(
         Print a JSON object a line.
     as_csv
         Print a table of comma-separated values, with a head.
+    out
+        Write parquet files into this folder instead; pictures may also be in .tar, .tar.gz and .zip archives.
     """
     if not pictures:
         raise InputError("no picture is given; name files, folders or patterns")
@@ -50,6 +60,16 @@ def predict(
         raise InputError(f"--top is {top}; it must be 1 or more")
     if as_json and as_csv:
         raise InputError("--json and --csv exclude each other; give one")
+    if out:
+        if as_json or as_csv:
+            raise InputError(f"--out writes parquet; leave out {'--json' if as_json else '--csv'}")
+        return _label_into(out, pictures, run, top=top, tta=tta, where=where)
+    if where.engine == "ray":
+        raise InputError("--engine ray writes files; give --out, too")
+    return _label(pictures, run, top=top, tta=tta, form="json" if as_json else "csv" if as_csv else "text")
+
+
+def _label(pictures: tuple[str, ...], run: Path | None, *, top: int, tta: bool, form: Form) -> int:
     from onecycle.labelling import label
     from onecycle.predictor import load
     from onecycle.test_time_augmentation import Averaged
@@ -59,7 +79,7 @@ def predict(
         print(f"onecycle: by the network that comes with it ({', '.join(predictor.classes)})", file=sys.stderr)
     if tta:
         predictor = replace(predictor, model=Averaged(predictor.model))
-    write = _writer("json" if as_json else "csv" if as_csv else "text", min(top, len(predictor.classes)))
+    write = _writer(form, min(top, len(predictor.classes)))
     files = failed = 0
     for path, prediction in label(predictor, pictures):
         files += 1
@@ -73,7 +93,23 @@ def predict(
     return 2 if failed else 0
 
 
-def _writer(form: Literal["text", "csv", "json"], top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
+def _label_into(out: Path, pictures: tuple[str, ...], run: Path | None, *, top: int, tta: bool, where: Where) -> int:
+    require("cluster", "pyarrow", *(["ray"] if where.engine == "ray" else []))
+    from onecycle.many_pictures import label_into
+    from onecycle.on_ray.pictures import PicturesOnRay
+    from onecycle.part_labelling import LOCAL
+    from onecycle.predictor import weights_of
+
+    engine = PicturesOnRay(where.address) if where.engine == "ray" else LOCAL
+    counts = label_into(out, pictures, weights_of(run), Console(), tta=tta, top=top, engine=engine)
+    print(f"{counts.pictures:,} pictures, in {out}")
+    if counts.unreadable:
+        unreadable = f"{counts.unreadable:,} of {counts.pictures:,} could not be read: {out / 'unreadable'}"
+        print(f"onecycle: {unreadable}", file=sys.stderr)
+    return 2 if counts.unreadable else 0
+
+
+def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
     """What prints a line about a file, of its likeliest classes with their probabilities."""
     table = csv.writer(sys.stdout, lineterminator="\n")
     if form == "csv":
