@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from local_ray_nodes import SETTINGS, Nodes
 from numpy.typing import NDArray
 from PIL import Image
-from ray_nodes import SETTINGS, Nodes
 from studies import contents, rounded, write
 
 from onecycle import environment, hardware

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from local_ray_nodes import SETTINGS, Nodes
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
-from ray_nodes import SETTINGS, Nodes
 
 from onecycle.dataset import ImageSet, load_dataset
 from onecycle.kernels import native

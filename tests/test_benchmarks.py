@@ -14,7 +14,7 @@ from PIL import Image
 from onecycle import report
 from onecycle.run_folder import RunFolder
 
-SHARED = {"ray_nodes.py", "studies.py"}  # by the scripts
+SHARED = {"local_ray_nodes.py", "studies.py"}  # by the scripts
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 

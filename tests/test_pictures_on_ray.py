@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from local_ray_nodes import Nodes
 from photographs import PHOTOGRAPHS
 from PIL import Image
-from ray_nodes import Nodes
 
 from onecycle.cli import main
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray_nodes import Nodes
+from local_ray_nodes import Nodes
 from rich.console import Console
 from studies import contents
 

@@ -14,6 +14,7 @@ from onecycle.errors import InputError
 from onecycle.files import locked
 from onecycle.identity import configured, identity, require_same
 from onecycle.interruption import Interruption, watched
+from onecycle.kernels import native
 from onecycle.lr_finder import find_lr
 from onecycle.progress import RunProgress
 from onecycle.records import EpochRecord, LRCurve
@@ -115,10 +116,10 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
 
 def _require_alike(experiment: Experiment) -> None:
     """Refuse processes that would not come to the same bits."""
-    machine = hardware.detect()
-    ranks.require_alike(
-        {**identity(experiment), "the processor": machine.cpu, "its instructions and caches": machine.cpu_features}
-    )
+    machine, how = hardware.detect(), experiment.acceleration
+    processor = {"the processor": machine.cpu, "its instructions and caches": machine.cpu_features}
+    kernels = {"the native kernels": str(native.identity())} if how.native_kernels or how.matrix_unit else {}
+    ranks.require_alike({**identity(experiment), **processor, **kernels})
 
 
 def _screen(console: Console) -> Console:
@@ -191,7 +192,8 @@ def _train(
     lr_min, lr_max = rates
     last: Evaluation | None = None
     on = experiment.dataset.evaluated_on
-    board = TensorBoard(folder.tensorboard, state.history, on) if config.tensorboard else None
+    leads = ranks.current().leads
+    board = TensorBoard(folder.tensorboard, state.history, on) if config.tensorboard and leads else None
 
     def after_step(report: StepReport) -> None:
         state.after_step(report)
@@ -228,7 +230,7 @@ def _train(
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     views = _over_views(experiment) if config.test_time_augmentation else None
-    if not ranks.current().leads:
+    if not leads:
         return folder
     _conclude(experiment, folder, evaluation, state=state, rates=rates, views=views)
     if board:

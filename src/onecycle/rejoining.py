@@ -18,10 +18,12 @@ _NOTHING = [-1, 0]
 
 def begun_by_this_job(config: Config) -> Path | None:
     """The folder of the run that an earlier start of the same job, on this machine, began and did not end."""
-    if name := job.name():
+    if job.may_have_begun():
         for folder in interrupted(config.out):
             with suppress(InputError):
-                if environment.recorded_job(folder) == name and configured(folder.read_config()) == configured(config):
+                if environment.recorded_job(folder) == job.name() and configured(folder.read_config()) == configured(
+                    config
+                ):
                     return folder.path
     return None
 
@@ -37,7 +39,8 @@ def of_all(path: Path | None) -> Iterator[RunFolder]:
     """
     here = ranks.current()
     if here.size == 1:
-        yield RunFolder.open(path or Path())
+        assert path, "a process that is alone was given one, or found it"
+        yield RunFolder.open(path)
         return
     saved = here.of_all(_saved(path))
     if max(saved) == _NOTHING:
@@ -70,7 +73,7 @@ def _exchange(folder: RunFolder) -> None:
 
 
 def _saved(path: Path | None) -> list[int]:
-    """How many epochs, and in the next one steps, the run in `path` had come to when it was saved last."""
+    """How many epochs and, within another, steps the run in `path` had come to when it was saved last."""
     if path is None or not RunFolder(path).config.is_file():
         return _NOTHING
     folder = RunFolder(path)

@@ -80,6 +80,7 @@ class RunState:
         self.last_step = None
         if ranks.current().size > 1:  # else what is different in one of them would be noticed by its results, or never
             ranks.require_alike({f"the network after epoch {record.epoch}": weights_digest(self._experiment.model)})
+            ranks.agree_to_stop()
         self.save()
         self._folder.write_history(self.history)
         self._interruption.check()
@@ -103,6 +104,7 @@ class RunState:
         if not weights_finite(self._experiment.model):
             steps = len(self.history) * len(self._experiment.train)
             raise NonFiniteError(self.last_step.step if self.last_step else steps - 1, NOT_LOOKED_AT)
+        self._saved = time.perf_counter()
         if not ranks.current().leads:
             return
         progress = {
@@ -121,7 +123,6 @@ class RunState:
             measured={"margins": self.margins},
             keep=folder.checkpoint_before,
         )
-        self._saved = time.perf_counter()
 
     def restore(self) -> str | None:
         """Take the run up where it was saved last, if it was; returns a warning where the newest file is damaged.

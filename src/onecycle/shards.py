@@ -123,7 +123,8 @@ class _Gradients:
                 self._sums[added].add(shard, values[added])
                 added += 1
             for each in self._sums[:added]:
-                each.advance()
+                if not each.advance():
+                    break
 
         hooks = [each.register_post_accumulate_grad_hook(take) for each in self._parameters]  # type: ignore[no-untyped-call]
         try:
@@ -190,9 +191,10 @@ class _Outcome:
         self._restore()
         for buffer, change in zip(self._buffers, about_buffers, strict=True):
             buffer.add_(change if buffer.is_floating_point() else change.round().to(buffer.dtype))
-        for place, number in enumerate(_SIGNALS, start=2):
-            if counts[place]:
-                interruption.agree(number)
+        if ranks.several():  # else it would make a GPU wait
+            for place, number in enumerate(_SIGNALS, start=2):
+                if counts[place]:
+                    interruption.agree(number)
         return Learned(counts[0], counts[1].long(), self._images, margins)
 
     def _restore(self) -> None:

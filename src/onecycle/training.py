@@ -124,10 +124,17 @@ def evaluate(
     acceleration: Acceleration = PLAIN,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is."""
+    """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is.
+
+    Raises:
+        ValueError: when the batches are cut into shards that several processes have shared out.
+    """
     # Compiling is worth it for training alone, and so a result can be computed again where there is no compiler.
     running = replace(acceleration, torch_compile=False).prepare(as_composite(model)).eval()
-    others, nothing = ranks.current(), torch.empty(0, device=acceleration.device)  # of any shape, beside others
+    others = ranks.current()
+    if batches.shards > 1 and others.size > 1:
+        raise ValueError("in several processes each has but its shards of these batches; evaluate some without shards")
+    nothing = torch.empty(0, device=acceleration.device)  # this process may have none of the batches
     losses, logits = [nothing], [nothing]
     mine = others.block(len(batches))
     for batch in batches.epoch(0, first=mine.start, stop=mine.stop):

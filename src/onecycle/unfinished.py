@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 
 from onecycle import finished
 from onecycle.config import Config
+from onecycle.distributed import ranks
 from onecycle.errors import InputError
 from onecycle.files import NotWrittenError
 from onecycle.finite import NonFiniteError
@@ -51,7 +52,7 @@ def told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterat
 
 def _write_page(folder: RunFolder, config: Config, why: str) -> None:
     """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
-    if config.report and folder.config.exists():
+    if config.report and folder.config.exists() and ranks.current().leads:
         with suppress(Exception):
             folder.write_json(folder.stopped, {"why": why})
             finished.write_page(folder)

@@ -9,11 +9,11 @@ def is_part() -> bool:
 
 
 def name() -> str | None:
-    """The name under which all starts of the job are known; None where each start is one for itself."""
-    given = os.environ.get("TORCHELASTIC_RUN_ID")
-    return given if restarts() or given != "none" else None  # which is what torchrun calls a job without a name
+    """The name of the job, which several starts of it have in common; None where it has none."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
-def restarts() -> int:
-    """How many times the processes of the job were started again after one of them had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def may_have_begun() -> bool:
+    """Whether there may have been an earlier start of this very job."""
+    was_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return was_restarted or name() not in (None, "none")  # which is what torchrun calls one without a name

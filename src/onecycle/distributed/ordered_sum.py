@@ -39,10 +39,14 @@ class OrderedSum:
         if self._others and shard == self._others.block(self._shards)[-1]:
             self._scatter(self._others)
 
-    def advance(self) -> None:
-        """Send this process' slice of the sum, if all that belongs to it has come."""
+    def advance(self) -> bool:
+        """Send this process' slice of the sum, if all that belongs to it has come; whether it is on its way.
+
+        Several sums must be sent in one order by all processes: none before one that comes before it.
+        """
         if self._scattering and self._scattering.is_completed():
             self.gather()
+        return self._gathering is not None
 
     def gather(self) -> None:
         """Send this process' slice of the sum, as soon as all that belongs to it has come."""
@@ -107,10 +111,10 @@ def _total(blocks: Iterable[_Block]) -> torch.Tensor:
 
 
 @cache
-def _tree(shards: int, ranks: int) -> list[list[tuple[int, int]]]:
-    """The parts of the tree that each rank has to send, as their start and their number of shards."""
+def _tree(shards: int, size: int) -> list[list[tuple[int, int]]]:
+    """The parts of the tree that each of `size` ranks has to send, as their start and their number of shards."""
     nothing = torch.empty(0)
     return [
         [(block.start, block.shards) for block in merged(_Block(shard, 1, nothing) for shard in range(*of_rank))]
-        for of_rank in pairwise(shards * rank // ranks for rank in range(ranks + 1))
+        for of_rank in pairwise(shards * rank // size for rank in range(size + 1))
     ]

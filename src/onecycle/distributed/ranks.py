@@ -8,7 +8,7 @@ A process that is alone is rank 0 of 1, and all of this is trivial for it.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -82,7 +82,15 @@ class Several(Ranks):
         self._peers = peers
         self.rank, self.size, self.names = peers.rank, peers.size, peers.names
         self._asked = 0
-        self._groups: list[Any] = []
+        limit = timedelta(seconds=LONGEST_SECONDS)
+        try:
+            distributed.init_process_group(
+                "gloo", store=peers.store(), rank=self.rank, world_size=self.size, timeout=limit
+            )
+            # Two, so that the sums of two kinds that go on at once each keep their own order.
+            self.groups = [distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=limit)]
+        except RuntimeError as error:
+            raise peers.lost() from error
 
     def of_all(self, value: Any) -> list[Any]:
         self._asked += 1
@@ -116,30 +124,20 @@ class Several(Ranks):
         self.wait(distributed.all_gather(rows, padded, group=self.groups[0], async_op=True))
         return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
-    @property
-    def groups(self) -> list[Any]:
-        """Two groups of all processes, so that the sums of two kinds that go on at once each keep their own order."""
-        if not self._groups:
-            limit = timedelta(seconds=LONGEST_SECONDS)
-            store = self._peers.store()
-            distributed.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=limit)
-            self._groups = [distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=limit)]
-        return self._groups
-
     def wait(self, work: Any) -> None:
         """Wait for what was begun in one of the `groups`, as long as all the others live.
 
         Raises:
             InputError: when one of them has gone or does not answer.
         """
-        while True:
-            try:
+        while not work.is_completed():
+            with suppress(RuntimeError):  # it takes longer
                 work.wait(timedelta(seconds=1))
-                return
-            except RuntimeError as error:
-                if work.is_completed():
-                    raise self._peers.lost() from error
-                self._peers.require_alive()
+            self._peers.require_alive()
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._peers.lost() from error
 
 
 _alone = Ranks()
@@ -219,6 +217,16 @@ def require_alike(what: Mapping[str, Any]) -> None:
     if differing := [name for name in names if any(values.get(name) != of_all[0].get(name) for values in of_all)]:
         told = "; ".join(_by_rank(name, [values.get(name) for values in of_all]) for name in differing)
         raise InputError(f"the processes do not compute the same: {told}; make these the same everywhere")
+
+
+def agree_to_stop() -> None:
+    """Let a signal that has come to one process stop all, where each is about to check whether to stop.
+
+    Raises:
+        InputError: as `Ranks.of_all`.
+    """
+    if number := max(current().of_all(interruption.received())):
+        interruption.agree(number)
 
 
 def _by_rank(name: str, values: Sequence[Any]) -> str:
