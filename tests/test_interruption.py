@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from onecycle import interruption
 from onecycle.interruption import Interrupted, watched
 
 
@@ -84,3 +85,31 @@ with watched():
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "still here\n", "")
+
+
+def test_of_several_processes_a_deferred_signal_stops_none_before_they_agree() -> None:
+    reached = []
+    with pytest.raises(Interrupted) as stopped, watched() as watching, interruption.together(), watching.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        watching.check()
+        reached.append((watching.requested, interruption.received()))
+        interruption.agree(signal.SIGINT)  # which came to another one
+        reached.append(watching.requested)
+        watching.check()
+    assert reached == [(False, signal.SIGTERM), True]
+    assert stopped.value.number == signal.SIGINT
+
+
+def test_of_several_processes_one_takes_a_signal_that_is_passed_on_at_once_for_the_same() -> None:
+    reached = []
+    with watched() as watching, interruption.together(), watching.deferred():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("the end")
+    assert reached == ["the end"]
+
+
+def test_a_signal_that_is_held_changes_nothing() -> None:
+    with watched(), interruption.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interruption.received() == 0, "it was that of a process that has ended its watch"
