@@ -191,9 +191,7 @@ def _train(
     config = experiment.config
     lr_min, lr_max = rates
     last: Evaluation | None = None
-    on = experiment.dataset.evaluated_on
-    leads = ranks.current().leads
-    board = TensorBoard(folder.tensorboard, state.history, on) if config.tensorboard and leads else None
+    board = _board(experiment, folder, state)
 
     def after_step(report: StepReport) -> None:
         state.after_step(report)
@@ -209,7 +207,7 @@ def _train(
         if board:
             board.epoch(record)
 
-    progress.start_training(config.epochs, len(experiment.train), on)
+    progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
     with told_on_its_page(folder, config, lr_max), interruption.deferred():
         fit(
             experiment.model,
@@ -230,7 +228,7 @@ def _train(
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     views = _over_views(experiment) if config.test_time_augmentation else None
-    if not leads:
+    if not ranks.current().leads:
         return folder
     _conclude(experiment, folder, evaluation, state=state, rates=rates, views=views)
     if board:
@@ -240,6 +238,12 @@ def _train(
         progress.say(f"Report: {finished.write_page(folder)}")
     folder.remove_checkpoints()  # last: a run that has none and has a result is complete
     return folder
+
+
+def _board(experiment: Experiment, folder: RunFolder, state: RunState) -> TensorBoard | None:
+    if experiment.config.tensorboard and ranks.current().leads:
+        return TensorBoard(folder.tensorboard, state.history, experiment.dataset.evaluated_on)
+    return None
 
 
 def _conclude(
