@@ -260,3 +260,14 @@ def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     assert pictures["exactly_once"] == pictures["pictures"] == 4000
     assert (pictures["in_archives"], pictures["lost"], pictures["doubled"], pictures["unreadable"]) == (2000, 0, 0, 4)
     assert pictures["identical_to_the_local_engine"]
+
+
+def test_same_bits_counts_the_runs_that_are_identical_on_more_processes_and_after_a_kill(tmp_path: Path) -> None:
+    out = tmp_path / "same_bits.json"
+    little = ["--data", "digits", "--images", "60", "--epochs", "6", "--batch-size", "20", "--recipes", "quick"]
+    done = run("same_bits", *little, "--threads", "1", "--kills", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["quick, 1 thread"]["identical by processes"] == {"1": True, "2": True, "4": True}
+    assert record["killed"]["kills"] == record["killed"]["identical"] == 1
+    assert record["environment"]["acceleration"]["threads"] == 1
