@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies import rounded, write
+from studies import bits, ranks_of, rounded, write
 
 from onecycle import environment, hardware
 from onecycle.acceleration import Acceleration
@@ -54,7 +54,7 @@ def main() -> int:
                 runs = {
                     count: _run(place / f"{recipe}-{threads}-{count}", words, count, threads) for count in (1, 2, 4)
                 }
-                same = {str(count): _bits(run) == _bits(runs[1]) for count, run in runs.items()}
+                same = {str(count): bits(run) == bits(runs[1]) for count, run in runs.items()}
                 record[f"{recipe}, {threads} thread{'s' * (threads > 1)}"] = {"identical by processes": same}
                 print(f"{recipe}, {threads} threads: {same}", flush=True)
         record["killed"] = _killed(options, place, _options(options, options.recipes[0]))
@@ -98,16 +98,10 @@ def _run(folder: Path, words: list[str], processes: int, threads: int) -> RunFol
     return RunFolder(next(folder.glob("runs/*/config.json")).parent)
 
 
-def _bits(run: RunFolder) -> dict[str, Any]:
-    history = [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()]
-    predictions = {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()}
-    return {"weights": run.weights.read_bytes(), "history": history, "predictions": predictions}
-
-
 def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[str, Any]:
     threads, draws = options.threads[0], random.Random(options.seed)
     began = time.perf_counter()
-    expected = _bits(_run(place / "undisturbed", words, SHARDS, threads))
+    expected = bits(_run(place / "undisturbed", words, SHARDS, threads))
     seconds = time.perf_counter() - began
     identical, told, noticed = 0, 0, []
     for number in range(options.kills):
@@ -119,7 +113,7 @@ def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[
                 if line.strip().startswith("1/"):
                     break
             time.sleep(draws.uniform(0, seconds / 3))
-            if (victim := _ranks(process.pid).get(rank)) is not None:
+            if (victim := ranks_of(process.pid).get(rank)) is not None:
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
             killed = time.perf_counter()
@@ -132,7 +126,7 @@ def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[
         told += f"rank {rank} (" in said
         on = AFTER_KILL[number % len(AFTER_KILL)]
         resumed = _run(folder, ["--resume", str(run.path.relative_to(folder))], on, threads)
-        identical += _bits(resumed) == expected
+        identical += bits(resumed) == expected
         print(f"{number + 1}/{options.kills}: rank {rank}, on with {on}: {identical} identical", flush=True)
     return {
         "kills": options.kills,
@@ -140,20 +134,6 @@ def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[
         "rank named": told,
         "seconds until it ended, median": rounded(float(np.median(noticed))) if noticed else None,
     }
-
-
-def _ranks(launcher: int) -> dict[int, int]:
-    """The numbers of the processes that a launcher has started, by rank."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):  # it has ended
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher:
-                pairs = (path / "environ").read_bytes().split(b"\0")
-                rank = next((pair.removeprefix(b"RANK=") for pair in pairs if pair.startswith(b"RANK=")), None)
-                if rank is not None:
-                    found[int(rank)] = int(path.name)
-    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from onecycle.assembly import Experiment, assemble
 from onecycle.config import Config
 from onecycle.errors import InputError
 from onecycle.files import reading, replacing
+from onecycle.run_folder import RunFolder
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
@@ -62,6 +63,31 @@ def contents(study: Path) -> dict[str, object]:
 
     files = [path for path in study.rglob("*") if path.is_file() and path.parent != study]
     return {str(path.relative_to(study)): told(path) for path in files}
+
+
+def bits(run: RunFolder) -> dict[str, Any]:
+    """All that a run came to, without the clock."""
+    timed = ("seconds", "images_per_second", "peak_memory_gib", "tta_seconds")
+    curve = run.read_lr_curve()
+    return {
+        "weights": run.weights.read_bytes(),
+        "history": [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()],
+        "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
+        "margins": run.read_arrays(run.training_margins)["margins"].tobytes(),
+        "curve": curve and curve.to_json(),
+        "result": {name: value for name, value in run.read_json(run.result).items() if name not in timed},
+    }
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """The numbers of the processes that torch's launcher, the process of this number, has started, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):  # it has ended
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            pairs = (path / "environ").read_bytes().split(b"\0") if parent == launcher else []
+            found |= {int(pair.removeprefix(b"RANK=")): int(path.name) for pair in pairs if pair.startswith(b"RANK=")}
+    return found
 
 
 @contextmanager

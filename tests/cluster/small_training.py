@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from studies import bits
+
 from onecycle.run_folder import RunFolder
 
 # The network of tests/faults.
@@ -41,8 +43,4 @@ def outcome(folder: Path) -> dict[str, Any]:
     """All that the run in that folder came to, without the clock."""
     run = the_run(folder)
     assert run is not None and run.complete
-    return {
-        "weights": run.weights.read_bytes(),
-        "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
-        "history": [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()],
-    }
+    return bits(run)

@@ -1,6 +1,5 @@
 """Runs of several real processes, as a person starts them, and what they come to."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from studies import ranks_of
 
 from onecycle.run_folder import RunFolder
 
@@ -43,19 +43,7 @@ class Command:
 
     def ranks(self) -> dict[int, int]:
         """The numbers of the processes that compute, by rank."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (path / "cmdline").read_bytes().split(b"\0")
-                environment = dict(
-                    pair.split(b"=", 1) for pair in (path / "environ").read_bytes().split(b"\0") if b"=" in pair
-                )
-                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):  # it has ended
-                continue
-            if parent == self.process.pid and b"onecycle" in command and b"RANK" in environment:
-                found[int(environment[b"RANK"])] = int(path.name)
-        return found
+        return ranks_of(self.process.pid)
 
     def kill(self) -> None:
         """End it, with all of its processes, as a machine does that has no power any more."""
@@ -102,16 +90,3 @@ def run_in(folder: Path) -> RunFolder:
     """The only run in the working folder `folder`."""
     (config,) = folder.glob("runs/*/config.json")
     return RunFolder(config.parent)
-
-
-def bits(run: RunFolder) -> dict[str, Any]:
-    """All that a run came to, without the clock."""
-    timed = ("seconds", "images_per_second", "peak_memory_gib", "tta_seconds")
-    return {
-        "weights": run.weights.read_bytes(),
-        "history": [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()],
-        "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
-        "margins": run.read_arrays(run.training_margins)["margins"].tobytes(),
-        "curve": json.loads(run.lr_finder.read_text()) if run.lr_finder.exists() else None,
-        "result": {name: value for name, value in run.read_json(run.result).items() if name not in timed},
-    }

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import NETWORK, Command, bits, run_in, small, start, train
+from commands import NETWORK, Command, run_in, small, start, train
+from studies import bits
 
 OPTIONS = [*NETWORK, *small(epochs=6)]
 FIRST_EPOCH = " 1/6 "

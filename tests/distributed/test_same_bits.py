@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import NETWORK, bits, small, start, train
+from commands import NETWORK, small, start, train
+from studies import bits
 
 from onecycle.config import QUICK
 
