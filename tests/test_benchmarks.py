@@ -1,6 +1,8 @@
 """The benchmarks run, on little, and write down what they say they do."""
 
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -10,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scaling import Model, fit, placed, prediction
 
 from onecycle import report
 from onecycle.run_folder import RunFolder
 
-SHARED = {"local_ray_nodes.py", "studies.py"}  # by the scripts
+SHARED = {"hosts.py", "local_ray_nodes.py", "studies.py"}  # by the scripts
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 
@@ -271,3 +274,47 @@ def test_same_bits_counts_the_runs_that_are_identical_on_more_processes_and_afte
     assert record["quick, 1 thread"]["identical by processes"] == {"1": True, "2": True, "4": True}
     assert record["killed"]["kills"] == record["killed"]["identical"] == 1
     assert record["environment"]["acceleration"]["threads"] == 1
+
+
+def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    few = ("--batch-sizes", "8", "16", "24", "--alone", "4", "--processes", "2", "--links", "1000")
+    done = run("scaling", "--data", "digits", *few, "--steps", "1", "--rounds", "1", "--out", out)
+    if done.returncode == 2 and os.geteuid():
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert [(point["processes"], point["batch_size"]) for point in record["points"] if not point["fitted"]] == [(2, 16)]
+    for point in record["points"]:  # half of the gradient to the other, and then of the sum
+        assert (point["mib_sent"] > 6_573_120 * 4 / 2**20) == (point["processes"] == 2)
+        assert point["predicted"] > 0
+    assert record["on_this_machine"]["batch_size"] == 24
+    (rates,) = record["prediction"]["images_per_second"].values()
+    assert len(rates) == len(record["prediction"]["machines"])
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_s_model_is_found_again_from_steps_that_follow_it() -> None:
+    known = Model(a_step=0.2, an_image=0.004, a_byte=2e-9, a_peer=0.02, hidden=0.4, gradient=26e6, cores=2)
+    points = [
+        {
+            **(place := {"processes": processes, "batch_size": size, "megabits_per_second": link}),
+            "seconds": float(known.seconds(**placed(place))),
+            "mib_sent": 2 * known.gradient * (processes - 1) / processes / 2**20,
+        }
+        for processes in (1, 2)
+        for size in (64, 512)
+        for link in (100, 1000, 10_000)
+    ]
+    found = fit(points, cores=2)
+    for processes, size, link in [(4, 256, 1000), (4, 128, 100), (64, 512, 10_000)]:
+        place = placed({"processes": processes, "batch_size": size, "megabits_per_second": link})
+        assert found.seconds(**place) == pytest.approx(known.seconds(**place), rel=0.02)
+
+
+def test_links_pay_up_to_where_twice_as_many_machines_are_no_longer_a_tenth_faster() -> None:
+    machine = Model(a_step=0.0, an_image=0.001, a_byte=0, a_peer=0, hidden=0, gradient=12.5e6, cores=math.inf)
+    # Batches of 1,000: a second alone, half of one on two machines, and then the gradient: one second at 100 Mbit/s.
+    told = prediction(machine, 1000, [100, 1000])
+    assert told["images_per_second"]["100"][:2] == [1000, 666.7]
+    assert told["twice_as_many_pay_up_to"] == {"100": 1, "1000": 32}

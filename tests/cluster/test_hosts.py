@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hosts
 import pytest
 from hosts import Host, NotStarted, need
 
@@ -174,7 +175,7 @@ def test_nothing_outlives_the_program_that_made_the_hosts(
 ) -> None:
     start_hosts(0)  # or skips
     before = network()
-    arguments = [Path(__file__).parent, tmp_path, daemon(tmp_path)]
+    arguments = [Path(hosts.__file__).parent, tmp_path, daemon(tmp_path)]
     with subprocess.Popen(
         [sys.executable, "-c", MAKE_HOSTS, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as program:

@@ -45,18 +45,33 @@ def test_two_machines_come_to_what_one_does_and_only_the_first_writes(
     assert the_run(tmp_path / "node2") is None
 
 
-def test_a_cable_that_was_out_for_a_moment_changes_nothing(
-    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any]
+@pytest.mark.parametrize("seconds", [2, 30])
+def test_a_cable_that_was_out_for_a_while_changes_nothing(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any], seconds: float
 ) -> None:
     first, second = start_hosts(2)
     started = train([first, second], tmp_path)
     wait_for_epochs(started[0], tmp_path / "node1", 1)
     second.cut()
-    time.sleep(2)
+    time.sleep(seconds)
     second.join()
     for running in started:
         assert running.end(PATIENCE) == 0, running.said
     assert outcome(tmp_path / "node1") == undisturbed
+
+
+def test_a_cable_that_is_out_for_good_is_told_by_the_second_and_the_first_goes_on(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    first, second = start_hosts(2)
+    going_on, cut_off = train([first, second], tmp_path, MACHINES="1:2")
+    wait_for_epochs(going_on, tmp_path / "node1", 1)
+    second.cut()
+    time.sleep(60)
+    assert f"{first.address}:" in cut_off.said and "has not answered for 50 s" in cut_off.said
+    assert going_on.end(PATIENCE) == 0, going_on.said
+    assert outcome(tmp_path / "node1") == undisturbed
+    assert the_run(tmp_path / "node2") is None
 
 
 @pytest.mark.parametrize("end", [Host.crash, Host.lose_power])

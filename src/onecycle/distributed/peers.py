@@ -129,7 +129,7 @@ class Peers:
             InputError: then.
         """
         now = time.monotonic()
-        if now - self._listened > SILENT_SECONDS:
+        if now - min(self._listened, self._heard[self.rank]) > SILENT_SECONDS:  # not even this process' own beats
             raise self._break(
                 f"{self._master[0]}:{self._master[1]}, through which the processes find each other, has not answered "
                 f"for {SILENT_SECONDS:.0f} s; look at that machine and the link to it"

@@ -1,0 +1,365 @@
+"""How far does one training scale over machines, by the network between them?
+
+Measured is a step of the specified network at several batch sizes, by one, two and four processes of one thread, with a
+shard each, on hosts of their own (`hosts.py`) whose cables carry what is said and no more; and what each sends. A model
+of six numbers is fitted to the smallest and the largest batch of one and of two processes, and compared with all that
+it has not seen. From it and from the steps of one process with all cores follows the prediction for up to 64 machines
+like this one, which nobody has measured.
+
+In turns with each other, without hosts: one process with all cores, and as many processes as there are cores.
+
+Needs Linux and root.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hosts import INTERFACE, NotStarted, hosts
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from studies import rounded, write
+
+from onecycle import environment, hardware
+from onecycle.acceleration import Acceleration
+from onecycle.assembly import assemble
+from onecycle.config import BASELINE
+from onecycle.distributed import ranks
+from onecycle.shards import learning
+from onecycle.training import training_steps
+from onecycle.visualizations import save_png
+from onecycle.visualizations.style import GREY, INK, PALETTE, SMALL, styled
+
+WARM_STEPS = 2
+MACHINES = (1, 2, 4, 8, 16, 32, 64)
+PAYS = 1.1  # times as many images a second, at least, for twice as many machines
+PATIENCE = 590.0  # seconds for the steps of one set-up
+PORT = 29500
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256, 512], metavar="N")
+    parser.add_argument("--alone", type=int, nargs="+", default=[8, 16, 32], metavar="N", help="more, of one process")
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], metavar="N", help="beside one")
+    parser.add_argument("--links", type=int, nargs="+", default=[100, 1000, 10_000], help="Mbit/s of a host's cable")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed; the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="of turns of one process and several")
+    parser.add_argument("--out", type=Path, default=Path("results/scaling.json"), help="a picture goes beside it")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # what the processes run
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.data, options.batch_sizes, options.steps)))
+        return 0
+    try:
+        return compare(options, hardware.usable_cores())
+    except NotStarted as reason:
+        print(f"scaling: {reason}", file=sys.stderr)
+        return 2
+
+
+def compare(options: argparse.Namespace, cores: int) -> int:
+    alone, of_all_cores = (on_hosts(options, 1, None, threads) for threads in (1, cores))
+    turns = take_turns(options, cores)
+    points = [*alone]
+    for processes, link in itertools.product(options.processes, options.links):
+        points += on_hosts(options, processes, link, 1)
+    model = fit(fitted := [point for point in points if is_fitted(point, options)], cores)
+    whole = fit(of_all_cores, cores)
+    seen = {id(point) for point in fitted}
+    for point in points:
+        point["predicted"] = rounded(float(model.seconds(**placed(point))))
+        point["fitted"] = id(point) in seen
+    unseen = [point for point in points if not point["fitted"]]
+    machine = replace(model, a_step=whole.a_step, an_image=whole.an_image, cores=math.inf)
+    how = Acceleration.from_json(alone[0]["acceleration"])
+    record = {
+        "points": [{name: value for name, value in point.items() if name != "acceleration"} for point in points],
+        "model": model.to_json(),
+        "largest_error": {"fitted": largest_error(fitted), "unseen": largest_error(unseen)},
+        "on_this_machine": turns,
+        "prediction": prediction(machine, max(options.batch_sizes), options.links),
+        "environment": environment.describe(hardware.detect(), how),
+    }
+    write(options.out, record)
+    save_png(drawn(record), options.out.with_suffix(".png"))
+    print(json.dumps({name: record[name] for name in ("model", "largest_error", "on_this_machine", "prediction")}))
+    return 0
+
+
+def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
+    """Images a second of one process with all cores, and of a process a core, at the largest batch."""
+    size = max(options.batch_sizes)
+    rates: dict[str, list[float]] = {"one process": [], "a process a core": []}
+    for _ in range(options.rounds):
+        for name, processes in (("one process", 1), ("a process a core", cores)):
+            command = words(options, [size])
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            running = [
+                subprocess.Popen(
+                    command,
+                    env={**os.environ, **of_rank(rank, processes, "127.0.0.1", port, cores // processes)},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for rank in range(processes)
+            ]
+            told = [each.communicate()[0] for each in running]
+            if any(each.returncode for each in running):
+                raise SystemExit("scaling: a process failed")
+            rates[name].append(size / json.loads(told[0])[0]["seconds"])
+        print({name: rounded(values[-1]) for name, values in rates.items()}, flush=True)
+    ratios = [several / one for one, several in zip(*rates.values(), strict=True)]
+    return {
+        "batch_size": size,
+        "processes": cores,
+        "images_per_second": {name: rounded(statistics.median(values)) for name, values in rates.items()},
+        "ratio": rounded(statistics.median(ratios)),
+        "ratios": [rounded(ratio) for ratio in ratios],
+    }
+
+
+def on_hosts(options: argparse.Namespace, processes: int, link: int | None, threads: int) -> list[dict[str, Any]]:
+    """The steps of so many processes, each on a host of its own."""
+    sizes = [*options.batch_sizes, *(options.alone if processes == 1 else [])]
+    with tempfile.TemporaryDirectory() as folder, hosts(processes, Path(folder), megabits_per_second=link) as built:
+        running = [
+            host.start(
+                *words(options, sizes),
+                environment={
+                    **of_rank(rank, processes, built[0].address, PORT, threads),
+                    "GLOO_SOCKET_IFNAME": INTERFACE if processes > 1 else "lo",
+                },
+            )
+            for rank, host in enumerate(built)
+        ]
+        for each in running:
+            if each.end(PATIENCE):
+                raise SystemExit(f"scaling: a process failed:\n{each.said}")
+        told = json.loads(running[0].said.splitlines()[-1])
+    points = [{"processes": processes, "megabits_per_second": link, "threads": threads, **of_size} for of_size in told]
+    for point in points:
+        print({name: value for name, value in point.items() if name != "acceleration"}, flush=True)
+    return points
+
+
+def words(options: argparse.Namespace, batch_sizes: Sequence[int]) -> list[str]:
+    """The command of a process that measures."""
+    sizes = map(str, batch_sizes)
+    numbers = ["--steps", str(options.steps), "--batch-sizes", *sizes]
+    return [sys.executable, __file__, "--measure", "--data", options.data, *numbers]
+
+
+def of_rank(rank: int, size: int, address: str, port: int, threads: int) -> dict[str, str]:
+    """The variables that torchrun would set, and the number of threads."""
+    told = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    return {name: str(value) for name, value in told.items()}
+
+
+def measure(data: str, batch_sizes: Sequence[int], steps: int) -> list[dict[str, Any]]:
+    """Train some steps with each batch size, with a shard a process: seconds of a step, and what this one sends."""
+    told = []
+    with ranks.joined() as ours:
+        for size in batch_sizes:
+            parts = assemble(replace(BASELINE, data=data, batch_size=size, shards=ours.size))
+            how = parts.acceleration
+            done = training_steps(
+                how.prepare(parts.model),
+                parts.optimizer,
+                itertools.chain.from_iterable(map(parts.train.epoch, itertools.count())),
+                lambda step: 1e-3,
+                acceleration=how,
+                learn=learning(parts.train, how),
+            )
+            next(itertools.islice(done, WARM_STEPS - 1, None))
+            seconds, sent = [], bytes_sent()
+            for _ in range(steps):
+                began = time.perf_counter()
+                next(done)
+                seconds.append(time.perf_counter() - began)
+            told.append(
+                {
+                    "batch_size": size,
+                    "seconds": rounded(statistics.median(seconds)),
+                    "images_per_second": rounded(size / statistics.median(seconds)),
+                    "mib_sent": rounded((bytes_sent() - sent) / steps / 2**20),
+                    "acceleration": how.to_json(),
+                }
+            )
+    return told
+
+
+def bytes_sent() -> int:
+    """By this host through its cable; 0 where there is none."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    counts = dict(line.split(":") for line in lines if ":" in line)
+    return int(values.split()[8]) if (values := counts.get(INTERFACE.rjust(6))) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The seconds of a step, from the numbers of processes and images and the bytes a second of a cable."""
+
+    a_step: float  # seconds: what every process does once a step
+    an_image: float  # seconds
+    a_byte: float  # seconds of a processor, for each that a process sends
+    a_peer: float  # seconds, for every process that takes part beside one
+    hidden: float  # the part of the time for images beside which can be sent
+    gradient: float  # bytes
+    cores: float  # of the machine that all processes share
+
+    def seconds(self, *, processes: Any, batch_size: Any, bytes_per_second: Any) -> NDArray[np.float64]:
+        shared = np.maximum(1, np.asarray(processes) / self.cores)
+        sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each, and then its sum
+        images = shared * self.an_image * batch_size / processes
+        waiting = np.maximum(0, sent / bytes_per_second - self.hidden * images)
+        computing = shared * (self.a_step + self.a_byte * sent) + images
+        total: NDArray[np.float64] = computing + self.a_peer * (processes - 1) + waiting
+        return total
+
+    def to_json(self) -> dict[str, float]:
+        return {name: rounded(value) for name, value in vars(self).items()}
+
+
+def fit(points: Sequence[dict[str, Any]], cores: float) -> Model:
+    """The model whose seconds are nearest to those measured, by their ratio."""
+    several = [point for point in points if point["processes"] > 1]
+    of_whole = [point["mib_sent"] * 2**20 / 2 * p / (p - 1) for point in several if (p := point["processes"])]
+    gradient = statistics.median(of_whole) if of_whole else 0.0
+    places = {name: np.array([placed(point)[name] for point in points]) for name in placed(points[0])}
+    measured = np.array([point["seconds"] for point in points])
+
+    def model(numbers: NDArray[np.float64]) -> Model:
+        a_step, an_image, a_byte, a_peer, hidden = map(float, numbers)
+        return Model(
+            a_step=a_step,
+            an_image=an_image,
+            a_byte=a_byte * 1e-9,
+            a_peer=a_peer,
+            hidden=hidden,
+            gradient=gradient,
+            cores=cores,
+        )
+
+    slope = float(np.polyfit(places["batch_size"] / places["processes"], measured, 1)[0])
+    found = least_squares(
+        lambda numbers: np.log(model(numbers).seconds(**places) / measured),
+        x0=[measured.min() / 2, max(slope, 1e-5), 1.0, 0.01, 0.3],
+        bounds=([0, 1e-6, 0, 0, 0], [np.inf, np.inf, np.inf, np.inf, 1]),
+        x_scale=[0.1, 1e-3, 1.0, 0.01, 0.3],
+    )
+    return model(found.x)
+
+
+def is_fitted(point: dict[str, Any], options: argparse.Namespace) -> bool:
+    at_an_end = point["batch_size"] in (min(options.batch_sizes), max(options.batch_sizes))
+    return point["processes"] == 1 or (point["processes"] == min(options.processes) and at_an_end)
+
+
+def placed(point: dict[str, Any]) -> dict[str, float]:
+    """What the model makes seconds of."""
+    link = point["megabits_per_second"]
+    return {
+        "processes": point["processes"],
+        "batch_size": point["batch_size"],
+        "bytes_per_second": math.inf if link is None else link * 1e6 / 8,
+    }
+
+
+def largest_error(points: Sequence[dict[str, Any]]) -> float:
+    return rounded(max(abs(point["predicted"] / point["seconds"] - 1) for point in points))
+
+
+def prediction(machine: Model, batch_size: int, links: Sequence[int]) -> dict[str, Any]:
+    """Images a second by link and number of machines, and up to how many of them twice as many pay."""
+    rates = {
+        link: [
+            batch_size / float(machine.seconds(processes=count, batch_size=batch_size, bytes_per_second=link * 1e6 / 8))
+            for count in MACHINES
+        ]
+        for link in links
+    }
+    pays = {}
+    for link, values in rates.items():
+        gains = [after / before >= PAYS for before, after in itertools.pairwise(values)]
+        pays[link] = MACHINES[gains.index(False)] if False in gains else MACHINES[-1]
+    return {
+        "batch_size": batch_size,
+        "machines": MACHINES,
+        "images_per_second": {str(link): [rounded(value) for value in values] for link, values in rates.items()},
+        "twice_as_many_pay_up_to": {str(link): count for link, count in pays.items()},
+        "model": machine.to_json(),
+    }
+
+
+@styled
+def drawn(record: dict[str, Any]) -> Figure:
+    """The model beside what was measured, and what it predicts."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    seconds = [point["seconds"] for point in record["points"]]
+    ends = np.array([min(seconds) / 1.3, max(seconds) * 1.3])
+    left.fill_between(ends, ends / 1.15, ends * 1.15, color=GREY, alpha=0.15, linewidth=0, label="within 15 %")
+    for of_fit, name, color in ((True, "fitted", GREY), (False, "not seen by the fit", PALETTE[0])):
+        shown = [point for point in record["points"] if point["fitted"] is of_fit]
+        left.plot(
+            [point["predicted"] for point in shown],
+            [point["seconds"] for point in shown],
+            "o",
+            color=color,
+            markersize=5,
+            label=name,
+        )
+    left.set(xscale="log", yscale="log", xlabel="seconds by the model", ylabel="seconds measured", xlim=ends, ylim=ends)
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: "")
+    left.set_title("A step: measured, and by the model")
+    left.legend(loc="upper left", fontsize=SMALL)
+    foretold = record["prediction"]
+    rates = foretold["images_per_second"]
+    for color, (link, values) in zip(PALETTE, rates.items(), strict=False):
+        right.plot(MACHINES, values, color=color, linewidth=2)
+        last = foretold["twice_as_many_pay_up_to"][link]
+        right.plot([last], [values[MACHINES.index(last)]], "o", color=color, markersize=8)
+        name = f"{int(link) // 1000} Gbit/s" if int(link) >= 1000 else f"{link} Mbit/s"
+        right.annotate(
+            f"{name}\npays up to {last}",
+            (MACHINES[-1], values[-1]),
+            (8, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=SMALL,
+            va="center",
+            annotation_clip=False,
+        )
+    alone = next(iter(rates.values()))[0]
+    right.plot(MACHINES, [alone * count for count in MACHINES], color=INK, linewidth=1, linestyle=(0, (1, 2)))
+    right.set(xscale="log", yscale="log", xlabel="machines", ylabel="images a second")
+    right.set_xticks(MACHINES, list(map(str, MACHINES)))
+    right.set_xticks([], minor=True)
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    right.yaxis.set_minor_formatter(lambda value, _: "")
+    right.grid(axis="y")
+    right.set_title(f"Prediction, not measured: batch {foretold['batch_size']} on machines like this one")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
