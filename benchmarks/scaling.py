@@ -1,12 +1,13 @@
 """How far does one training scale over machines, by the network between them?
 
 Measured is a step of the specified network at several batch sizes, by one, two and four processes of one thread, with a
-shard each, on hosts of their own (`hosts.py`) whose cables carry what is said and no more; and what each sends. A model
-of six numbers is fitted to the smallest and the largest batch of one and of two processes, and compared with all that
-it has not seen. From it and from the steps of one process with all cores follows the prediction for up to 64 machines
-like this one, which nobody has measured.
+shard each, on hosts of their own (`hosts.py`) whose cables carry what is said and no more; and what each sends. The
+quickest of some steps counts, since whatever else a machine does only adds. A model of six numbers is fitted to one
+process, and to the smallest and the largest batch of two, and compared with all that it has not seen. From it and from
+the steps of one process with all cores follows the prediction for up to 64 machines like this one, which nobody has
+measured; it leaves out how long a message is on its way, however short it is.
 
-In turns with each other, without hosts: one process with all cores, and as many processes as there are cores.
+And in turns with each other, without hosts: one process with all cores, and as many processes as there are cores.
 
 Needs Linux and root.
 """
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from onecycle.assembly import assemble
 from onecycle.config import BASELINE
 from onecycle.distributed import ranks
 from onecycle.shards import learning
-from onecycle.training import training_steps
+from onecycle.training import StepOutcome, training_steps
 from onecycle.visualizations import save_png
 from onecycle.visualizations.style import GREY, INK, PALETTE, SMALL, styled
 
@@ -58,13 +59,17 @@ def main() -> int:
     parser.add_argument("--alone", type=int, nargs="+", default=[8, 16, 32], metavar="N", help="more, of one process")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], metavar="N", help="beside one")
     parser.add_argument("--links", type=int, nargs="+", default=[100, 1000, 10_000], help="Mbit/s of a host's cable")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed; the median counts")
-    parser.add_argument("--rounds", type=int, default=5, help="of turns of one process and several")
+    parser.add_argument("--steps", type=int, default=8, help="that are timed; the quickest counts")
+    parser.add_argument("--rounds", type=int, default=15, help="of turns of one process and several")
     parser.add_argument("--out", type=Path, default=Path("results/scaling.json"), help="a picture goes beside it")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # what the processes run
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.data, options.batch_sizes, options.steps)))
+        return 0
+    if options.serve:
+        serve(options.data, options.batch_sizes[0])
         return 0
     try:
         return compare(options, hardware.usable_cores())
@@ -86,7 +91,7 @@ def compare(options: argparse.Namespace, cores: int) -> int:
         point["predicted"] = rounded(float(model.seconds(**placed(point))))
         point["fitted"] = id(point) in seen
     unseen = [point for point in points if not point["fitted"]]
-    machine = replace(model, a_step=whole.a_step, an_image=whole.an_image, cores=math.inf)
+    machine = replace(model, a_step=whole.a_step, an_image=whole.an_image, crowded=1, cores=math.inf)
     how = Acceleration.from_json(alone[0]["acceleration"])
     record = {
         "points": [{name: value for name, value in point.items() if name != "acceleration"} for point in points],
@@ -105,26 +110,17 @@ def compare(options: argparse.Namespace, cores: int) -> int:
 def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
     """Images a second of one process with all cores, and of a process a core, at the largest batch."""
     size = max(options.batch_sizes)
-    rates: dict[str, list[float]] = {"one process": [], "a process a core": []}
+    contenders = {
+        "one process": Contender(options, size, 1, cores),
+        "a process a core": Contender(options, size, cores, 1),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
-        for name, processes in (("one process", 1), ("a process a core", cores)):
-            command = words(options, [size])
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
-            running = [
-                subprocess.Popen(
-                    command,
-                    env={**os.environ, **of_rank(rank, processes, "127.0.0.1", port, cores // processes)},
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                for rank in range(processes)
-            ]
-            told = [each.communicate()[0] for each in running]
-            if any(each.returncode for each in running):
-                raise SystemExit("scaling: a process failed")
-            rates[name].append(size / json.loads(told[0])[0]["seconds"])
+        for name, contender in contenders.items():
+            rates[name].append(size / contender.take_turn())
         print({name: rounded(values[-1]) for name, values in rates.items()}, flush=True)
+    for contender in contenders.values():
+        contender.end()
     ratios = [several / one for one, several in zip(*rates.values(), strict=True)]
     return {
         "batch_size": size,
@@ -135,13 +131,72 @@ def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
     }
 
 
+class Contender:
+    """Processes that do steps together when they are asked to, and wait otherwise."""
+
+    def __init__(self, options: argparse.Namespace, size: int, processes: int, threads: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self._processes = [
+            subprocess.Popen(
+                words(options, "--serve", [size]),
+                env={**os.environ, **of_rank(rank, processes, "127.0.0.1", port, threads)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+        self._read()
+
+    def take_turn(self) -> float:
+        """The seconds of a step."""
+        self._say("step")
+        return float(self._read())
+
+    def end(self) -> None:
+        self._say("end")
+        for process in self._processes:
+            process.communicate()
+
+    def _say(self, word: str) -> None:
+        leader = self._processes[0].stdin
+        assert leader
+        leader.write(f"{word}\n")
+        leader.flush()
+
+    def _read(self) -> str:
+        leader = self._processes[0].stdout
+        assert leader
+        if not (answer := leader.readline()):
+            raise SystemExit("scaling: a process failed")
+        return answer
+
+
+def serve(data: str, batch_size: int) -> None:
+    """Train a step when the process that leads reads that it should, after one in which all have found together."""
+    with ranks.joined() as ours:
+        done, _ = training(data, batch_size)
+        next(itertools.islice(done, WARM_STEPS - 1, None))
+        answer: object = "ready"
+        while True:
+            if ours.leads:
+                print(answer, flush=True)
+            if ours.from_leader(lambda: sys.stdin.readline().strip()) != "step":
+                return
+            next(done)
+            began = time.perf_counter()
+            next(done)
+            answer = time.perf_counter() - began
+
+
 def on_hosts(options: argparse.Namespace, processes: int, link: int | None, threads: int) -> list[dict[str, Any]]:
     """The steps of so many processes, each on a host of its own."""
     sizes = [*options.batch_sizes, *(options.alone if processes == 1 else [])]
     with tempfile.TemporaryDirectory() as folder, hosts(processes, Path(folder), megabits_per_second=link) as built:
         running = [
             host.start(
-                *words(options, sizes),
+                *words(options, "--measure", sizes),
                 environment={
                     **of_rank(rank, processes, built[0].address, PORT, threads),
                     "GLOO_SOCKET_IFNAME": INTERFACE if processes > 1 else "lo",
@@ -159,11 +214,13 @@ def on_hosts(options: argparse.Namespace, processes: int, link: int | None, thre
     return points
 
 
-def words(options: argparse.Namespace, batch_sizes: Sequence[int]) -> list[str]:
-    """The command of a process that measures."""
+def words(options: argparse.Namespace, what: str, batch_sizes: Sequence[int]) -> list[str]:
+    """The command of a process that computes."""
     sizes = map(str, batch_sizes)
-    numbers = ["--steps", str(options.steps), "--batch-sizes", *sizes]
-    return [sys.executable, __file__, "--measure", "--data", options.data, *numbers]
+    return [
+        *(sys.executable, __file__, what, "--data", options.data),
+        *("--steps", str(options.steps), "--batch-sizes", *sizes),
+    ]
 
 
 def of_rank(rank: int, size: int, address: str, port: int, threads: int) -> dict[str, str]:
@@ -173,20 +230,11 @@ def of_rank(rank: int, size: int, address: str, port: int, threads: int) -> dict
 
 
 def measure(data: str, batch_sizes: Sequence[int], steps: int) -> list[dict[str, Any]]:
-    """Train some steps with each batch size, with a shard a process: seconds of a step, and what this one sends."""
+    """Train some steps with each batch size: seconds of the quickest, and what this process sends in one."""
     told = []
-    with ranks.joined() as ours:
+    with ranks.joined():
         for size in batch_sizes:
-            parts = assemble(replace(BASELINE, data=data, batch_size=size, shards=ours.size))
-            how = parts.acceleration
-            done = training_steps(
-                how.prepare(parts.model),
-                parts.optimizer,
-                itertools.chain.from_iterable(map(parts.train.epoch, itertools.count())),
-                lambda step: 1e-3,
-                acceleration=how,
-                learn=learning(parts.train, how),
-            )
+            done, how = training(data, size)
             next(itertools.islice(done, WARM_STEPS - 1, None))
             seconds, sent = [], bytes_sent()
             for _ in range(steps):
@@ -196,13 +244,28 @@ def measure(data: str, batch_sizes: Sequence[int], steps: int) -> list[dict[str,
             told.append(
                 {
                     "batch_size": size,
-                    "seconds": rounded(statistics.median(seconds)),
-                    "images_per_second": rounded(size / statistics.median(seconds)),
+                    "seconds": rounded(min(seconds)),
+                    "images_per_second": rounded(size / min(seconds)),
                     "mib_sent": rounded((bytes_sent() - sent) / steps / 2**20),
                     "acceleration": how.to_json(),
                 }
             )
     return told
+
+
+def training(data: str, batch_size: int) -> tuple[Iterator[StepOutcome], Acceleration]:
+    """The steps of a training with a shard a process, which go on for good, and how they are computed."""
+    parts = assemble(replace(BASELINE, data=data, batch_size=batch_size, shards=ranks.current().size))
+    how = parts.acceleration
+    steps = training_steps(
+        how.prepare(parts.model),
+        parts.optimizer,
+        itertools.chain.from_iterable(map(parts.train.epoch, itertools.count())),
+        lambda step: 1e-3,
+        acceleration=how,
+        learn=learning(parts.train, how),
+    )
+    return steps, how
 
 
 def bytes_sent() -> int:
@@ -217,24 +280,37 @@ class Model:
     """The seconds of a step, from the numbers of processes and images and the bytes a second of a cable."""
 
     a_step: float  # seconds: what every process does once a step
-    an_image: float  # seconds
-    a_byte: float  # seconds of a processor, for each that a process sends
-    a_peer: float  # seconds, for every process that takes part beside one
+    an_image: float  # seconds, of a process that has the machine for itself
+    crowded: float  # times as long takes an image where all cores of the machine compute
+    together: float  # seconds: what to be one of several takes, whatever is sent
+    slack: float  # times as long takes what is sent as the cable needs for as many bytes
     hidden: float  # the part of the time for images beside which can be sent
     gradient: float  # bytes
     cores: float  # of the machine that all processes share
 
     def seconds(self, *, processes: Any, batch_size: Any, bytes_per_second: Any) -> NDArray[np.float64]:
-        shared = np.maximum(1, np.asarray(processes) / self.cores)
+        processes = np.asarray(processes)
+        several = processes > 1
+        shared = np.maximum(1, processes / self.cores)
+        images = shared * np.where(several, self.crowded, 1) * self.an_image * batch_size / processes
         sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each, and then its sum
-        images = shared * self.an_image * batch_size / processes
-        waiting = np.maximum(0, sent / bytes_per_second - self.hidden * images)
-        computing = shared * (self.a_step + self.a_byte * sent) + images
-        total: NDArray[np.float64] = computing + self.a_peer * (processes - 1) + waiting
-        return total
+        waiting = np.maximum(0, self.slack * sent / bytes_per_second - self.hidden * images)
+        seconds: NDArray[np.float64] = shared * self.a_step + images + several * self.together + waiting
+        return seconds
 
     def to_json(self) -> dict[str, float]:
         return {name: rounded(value) for name, value in vars(self).items()}
+
+
+# The numbers that are fitted: the least they can be, where the fit starts, and the most.
+START = {
+    "a_step": (0, 0.05, np.inf),
+    "an_image": (1e-6, 0.005, np.inf),
+    "crowded": (1, 1.1, 2),
+    "together": (0, 0.05, np.inf),
+    "slack": (1, 1.2, np.inf),
+    "hidden": (0, 0.4, 1),
+}
 
 
 def fit(points: Sequence[dict[str, Any]], cores: float) -> Model:
@@ -246,23 +322,14 @@ def fit(points: Sequence[dict[str, Any]], cores: float) -> Model:
     measured = np.array([point["seconds"] for point in points])
 
     def model(numbers: NDArray[np.float64]) -> Model:
-        a_step, an_image, a_byte, a_peer, hidden = map(float, numbers)
-        return Model(
-            a_step=a_step,
-            an_image=an_image,
-            a_byte=a_byte * 1e-9,
-            a_peer=a_peer,
-            hidden=hidden,
-            gradient=gradient,
-            cores=cores,
-        )
+        return Model(**dict(zip(START, map(float, numbers), strict=True)), gradient=gradient, cores=cores)
 
-    slope = float(np.polyfit(places["batch_size"] / places["processes"], measured, 1)[0])
+    lowest, start, highest = map(np.array, zip(*START.values(), strict=True))
     found = least_squares(
         lambda numbers: np.log(model(numbers).seconds(**places) / measured),
-        x0=[measured.min() / 2, max(slope, 1e-5), 1.0, 0.01, 0.3],
-        bounds=([0, 1e-6, 0, 0, 0], [np.inf, np.inf, np.inf, np.inf, 1]),
-        x_scale=[0.1, 1e-3, 1.0, 0.01, 0.3],
+        x0=start,
+        bounds=(lowest, highest),
+        x_scale=start,
     )
     return model(found.x)
 

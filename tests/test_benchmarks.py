@@ -295,7 +295,7 @@ def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_pat
 
 
 def test_scaling_s_model_is_found_again_from_steps_that_follow_it() -> None:
-    known = Model(a_step=0.2, an_image=0.004, a_byte=2e-9, a_peer=0.02, hidden=0.4, gradient=26e6, cores=2)
+    known = Model(a_step=0.1, an_image=0.004, crowded=1.2, together=0.03, slack=1.3, hidden=0.3, gradient=26e6, cores=2)
     points = [
         {
             **(place := {"processes": processes, "batch_size": size, "megabits_per_second": link}),
@@ -313,7 +313,7 @@ def test_scaling_s_model_is_found_again_from_steps_that_follow_it() -> None:
 
 
 def test_links_pay_up_to_where_twice_as_many_machines_are_no_longer_a_tenth_faster() -> None:
-    machine = Model(a_step=0.0, an_image=0.001, a_byte=0, a_peer=0, hidden=0, gradient=12.5e6, cores=math.inf)
+    machine = Model(a_step=0, an_image=0.001, crowded=1, together=0, slack=1, hidden=0, gradient=12.5e6, cores=math.inf)
     # Batches of 1,000: a second alone, half of one on two machines, and then the gradient: one second at 100 Mbit/s.
     told = prediction(machine, 1000, [100, 1000])
     assert told["images_per_second"]["100"][:2] == [1000, 666.7]
