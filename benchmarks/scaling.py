@@ -282,7 +282,7 @@ class Model:
     a_step: float  # seconds: what every process does once a step
     an_image: float  # seconds, of a process that has the machine for itself
     crowded: float  # times as long takes an image where all cores of the machine compute
-    together: float  # seconds: what to be one of several takes, whatever is sent
+    together: float  # seconds that each of several processes takes to add up, whatever its part
     slack: float  # times as long takes what is sent as the cable needs for as many bytes
     hidden: float  # the part of the time for images beside which can be sent
     gradient: float  # bytes
@@ -295,7 +295,7 @@ class Model:
         images = shared * np.where(several, self.crowded, 1) * self.an_image * batch_size / processes
         sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each, and then its sum
         waiting = np.maximum(0, self.slack * sent / bytes_per_second - self.hidden * images)
-        seconds: NDArray[np.float64] = shared * self.a_step + images + several * self.together + waiting
+        seconds: NDArray[np.float64] = shared * (self.a_step + several * self.together) + images + waiting
         return seconds
 
     def to_json(self) -> dict[str, float]:
@@ -418,13 +418,13 @@ def drawn(record: dict[str, Any]) -> Figure:
         )
     alone = next(iter(rates.values()))[0]
     right.plot(MACHINES, [alone * count for count in MACHINES], color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    right.set(xscale="log", yscale="log", xlabel="machines", ylabel="images a second")
+    right.set(xscale="log", yscale="log", xlabel="machines like this one", ylabel="images a second")
     right.set_xticks(MACHINES, list(map(str, MACHINES)))
     right.set_xticks([], minor=True)
     right.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     right.yaxis.set_minor_formatter(lambda value, _: "")
     right.grid(axis="y")
-    right.set_title(f"Prediction, not measured: batch {foretold['batch_size']} on machines like this one")
+    right.set_title(f"Prediction, not measured: batch {foretold['batch_size']}")
     return figure
 
 

@@ -334,6 +334,29 @@ def test_what_it_says_of_the_service_is_what_was_recorded() -> None:
         assert found["answered_during"] > 0 and found["answered_after"] == 20 and found["lost_after"] == 0
 
 
+def test_what_it_says_of_large_data_is_what_was_recorded() -> None:
+    words, record = " ".join(README.split()), recorded("large_data")
+    small, large = record["sizes"]["50000"], record["sizes"]["1300000"]
+    assert f"in {record['archives']} archives were decoded at {large['read_images_per_second']:,} a second" in words
+    assert f"50,000 at {small['read_images_per_second']:,}." in words
+    assert f"after {large['seconds_to_first_step']:.1f} seconds, with 50,000 after" in words
+    assert f"50,000 after {small['seconds_to_first_step']:.1f}, then as many" in words
+    assert f"{record['ratios']['trained_images_per_second']:.2f} times" in words
+    assert 0.9 < record["ratios"]["trained_images_per_second"]
+    assert f"held more than {max(record['more'].values())} MiB more" in words
+    assert max(record["more"].values()) < 200
+
+
+def test_what_it_says_of_runs_in_several_processes_is_what_was_recorded() -> None:
+    words, record = " ".join(README.split()), recorded("same_bits")
+    for recipe in ("quick", "baseline"):
+        for threads in ("1 thread", "2 threads"):
+            assert record[f"{recipe}, {threads}"]["identical by processes"] == {"1": True, "2": True, "4": True}
+    killed = record["killed"]
+    assert f"Of {killed['kills']} in which a process drawn at random was killed" in words
+    assert f"went on, {killed['identical']} had the same bits" in words
+
+
 def test_the_limits_of_the_service_are_those_it_tells() -> None:
     words = " ".join(README.split())
     assert (
