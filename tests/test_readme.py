@@ -357,6 +357,16 @@ def test_what_it_says_of_runs_in_several_processes_is_what_was_recorded() -> Non
     assert f"went on, {killed['identical']} had the same bits" in words
 
 
+def test_what_it_says_of_how_far_a_training_scales_is_what_was_recorded() -> None:
+    words, record = " ".join(README.split()), recorded("scaling")
+    assert f"train {record['on_this_machine']['ratio']:.2f} times as many images a second as one with two" in words
+    assert f"on the others it is off by {100 * record['largest_error']['unseen']:.0f} % at the most" in words
+    pays = record["prediction"]["twice_as_many_pay_up_to"]
+    told = {link: f"up to {count} machines" if count > 1 else "on no second machine" for link, count in pays.items()}
+    assert f"with 100 Mbit/s {told['100']}, with 1 Gbit/s {told['1000']}, with 10 Gbit/s {told['10000']}" in words
+    assert record["prediction"]["batch_size"] == 512
+
+
 def test_what_it_says_of_nodes_that_are_killed_is_what_was_recorded() -> None:
     words, record = " ".join(README.split()), recorded("on_ray")
     study, pictures = record["study"], record["pictures"]
