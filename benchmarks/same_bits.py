@@ -52,7 +52,7 @@ def main() -> int:
             for recipe in options.recipes:
                 words = _options(options, recipe)
                 runs = {
-                    count: _run(place / f"{recipe}-{threads}-{count}", words, count, threads) for count in (1, 2, 4)
+                    count: _run(place / f"{recipe}-{threads}-{count}", words, count, threads) for count in PROCESSES
                 }
                 same = {str(count): bits(run) == bits(runs[1]) for count, run in runs.items()}
                 record[f"{recipe}, {threads} thread{'s' * (threads > 1)}"] = {"identical by processes": same}
