@@ -363,8 +363,8 @@ def test_what_it_says_of_how_far_a_training_scales_is_what_was_recorded() -> Non
     assert f"on the others it is off by {100 * record['largest_error']['unseen']:.0f} % at the most" in words
     pays = record["prediction"]["twice_as_many_pay_up_to"]
     assert (
-        f"at least a tenth faster up to {pays['10000']} machines with 10 Gbit/s between them, up to {pays['1000']} with "
-        f"1 Gbit/s, up to {pays['100']} with 100 Mbit/s"
+        f"at least a tenth faster up to {pays['10000']} machines with 10 Gbit/s between them, "
+        f"up to {pays['1000']} with 1 Gbit/s, up to {pays['100']} with 100 Mbit/s"
     ) in words
     slowest = record["prediction"]["images_per_second"]["100"]
     assert slowest[1] < slowest[0]  # "there a second one only slows it down"
