@@ -7,13 +7,14 @@ all that runs in them: each is held by a process that waits for the end of a pip
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from studies import Running
 
 INTERFACE = "eth0"  # of every host
 PREFIX = "10.77.0"
@@ -53,34 +54,6 @@ def need(**packages: str) -> None:
     absent = {program: package for program, package in packages.items() if shutil.which(program) is None}
     if absent:
         raise NotStarted(f"no {', '.join(absent)} here (apt-get install {' '.join(sorted(set(absent.values())))})")
-
-
-@dataclass(frozen=True)
-class Running:
-    """A command that a host runs, and the file of what it says."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def end(self, seconds: float) -> int:
-        """Its exit code, once it has ended by itself.
-
-        Raises:
-            TimeoutError: after so many seconds, with what it said; it is killed then.
-        """
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise TimeoutError(f"not done after {seconds} seconds; it said:\n{self.said}") from None
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @dataclass(frozen=True)

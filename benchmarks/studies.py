@@ -1,10 +1,13 @@
-"""What the scripts here share: records that are written down and gone on with, what runs hold, and a service."""
+"""What the scripts here share: records that are written down and gone on with, what runs hold, and commands."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,34 @@ def bits(run: RunFolder) -> dict[str, Any]:
         "curve": curve and curve.to_json(),
         "result": {name: value for name, value in run.read_json(run.result).items() if name not in timed},
     }
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command that was started, in a session of its own, and the file of what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def end(self, seconds: float) -> int:
+        """Its exit code, once it has ended by itself.
+
+        Raises:
+            TimeoutError: after so many seconds, with what it said; it is killed then.
+        """
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise TimeoutError(f"not done after {seconds} seconds; it said:\n{self.said}") from None
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def ranks_of(launcher: int) -> dict[int, int]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import INTERFACE, Host, Running
+from hosts import INTERFACE, Host
 from small_training import OPTIONS, THREADS, outcome, the_run
+from studies import Running
 
 StartHosts = Callable[..., list[Host]]
 

@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from studies import ranks_of
+from studies import Running, ranks_of
 
 from onecycle.run_folder import RunFolder
 
@@ -24,16 +23,8 @@ def small(**changes: object) -> list[str]:
     return ["--no-report", *(word for pair in pairs for word in pair)]
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command that was started, in a session of its own."""
-
-    process: subprocess.Popen[str]
-    log: Path
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text()
+class Command(Running):
+    """A command that may start processes which compute."""
 
     def wait_until_said(self, text: str) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -52,13 +43,8 @@ class Command:
                 os.kill(number, signal.SIGKILL)
         self.process.wait()
 
-    def end(self) -> int:
-        """Wait for it; its exit code."""
-        try:
-            return self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(self.said) from None
+    def end(self, seconds: float = PATIENCE) -> int:
+        return super().end(seconds)
 
 
 def start(folder: Path, *words: str, threads: int = 1, **environment: str) -> Command:
@@ -66,13 +52,12 @@ def start(folder: Path, *words: str, threads: int = 1, **environment: str) -> Co
     folder.mkdir(exist_ok=True)
     log = folder / f"log-{len(list(folder.glob('log-*')))}"
     kept = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **environment}
-    with log.open("w") as out:
+    with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=folder,
             stdout=out,
             stderr=subprocess.STDOUT,
-            text=True,
             env=kept,
             start_new_session=True,
         )
