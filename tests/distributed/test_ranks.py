@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -110,6 +111,29 @@ def test_a_rank_that_has_gone_or_hangs_is_an_error_that_names_it(number: signal.
     first, _, third = in_processes(3, one_gone, number, silent_seconds=4)
     for told in (first, third):
         assert "rank 1 (" in told and ("has gone" in told or "did not answer for 4 s" in told), told
+
+
+def one_idle(seconds: float, *, between_sums: bool) -> str:
+    here = ranks.current()
+    here.concatenated(torch.zeros(1, 1))
+    if not between_sums:
+        here.of_all("about to read")
+    if here.rank == 1:
+        time.sleep(seconds)
+    try:
+        here.concatenated(torch.zeros(1, 1))
+    except InputError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+def test_a_rank_that_beats_but_does_nothing_between_sums_is_an_error_that_names_it() -> None:
+    first, _ = in_processes(2, partial(one_idle, 30, between_sums=True), silent_seconds=4)
+    assert first.startswith("rank 1 (") and "did not answer for 4 s" in first, first
+
+
+def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for() -> None:
+    assert in_processes(2, partial(one_idle, 7, between_sums=False), silent_seconds=4) == ["nothing was noticed"] * 2
 
 
 def stopped_while_summing(number: int) -> str:

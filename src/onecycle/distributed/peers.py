@@ -28,6 +28,7 @@ BEAT_SECONDS = 2.0
 SILENT_SECONDS = 50.0  # after which a process that does not beat is given up
 BEGINNING_SECONDS = 300.0  # in which all must have been started
 _POLL_SECONDS = 0.02, 0.5  # at first, and at the most
+_LEAST_SECONDS = 0.01  # of a processor, by which a process that computes is told from one that hangs
 _GONE = 10**9  # what a process that leaves with an error adds to its beats
 _ADDRESS_OF = 0x8915  # an interface: SIOCGIFADDR of Linux
 
@@ -36,10 +37,13 @@ class Peers:
     """The processes that were started together, from what torchrun tells each of them by its environment.
 
     A thread beats for this process and listens to the others. It alone talks to the store, which blocks for good when
-    a link is cut: whoever waits for it notices.
+    a link is cut: whoever waits for it notices. `computes` says that this process is between two sums: it does not beat
+    then while it does nothing.
     """
 
     def __init__(self) -> None:
+        self.computes = False
+        self._spent = 0.0  # seconds of a processor, when it last beat
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._hosts_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -213,6 +217,7 @@ class Peers:
 
     def _ask(self, request: Callable[[Any], Any]) -> Any:
         """What `request` gives for the store."""
+        self.computes = False
         answers: queue.Queue[Any] = queue.Queue()
         self._requests.put((request, answers))
         while True:
@@ -246,9 +251,14 @@ class Peers:
                 answers.put(error)
 
     def _listen(self) -> None:
+        spent = time.process_time() - time.thread_time()  # this thread's own is not the process'
+        lives = not self.computes or spent - self._spent > _LEAST_SECONDS
+        if lives:
+            self._spent = spent
         for rank in range(self.size):
-            beats = self._store.add(f"beat/{rank}", int(rank == self.rank))  # to add nothing asks how many there are
-            if beats != self._beats[rank]:
+            # To add nothing asks how many there are.
+            beats = self._store.add(f"beat/{rank}", int(lives and rank == self.rank))
+            if beats != self._beats[rank] or rank == self.rank:
                 self._beats[rank], self._heard[rank] = beats, time.monotonic()
         self._listened = time.monotonic()
 

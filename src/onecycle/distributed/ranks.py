@@ -130,6 +130,7 @@ class Several(Ranks):
         Raises:
             InputError: when one of them has gone or does not answer.
         """
+        self._peers.computes = False
         while not work.is_completed():
             with suppress(RuntimeError):  # it takes longer
                 work.wait(timedelta(seconds=1))
@@ -138,6 +139,7 @@ class Several(Ranks):
             work.wait()
         except RuntimeError as error:
             raise self._peers.lost() from error
+        self._peers.computes = True
 
 
 _alone = Ranks()
