@@ -1,4 +1,4 @@
-"""The one error that is meant for people."""
+"""The errors that are meant for people."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,10 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class LostError(InputError):
+    """Another process that computes this run has gone, hangs or cannot be reached."""
 
 
 class Silent(Exception):

@@ -107,6 +107,7 @@ class RunState:
         self._saved = time.perf_counter()
         if not ranks.current().leads:
             return
+        ranks.current().expect_soon(False)  # a disk may be slow
         progress = {
             "format": _FORMAT,
             "run": self._identity,

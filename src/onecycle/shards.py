@@ -86,7 +86,9 @@ class _Sharded:
                 (loss * ((stop - start) / images)).backward()  # type: ignore[no-untyped-call]
                 outcome.note(loss.detach(), logits.detach(), part.labels, start)
         gradients.fill()
-        return outcome.learned()
+        learned = outcome.learned()
+        ranks.current().expect_soon(True)  # the next batch
+        return learned
 
 
 class _Gradients:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from onecycle import finished
 from onecycle.config import Config
 from onecycle.distributed import ranks
-from onecycle.errors import InputError
+from onecycle.errors import InputError, LostError
 from onecycle.files import NotWrittenError
 from onecycle.finite import NonFiniteError
 from onecycle.interruption import Interrupted
@@ -23,15 +23,18 @@ def resumable(folder: RunFolder, config: Config) -> Iterator[None]:
     except Interrupted as stopped:
         _write_page(folder, config, f"It was interrupted by {signal.Signals(stopped.number).name}; {how}.")
         raise Interrupted(stopped.number, how) from None
-    except NotWrittenError as error:
-        if not folder.saved:
+    except (NotWrittenError, LostError) as error:
+        if not ranks.current().leads:
             raise
-        raise InputError(f"{error}. What was saved is whole: {how} from there") from error
+        why = f"{error}. What was saved is whole: {how} from there" if folder.saved else str(error)
+        if isinstance(error, LostError):  # else there may be no room for a page
+            _write_page(folder, config, f"{why[0].upper()}{why[1:]}.")
+        raise InputError(why) from error
 
 
 @contextmanager
 def told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterator[None]:
-    """Write a page that says which error ended the training.
+    """Write a page that says which error of its own ended the training.
 
     Raises:
         InputError: when a loss or a gradient was not finite; else what ended it.
@@ -43,7 +46,7 @@ def told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterat
         ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
         _write_page(folder, config, f"It was ended by an error: {ended}.")
         raise InputError(ended) from error
-    except NotWrittenError:
+    except (NotWrittenError, LostError):
         raise
     except Exception as error:
         _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")

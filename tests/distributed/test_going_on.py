@@ -66,7 +66,10 @@ def test_a_process_that_is_killed_is_named_and_more_go_on(
     os.kill(command.ranks()[rank], signal.SIGKILL)
     assert command.end() == 2
     assert f"rank {rank} (process" in command.said.splitlines()[-1], command.said
-    resumed = train(tmp_path, "--resume", str(run_in(tmp_path).path.relative_to(tmp_path)), "--processes", "4")
+    run = run_in(tmp_path).path.relative_to(tmp_path)
+    if rank == 1:  # the one that leads lives, and knows
+        assert f"`onecycle train --resume {run}` goes on from there" in command.said, command.said
+    resumed = train(tmp_path, "--resume", str(run), "--processes", "4")
     assert bits(resumed) == undisturbed
 
 

@@ -9,7 +9,7 @@ import torch
 from several import in_processes
 
 from onecycle.distributed import ranks
-from onecycle.errors import InputError
+from onecycle.errors import InputError, LostError
 
 
 def test_a_process_alone_is_the_only_rank_and_leads() -> None:
@@ -113,27 +113,41 @@ def test_a_rank_that_has_gone_or_hangs_is_an_error_that_names_it(number: signal.
         assert "rank 1 (" in told and ("has gone" in told or "did not answer for 4 s" in told), told
 
 
-def one_idle(seconds: float, *, between_sums: bool) -> str:
+def one_idle(seconds: float, *, expected: bool) -> str:
     here = ranks.current()
-    here.concatenated(torch.zeros(1, 1))
-    if not between_sums:
-        here.of_all("about to read")
+    here.of_all("begun")
+    here.expect_soon(expected)
     if here.rank == 1:
         time.sleep(seconds)
     try:
         here.concatenated(torch.zeros(1, 1))
-    except InputError as error:
+    except LostError as error:
         return str(error)
     return "nothing was noticed"
 
 
-def test_a_rank_that_beats_but_does_nothing_between_sums_is_an_error_that_names_it() -> None:
-    first, _ = in_processes(2, partial(one_idle, 30, between_sums=True), silent_seconds=4)
-    assert first.startswith("rank 1 (") and "did not answer for 4 s" in first, first
+def test_a_rank_that_beats_but_does_nothing_where_a_sum_is_expected_is_an_error_that_names_it() -> None:
+    first, _ = in_processes(2, partial(one_idle, 30, expected=True), silent_seconds=4)
+    assert first.startswith("rank 1 (") and "has done nothing for 4 s" in first, first
 
 
 def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for() -> None:
-    assert in_processes(2, partial(one_idle, 7, between_sums=False), silent_seconds=4) == ["nothing was noticed"] * 2
+    assert in_processes(2, partial(one_idle, 7, expected=False), silent_seconds=4) == ["nothing was noticed"] * 2
+
+
+def one_has_lost_another() -> str:
+    if ranks.current().rank == 1:
+        raise LostError("rank 7 (there) has gone")
+    try:
+        ranks.current().of_all(None)
+    except LostError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+def test_a_loss_that_one_rank_notices_is_one_for_all() -> None:
+    first, *_ = in_processes(3, one_has_lost_another)
+    assert first == "rank 7 (there) has gone"
 
 
 def stopped_while_summing(number: int) -> str:

@@ -2,10 +2,10 @@
 
 import atexit
 import hashlib
+import json
 import os
 import queue
 import socket
-import struct
 import sys
 import threading
 import time
@@ -22,7 +22,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     is_initialized,
 )
 
-from onecycle.errors import InputError
+from onecycle.errors import InputError, LostError
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 50.0  # after which a process that does not beat is given up
@@ -30,20 +30,17 @@ BEGINNING_SECONDS = 300.0  # in which all must have been started
 _POLL_SECONDS = 0.02, 0.5  # at first, and at the most
 _LEAST_SECONDS = 0.01  # of a processor, by which a process that computes is told from one that hangs
 _GONE = 10**9  # what a process that leaves with an error adds to its beats
-_ADDRESS_OF = 0x8915  # an interface: SIOCGIFADDR of Linux
 
 
 class Peers:
     """The processes that were started together, from what torchrun tells each of them by its environment.
 
     A thread beats for this process and listens to the others. It alone talks to the store, which blocks for good when
-    a link is cut: whoever waits for it notices. `computes` says that this process is between two sums: it does not beat
-    then while it does nothing.
+    a link is cut: whoever waits for it notices. It also tells the others when this process, of which they expect a sum
+    soon, computes no more.
     """
 
     def __init__(self) -> None:
-        self.computes = False
-        self._spent = 0.0  # seconds of a processor, when it last beat
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._hosts_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -52,7 +49,9 @@ class Peers:
         self._beats = [0] * self.size
         self._listened = time.monotonic()  # when the store last answered
         self._heard = [self._listened] * self.size  # when the beats of each last grew
-        self._met = self._broken = False
+        self.expected_soon = self._met = self._broken = False
+        self._clock = _clock_of_this_thread()
+        self._spent, self._moved = 0.0, self._listened  # by that clock, and when that was
         self._ended = threading.Event()
         try:
             self._store = self._connect()
@@ -110,7 +109,8 @@ class Peers:
         """What was put under each of `keys`, as soon as all of it is there.
 
         Raises:
-            InputError: when a process has gone, was ended by an error or does not answer.
+            LostError: when a process has gone or does not answer.
+            InputError: when one was ended by an error of its own.
         """
         pause, longest = _POLL_SECONDS
         while not self._has(keys):
@@ -127,10 +127,11 @@ class Peers:
         return values
 
     def require_alive(self) -> None:
-        """Notice when another process has gone or does not answer.
+        """Notice when another process does not answer, or was ended by an error.
 
         Raises:
-            InputError: then.
+            LostError: when it does not answer or hangs, or has lost a third.
+            InputError: when it was ended by another error, with what it said.
         """
         now = time.monotonic()
         if now - min(self._listened, self._heard[self.rank]) > SILENT_SECONDS:  # not even this process' own beats
@@ -140,7 +141,8 @@ class Peers:
             )
         for rank, beats in enumerate(self._beats):
             if beats >= _GONE and rank != self.rank:
-                raise self._break(self._last_words(rank))
+                self._broken = True
+                raise self._last_words(rank)
         silent = [name for name, heard in zip(self.names, self._heard, strict=True) if now - heard > SILENT_SECONDS]
         if silent:
             raise self._break(
@@ -164,14 +166,13 @@ class Peers:
             return self._break(f"{self._master[0]}, through which the processes find each other, has gone")
         gone = [self.names[rank] for rank in range(self.size) if self._beats[rank] == before[rank]]
         if not gone:
-            return self._break("the processes live, but what they sum up does not come; look at the links between them")
+            return self._break("the processes live, but what they sum up does not come; look at them and the links")
         return self._break(f"{' and '.join(gone)} {'has' if len(gone) == 1 else 'have'} gone")
 
-    def told_by_leader(self, message: str, *, leads: bool) -> bool:
+    def told_by_leader(self, error: InputError, *, leads: bool) -> bool:
         """Tell the others why this process ends with an error; whether the one that leads says so, too."""
         with suppress(InputError):
-            self._ask(lambda store: store.set(f"words/{self.rank}", message))
-            self._ask(lambda store: store.add(f"beat/{self.rank}", _GONE))
+            self._ask(lambda store: self._say_last(store, error))
             if leads:
                 self.tell()
                 return False
@@ -207,17 +208,23 @@ class Peers:
             with suppress(RuntimeError):
                 destroy_process_group()
 
-    def _break(self, message: str) -> InputError:
+    def _break(self, message: str) -> LostError:
         self._broken = True
-        return InputError(message)
+        return LostError(message)
 
-    def _last_words(self, rank: int) -> str:
-        said = self._ask(lambda store: store.multi_get([f"words/{rank}"]))[0].decode()
-        return said if said.startswith("rank ") else f"{self.names[rank]}: {said}"
+    def _say_last(self, store: Any, error: InputError) -> None:
+        store.set(f"words/{self.rank}", json.dumps([isinstance(error, LostError), str(error)]))
+        store.add(f"beat/{self.rank}", _GONE)
+
+    def _last_words(self, rank: int) -> InputError:
+        (said,) = self._ask(lambda store: store.multi_get([f"words/{rank}"]))
+        is_lost, message = json.loads(said)
+        kind = LostError if is_lost else InputError
+        return kind(message if message.startswith("rank ") else f"{self.names[rank]}: {message}")
 
     def _ask(self, request: Callable[[Any], Any]) -> Any:
         """What `request` gives for the store."""
-        self.computes = False
+        self.expected_soon = False
         answers: queue.Queue[Any] = queue.Queue()
         self._requests.put((request, answers))
         while True:
@@ -251,41 +258,33 @@ class Peers:
                 answers.put(error)
 
     def _listen(self) -> None:
-        spent = time.process_time() - time.thread_time()  # this thread's own is not the process'
-        lives = not self.computes or spent - self._spent > _LEAST_SECONDS
-        if lives:
-            self._spent = spent
         for rank in range(self.size):
-            # To add nothing asks how many there are.
-            beats = self._store.add(f"beat/{rank}", int(lives and rank == self.rank))
-            if beats != self._beats[rank] or rank == self.rank:
+            beats = self._store.add(f"beat/{rank}", int(rank == self.rank))  # to add nothing asks how many there are
+            if beats != self._beats[rank]:
                 self._beats[rank], self._heard[rank] = beats, time.monotonic()
         self._listened = time.monotonic()
+        self._look_at_itself()
+
+    def _look_at_itself(self) -> None:
+        spent, now = self._clock(), time.monotonic()
+        if not self.expected_soon or spent - self._spent > _LEAST_SECONDS:
+            self._spent, self._moved = spent, now
+        elif now - self._moved > SILENT_SECONDS:
+            self._moved = now
+            hangs = f"has done nothing for {SILENT_SECONDS:.0f} s; look at what it waits for: its data or its disk"
+            self._say_last(self._store, LostError(f"{self.names[self.rank]} {hangs}"))
+
+
+def _clock_of_this_thread() -> Callable[[], float]:
+    """The seconds for which a processor has worked for this thread; on macOS and Windows, for all of its process."""
+    try:
+        number = time.pthread_getcpuclockid(threading.get_ident())
+    except AttributeError:
+        return time.process_time
+    return lambda: time.clock_gettime(number)
 
 
 def _end_at_once() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
-
-
-def interface_towards(host: str) -> str | None:
-    """The name of the network interface through which `host` is reached, where that is another machine."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # which sends nothing
-            address = probe.getsockname()[0]
-            if address.startswith("127."):
-                return None
-            for _, name in socket.if_nameindex():
-                with suppress(OSError):  # one without an address
-                    request = struct.pack("256s", name.encode()[:15])
-                    if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _ADDRESS_OF, request)[20:24]) == address:
-                        return name
-    except OSError:
-        pass
-    return None

@@ -17,7 +17,8 @@ from torch import distributed
 
 from onecycle import interruption
 from onecycle.distributed import job
-from onecycle.distributed.peers import Peers, interface_towards
+from onecycle.distributed.interfaces import interface_towards
+from onecycle.distributed.peers import Peers
 from onecycle.errors import InputError, Silent
 
 SAVING_SECONDS = 25.0  # for the one that leads to save, when all are told to stop; after 30 they are ended
@@ -74,6 +75,9 @@ class Ranks:
         """
         return values
 
+    def expect_soon(self, soon: bool) -> None:
+        """Say whether the others may expect a sum of this rank soon: who computes nothing for long then hangs."""
+
 
 class Several(Ranks):
     """A process that has others beside it."""
@@ -124,13 +128,16 @@ class Several(Ranks):
         self.wait(distributed.all_gather(rows, padded, group=self.groups[0], async_op=True))
         return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
+    def expect_soon(self, soon: bool) -> None:
+        self._peers.expected_soon = soon
+
     def wait(self, work: Any) -> None:
         """Wait for what was begun in one of the `groups`, as long as all the others live.
 
         Raises:
             InputError: when one of them has gone or does not answer.
         """
-        self._peers.computes = False
+        self.expect_soon(False)
         while not work.is_completed():
             with suppress(RuntimeError):  # it takes longer
                 work.wait(timedelta(seconds=1))
@@ -139,7 +146,6 @@ class Several(Ranks):
             work.wait()
         except RuntimeError as error:
             raise self._peers.lost() from error
-        self._peers.computes = True
 
 
 _alone = Ranks()
@@ -184,7 +190,7 @@ def joined() -> Iterator[Ranks]:
             raise Silent(stopped.exit_code) from None
         except InputError as error:
             with interruption.held():  # whoever started them ends all of them with the first
-                told = peers.told_by_leader(str(error), leads=ranks.leads)
+                told = peers.told_by_leader(error, leads=ranks.leads)
             if told:
                 raise Silent(2) from error
             raise
