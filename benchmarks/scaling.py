@@ -15,7 +15,6 @@ Needs Linux and root.
 import argparse
 import itertools
 import json
-import math
 import os
 import socket
 import statistics
@@ -24,15 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hosts import INTERFACE, NotStarted, hosts
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from scaling_model import MACHINES, drawn, fit, fit_alone, largest_error, placed, prediction
 from studies import rounded, write
 
 from onecycle import environment, hardware
@@ -43,11 +39,8 @@ from onecycle.distributed import ranks
 from onecycle.shards import learning
 from onecycle.training import StepOutcome, training_steps
 from onecycle.visualizations import save_png
-from onecycle.visualizations.style import GREY, INK, PALETTE, SMALL, styled
 
 WARM_STEPS = 2
-MACHINES = (1, 2, 4, 8, 16, 32, 64)
-PAYS = 1.1  # times as many images a second, at least, for twice as many machines
 PATIENCE = 590.0  # seconds for the steps of one set-up
 PORT = 29500
 
@@ -71,6 +64,8 @@ def main() -> int:
     if options.serve:
         serve(options.data, options.batch_sizes[0])
         return 0
+    if len(options.processes) == 1 and len(set(options.batch_sizes)) < 3:
+        parser.error("the fit sees all of these steps; give a third of --batch-sizes, or more --processes")
     try:
         return compare(options, hardware.usable_cores())
     except NotStarted as reason:
@@ -84,14 +79,14 @@ def compare(options: argparse.Namespace, cores: int) -> int:
     points = [*alone]
     for processes, link in itertools.product(options.processes, options.links):
         points += on_hosts(options, processes, link, 1)
-    model = fit(fitted := [point for point in points if is_fitted(point, options)], cores)
-    whole = fit(of_all_cores, cores)
-    seen = {id(point) for point in fitted}
+    for point in points:
+        point["fitted"] = is_fitted(point, options)
+    fitted, unseen = ([point for point in points if point["fitted"] is seen] for seen in (True, False))
+    model = fit(fitted, cores)
     for point in points:
         point["predicted"] = rounded(float(model.seconds(**placed(point))))
-        point["fitted"] = id(point) in seen
-    unseen = [point for point in points if not point["fitted"]]
-    machine = replace(model, a_step=whole.a_step, an_image=whole.an_image, crowded=1, cores=math.inf)
+    a_step, an_image = fit_alone(of_all_cores)
+    machine = replace(model, a_step=a_step, an_image=an_image, crowded=1, cores=MACHINES[-1])
     how = Acceleration.from_json(alone[0]["acceleration"])
     record = {
         "points": [{name: value for name, value in point.items() if name != "acceleration"} for point in points],
@@ -197,10 +192,7 @@ def on_hosts(options: argparse.Namespace, processes: int, link: int | None, thre
         running = [
             host.start(
                 *words(options, "--measure", sizes),
-                environment={
-                    **of_rank(rank, processes, built[0].address, PORT, threads),
-                    "GLOO_SOCKET_IFNAME": INTERFACE if processes > 1 else "lo",
-                },
+                environment=of_rank(rank, processes, built[0].address, PORT, threads),
             )
             for rank, host in enumerate(built)
         ]
@@ -275,157 +267,9 @@ def bytes_sent() -> int:
     return int(values.split()[8]) if (values := counts.get(INTERFACE.rjust(6))) else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """The seconds of a step, from the numbers of processes and images and the bytes a second of a cable."""
-
-    a_step: float  # seconds: what every process does once a step
-    an_image: float  # seconds, of a process that has the machine for itself
-    crowded: float  # times as long takes an image where all cores of the machine compute
-    together: float  # seconds that each of several processes takes to add up, whatever its part
-    slack: float  # times as long takes what is sent as the cable needs for as many bytes
-    hidden: float  # the part of the time for images beside which can be sent
-    gradient: float  # bytes
-    cores: float  # of the machine that all processes share
-
-    def seconds(self, *, processes: Any, batch_size: Any, bytes_per_second: Any) -> NDArray[np.float64]:
-        processes = np.asarray(processes)
-        several = processes > 1
-        shared = np.maximum(1, processes / self.cores)
-        images = shared * np.where(several, self.crowded, 1) * self.an_image * batch_size / processes
-        sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each, and then its sum
-        waiting = np.maximum(0, self.slack * sent / bytes_per_second - self.hidden * images)
-        seconds: NDArray[np.float64] = shared * (self.a_step + several * self.together) + images + waiting
-        return seconds
-
-    def to_json(self) -> dict[str, float]:
-        return {name: rounded(value) for name, value in vars(self).items()}
-
-
-# The numbers that are fitted: the least they can be, where the fit starts, and the most.
-START = {
-    "a_step": (0, 0.05, np.inf),
-    "an_image": (1e-6, 0.005, np.inf),
-    "crowded": (1, 1.1, 2),
-    "together": (0, 0.05, np.inf),
-    "slack": (1, 1.2, np.inf),
-    "hidden": (0, 0.4, 1),
-}
-
-
-def fit(points: Sequence[dict[str, Any]], cores: float) -> Model:
-    """The model whose seconds are nearest to those measured, by their ratio."""
-    several = [point for point in points if point["processes"] > 1]
-    of_whole = [point["mib_sent"] * 2**20 / 2 * p / (p - 1) for point in several if (p := point["processes"])]
-    gradient = statistics.median(of_whole) if of_whole else 0.0
-    places = {name: np.array([placed(point)[name] for point in points]) for name in placed(points[0])}
-    measured = np.array([point["seconds"] for point in points])
-
-    def model(numbers: NDArray[np.float64]) -> Model:
-        return Model(**dict(zip(START, map(float, numbers), strict=True)), gradient=gradient, cores=cores)
-
-    lowest, start, highest = map(np.array, zip(*START.values(), strict=True))
-    found = least_squares(
-        lambda numbers: np.log(model(numbers).seconds(**places) / measured),
-        x0=start,
-        bounds=(lowest, highest),
-        x_scale=start,
-    )
-    return model(found.x)
-
-
 def is_fitted(point: dict[str, Any], options: argparse.Namespace) -> bool:
     at_an_end = point["batch_size"] in (min(options.batch_sizes), max(options.batch_sizes))
     return point["processes"] == 1 or (point["processes"] == min(options.processes) and at_an_end)
-
-
-def placed(point: dict[str, Any]) -> dict[str, float]:
-    """What the model makes seconds of."""
-    link = point["megabits_per_second"]
-    return {
-        "processes": point["processes"],
-        "batch_size": point["batch_size"],
-        "bytes_per_second": math.inf if link is None else link * 1e6 / 8,
-    }
-
-
-def largest_error(points: Sequence[dict[str, Any]]) -> float:
-    return rounded(max(abs(point["predicted"] / point["seconds"] - 1) for point in points))
-
-
-def prediction(machine: Model, batch_size: int, links: Sequence[int]) -> dict[str, Any]:
-    """Images a second by link and number of machines, and up to how many of them twice as many pay."""
-    rates = {
-        link: [
-            batch_size / float(machine.seconds(processes=count, batch_size=batch_size, bytes_per_second=link * 1e6 / 8))
-            for count in MACHINES
-        ]
-        for link in links
-    }
-    pays = {}
-    for link, values in rates.items():
-        gains = [after / before >= PAYS for before, after in itertools.pairwise(values)]
-        pays[link] = MACHINES[gains.index(False)] if False in gains else MACHINES[-1]
-    return {
-        "batch_size": batch_size,
-        "machines": MACHINES,
-        "images_per_second": {str(link): [rounded(value) for value in values] for link, values in rates.items()},
-        "twice_as_many_pay_up_to": {str(link): count for link, count in pays.items()},
-        "model": machine.to_json(),
-    }
-
-
-@styled
-def drawn(record: dict[str, Any]) -> Figure:
-    """The model beside what was measured, and what it predicts."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    seconds = [point["seconds"] for point in record["points"]]
-    ends = np.array([min(seconds) / 1.3, max(seconds) * 1.3])
-    left.fill_between(ends, ends / 1.15, ends * 1.15, color=GREY, alpha=0.15, linewidth=0, label="within 15 %")
-    for of_fit, name, color in ((True, "fitted", GREY), (False, "not seen by the fit", PALETTE[0])):
-        shown = [point for point in record["points"] if point["fitted"] is of_fit]
-        left.plot(
-            [point["predicted"] for point in shown],
-            [point["seconds"] for point in shown],
-            "o",
-            color=color,
-            markersize=5,
-            label=name,
-        )
-    left.set(xscale="log", yscale="log", xlabel="seconds by the model", ylabel="seconds measured", xlim=ends, ylim=ends)
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(lambda value, _: "")
-    left.set_title("A step: measured, and by the model")
-    left.legend(loc="upper left", fontsize=SMALL)
-    foretold = record["prediction"]
-    rates = foretold["images_per_second"]
-    for color, (link, values) in zip(PALETTE, rates.items(), strict=False):
-        right.plot(MACHINES, values, color=color, linewidth=2)
-        last = foretold["twice_as_many_pay_up_to"][link]
-        right.plot([last], [values[MACHINES.index(last)]], "o", color=color, markersize=8)
-        name = f"{int(link) // 1000} Gbit/s" if int(link) >= 1000 else f"{link} Mbit/s"
-        right.annotate(
-            f"{name}\npays up to {last}",
-            (MACHINES[-1], values[-1]),
-            (8, 0),
-            textcoords="offset points",
-            color=color,
-            fontsize=SMALL,
-            va="center",
-            annotation_clip=False,
-        )
-    alone = next(iter(rates.values()))[0]
-    right.plot(MACHINES, [alone * count for count in MACHINES], color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    right.set(xscale="log", yscale="log", xlabel="machines like this one", ylabel="images a second")
-    right.set_xticks(MACHINES, list(map(str, MACHINES)))
-    right.set_xticks([], minor=True)
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    right.yaxis.set_minor_formatter(lambda value, _: "")
-    right.grid(axis="y")
-    right.set_title(f"Prediction, not measured: batch {foretold['batch_size']}")
-    return figure
 
 
 if __name__ == "__main__":

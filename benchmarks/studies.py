@@ -46,7 +46,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
     """Put `record` into `path` whole, with the folders it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def rounded(value: float) -> float:
