@@ -105,12 +105,12 @@ class Host:
         return running.said
 
     def cut(self) -> None:
-        """Pull the cable: nothing arrives any more, and nobody is told."""
-        _network(self._switch, "ip", "link", "set", "dev", self.name, "down")
+        """Cut the way somewhere behind the cable's other end: nothing arrives any more, and nobody is told."""
+        _network(self._switch, "ip", "link", "set", "dev", self.name, "nomaster")
 
     def join(self) -> None:
-        """Put the cable back."""
-        _network(self._switch, "ip", "link", "set", "dev", self.name, "up")
+        """Mend the way."""
+        _network(self._switch, "ip", "link", "set", "dev", self.name, "master", "switch")
 
     def restart(self) -> None:
         """Everything in it is killed, and it is there again."""

@@ -2,8 +2,8 @@
 
 A short run of CIFAR-10 with four shards is computed by one, two and four processes, with one thread each and with two.
 Then it is begun by four, of which one, drawn at random, is killed (SIGKILL) at a random instant after the first epoch,
-and gone on with by two or by one, as often as asked. Written down is how many of these runs have the weights, the
-history and the predictions of the run in one process.
+and gone on with by two or by one, as often as asked. Written down is whether these runs have the weights, the history
+and the predictions of the one by one process, and of the one that nobody disturbed.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[
             killed = time.perf_counter()
             said = process.stdout.read()
             (run,) = map(RunFolder, folder.glob("runs/*"))
-            if process.wait() == 2 and not run.complete:
+            if victim is not None and process.wait() == 2 and not run.complete:
                 break
             run.discard()
         noticed.append(time.perf_counter() - killed)

@@ -17,7 +17,9 @@ PATIENCE, SOON = 60.0, 8.0  # seconds
 _context = multiprocessing.get_context("forkserver")
 
 
-def in_processes(count: int, work: Callable[..., Any], *arguments: Any, silent_seconds: float = 50.0) -> list[Any]:
+def in_processes(
+    count: int, work: Callable[..., Any], *arguments: Any, silent_seconds: float = peers.SILENT_SECONDS
+) -> list[Any]:
     """What `work` returns in each process, by rank: its value, or the text of the error that is told for it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

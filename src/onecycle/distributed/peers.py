@@ -25,7 +25,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from onecycle.errors import InputError, LostError
 
 BEAT_SECONDS = 2.0
-SILENT_SECONDS = 50.0  # after which a process that does not beat is given up
+SILENT_SECONDS = 55.0  # after which a process that does not beat is given up; TCP tries again after 25 and 51
 BEGINNING_SECONDS = 300.0  # in which all must have been started
 _POLL_SECONDS = 0.02, 0.5  # at first, and at the most
 _LEAST_SECONDS = 0.01  # of a processor, by which a process that computes is told from one that hangs
