@@ -109,6 +109,8 @@ def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruptio
     if warning := state.restore():
         progress.warn(warning)
     folder.begin_again()
+    if not ranks.current().leads:
+        folder.remove_checkpoints()  # a copy, which may be in memory
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)
@@ -225,10 +227,13 @@ def _train(
             after_evaluation_batch=state.stop_if_told,
             after_epoch=after_epoch,
         )
+    ranks.agree_to_stop()  # by a signal that came while the last epoch was saved
+    interruption.check()
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     views = _over_views(experiment) if config.test_time_augmentation else None
     if not ranks.current().leads:
+        ranks.current().end_together()
         return folder
     _conclude(experiment, folder, evaluation, state=state, rates=rates, views=views)
     if board:
@@ -236,6 +241,7 @@ def _train(
     if config.report:
         finished.interpret_run(folder, experiment.predictor, experiment.dataset)
         progress.say(f"Report: {finished.write_page(folder)}")
+    ranks.current().end_together()
     folder.remove_checkpoints()  # last: a run that has none and has a result is complete
     return folder
 

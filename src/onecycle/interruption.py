@@ -134,6 +134,11 @@ def received() -> int:
     return (_watching and _watching._number) or 0
 
 
+def agreed() -> bool:
+    """Whether all processes of the run stop, as `agree` said."""
+    return bool(_watching and _watching._agreed)
+
+
 def agree(number: int) -> None:
     """All processes of the run stop, as the one that the signal `number` has come to."""
     if _watching:

@@ -9,7 +9,8 @@ from onecycle import environment
 from onecycle.checkpoint import load_state
 from onecycle.config import Config
 from onecycle.distributed import job, ranks
-from onecycle.errors import InputError
+from onecycle.errors import InputError, LostError
+from onecycle.files import NotWrittenError
 from onecycle.identity import configured
 from onecycle.run_folder import RunFolder, interrupted
 
@@ -46,6 +47,7 @@ def of_all(path: Path | None) -> Iterator[RunFolder]:
     if max(saved) == _NOTHING:
         raise InputError(f"there is no run folder {path} on any of the machines")
     here.leader = saved.index(max(saved))
+    name = here.from_leader(lambda: str(path))
     if here.leads:
         assert path, "who has the newest state has a folder"
         folder = RunFolder.open(path)
@@ -54,7 +56,12 @@ def of_all(path: Path | None) -> Iterator[RunFolder]:
     else:
         with scratch() as folder:
             _exchange(folder)
-            yield folder
+            try:
+                yield folder
+            except (NotWrittenError, LostError):
+                raise
+            except InputError as error:
+                raise InputError(str(error).replace(str(folder.path), name)) from error
 
 
 @contextmanager

@@ -224,9 +224,10 @@ def _cycle(
 
 
 def _where(running: ModelComposite, batch: Batch, acceleration: Acceleration) -> str:
-    """The layer where something is not finite, on the first rank that finds one."""
+    """The layer where something is not finite: an output that any rank finds, else a gradient, which all share."""
     found = first_not_finite(running, batch, acceleration) if len(batch.labels) else NO_LAYER
-    return next((where for where in ranks.current().of_all(found) if where != NO_LAYER), NO_LAYER)
+    of_all: list[str] = ranks.current().of_all(found)
+    return min(of_all, key=lambda where: (where == NO_LAYER, not where.startswith("the output")))
 
 
 def _lay_out_like_parameters(optimizer: Optimizer) -> None:

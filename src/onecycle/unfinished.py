@@ -10,7 +10,7 @@ from onecycle.distributed import ranks
 from onecycle.errors import InputError, LostError
 from onecycle.files import NotWrittenError
 from onecycle.finite import NonFiniteError
-from onecycle.interruption import Interrupted
+from onecycle.interruption import Interrupted, held
 from onecycle.run_folder import RunFolder
 
 
@@ -56,6 +56,6 @@ def told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterat
 def _write_page(folder: RunFolder, config: Config, why: str) -> None:
     """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
     if config.report and folder.config.exists() and ranks.current().leads:
-        with suppress(Exception):
+        with held(), suppress(Exception):
             folder.write_json(folder.stopped, {"why": why})
             finished.write_page(folder)

@@ -135,6 +135,44 @@ def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for() -> None:
     assert in_processes(2, partial(one_idle, 7, expected=False), silent_seconds=4) == ["nothing was noticed"] * 2
 
 
+def one_meets_an_error_that_is_not_for_people() -> None:
+    if ranks.current().rank == 1:
+        raise OSError(28, "No space left on device")
+    ranks.current().of_all(None)
+
+
+def test_any_error_of_one_rank_is_told_by_the_first() -> None:
+    first, *_ = in_processes(2, one_meets_an_error_that_is_not_for_people)
+    assert first.startswith("told: rank 1 (") and first.endswith("): OSError: [Errno 28] No space left on device")
+
+
+def one_is_told_to_stop() -> None:
+    if ranks.current().rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    ranks.current().of_all(None)
+
+
+def test_a_signal_to_one_rank_where_nothing_waits_for_all_is_told_by_the_first() -> None:
+    first, second = in_processes(2, one_is_told_to_stop)
+    assert first.startswith("told: rank 1 (") and first.endswith("): was told to stop by SIGTERM")
+    assert second == "silent"
+
+
+def one_ends_before_the_leader() -> float:
+    here = ranks.current()
+    here.of_all("begun")
+    if here.leads:
+        time.sleep(3)
+    began = time.monotonic()
+    here.end_together()
+    return time.monotonic() - began
+
+
+def test_the_others_wait_until_the_leader_is_done() -> None:
+    _, second = in_processes(2, one_ends_before_the_leader)
+    assert second > 2
+
+
 def one_has_lost_another() -> str:
     if ranks.current().rank == 1:
         raise LostError("rank 7 (there) has gone")

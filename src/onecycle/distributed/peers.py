@@ -64,9 +64,10 @@ class Peers:
         self._store = PrefixStore(self._start, self._store)
         self._heard = [time.monotonic()] * self.size
         self._met = True
-        self.put(f"name/{self.rank}", f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})".encode())
-        names = self.wait_for([f"name/{rank}" for rank in range(self.size)])
-        self.names = [name.decode() for name in names]
+        self.put(f"name/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]).encode())
+        said = [json.loads(name) for name in self.wait_for([f"name/{rank}" for rank in range(self.size)])]
+        self.names = [f"rank {rank} ({host}, process {number})" for rank, (host, number) in enumerate(said)]
+        self.hosts = [host for host, _ in said]
 
     def store(self) -> Any:
         """Another connection to the store, for torch.distributed's own use."""
@@ -169,28 +170,23 @@ class Peers:
             return self._break("the processes live, but what they sum up does not come; look at them and the links")
         return self._break(f"{' and '.join(gone)} {'has' if len(gone) == 1 else 'have'} gone")
 
-    def told_by_leader(self, error: InputError, *, leads: bool) -> bool:
-        """Tell the others why this process ends with an error; whether the one that leads says so, too."""
+    def say_last(self, error: InputError) -> None:
+        """Tell the others why this process ends."""
         with suppress(InputError):
             self._ask(lambda store: self._say_last(store, error))
-            if leads:
-                self.tell()
-                return False
-            return self.wait_until_told(3 * BEAT_SECONDS)
-        return False
 
     def tell(self) -> None:
         """Say that this process, which leads, has done all that it does before it ends, but for a last line."""
         with suppress(InputError):
             self._ask(lambda store: store.set("told", "yes"))
             if self._hosts_store:  # which ends with this process
-                time.sleep(BEAT_SECONDS / 2)
+                time.sleep(1.5 * BEAT_SECONDS)
 
-    def wait_until_told(self, seconds: float) -> bool:
-        """Wait that long at the most for the process that leads: whoever started them ends all with the first."""
+    def wait_until_told(self, seconds: float, leader: int) -> bool:
+        """Wait that long at the most for the leader, if it beats: whoever started them ends all with the first."""
         deadline = time.monotonic() + seconds
         with suppress(InputError):
-            while time.monotonic() < deadline:
+            while time.monotonic() < min(deadline, self._heard[leader] + 3 * BEAT_SECONDS):
                 if self._ask(lambda store: store.check(["told"])):
                     time.sleep(BEAT_SECONDS)  # for its last line
                     return True

@@ -7,6 +7,8 @@ A process that is alone is rank 0 of 1, and all of this is trivial for it.
 
 import json
 import os
+import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,7 +21,7 @@ from onecycle import interruption
 from onecycle.distributed import job
 from onecycle.distributed.interfaces import interface_towards
 from onecycle.distributed.peers import Peers
-from onecycle.errors import InputError, Silent
+from onecycle.errors import InputError, LostError, Silent
 
 SAVING_SECONDS = 25.0  # for the one that leads to save, when all are told to stop; after 30 they are ended
 LONGEST_SECONDS = 300.0  # that processes which live are waited for in a sum, or to connect
@@ -75,6 +77,13 @@ class Ranks:
         """
         return values
 
+    def end_together(self) -> None:
+        """Say that the run is done, as the rank that leads; wait until it is, as another.
+
+        Raises:
+            InputError: as `of_all`.
+        """
+
     def expect_soon(self, soon: bool) -> None:
         """Say whether the others may expect a sum of this rank soon: who computes nothing for long then hangs."""
 
@@ -128,6 +137,12 @@ class Several(Ranks):
         self.wait(distributed.all_gather(rows, padded, group=self.groups[0], async_op=True))
         return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
+    def end_together(self) -> None:
+        if self.leads:
+            self._peers.tell()
+        else:
+            self._peers.wait_for(["told"])
+
     def expect_soon(self, soon: bool) -> None:
         self._peers.expected_soon = soon
 
@@ -175,9 +190,9 @@ def joined() -> Iterator[Ranks]:
         yield _current
         return
     peers = Peers()
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := _interface_towards_others(peers)):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface  # else gloo takes that of this machine's name, which may be lo
     _current = ranks = Several(peers)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(os.environ["MASTER_ADDR"])):
-        os.environ["GLOO_SOCKET_IFNAME"] = interface
     with interruption.together():
         try:
             yield ranks
@@ -186,17 +201,35 @@ def joined() -> Iterator[Ranks]:
                 peers.tell()
                 raise
             with interruption.held():
-                peers.wait_until_told(SAVING_SECONDS)
+                if not interruption.agreed():  # the others know nothing of it
+                    peers.say_last(LostError(f"was told to stop by {signal.Signals(stopped.number).name}"))
+                peers.wait_until_told(SAVING_SECONDS, ranks.leader)
             raise Silent(stopped.exit_code) from None
         except InputError as error:
-            with interruption.held():  # whoever started them ends all of them with the first
-                told = peers.told_by_leader(error, leads=ranks.leads)
-            if told:
+            if _told_by_leader(error, peers, ranks):
                 raise Silent(2) from error
+            raise
+        except Exception as error:  # a worker that died, say: with its traceback, here
+            _told_by_leader(LostError(f"{type(error).__name__}: {error}"), peers, ranks)
             raise
         finally:
             peers.leave()
             _current = _alone
+
+
+def _told_by_leader(error: InputError, peers: Peers, ranks: Ranks) -> bool:
+    """Tell the others why this process ends with an error; whether the one that leads says so, too."""
+    with interruption.held():  # whoever started them ends all of them with the first
+        peers.say_last(error)
+        if ranks.leads:
+            peers.tell()
+            return False
+        return peers.wait_until_told(SAVING_SECONDS, ranks.leader)
+
+
+def _interface_towards_others(peers: Peers) -> str | None:
+    others = [host for host in (os.environ["MASTER_ADDR"], *peers.hosts) if host != socket.gethostname()]
+    return next(filter(None, map(interface_towards, others)), None)
 
 
 def require_even(shards: int, processes: int) -> None:
