@@ -12,7 +12,7 @@ from onecycle.errors import InputError
 from onecycle.files import reading, writing
 from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, weights_finite
 from onecycle.identity import identity, require_same
-from onecycle.interruption import Interruption
+from onecycle.interruption import Interruption, received
 from onecycle.records import EpochRecord, History
 from onecycle.run_folder import RunFolder
 from onecycle.training import StepReport
@@ -44,6 +44,7 @@ class RunState:
         self._interruption = interruption
         self._started = started
         self._saved = time.perf_counter()
+        self._saved_when_told = False
 
     @property
     def seconds(self) -> float:
@@ -88,10 +89,13 @@ class RunState:
     def stop_if_told(self) -> None:
         """Between two batches: when the process was told to stop, save.
 
+        Others may take long to agree to that. So this one saves as soon as it knows.
+
         Raises:
-            Interrupted: then.
+            Interrupted: when all stop.
         """
-        if self._interruption.requested:
+        if self._interruption.requested or (received() and not self._saved_when_told):
+            self._saved_when_told = True
             self.save()
         self._interruption.check()
 

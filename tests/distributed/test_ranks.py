@@ -3,13 +3,19 @@ import signal
 import time
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from several import in_processes
+from torch import nn
 
+from onecycle import training
+from onecycle.acceleration import Acceleration
 from onecycle.distributed import ranks
 from onecycle.errors import InputError, LostError
+from onecycle.finite import NO_LAYER
+from onecycle.models import Batch
 
 
 def test_a_process_alone_is_the_only_rank_and_leads() -> None:
@@ -131,8 +137,12 @@ def test_a_rank_that_beats_but_does_nothing_where_a_sum_is_expected_is_an_error_
     assert first.startswith("rank 1 (") and "has done nothing for 4 s" in first, first
 
 
-def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for() -> None:
+def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for_and_the_first_says_so(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     assert in_processes(2, partial(one_idle, 7, expected=False), silent_seconds=4) == ["nothing was noticed"] * 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("onecycle: waiting for rank 1 (")
 
 
 def one_meets_an_error_that_is_not_for_people() -> None:
@@ -156,6 +166,18 @@ def test_a_signal_to_one_rank_where_nothing_waits_for_all_is_told_by_the_first()
     first, second = in_processes(2, one_is_told_to_stop)
     assert first.startswith("told: rank 1 (") and first.endswith("): was told to stop by SIGTERM")
     assert second == "silent"
+
+
+def not_finite_in_one() -> str:
+    rank = ranks.current().rank
+    found = ["the gradient of layer head (Linear) is", "the output of layer prep.0 (Conv2d) is", NO_LAYER][rank]
+    batch = Batch(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+    with patch.object(training, "first_not_finite", return_value=found):
+        return training._where(nn.Identity(), batch, Acceleration())  # type: ignore[arg-type]
+
+
+def test_an_output_that_is_not_finite_on_one_rank_is_named_by_all() -> None:
+    assert in_processes(3, not_finite_in_one) == ["the output of layer prep.0 (Conv2d) is"] * 3
 
 
 def one_ends_before_the_leader() -> float:

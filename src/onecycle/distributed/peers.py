@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import json
+import math
 import os
 import queue
 import socket
@@ -107,15 +108,23 @@ class Peers:
         self._ask(lambda store: store.set(key, value))
 
     def wait_for(self, keys: Sequence[str]) -> list[bytes]:
-        """What was put under each of `keys`, as soon as all of it is there.
+        """What was put under each of `keys`, by each process or by one, as soon as all of it is there.
+
+        The first process says whom it waits for when that takes long.
 
         Raises:
             LostError: when a process has gone or does not answer.
             InputError: when one was ended by an error of its own.
         """
         pause, longest = _POLL_SECONDS
+        patient_until = time.monotonic() + SILENT_SECONDS
         while not self._has(keys):
             self.require_alive()
+            if self.rank == 0 and time.monotonic() > patient_until:
+                patient_until = math.inf
+                names = self.names if len(keys) == self.size else ["the one that leads"]
+                late = [name for name, key in zip(names, keys, strict=True) if not self._has([key])]
+                print(f"onecycle: waiting for {' and '.join(late)}", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(1.5 * pause, longest)
         return self._values(keys)
