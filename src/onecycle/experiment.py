@@ -232,15 +232,10 @@ def _train(
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     views = _over_views(experiment) if config.test_time_augmentation else None
-    if not ranks.current().leads:
-        ranks.current().end_together()
-        return folder
-    _conclude(experiment, folder, evaluation, state=state, rates=rates, views=views)
-    if board:
-        board.complete(config, folder.read_result(), folder.pictures)
-    if config.report:
-        finished.interpret_run(folder, experiment.predictor, experiment.dataset)
-        progress.say(f"Report: {finished.write_page(folder)}")
+    if ranks.current().leads:
+        _conclude(experiment, folder, evaluation, progress, state=state, rates=rates, views=views)
+        if board:
+            board.complete(config, folder.read_result(), folder.pictures)
     ranks.current().end_together()
     folder.remove_checkpoints()  # last: a run that has none and has a result is complete
     return folder
@@ -256,12 +251,13 @@ def _conclude(
     experiment: Experiment,
     folder: RunFolder,
     evaluation: Evaluation,
+    progress: RunProgress,
     *,
     state: RunState,
     rates: tuple[float, float],
     views: tuple[float, float] | None,
 ) -> None:
-    """Write down and draw what the run came to."""
+    """Write down, draw and explain what the run came to."""
     outcome.write(
         experiment,
         folder,
@@ -273,6 +269,9 @@ def _conclude(
         seconds=state.seconds,
     )
     _draw(folder)
+    if experiment.config.report:
+        finished.interpret_run(folder, experiment.predictor, experiment.dataset)
+        progress.say(f"Report: {finished.write_page(folder)}")
 
 
 def _over_views(experiment: Experiment) -> tuple[float, float]:
