@@ -358,6 +358,23 @@ def test_what_it_says_of_runs_in_several_processes_is_what_was_recorded() -> Non
     assert f"by one: {killed['identical']} had the same bits" in words
 
 
+def test_what_it_says_of_all_epochs_in_two_processes_is_what_was_recorded() -> None:
+    words, results = " ".join(README.split()), ROOT / "results"
+    sharded, *alone = (
+        json.loads((results / f"baseline-cifar10{which}" / "result.json").read_text("utf-8"))
+        for which in ("-shards", "", "-seed1", "-seed2")
+    )
+    how = json.loads((results / "baseline-cifar10-shards" / "environment.json").read_text("utf-8"))
+    assert len(how["processes"]) == 2 and sharded["epochs"] == alone[0]["epochs"] == 24
+    assert f"`{how['command']}` on two cores of an {how['hardware']['cpu']}" in words
+    accuracy, minutes = 100 * sharded["test_accuracy"], sharded["seconds"] / 60
+    assert f"[{accuracy:.2f} % in {minutes:.0f} minutes](results/baseline-cifar10-shards)" in words
+    first, *others = (f"{100 * result['test_accuracy']:.2f} %" for result in alone)
+    assert f"came to {first}, {' and '.join(others)}" in words
+    took = [result["seconds"] / 60 for result in alone]
+    assert f"in {min(took):.0f} to {max(took):.0f} minutes, on a Xeon" in words
+
+
 def test_what_it_says_of_how_far_a_training_scales_is_what_was_recorded() -> None:
     words, record = " ".join(README.split()), recorded("scaling")
     assert f"train {record['on_this_machine']['ratio']:.2f} times as many images a second as one with two" in words
