@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -78,8 +79,14 @@ class Place:
 
     path: Path
 
-    def start(self, *arguments: str, faults: Sequence[Fault] = (), save_seconds: float = SOON) -> Started:
-        kept = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "https_proxy": "http://127.0.0.1:9"}
+    def start(
+        self,
+        *arguments: str,
+        faults: Sequence[Fault] = (),
+        save_seconds: float = SOON,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Started:
+        kept = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "https_proxy": "http://127.0.0.1:9", **environment}
         process = processes.Process(target=run, args=(arguments, self.path, kept, faults, save_seconds))
         ended_with(self.path).unlink(missing_ok=True)
         began = time.perf_counter()

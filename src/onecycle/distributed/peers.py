@@ -197,6 +197,7 @@ class Peers:
         with suppress(InputError):
             while time.monotonic() < min(deadline, self._heard[leader] + 3 * BEAT_SECONDS):
                 if self._ask(lambda store: store.check(["told"])):
+                    self._ended.set()  # the store may go with the leader
                     time.sleep(BEAT_SECONDS)  # for its last line
                     return True
                 time.sleep(BEAT_SECONDS / 10)

@@ -1,0 +1,73 @@
+"""Faults in one of two processes that compute a run: both end, one says how to go on, and nothing is lost."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import Fault
+from small_runs import PATIENCE, REPORTED, SOON, Ended, Place, bits
+
+SHARDED = [*REPORTED, "--shards", "2"]
+LEADER, OTHER = 0, 1
+# Where, in which of them, and for the how many-th time there.
+STOPS = {
+    "the first step": (OTHER, "onecycle.run_state.RunState.after_step", 1),
+    "the leader's evaluation": (LEADER, "onecycle.models.ModelComposite.evaluation_step", 2),
+    "the end of the last epoch": (OTHER, "onecycle.run_state.RunState.after_epoch", 3),
+}
+DISKS = {"the run's first file": (LEADER, 1), "a checkpoint": (LEADER, 12), "the other's own copy": (OTHER, 1)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    place = Place(tmp_path_factory.mktemp("undisturbed"))
+    assert place.onecycle(*SHARDED, save_seconds=PATIENCE).code == 0
+    return bits(place)
+
+
+def end_of_both(place: Place, rank: int, fault: Fault, *, save_seconds: float = PATIENCE) -> tuple[Ended, Ended]:
+    """How two processes end that compute one run in `place`, with a fault in that of `rank`: the leader, the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2"}
+    arguments = [str(place.path / "runs") if argument == "runs" else argument for argument in SHARDED]
+    started = []
+    for number in (LEADER, OTHER):
+        own = Place(place.path / f"rank-{number}")
+        own.path.mkdir()
+        faults = [fault] if number == rank else []
+        environment = {**address, "RANK": str(number)}
+        started.append(own.start(*arguments, faults=faults, save_seconds=save_seconds, environment=environment))
+    leader, other = (process.end() for process in started)
+    return leader, other
+
+
+def require_undisturbed_after_going_on(place: Place, undisturbed: dict[str, Any]) -> None:
+    resumed = place.onecycle(*(place.resume if place.run else SHARDED))
+    assert resumed.code == 0, resumed.said
+    assert bits(place) == undisturbed
+
+
+@pytest.mark.parametrize("phase", STOPS)
+def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
+    undisturbed: dict[str, Any], place: Place, phase: str
+) -> None:
+    rank, at, call = STOPS[phase]
+    leader, other = end_of_both(place, rank, Fault(at, "SIGTERM", call))
+    assert (leader.code, other.code, other.said) == (143, 143, "")
+    assert leader.last_line.startswith("onecycle: interrupted; `onecycle train --resume ")
+    require_undisturbed_after_going_on(place, undisturbed)
+
+
+@pytest.mark.parametrize("full", DISKS)
+def test_a_disk_that_takes_no_more_ends_both_and_one_goes_on(
+    undisturbed: dict[str, Any], place: Place, full: str
+) -> None:
+    rank, call = DISKS[full]
+    leader, other = end_of_both(place, rank, Fault("os.fsync", "ENOSPC", call), save_seconds=SOON)
+    assert (leader.code, other.code, other.said) == (2, 2, "")
+    assert leader.last_line.startswith("onecycle: rank 1 " if rank == OTHER else f"onecycle: {place.path}/runs/")
+    assert "cannot be written (No space left on device); make room there" in leader.last_line
+    require_undisturbed_after_going_on(place, undisturbed)
