@@ -13,10 +13,8 @@ bfloat16 matrix product. Ratios are those of seconds to onecycle's.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,9 +23,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
+from contenders import Contender, Turns
 from studies import rounded, write
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,7 +60,8 @@ def main() -> int:
         print(message, file=sys.stderr)
         return 2
     names = [*dict.fromkeys([*options.contenders, "onecycle"]), *PEAKS]
-    processes = {name: Contender(name, options.batch_size) for name in names}
+    own = [__file__, "--batch-size", str(options.batch_size), "--serve"]
+    processes = {name: Contender([*own, name]) for name in names}
     for contender in processes.values():
         contender.take_turn(WARM_UP)
     turns: dict[str, list[float]] = {name: [] for name in names}
@@ -116,67 +116,6 @@ def show(record: dict[str, Any]) -> None:
         )
     best = record["best_tflop_per_second"]
     print(f"best bfloat16 rates here: convolution {best['convolution']:.2f}, product {best['product']:.2f} TFLOP/s")
-
-
-class Contender:
-    """A process that does steps when it is asked to, and waits idly otherwise."""
-
-    def __init__(self, name: str, batch_size: int) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--batch-size", str(batch_size)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def take_turn(self, steps: int) -> list[float]:
-        """The seconds of each of so many steps."""
-        seconds: list[float] = self._ask(str(steps))
-        return seconds
-
-    def end(self) -> dict[str, Any]:
-        """What the process tells of itself as it goes."""
-        told: dict[str, Any] = self._ask("end")
-        self._process.wait()
-        return told
-
-    def _ask(self, request: str) -> Any:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(request + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"step_time: a contender failed: {' '.join(map(str, self._process.args))}")
-        return json.loads(answer)
-
-
-class Turns:
-    """The other end of a `Contender`: steps report here, and are held up between turns."""
-
-    def __init__(self, answers: TextIO) -> None:
-        self._answers = answers
-        self._seconds: list[float] = []
-        self.acceleration = PLAIN
-        self._wait()
-
-    def step_done(self, seconds: float | None = None) -> None:
-        """A step is done, in `seconds` or the time since this came back last; comes back when the next may begin."""
-        self._seconds.append(time.perf_counter() - self._began if seconds is None else seconds)
-        self._left -= 1
-        if self._left == 0:
-            self._answer(self._seconds)
-            self._seconds = []
-            self._wait()
-        self._began = time.perf_counter()
-
-    def _wait(self) -> None:
-        request = sys.stdin.readline().strip()
-        if request in ("end", ""):
-            memory = hardware.peak_memory_gib()
-            self._answer({"peak_memory_gib": memory, "acceleration": self.acceleration.to_json()})
-            os._exit(0)  # from wherever a trainer called us
-        self._left = int(request)
-        self._began = time.perf_counter()
-
-    def _answer(self, value: object) -> None:
-        self._answers.write(json.dumps(value) + "\n")
-        self._answers.flush()
 
 
 def serve(name: str, batch_size: int) -> None:
