@@ -1,6 +1,10 @@
 """Studies on the embedded digits: planned, run, interrupted, gone on with, and summed up."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,6 +27,18 @@ def quick(tmp_path: Path) -> Config:
 
 def silent() -> Console:
     return Console(file=StringIO(), width=140)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Inside, another process is at work on `folder`."""
+    program = "import sys; from pathlib import Path; from onecycle.files import locked\n"
+    program += "with locked(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield
 
 
 def test_a_grid_makes_every_combination_and_vary_each_value_alone(quick: Config) -> None:
@@ -140,6 +156,19 @@ def test_an_interrupted_study_goes_on_and_comes_to_the_same(quick: Config) -> No
     told = json.loads((again / "summary.json").read_text())
     assert told["variants"]["baseline"]["accuracy"] == expected["variants"]["baseline"]["accuracy"]
     assert (again / "baseline" / "seed-0" / "result.json").stat().st_mtime_ns == kept, "it was not run again"
+
+
+def test_the_same_study_again_goes_on_with_the_one_that_was_stopped(quick: Config) -> None:
+    planned, console = study.plan(quick, seeds=2), silent()
+    whole = study.begin(planned, console)
+    (whole / "baseline" / "seed-1" / "result.json").unlink()  # as if it had been killed early in its second run
+    assert study.begin(study.plan(quick, seeds=1), console) != whole, "another study has a folder of its own"
+    with held(whole):
+        assert study.begin(planned, console) != whole, "one that another process is at work on is left alone"
+    assert "goes on" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert study.begin(planned, console) == whole
+    assert "This study was begun before, and goes on." in console.file.getvalue()  # type: ignore[attr-defined]
+    assert study.begin(planned, console) != whole, "one that is done is not gone on with"
 
 
 @pytest.mark.parametrize("when", ["no summary", "result and checkpoint"])

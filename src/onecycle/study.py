@@ -137,15 +137,29 @@ def plan(
 
 
 def begin(study: Study, console: Console, engine: Engine = LOCAL) -> Path:
-    """Run a new study in a folder of its own, and return the folder.
+    """Run a study in a folder of its own, and return the folder: a new one, unless the same study was stopped before.
 
     Raises:
         InputError: when the folder cannot be made, or a run fails; the others are run all the same.
     """
-    path = new_folder(study.config.out, f"study-{study.config.recipe}")
-    _write(path / "study.json", study.to_json())
+    name = f"study-{study.config.recipe}"
+    if path := _stopped(study, name):
+        console.print("This study was begun before, and goes on.", highlight=False)
+    else:
+        path = new_folder(study.config.out, name)
+        _write(path / "study.json", study.to_json())
     _run(path, study, console, engine)
     return path
+
+
+def _stopped(study: Study, name: str) -> Path | None:
+    """The newest folder of this very study that has runs left to do and that no process is at work on."""
+    for path in sorted(study.config.out.glob(f"{name}*"), reverse=True):
+        with suppress(InputError):  # of a folder that cannot be gone on with
+            if _read(path) == study and not all(run.is_done() for run in study.runs_in(path)):
+                with locked(path):
+                    return path
+    return None
 
 
 def go_on(path: Path, console: Console, engine: Engine = LOCAL) -> None:
