@@ -45,13 +45,13 @@ def main() -> int:
     if options.serve:
         serve(Acceleration.from_json(json.loads(options.serve)), options)
         return 0
-    how = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size)).acceleration
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "archive", options.commit, "src"], cwd=HERE, capture_output=True)
         if archive.returncode:
             print(f"earlier_commit: {archive.stderr.decode().strip()}", file=sys.stderr)
             return 2
         subprocess.run(["tar", "--extract"], cwd=folder, input=archive.stdout, check=True)
+        how = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size)).acceleration
         seconds = take_turns({"earlier": Path(folder), "now": HERE}, how, options)
     ratios = [now / earlier for earlier, now in zip(seconds["earlier"], seconds["now"], strict=True)]
     interval = estimate(ratios).interval_95

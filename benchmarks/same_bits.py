@@ -22,7 +22,6 @@ import numpy as np
 from studies import bits, ranks_of, rounded, write
 
 from onecycle import environment, hardware
-from onecycle.acceleration import Acceleration
 from onecycle.run_folder import RunFolder
 
 SHARDS = 4
@@ -59,7 +58,7 @@ def main() -> int:
                 print(f"{recipe}, {threads} threads: {same}", flush=True)
         record["killed"] = _killed(options, place, _options(options, options.recipes[0]))
         how = environment.recorded_acceleration(RunFolder(next(place.glob("*/runs/*/config.json")).parent))
-    record["environment"] = environment.describe(hardware.detect(), Acceleration.from_json(how.to_json()))
+    record["environment"] = environment.describe(hardware.detect(), how)
     write(options.out, record)
     return 0
 

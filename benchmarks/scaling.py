@@ -105,17 +105,17 @@ def compare(options: argparse.Namespace, cores: int) -> int:
 def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
     """Images a second of one process with all cores, and of a process a core, at the largest batch."""
     size = max(options.batch_sizes)
-    contenders = {
-        "one process": Contender(options, size, 1, cores),
-        "a process a core": Contender(options, size, cores, 1),
+    teams = {
+        "one process": Team(options, size, 1, cores),
+        "a process a core": Team(options, size, cores, 1),
     }
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    rates: dict[str, list[float]] = {name: [] for name in teams}
     for _ in range(options.rounds):
-        for name, contender in contenders.items():
-            rates[name].append(size / contender.take_turn())
+        for name, team in teams.items():
+            rates[name].append(size / team.take_turn())
         print({name: rounded(values[-1]) for name, values in rates.items()}, flush=True)
-    for contender in contenders.values():
-        contender.end()
+    for team in teams.values():
+        team.end()
     ratios = [several / one for one, several in zip(*rates.values(), strict=True)]
     return {
         "batch_size": size,
@@ -126,7 +126,7 @@ def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
     }
 
 
-class Contender:
+class Team:
     """Processes that do steps together when they are asked to, and wait otherwise."""
 
     def __init__(self, options: argparse.Namespace, size: int, processes: int, threads: int) -> None:

@@ -1,5 +1,6 @@
 """What all tests share: a cache of their own, no way to the web, and tiny data made from the embedded digits."""
 
+import multiprocessing
 import os
 import pickle
 import platform
@@ -23,6 +24,12 @@ settings.register_profile(
     "onecycle", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("onecycle")
+
+# What tests start is forked from a process that has imported what takes seconds; there is one, told before the first.
+_IMPORTED = ("transforms", "pictures", "experiment", "study", "cli")
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    [*(f"onecycle.{name}" for name in _IMPORTED), "sklearn.datasets"]
+)
 
 _NAMED = os.environ.get("ONECYCLE_DATA")
 

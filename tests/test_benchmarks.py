@@ -57,6 +57,21 @@ def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
     assert "usual" in done.stdout
 
 
+def test_earlier_commit_lets_two_versions_take_turns(tmp_path: Path) -> None:
+    out = tmp_path / "earlier_commit.json"
+    done = run(
+        "earlier_commit", "--commit", "HEAD", "--data", "digits", "--batch-size", "8", "--rounds", "5", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert len(record["ratios"]) == 5
+    assert min(record["ratios"]) <= record["ratio"] <= max(record["ratios"])
+    assert record["interval_95"][0] < record["mean_ratio"] < record["interval_95"][1]
+    missing = run("earlier_commit", "--commit", "none", "--data", "digits", "--out", out)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("earlier_commit: ") and missing.stderr.count("\n") == 1
+
+
 def test_epoch_time_compares_whole_epochs_with_steps_on_one_batch(tmp_path: Path) -> None:
     out = tmp_path / "epoch_time.json"
     done = run("epoch_time", "--data", "digits", "--images", "40", "--batch-size", "16", "--rounds", "1", "--out", out)

@@ -389,6 +389,14 @@ def test_what_it_says_of_how_far_a_training_scales_is_what_was_recorded() -> Non
     slowest = record["prediction"]["images_per_second"]["100"]
     assert slowest[1] < slowest[0]  # "with 100 Mbit/s a second one only slows the first down"
     assert record["prediction"]["batch_size"] == 512
+    assert record["on_this_machine"]["ratio"] >= 0.97 and record["largest_error"]["unseen"] <= 0.15
+
+
+def test_what_it_says_of_a_step_without_shards_is_what_was_recorded() -> None:
+    words, record = " ".join(README.split()), recorded("earlier_commit")
+    assert f"a step takes {record['ratio']:.2f} times as long as before there were shards" in words
+    assert len(record["ratios"]) >= 40 and record["batch_size"] == 512
+    assert record["ratio"] <= 1.01 and record["interval_95"][1] <= 1.01
 
 
 def test_what_it_says_of_nodes_that_are_killed_is_what_was_recorded() -> None:

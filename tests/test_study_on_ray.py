@@ -190,6 +190,12 @@ def test_more_cores_than_a_node_has_are_refused(nodes: Nodes, tmp_path: Path) ->
     assert done.stderr == "onecycle: a run asks for 3 cores, and no node has more than 1; give --cores 1\n"
 
 
+def test_a_gpu_that_no_node_has_is_not_waited_for(nodes: Nodes, tmp_path: Path) -> None:
+    done = study(PLAIN.replace("cpu", "cuda"), "--engine ray --address", nodes.address, "--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "onecycle: --device is cuda, and no node has a GPU that Ray knows of; give --device cpu\n"
+
+
 def test_more_cores_than_this_machine_has_are_refused_here(tmp_path: Path) -> None:
     done = study(PLAIN.replace("--cores 1", "--cores 999"), "--seeds 1 --out", tmp_path)
     assert done.returncode == 2

@@ -9,7 +9,7 @@ from rich.console import Console
 from onecycle import beginning, environment, finished, hardware, outcome, rejoining
 from onecycle.assembly import Experiment, assemble
 from onecycle.config import Config
-from onecycle.distributed import ranks
+from onecycle.distributed import agreement, ranks
 from onecycle.errors import InputError
 from onecycle.files import locked
 from onecycle.identity import configured, identity, require_same
@@ -39,10 +39,11 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
         Interrupted: by SIGINT or SIGTERM; `resume` goes on.
     """
     with watched() as interruption, ranks.joined() as here:
+        rejoining.require_alike(resumes=False)
         begun = None if place else rejoining.begun_by_this_job(config)
         if any(here.of_all(begun is not None)):
             return resume(begun, console, config)
-        ranks.require_even(config.shards, here.size)
+        agreement.require_even(config.shards, here.size)
         if config.tensorboard:
             require_tensorboard()
         with RunProgress(_screen(console)) as progress, ExitStack() as stack:
@@ -82,7 +83,7 @@ def resume(path: Path | None, console: Console, config: Config | None = None) ->
     with watched() as interruption, ranks.joined() as here, rejoining.of_all(path) as folder:
         began = folder.read_config()
         config = config or began
-        ranks.require_even(config.shards, here.size)
+        agreement.require_even(config.shards, here.size)
         then = {**configured(began), **environment.recorded_versions(folder)}
         now = {**configured(config), **environment.versions(environment.COMPUTING)}
         require_same(then, now, f"{folder.path} goes on only as it began")
@@ -121,7 +122,7 @@ def _require_alike(experiment: Experiment) -> None:
     machine, how = hardware.detect(), experiment.acceleration
     processor = {"the processor": machine.cpu, "its instructions and caches": machine.cpu_features}
     kernels = {"the native kernels": str(native.identity())} if how.native_kernels or how.matrix_unit else {}
-    ranks.require_alike({**identity(experiment), **processor, **kernels})
+    agreement.require_alike({**identity(experiment), **processor, **kernels})
 
 
 def _screen(console: Console) -> Console:
@@ -130,18 +131,30 @@ def _screen(console: Console) -> Console:
 
 
 def find_rates(config: Config, console: Console) -> RunFolder:
-    """Run only the LR finder, and write its curve and picture into a folder of its own."""
-    with RunProgress(console) as progress:
-        experiment = assemble(config)
-        beginning.announce(experiment, progress)
-        folder = beginning.make_folder(experiment, "find-lr", None)
-        try:
-            _sweep(experiment, folder, progress)
-        except BaseException:
-            folder.discard()
-            raise
-    _draw(folder)
-    return folder
+    """Run only the LR finder, and write its curve and picture into a folder of its own.
+
+    Raises:
+        InputError: when the configuration cannot be run, and no folder is left behind.
+    """
+    with watched(), ranks.joined() as here, ExitStack() as stack:
+        agreement.require_even(config.shards, here.size)
+        with RunProgress(_screen(console)) as progress:
+            experiment = assemble(config)
+            _require_alike(experiment)
+            beginning.announce(experiment, progress)
+            if here.leads:
+                folder = beginning.make_folder(experiment, "find-lr", None)
+            else:
+                folder = stack.enter_context(rejoining.scratch())
+            try:
+                _sweep(experiment, folder, progress)
+            except BaseException:
+                folder.discard()
+                raise
+        if here.leads:
+            _draw(folder)
+        here.end_together()
+        return folder
 
 
 def _draw(folder: RunFolder) -> None:
@@ -227,12 +240,13 @@ def _train(
             after_evaluation_batch=state.stop_if_told,
             after_epoch=after_epoch,
         )
-    ranks.agree_to_stop()  # by a signal that came while the last epoch was saved
+    agreement.agree_to_stop()  # by a signal that came while the last epoch was saved
     interruption.check()
     # A run that was interrupted between its last epoch and its result has no evaluation at hand.
     evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
     views = _over_views(experiment) if config.test_time_augmentation else None
     if ranks.current().leads:
+        ranks.current().expect_soon(True)  # the end
         _conclude(experiment, folder, evaluation, progress, state=state, rates=rates, views=views)
         if board:
             board.complete(config, folder.read_result(), folder.pictures)

@@ -33,6 +33,7 @@ _LISTING = pa.schema(
         pa.field("first", pa.int64(), nullable=False),
         pa.field("length", pa.int64()),
         pa.field("reason", pa.string()),
+        pa.field("names", pa.string()),
     ]
 )
 _KEY = b"onecycle"
@@ -118,5 +119,6 @@ def read_listing(path: Path) -> Iterator[Part]:
         batches = file.iter_batches(_ROWS_AT_ONCE)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, several in groupby(rows, key=lambda row: row["part"]):
-            pieces = (Piece(os.fsdecode(row["file"]), row["first"], row["length"], row["reason"]) for row in several)
+            others = Piece._fields[1:]
+            pieces = (Piece(os.fsdecode(row["file"]), *map(row.__getitem__, others)) for row in several)
             yield Part(number, tuple(pieces))

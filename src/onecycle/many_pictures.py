@@ -42,7 +42,7 @@ def label_into(
     with reading(weights):
         labeller = PartLabeller(weights.read_bytes(), tta, top)
     about = {
-        "format": 1,
+        "format": 2,
         "sources": [source and os.path.abspath(source) for source in sources],
         "network": hashlib.sha256(labeller.weights).hexdigest(),
         "tta": tta,

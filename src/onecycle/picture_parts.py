@@ -1,5 +1,6 @@
 """Many pictures cut into parts, each of which is labelled as a whole: what is in a part, and how it is read."""
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ ABOUT = 1000  # pictures in a part
 # What is before a part of an archive has to be read through, so that more parts would read it more often.
 MOST_OF_AN_ARCHIVE = 16
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+_DIGEST = 12  # bytes, of a picture's name
 
 
 class Piece(NamedTuple):
@@ -28,6 +30,7 @@ class Piece(NamedTuple):
     first: int = 0
     length: int | None = None  # None where it is no archive
     reason: str | None = None  # why it cannot be read
+    names: str | None = None  # a digest of those of the archive's pictures
 
 
 @dataclass(frozen=True)
@@ -83,21 +86,35 @@ def cut(sources: Iterable[str], at_once: int) -> Iterator[Part]:
 
 def _slices(path: Path) -> Iterator[Piece]:
     try:
-        total = sum(1 for _ in _pictures_in(path))
+        names = bytearray()
+        for entry in _pictures_in(path):
+            names += _digest(entry)
     except InputError as error:
         yield Piece(str(path), reason=str(error))
         return
-    if not total:
+    if not names:
         yield Piece(str(path), reason=f"{shown(path)}: there are no pictures; check the name")
+    total = len(names) // _DIGEST
     each = max(ABOUT, -(-total // MOST_OF_AN_ARCHIVE))
     for first in range(0, total, each):
-        yield Piece(str(path), first, min(each, total - first))
+        length = min(each, total - first)
+        own = names[first * _DIGEST : (first + length) * _DIGEST]
+        yield Piece(str(path), first, length, names=_together(own))
 
 
 def _pictures_in(archive: Path) -> Iterator[Entry]:
     for entry in entries_of(archive):
         if not entry.is_folder and os.path.splitext(entry.parts[-1])[1].lower() in suffixes():
             yield entry
+
+
+def _digest(entry: Entry) -> bytes:
+    """Of a picture's name."""
+    return hashlib.blake2b("/".join(entry.parts).encode(errors="surrogateescape"), digest_size=_DIGEST).digest()
+
+
+def _together(digests: bytes | bytearray) -> str:
+    return hashlib.blake2b(digests, digest_size=16).hexdigest()
 
 
 def read(part: Part) -> Iterator[Picture]:
@@ -129,13 +146,13 @@ def _content(path: str) -> bytes | InputError:
 
 
 def _members(piece: Piece, length: int) -> Iterator[Picture]:
-    missing = length
+    found = bytearray()
     for entry in islice(_pictures_in(Path(piece.path)), piece.first, piece.first + length):
-        missing -= 1
+        found += _digest(entry)
         try:
             content: bytes | InputError = entry.read()
         except InputError as error:
             content = error
         yield Picture(piece.path, "/".join(entry.parts), content)
-    if missing:
-        raise InputError(f"{shown(piece.path)} has fewer pictures than when it was listed; give another --out")
+    if _together(found) != piece.names:
+        raise InputError(f"{shown(piece.path)} has other pictures than when it was listed; give another --out")

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from onecycle import environment
 from onecycle.checkpoint import load_state
 from onecycle.config import Config
-from onecycle.distributed import job, ranks
+from onecycle.distributed import agreement, job, ranks
 from onecycle.errors import InputError, LostError
 from onecycle.files import NotWrittenError
 from onecycle.identity import configured
@@ -29,6 +29,15 @@ def begun_by_this_job(config: Config) -> Path | None:
     return None
 
 
+def require_alike(*, resumes: bool) -> None:
+    """Refuse processes of which some go on with a run and some begin one.
+
+    Raises:
+        InputError: with the ranks that do either.
+    """
+    agreement.require_alike({"--resume": "given" if resumes else "not given"})
+
+
 @contextmanager
 def of_all(path: Path | None) -> Iterator[RunFolder]:
     """The folder `path` of a run to go on with; a copy of what is needed of it where another process has the newest.
@@ -43,6 +52,7 @@ def of_all(path: Path | None) -> Iterator[RunFolder]:
         assert path, "a process that is alone was given one, or found it"
         yield RunFolder.open(path)
         return
+    require_alike(resumes=True)
     saved = here.of_all(_saved(path))
     if max(saved) == _NOTHING:
         raise InputError(f"there is no run folder {path} on any of the machines")

@@ -7,7 +7,7 @@ import torch
 
 from onecycle.assembly import Experiment
 from onecycle.checkpoint import load_state, save_state, weights_digest
-from onecycle.distributed import ranks
+from onecycle.distributed import agreement, ranks
 from onecycle.errors import InputError
 from onecycle.files import reading, writing
 from onecycle.finite import NOT_LOOKED_AT, NonFiniteError, weights_finite
@@ -80,8 +80,8 @@ class RunState:
         self.history.append(record)
         self.last_step = None
         if ranks.current().size > 1:  # else what is different in one of them would be noticed by its results, or never
-            ranks.require_alike({f"the network after epoch {record.epoch}": weights_digest(self._experiment.model)})
-            ranks.agree_to_stop()
+            agreement.require_alike({f"the network after epoch {record.epoch}": weights_digest(self._experiment.model)})
+            agreement.agree_to_stop()
         self.save()
         self._folder.write_history(self.history)
         self._interruption.check()
@@ -111,7 +111,7 @@ class RunState:
         self._saved = time.perf_counter()
         if not ranks.current().leads:
             return
-        ranks.current().expect_soon(False)  # a disk may be slow
+        ranks.current().expect_soon(True)  # the next batch: a disk that hangs is to be named
         progress = {
             "format": _FORMAT,
             "run": self._identity,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 from hosts import Host
 from ray_nodes import PORT, Operator
 from small_training import SMALL, THREADS
@@ -54,9 +55,12 @@ def test_predictions_on_three_nodes_are_written_into_a_folder(
     ray_cluster: RayCluster, tmp_path: Path, image_folder: Path
 ) -> None:
     hosts, address = ray_cluster
-    command = [sys.executable, "-m", "onecycle", "predict", "--engine", "ray", image_folder / "test"]
-    hosts[0].run(*command, "--out", tmp_path / "named", "--address", address, seconds=PATIENCE)
-    assert list((tmp_path / "named").iterdir())
+    command = [sys.executable, "-m", "onecycle", "predict", image_folder / "test", "--out"]
+    hosts[0].run(*command, tmp_path / "here", seconds=PATIENCE)
+    hosts[0].run(*command, tmp_path / "there", "--engine", "ray", "--address", address, seconds=PATIENCE)
+    (there, here) = (pyarrow.parquet.read_table(tmp_path / which / "predictions") for which in ("there", "here"))
+    assert there.num_rows == len(list((image_folder / "test").rglob("*.png")))
+    assert there.equals(here)
 
 
 def test_ray_up_starts_all_machines_of_the_cluster_file_and_ray_down_ends_them(operator: Operator) -> None:

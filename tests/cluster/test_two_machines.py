@@ -90,6 +90,20 @@ def test_where_one_is_enough_the_first_goes_on_without_the_second(
     assert outcome(tmp_path / "node1") == undisturbed
 
 
+def test_when_the_first_machine_dies_the_other_ends_and_both_go_on_once_they_are_started_again(
+    start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    first, second = start_hosts(2)
+    gone, left = train([first, second], tmp_path, MACHINES="1:2")
+    wait_for_epochs(gone, tmp_path / "node1", 1)
+    first.restart()
+    assert left.end(PATIENCE) != 0, left.said
+    for running in train([first, second], tmp_path, MACHINES="1:2"):
+        assert running.end(PATIENCE) == 0, running.said
+        assert "Resuming runs/" in running.said or running.log.name.startswith("node2")
+    assert outcome(tmp_path / "node1") == undisturbed
+
+
 @pytest.mark.parametrize("machines", ["2", "1:2"])
 def test_a_machine_that_was_restarted_takes_part_again(
     start_hosts: StartHosts, tmp_path: Path, undisturbed: dict[str, Any], machines: str

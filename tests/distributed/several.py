@@ -4,9 +4,10 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any
 
 from onecycle.distributed import peers, ranks
@@ -18,7 +19,11 @@ _context = multiprocessing.get_context("forkserver")
 
 
 def in_processes(
-    count: int, work: Callable[..., Any], *arguments: Any, silent_seconds: float = peers.SILENT_SECONDS
+    count: int,
+    work: Callable[..., Any],
+    *arguments: Any,
+    silent_seconds: float = peers.SILENT_SECONDS,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Any]:
     """What `work` returns in each process, by rank: its value, or the text of the error that is told for it."""
     with socket.socket() as free:
@@ -27,7 +32,9 @@ def in_processes(
     pipes, processes = [], []
     for rank in range(count):
         receiver, sender = _context.Pipe(duplex=False)
-        task = (rank, count, port, sender, silent_seconds, work, arguments)
+        told_by_torchrun = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {name: str(value) for name, value in told_by_torchrun.items()} | dict(environment)
+        task = (variables, sender, silent_seconds, work, arguments)
         processes.append(_context.Process(target=_one, args=task))
         pipes.append(receiver)
         processes[-1].start()
@@ -46,9 +53,9 @@ def in_processes(
 
 
 def _one(
-    rank: int, count: int, port: int, sender: Connection, silent_seconds: float, work: Callable[..., Any], given: Any
+    variables: dict[str, str], sender: Connection, silent_seconds: float, work: Callable[..., Any], given: Any
 ) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= variables
     peers.SILENT_SECONDS, peers.BEAT_SECONDS = silent_seconds, min(peers.BEAT_SECONDS, silent_seconds / 8)
     try:
         with watched(), ranks.joined():

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,13 +98,10 @@ def test_when_a_machine_dies_the_other_goes_on_alone(
     started.append(first)
     second = machine(tmp_path / "second", endpoint, 1, *OPTIONS)
     started.append(second)
-    while not any(FIRST_EPOCH in command.said for command in started):
-        time.sleep(0.1)
-    # The rendezvous is the first's, and so is the disk with the checkpoint where it leads.
-    leader = first if FIRST_EPOCH in first.said else second
-    assert leader is first
+    first.wait_until_said(FIRST_EPOCH)  # the rendezvous is the first's, and so is the disk with the checkpoint
     second.kill()
     assert first.end() == 0, first.said
+    assert "Resuming runs/" in first.said
     assert bits(run_in(tmp_path / "first")) == undisturbed
 
 

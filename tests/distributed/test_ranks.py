@@ -12,9 +12,9 @@ import torch
 from several import in_processes
 from torch import nn
 
-from onecycle import training
+from onecycle import rejoining, training
 from onecycle.acceleration import Acceleration
-from onecycle.distributed import ranks
+from onecycle.distributed import agreement, ranks
 from onecycle.errors import InputError, LostError
 from onecycle.finite import NO_LAYER
 from onecycle.models import Batch
@@ -26,17 +26,17 @@ def test_a_process_alone_is_the_only_rank_and_leads() -> None:
     assert list(alone.block(7)) == list(range(7))
     assert alone.of_all("mine") == ["mine"]
     assert alone.from_leader(lambda: 5) == 5
-    ranks.require_alike({"data": "abc"})
+    agreement.require_alike({"data": "abc"})
 
 
 @pytest.mark.parametrize(("shards", "processes"), [(4, 1), (4, 2), (12, 3), (1, 1)])
 def test_shards_that_can_be_shared_out_evenly_are_taken(shards: int, processes: int) -> None:
-    ranks.require_even(shards, processes)
+    agreement.require_even(shards, processes)
 
 
 def test_shards_that_cannot_be_shared_out_evenly_are_refused_with_what_can() -> None:
     with pytest.raises(InputError, match="--shards is 4, and 3 processes .* take 1 or 2 or 4, or give a multiple of 3"):
-        ranks.require_even(4, 3)
+        agreement.require_even(4, 3)
 
 
 def exchanged() -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_ranks_tell_each_other_values_bytes_and_rows() -> None:
 
 def differing() -> None:
     rank = ranks.current().rank
-    ranks.require_alike({"data": "abc" if rank != 1 else "def", "torch": "2.13.0", "threads": min(rank, 1)})
+    agreement.require_alike({"data": "abc" if rank != 1 else "def", "torch": "2.13.0", "threads": min(rank, 1)})
 
 
 def test_ranks_that_differ_are_refused_and_the_first_says_in_what() -> None:
@@ -121,11 +121,11 @@ def test_a_rank_that_has_gone_or_hangs_is_an_error_that_names_it(number: signal.
         assert "rank 1 (" in told and ("has gone" in told or "did not answer for 4 s" in told), told
 
 
-def one_idle(seconds: float, *, expected: bool) -> str:
+def one_idle(seconds: float, *, expected: bool, late: int = 1) -> str:
     here = ranks.current()
     here.of_all("begun")
     here.expect_soon(expected)
-    if here.rank == 1:
+    if here.rank == late:
         time.sleep(seconds)
     said = io.StringIO()
     try:
@@ -141,11 +141,12 @@ def test_a_rank_that_beats_but_does_nothing_where_a_sum_is_expected_is_an_error_
     assert first.startswith("rank 1 (") and "has done nothing for 4 s" in first, first
 
 
-def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for_and_the_first_says_so() -> None:
-    first, second = in_processes(2, partial(one_idle, 7, expected=False), silent_seconds=4)
-    (line,) = first.splitlines()
-    assert line.startswith("onecycle: waiting for rank 1 (")
-    assert second == ""
+@pytest.mark.parametrize(("late", "waiting"), [(0, 1), (1, 0)])
+def test_a_rank_that_lets_others_wait_for_its_data_is_waited_for_and_another_says_so(late: int, waiting: int) -> None:
+    said = in_processes(2, partial(one_idle, 7, expected=False, late=late), silent_seconds=4)
+    (line,) = said[waiting].splitlines()
+    assert line.startswith(f"onecycle: waiting for rank {late} (")
+    assert said[late] == ""
 
 
 def one_meets_an_error_that_is_not_for_people() -> None:
@@ -196,6 +197,37 @@ def one_ends_before_the_leader() -> float:
 def test_the_others_wait_until_the_leader_is_done() -> None:
     _, second = in_processes(2, one_ends_before_the_leader)
     assert second > 2
+
+
+def the_leader_fails_at_the_end() -> str:
+    here = ranks.current()
+    here.of_all("begun")
+    if here.leads:
+        raise InputError("the result cannot be written; make room there")
+    here.end_together()
+    return "all is well"
+
+
+def test_where_the_leader_fails_at_the_very_end_the_others_do_not_take_the_run_for_done() -> None:
+    first, *others = in_processes(3, the_leader_fails_at_the_end)
+    assert first == "told: the result cannot be written; make room there"
+    assert others == ["silent", "silent"]
+
+
+def one_resumes() -> None:
+    rejoining.require_alike(resumes=ranks.current().rank == 1)
+
+
+def test_to_go_on_in_one_process_and_begin_in_another_is_refused() -> None:
+    told, other = in_processes(2, one_resumes)
+    assert "--resume is not given on rank 0 and given on rank 1; make these the same everywhere" in told
+    assert other == "silent"
+
+
+def test_processes_that_do_not_reach_each_other_say_through_what_they_tried() -> None:
+    told, other = in_processes(2, exchanged, environment={"GLOO_SOCKET_IFNAME": "none0"}, silent_seconds=4)
+    assert "do not reach each other through the network interface none0; look at the firewall" in told
+    assert other == "silent"
 
 
 def one_has_lost_another() -> str:

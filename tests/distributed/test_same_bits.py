@@ -30,6 +30,12 @@ def test_a_run_with_the_finder_adam_and_workers_is_the_same_on_one_and_two_proce
     assert bits(alone)["curve"] is not None
     assert bits(shared) == bits(alone)
     assert shared.read_json(shared.environment)["processes"][1].startswith("rank 1 (")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "onecycle", "find-lr"]
+    finder = start(tmp_path / "3", *torchrun, *options)
+    assert finder.end() == 0, finder.said
+    assert finder.said.count("lr_finder.json") == 1, "one of them tells"
+    (found,) = (tmp_path / "3").glob("runs/*/lr_finder.json")
+    assert found.read_bytes() == alone.lr_finder.read_bytes()
 
 
 def test_a_run_with_muon_and_several_views_is_the_same_on_one_two_and_four_processes(tmp_path: Path) -> None:

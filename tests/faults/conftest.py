@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
-from small_runs import PATIENCE, SMALL, Place, Reference, bits, processes
+from small_runs import PATIENCE, SMALL, Place, Reference, bits
 
 from onecycle import environment, hardware
 from onecycle.acceleration import PLAIN
@@ -61,8 +61,6 @@ def place(new_place: Callable[[object], Place]) -> Place:
 
 @pytest.fixture(scope="session")
 def reference(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    loaded = ("transforms", "pictures", "experiment", "study", "cli")
-    processes.set_forkserver_preload([*(f"onecycle.{name}" for name in loaded), "sklearn.datasets"])
     first = Place(tmp_path_factory.mktemp("first"))
     assert first.onecycle(*SMALL).code == 0  # it measures how to compute, and remembers
     place = Place(tmp_path_factory.mktemp("reference"))

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
+import studies
 from planted import CALLS_NOTED, Fault, ended_with, run, said_by
 
 from onecycle.run_folder import RunFolder
@@ -123,19 +124,12 @@ class Reference:
 
 
 def bits(place: Place) -> dict[str, Any]:
-    """All that a run came to, without the clock."""
+    """All that a run came to, without the clock, and its pictures."""
     run = place.run
     assert run is not None and run.complete
-    result = run.read_json(run.result)
-    timed = ("seconds", "images_per_second", "peak_memory_gib", "tta_seconds")
-    history = [vars(record) | {"seconds": 0, "training_seconds": 0} for record in run.read_history()]
     assert {path.name for path in run.path.rglob(".*")} <= {".lock"}, "nothing else is left lying about"
     return {
-        "weights": run.weights.read_bytes(),
-        "predictions": {name: array.tobytes() for name, array in run.read_arrays(run.predictions).items()},
-        "training margins": run.read_arrays(run.training_margins)["margins"].tobytes(),
+        **studies.bits(run),
         "mistakes": {name: np.asarray(array).tobytes() for name, array in run.read_arrays(run.mistakes).items()},
-        "history": history,
-        "result": {name: value for name, value in result.items() if name not in timed},
         "pictures": {path.name: path.read_bytes() for path in sorted(run.pictures.iterdir())},
     }

@@ -61,6 +61,15 @@ def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
     require_undisturbed_after_going_on(place, undisturbed)
 
 
+@pytest.mark.parametrize(("what", "codes"), [("SIGTERM", (143, 2)), ("ENOSPC", (2, 2))])
+def test_a_leader_that_ends_after_the_last_epoch_ends_both_and_one_goes_on(
+    undisturbed: dict[str, Any], place: Place, what: str, codes: tuple[int, int]
+) -> None:
+    leader, other = end_of_both(place, LEADER, Fault("onecycle.outcome.write", what))
+    assert (leader.code, other.code, other.said) == (*codes, "")
+    require_undisturbed_after_going_on(place, undisturbed)
+
+
 @pytest.mark.parametrize("full", DISKS)
 def test_a_disk_that_takes_no_more_ends_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, full: str

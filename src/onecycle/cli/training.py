@@ -68,6 +68,8 @@ def find_lr(*, settings: Settings = BASELINE, config: Saved = None) -> int:
     from onecycle import experiment
 
     folder = experiment.find_rates(settings, Console())
+    if not folder.lr_finder.exists():
+        return 0  # another process led, and tells
     print(f"{folder.lr_finder}\n{folder.pictures / 'lr_finder.png'}")
     return 0
 

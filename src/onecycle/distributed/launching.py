@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from onecycle import hardware
-from onecycle.distributed.ranks import require_even
+from onecycle.distributed.agreement import require_even
 from onecycle.errors import InputError
 
 

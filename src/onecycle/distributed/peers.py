@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -23,13 +23,13 @@ from torch.distributed import (  # type: ignore[attr-defined]
     is_initialized,
 )
 
+from onecycle.distributed.watch import Watch
 from onecycle.errors import InputError, LostError
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 55.0  # after which a process that does not beat is given up; TCP tries again after 25 and 51
 BEGINNING_SECONDS = 300.0  # in which all must have been started
 _POLL_SECONDS = 0.02, 0.5  # at first, and at the most
-_LEAST_SECONDS = 0.01  # of a processor, by which a process that computes is told from one that hangs
 _GONE = 10**9  # what a process that leaves with an error adds to its beats
 
 
@@ -50,9 +50,8 @@ class Peers:
         self._beats = [0] * self.size
         self._listened = time.monotonic()  # when the store last answered
         self._heard = [self._listened] * self.size  # when the beats of each last grew
-        self.expected_soon = self._met = self._broken = False
-        self._clock = _clock_of_this_thread()
-        self._spent, self._moved = 0.0, self._listened  # by that clock, and when that was
+        self._met = self._broken = False
+        self.watch = Watch()
         self._ended = threading.Event()
         try:
             self._store = self._connect()
@@ -66,7 +65,8 @@ class Peers:
         self._heard = [time.monotonic()] * self.size
         self._met = True
         self.put(f"name/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]).encode())
-        said = [json.loads(name) for name in self.wait_for([f"name/{rank}" for rank in range(self.size)])]
+        names = {rank: f"name/{rank}" for rank in range(self.size)}
+        said = [json.loads(name) for name in self.wait_for(names)]
         self.names = [f"rank {rank} ({host}, process {number})" for rank, (host, number) in enumerate(said)]
         self.hosts = [host for host, _ in said]
 
@@ -107,10 +107,10 @@ class Peers:
         """Tell the others `value` under the name `key`."""
         self._ask(lambda store: store.set(key, value))
 
-    def wait_for(self, keys: Sequence[str]) -> list[bytes]:
-        """What was put under each of `keys`, by each process or by one, as soon as all of it is there.
+    def wait_for(self, keys: Mapping[int, str]) -> list[bytes]:
+        """What was put under each of `keys`, by the rank that puts it there, as soon as all of it is there.
 
-        The first process says whom it waits for when that takes long.
+        The first of the processes that wait says whom they wait for when that takes long.
 
         Raises:
             LostError: when a process has gone or does not answer.
@@ -118,21 +118,22 @@ class Peers:
         """
         pause, longest = _POLL_SECONDS
         patient_until = time.monotonic() + SILENT_SECONDS
-        while not self._has(keys):
+        while not self._has(keys.values()):
             self.require_alive()
-            if self.rank == 0 and time.monotonic() > patient_until:
+            if time.monotonic() > patient_until:
                 patient_until = math.inf
-                names = self.names if len(keys) == self.size else ["the one that leads"]
-                late = [name for name, key in zip(names, keys, strict=True) if not self._has([key])]
-                print(f"onecycle: waiting for {' and '.join(late)}", file=sys.stderr, flush=True)
+                late = [rank for rank, key in keys.items() if not self._has([key])]
+                if late and self.rank == min(set(range(self.size)).difference(late)):
+                    names = " and ".join(self.names[rank] for rank in late)
+                    print(f"onecycle: waiting for {names}", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(1.5 * pause, longest)
-        return self._values(keys)
+        return self._values(keys.values())
 
-    def _has(self, keys: Sequence[str]) -> bool:
+    def _has(self, keys: Iterable[str]) -> bool:
         return bool(self._ask(lambda store: store.check(list(keys))))
 
-    def _values(self, keys: Sequence[str]) -> list[bytes]:
+    def _values(self, keys: Iterable[str]) -> list[bytes]:
         values: list[bytes] = self._ask(lambda store: store.multi_get(list(keys)))
         return values
 
@@ -160,8 +161,11 @@ class Peers:
                 "to it"
             )
 
-    def lost(self) -> InputError:
-        """The error to raise when a connection to another process was lost: it says which one has gone."""
+    def lost(self, otherwise: str = "what they sum up does not come; look at them and the links") -> InputError:
+        """The error to raise when a connection to another process was lost: it says which one has gone.
+
+        Where none has, it says `otherwise` of them.
+        """
         before: list[int] = []
         for beats in (1.5, 2.5):  # the last beat of one that has gone is heard in the first
             before = list(self._beats)
@@ -176,7 +180,7 @@ class Peers:
             return self._break(f"{self._master[0]}, through which the processes find each other, has gone")
         gone = [self.names[rank] for rank in range(self.size) if self._beats[rank] == before[rank]]
         if not gone:
-            return self._break("the processes live, but what they sum up does not come; look at them and the links")
+            return self._break(f"the processes live, but {otherwise}")
         return self._break(f"{' and '.join(gone)} {'has' if len(gone) == 1 else 'have'} gone")
 
     def say_last(self, error: InputError) -> None:
@@ -185,11 +189,9 @@ class Peers:
             self._ask(lambda store: self._say_last(store, error))
 
     def tell(self) -> None:
-        """Say that this process, which leads, has done all that it does before it ends, but for a last line."""
+        """Say that this process, which leads, ends with an error, and has done all before that but for a last line."""
         with suppress(InputError):
-            self._ask(lambda store: store.set("told", "yes"))
-            if self._hosts_store:  # which ends with this process
-                time.sleep(1.5 * BEAT_SECONDS)
+            self.put("told", b"")
 
     def wait_until_told(self, seconds: float, leader: int) -> bool:
         """Wait that long at the most for the leader, if it beats: whoever started them ends all with the first."""
@@ -203,13 +205,15 @@ class Peers:
                 time.sleep(BEAT_SECONDS / 10)
         return False
 
-    def leave(self) -> None:
-        """Say no more."""
+    def leave(self, exit_code: int) -> None:
+        """Say no more. This process ends soon, with `exit_code`."""
+        if self._hosts_store:  # which ends with this process, and others may have to learn of the end yet
+            time.sleep(1.5 * BEAT_SECONDS)
         self._ended.set()
         self._requests.put((lambda store: None, queue.Queue()))  # so that it wakes
         self._thread.join(BEAT_SECONDS)
         if self._broken:  # gloo would wait for those that have gone, and cannot be told not to
-            atexit.register(_end_at_once)
+            atexit.register(_end_at_once, exit_code)
         elif is_initialized():
             with suppress(RuntimeError):
                 destroy_process_group()
@@ -230,7 +234,7 @@ class Peers:
 
     def _ask(self, request: Callable[[Any], Any]) -> Any:
         """What `request` gives for the store."""
-        self.expected_soon = False
+        self.watch.expected_soon = False
         answers: queue.Queue[Any] = queue.Queue()
         self._requests.put((request, answers))
         while True:
@@ -269,28 +273,12 @@ class Peers:
             if beats != self._beats[rank]:
                 self._beats[rank], self._heard[rank] = beats, time.monotonic()
         self._listened = time.monotonic()
-        self._look_at_itself()
-
-    def _look_at_itself(self) -> None:
-        spent, now = self._clock(), time.monotonic()
-        if not self.expected_soon or spent - self._spent > _LEAST_SECONDS:
-            self._spent, self._moved = spent, now
-        elif now - self._moved > SILENT_SECONDS:
-            self._moved = now
+        if self.watch.hangs(SILENT_SECONDS):
             hangs = f"has done nothing for {SILENT_SECONDS:.0f} s; look at what it waits for: its data or its disk"
             self._say_last(self._store, LostError(f"{self.names[self.rank]} {hangs}"))
 
 
-def _clock_of_this_thread() -> Callable[[], float]:
-    """The seconds for which a processor has worked for this thread; on macOS and Windows, for all of its process."""
-    try:
-        number = time.pthread_getcpuclockid(threading.get_ident())
-    except AttributeError:
-        return time.process_time
-    return lambda: time.clock_gettime(number)
-
-
-def _end_at_once() -> None:
+def _end_at_once(exit_code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(exit_code)

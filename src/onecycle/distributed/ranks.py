@@ -9,7 +9,9 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,13 +20,13 @@ import torch
 from torch import distributed
 
 from onecycle import interruption
-from onecycle.distributed import job
+from onecycle.distributed import job, peers
 from onecycle.distributed.interfaces import interface_towards
 from onecycle.distributed.peers import Peers
 from onecycle.errors import InputError, LostError, Silent
 
 SAVING_SECONDS = 25.0  # for the one that leads to save, when all are told to stop; after 30 they are ended
-LONGEST_SECONDS = 300.0  # that processes which live are waited for in a sum, or to connect
+LONGEST_SECONDS = 300.0  # that processes which live are waited for in a sum
 
 T = TypeVar("T")
 
@@ -91,23 +93,43 @@ class Ranks:
 class Several(Ranks):
     """A process that has others beside it."""
 
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
-        self.rank, self.size, self.names = peers.rank, peers.size, peers.names
+    def __init__(self, others: Peers) -> None:
+        self._peers = others
+        self.rank, self.size, self.names = others.rank, others.size, others.names
+        self.groups: list[Any] = []
         self._asked = 0
+
+    def connect(self) -> None:
+        """Connect this process to each of the others, for sums.
+
+        Raises:
+            InputError: when one of them has gone, does not answer or cannot be reached.
+        """
+        thread = threading.Thread(target=self._connect, daemon=True)
+        thread.start()  # which may wait for good
+        until = time.monotonic() + peers.SILENT_SECONDS
+        while thread.is_alive() and time.monotonic() < until:
+            thread.join(1)
+            self._peers.require_alive()
+        if len(self.groups) < 2:
+            interface = os.environ.get("GLOO_SOCKET_IFNAME", "of this machine's name")
+            raise self._peers.lost(
+                f"they do not reach each other through the network interface {interface}; look at the firewall, which "
+                "must let through all ports between them, and at $GLOO_SOCKET_IFNAME"
+            )
+
+    def _connect(self) -> None:
         limit = timedelta(seconds=LONGEST_SECONDS)
-        try:
+        with suppress(RuntimeError):
             distributed.init_process_group(
-                "gloo", store=peers.store(), rank=self.rank, world_size=self.size, timeout=limit
+                "gloo", store=self._peers.store(), rank=self.rank, world_size=self.size, timeout=limit
             )
             # Two, so that the sums of two kinds that go on at once each keep their own order.
             self.groups = [distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=limit)]
-        except RuntimeError as error:
-            raise peers.lost() from error
 
     def of_all(self, value: Any) -> list[Any]:
         self._asked += 1
-        keys = [f"{self._asked}/{rank}" for rank in range(self.size)]
+        keys = {rank: f"{self._asked}/{rank}" for rank in range(self.size)}
         self._peers.put(keys[self.rank], json.dumps(value).encode())
         return [json.loads(content) for content in self._peers.wait_for(keys)]
 
@@ -116,7 +138,7 @@ class Several(Ranks):
         key = f"{self._asked}/leader"
         if self.leads:
             self._peers.put(key, json.dumps(make()).encode())
-        value: T = json.loads(self._peers.wait_for([key])[0])
+        value: T = json.loads(self._peers.wait_for({self.leader: key})[0])
         return value
 
     def bytes_from_leader(self, content: bytes) -> bytes:
@@ -139,12 +161,12 @@ class Several(Ranks):
 
     def end_together(self) -> None:
         if self.leads:
-            self._peers.tell()
+            self._peers.put("done", b"")
         else:
-            self._peers.wait_for(["told"])
+            self._peers.wait_for({self.leader: "done"})
 
     def expect_soon(self, soon: bool) -> None:
-        self._peers.expected_soon = soon
+        self._peers.watch.expected_soon = soon
 
     def wait(self, work: Any) -> None:
         """Wait for what was begun in one of the `groups`, as long as all the others live.
@@ -189,90 +211,49 @@ def joined() -> Iterator[Ranks]:
     if not job.is_part() or int(os.environ["WORLD_SIZE"]) == 1 or _current is not _alone:
         yield _current
         return
-    peers = Peers()
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := _interface_towards_others(peers)):
+    others = Peers()
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := _interface_towards_others(others)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface  # else gloo takes that of this machine's name, which may be lo
-    _current = ranks = Several(peers)
+    _current = ranks = Several(others)
+    exit_code = 1
     with interruption.together():
         try:
+            ranks.connect()
             yield ranks
+            exit_code = 0
         except interruption.Interrupted as stopped:
+            exit_code = stopped.exit_code
+            why = LostError(f"was told to stop by {signal.Signals(stopped.number).name}")
+            _told_by_leader(None if interruption.agreed() else why, others, ranks)
             if ranks.leads:
-                peers.tell()
                 raise
-            with interruption.held():
-                if not interruption.agreed():  # the others know nothing of it
-                    peers.say_last(LostError(f"was told to stop by {signal.Signals(stopped.number).name}"))
-                peers.wait_until_told(SAVING_SECONDS, ranks.leader)
-            raise Silent(stopped.exit_code) from None
+            raise Silent(exit_code) from None
         except InputError as error:
-            if _told_by_leader(error, peers, ranks):
-                raise Silent(2) from error
+            exit_code = 2
+            if _told_by_leader(error, others, ranks):
+                raise Silent(exit_code) from error
             raise
         except Exception as error:  # a worker that died, say: with its traceback, here
-            _told_by_leader(LostError(f"{type(error).__name__}: {error}"), peers, ranks)
+            exit_code = 2 if isinstance(error, OSError) else 1
+            _told_by_leader(LostError(f"{type(error).__name__}: {error}"), others, ranks)
             raise
         finally:
-            peers.leave()
+            with interruption.held():
+                others.leave(exit_code)
             _current = _alone
 
 
-def _told_by_leader(error: InputError, peers: Peers, ranks: Ranks) -> bool:
-    """Tell the others why this process ends with an error; whether the one that leads says so, too."""
+def _told_by_leader(why: InputError | None, others: Peers, ranks: Ranks) -> bool:
+    """Tell the others why this process ends, unless they know; whether the one that leads says so, too."""
     with interruption.held():  # whoever started them ends all of them with the first
-        peers.say_last(error)
+        if why:
+            others.say_last(why)
         if ranks.leads:
-            peers.tell()
+            others.tell()
             return False
-        return peers.wait_until_told(SAVING_SECONDS, ranks.leader)
+        return others.wait_until_told(SAVING_SECONDS, ranks.leader)
 
 
-def _interface_towards_others(peers: Peers) -> str | None:
-    others = [host for host in (os.environ["MASTER_ADDR"], *peers.hosts) if host != socket.gethostname()]
-    return next(filter(None, map(interface_towards, others)), None)
-
-
-def require_even(shards: int, processes: int) -> None:
-    """Refuse so many shards where they cannot be shared out evenly.
-
-    Raises:
-        InputError: then.
-    """
-    if shards % processes:
-        possible = [str(size) for size in range(1, shards + 1) if shards % size == 0]
-        raise InputError(
-            f"--shards is {shards}, and {processes} processes cannot share them out evenly; take "
-            f"{' or '.join(possible)}, or give a multiple of {processes} for --shards"
-        )
-
-
-def require_alike(what: Mapping[str, Any]) -> None:
-    """Refuse to compute with ranks that differ in any of `what`.
-
-    Raises:
-        InputError: with each value that is not the same everywhere, and the ranks that have it.
-    """
-    ranks = current()
-    of_all: Sequence[Mapping[str, Any]] = ranks.of_all(dict(what))
-    names = dict.fromkeys(name for values in of_all for name in values)
-    if differing := [name for name in names if any(values.get(name) != of_all[0].get(name) for values in of_all)]:
-        told = "; ".join(_by_rank(name, [values.get(name) for values in of_all]) for name in differing)
-        raise InputError(f"the processes do not compute the same: {told}; make these the same everywhere")
-
-
-def agree_to_stop() -> None:
-    """Let a signal that has come to one process stop all, where each is about to check whether to stop.
-
-    Raises:
-        InputError: as `Ranks.of_all`.
-    """
-    if number := max(current().of_all(interruption.received())):
-        interruption.agree(number)
-
-
-def _by_rank(name: str, values: Sequence[Any]) -> str:
-    ranks: dict[str, list[str]] = {}
-    for rank, value in enumerate(values):
-        ranks.setdefault(str(value), []).append(str(rank))
-    parts = [f"{value} on rank{'s' * (len(which) > 1)} {', '.join(which)}" for value, which in ranks.items()]
-    return f"{name} is {' and '.join(parts)}"
+def _interface_towards_others(others: Peers) -> str | None:
+    hosts = [host for host in (os.environ["MASTER_ADDR"], *others.hosts) if host != socket.gethostname()]
+    return next(filter(None, map(interface_towards, hosts)), None)

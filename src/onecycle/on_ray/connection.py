@@ -60,6 +60,13 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def in_a_line(error: Exception) -> str:
+    """What one of Ray's errors says: of what a task met, its beginning; of Ray's own account, the end, which tells why."""
+    cause = getattr(error, "cause", None)
+    said = " ".join(str(cause or error).split())
+    return f"{type(cause or error).__name__} ({said[:200] if cause else said[-200:]})"
+
+
 def _require_listener(address: str) -> None:
     """Ray itself would try for two minutes, and write a page about it."""
     host, colon, port = address.rpartition(":")

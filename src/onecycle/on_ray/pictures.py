@@ -2,13 +2,14 @@
 
 import logging
 import pickle
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from onecycle.errors import InputError
 from onecycle.interruption import watched
-from onecycle.on_ray.connection import connected
+from onecycle.on_ray.connection import connected, in_a_line
 from onecycle.part_labelling import LabelledPart, PartLabeller
 from onecycle.picture_parts import Part
 
@@ -45,6 +46,10 @@ class PicturesOnRay:
             except KeyboardInterrupt:  # which is what Ray makes of an interruption
                 interruption.check()
                 raise
+            except ray.exceptions.RayError as error:
+                raise InputError(
+                    f"Ray ended the work: {in_a_line(error)}; the same command goes on once that is mended"
+                ) from error
 
 
 class _Worker:
@@ -64,4 +69,6 @@ class _Worker:
             done = self._labeller.label(part)
         except InputError as error:
             refusal = str(error)
+        except Exception as error:
+            refusal = f"an error on {platform.node()} ended it: {type(error).__name__}: {error}"
         return {name: [value] for name, value in {**asdict(done), "refusal": refusal}.items()}

@@ -20,7 +20,7 @@ from onecycle import environment
 from onecycle.errors import InputError
 from onecycle.files import InUseError, writing
 from onecycle.interruption import watched
-from onecycle.on_ray.connection import connected
+from onecycle.on_ray.connection import connected, in_a_line
 from onecycle.run_folder import RunFolder
 from onecycle.study_run import StudyRun
 
@@ -115,9 +115,10 @@ class _Tasks:
             except self._ray.exceptions.RayError as error:
                 del self.begun[told]
                 if not self._is_loss(error):
-                    raise
+                    yield task.run, InputError(f"an error on {task.node} ended it: {in_a_line(error)}")
+                    continue
                 if task.starts == MOST_STARTS:
-                    yield task.run, InputError(f"it was lost {MOST_STARTS} times, last by {_line(error)}")
+                    yield task.run, InputError(f"it was lost {MOST_STARTS} times, last by {in_a_line(error)}")
                     continue
                 self._tell(task.run, f"lost with {task.node}; begins again, or goes on from where it was saved")
                 self.start(task.run, task.starts + 1)
@@ -164,11 +165,16 @@ def _require_nodes(run: StudyRun) -> None:
     """Refuse runs that would wait for ever.
 
     Raises:
-        InputError: when no node has the cores that a run asks for.
+        InputError: when no node has the cores, or the GPU, that a run asks for.
     """
     import ray
 
-    most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if run.config.device == "cuda":
+        nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+        if not nodes:
+            raise InputError("--device is cuda, and no node has a GPU that Ray knows of; give --device cpu")
+    most = max(int(node.get("CPU", 0)) for node in nodes)
     if most < run.cores:
         raise InputError(f"a run asks for {run.cores} cores, and no node has more than {most}; give --cores {most}")
 
@@ -205,7 +211,7 @@ def _carried_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Outcome]:
     if run.config.device != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # which this task did not ask for
     if driver.data:
-        os.environ["ONECYCLE_DATA"] = driver.data
+        os.environ.setdefault("ONECYCLE_DATA", driver.data)  # where the node does not say where its own are
     if driver.folder.is_dir():
         os.chdir(driver.folder)
     sys.argv = driver.command  # which the run's environment.json tells
@@ -270,7 +276,3 @@ def _unpack(packed: bytes, folder: Path) -> None:
             archive.extractall(temporary, filter="data")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
