@@ -61,7 +61,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def in_a_line(error: Exception) -> str:
-    """What one of Ray's errors says: of what a task met, its beginning; of Ray's own account, the end, which tells why."""
+    """What one of Ray's errors says: how what a task met begins; of Ray's own account the end, which tells why."""
     cause = getattr(error, "cause", None)
     said = " ".join(str(cause or error).split())
     return f"{type(cause or error).__name__} ({said[:200] if cause else said[-200:]})"
