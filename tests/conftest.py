@@ -5,6 +5,7 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ settings.register_profile(
     "onecycle", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("onecycle")
+
+# In the background a shell has SIGINT ignored, by all that the tests start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests start is forked from a process that has imported what takes seconds; there is one, told before the first.
 _IMPORTED = ("transforms", "pictures", "experiment", "study", "cli")

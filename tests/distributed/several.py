@@ -14,7 +14,7 @@ from onecycle.distributed import peers, ranks
 from onecycle.errors import InputError, Silent
 from onecycle.interruption import watched
 
-PATIENCE, SOON = 60.0, 8.0  # seconds
+PATIENCE, SOON = 60.0, 5.0  # seconds
 _context = multiprocessing.get_context("forkserver")
 
 
