@@ -27,11 +27,13 @@ class Nodes:
     """A cluster whose head computes nothing; a context manager. `os.environ` must have `SETTINGS`."""
 
     def __enter__(self) -> "Nodes":
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._folder = tempfile.mkdtemp(prefix="ray")  # a short name: sockets in it may have 107 characters
         self._cluster = Cluster()
+        os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Ray notes a cluster's address there, wherever it is
         self._add(num_cpus=0, include_dashboard=False, temp_dir=self._folder)
         self.address: str = self._cluster.address
         self.workers: list[Any] = []
