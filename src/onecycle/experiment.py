@@ -53,10 +53,7 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
             beginning.announce(experiment, progress)
             beginning.require_cycle(experiment)
             beginning.tell_of_interrupted(experiment, progress)
-            if here.leads:
-                folder = beginning.make_folder(experiment, config.recipe, place)
-            else:
-                folder = stack.enter_context(rejoining.scratch())
+            folder = _new_folder(experiment, config.recipe, place, stack)
             with locked(folder.path), resumable(folder, config):
                 progress.say(f"Run folder: {folder.path}")
                 try:
@@ -142,10 +139,7 @@ def find_rates(config: Config, console: Console) -> RunFolder:
             experiment = assemble(config)
             _require_alike(experiment)
             beginning.announce(experiment, progress)
-            if here.leads:
-                folder = beginning.make_folder(experiment, "find-lr", None)
-            else:
-                folder = stack.enter_context(rejoining.scratch())
+            folder = _new_folder(experiment, "find-lr", None, stack)
             try:
                 _sweep(experiment, folder, progress)
             except BaseException:
@@ -155,6 +149,13 @@ def find_rates(config: Config, console: Console) -> RunFolder:
             _draw(folder)
         here.end_together()
         return folder
+
+
+def _new_folder(experiment: Experiment, name: str, place: Path | None, stack: ExitStack) -> RunFolder:
+    """The folder of what begins; for a process that does not lead, one that is gone when `stack` is left."""
+    if ranks.current().leads:
+        return beginning.make_folder(experiment, name, place)
+    return stack.enter_context(rejoining.scratch())
 
 
 def _draw(folder: RunFolder) -> None:

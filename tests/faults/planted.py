@@ -7,13 +7,16 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onecycle.distributed import peers
+
 LIMIT = 8192  # bytes
-CALLS_NOTED = "calls"  # a file in the run's working folder
+CALLS_NOTED, HANGS = "calls", "hangs"  # files in the run's working folder
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Fault:
 
     It `does` "kill", "tear" (cut the file to be flushed, then kill), "note" (every call), or it has the name of a
     signal, with "to all" if the process's children get it first, or of an error of the operating system. It may also
-    "vanish" the folder of runs, or "limit" files to so few bytes that no checkpoint fits.
+    "vanish" the folder of runs, "limit" files to so few bytes that no checkpoint fits, or "hang" for good, which is
+    then noticed after a few seconds.
     """
 
     at: str
@@ -95,6 +99,10 @@ def happen(what: str, arguments: Sequence[Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "vanish":
         shutil.rmtree("runs")
+    elif what == "hang":
+        peers.SILENT_SECONDS = 4
+        Path(HANGS).touch()
+        time.sleep(1000)
     elif what == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     elif what.startswith("SIG"):

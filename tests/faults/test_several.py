@@ -1,12 +1,15 @@
 """Faults in one of two processes that compute a run: both end, one says how to go on, and nothing is lost."""
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import Fault
-from small_runs import PATIENCE, REPORTED, SOON, Ended, Place, bits
+from planted import HANGS, Fault
+from small_runs import PATIENCE, REPORTED, SOON, Ended, Place, Started, bits
+
+from onecycle.distributed.ranks import SAVING_SECONDS
 
 SHARDED = [*REPORTED, "--shards", "2"]
 LEADER, OTHER = 0, 1
@@ -26,8 +29,8 @@ def undisturbed(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return bits(place)
 
 
-def end_of_both(place: Place, rank: int, fault: Fault, *, save_seconds: float = PATIENCE) -> tuple[Ended, Ended]:
-    """How two processes end that compute one run in `place`, with a fault in that of `rank`: the leader, the other."""
+def start_both(place: Place, rank: int, fault: Fault, *, save_seconds: float = PATIENCE) -> tuple[Started, Started]:
+    """Two processes that compute one run in `place`, with a fault in that of `rank`: the leader, the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,8 +43,14 @@ def end_of_both(place: Place, rank: int, fault: Fault, *, save_seconds: float = 
         faults = [fault] if number == rank else []
         environment = {**address, "RANK": str(number)}
         started.append(own.start(*arguments, faults=faults, save_seconds=save_seconds, environment=environment))
-    leader, other = (process.end() for process in started)
+    leader, other = started
     return leader, other
+
+
+def end_of_both(place: Place, rank: int, fault: Fault, *, save_seconds: float = PATIENCE) -> tuple[Ended, Ended]:
+    """How they end."""
+    leader, other = start_both(place, rank, fault, save_seconds=save_seconds)
+    return leader.end(), other.end()
 
 
 def require_undisturbed_after_going_on(place: Place, undisturbed: dict[str, Any]) -> None:
@@ -67,6 +76,21 @@ def test_a_leader_that_ends_after_the_last_epoch_ends_both_and_one_goes_on(
 ) -> None:
     leader, other = end_of_both(place, LEADER, Fault("onecycle.outcome.write", what))
     assert (leader.code, other.code, other.said) == (*codes, "")
+    require_undisturbed_after_going_on(place, undisturbed)
+
+
+def test_a_leader_whose_disk_hangs_is_named_by_the_other_and_one_goes_on(
+    undisturbed: dict[str, Any], place: Place
+) -> None:
+    _, at = DISKS["a checkpoint"]
+    leader, other = start_both(place, LEADER, Fault("os.fsync", "hang", at), save_seconds=SOON)
+    ended = other.end()
+    seconds = time.time() - (leader.folder / HANGS).stat().st_mtime
+    leader.end(kill_after=0)
+    assert ended.code == 2
+    assert ended.last_line.startswith("onecycle: rank 0 (")
+    assert "has done nothing for 4 s; look at what it waits for: its data or its disk" in ended.last_line
+    assert seconds < SAVING_SECONDS, "it does not wait for what the other would say"
     require_undisturbed_after_going_on(place, undisturbed)
 
 

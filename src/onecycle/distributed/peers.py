@@ -198,6 +198,8 @@ class Peers:
         deadline = time.monotonic() + seconds
         with suppress(InputError):
             while time.monotonic() < min(deadline, self._heard[leader] + 3 * BEAT_SECONDS):
+                if self._ask(lambda store: store.check([f"hangs/{leader}"])):
+                    return False
                 if self._ask(lambda store: store.check(["told"])):
                     self._ended.set()  # the store may go with the leader
                     time.sleep(BEAT_SECONDS)  # for its last line
@@ -275,6 +277,7 @@ class Peers:
         self._listened = time.monotonic()
         if self.watch.hangs(SILENT_SECONDS):
             hangs = f"has done nothing for {SILENT_SECONDS:.0f} s; look at what it waits for: its data or its disk"
+            self._store.set(f"hangs/{self.rank}", "")
             self._say_last(self._store, LostError(f"{self.names[self.rank]} {hangs}"))
 
 
