@@ -369,6 +369,8 @@ def test_what_it_says_of_all_epochs_in_two_processes_is_what_was_recorded() -> N
     assert f"`{how['command']}` on two cores of an {how['hardware']['cpu']}" in words
     accuracy, minutes = 100 * sharded["test_accuracy"], sharded["seconds"] / 60
     assert f"[{accuracy:.2f} % in {minutes:.0f} minutes](results/baseline-cifar10-shards)" in words
+    earlier = json.loads((results / "baseline-cifar10-shards-first" / "result.json").read_text("utf-8"))
+    assert f"beside other work, came to {100 * earlier['test_accuracy']:.2f} %" in words
     first, *others = (f"{100 * result['test_accuracy']:.2f} %" for result in alone)
     assert f"came to {first}, {' and '.join(others)}" in words
     took = [result["seconds"] / 60 for result in alone]
