@@ -1,0 +1,144 @@
+"""Install onecycle from this checkout into `.venv`, at the versions of requirements.lock.
+
+    python tools/install.py          what `make train` needs: training, its report, prediction, export, the service
+    python tools/install.py --dev    that, and all that the other commands need
+
+`uv` does the work. It does not read pip's configuration, so this script hands it on: indexes, folders of wheels,
+certificates, proxies. On Linux without an NVIDIA driver it takes torch's CPU build, which is several gigabytes smaller.
+
+The stamps are written last. Without them, `.venv` is made anew: an installation that was interrupted may have left
+half a package behind.
+"""
+
+from __future__ import annotations  # this file must parse on an old Python, to refuse it in one line
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LOCK = Path("requirements.lock")
+VENV = Path(".venv")
+PYTHON = VENV / "bin" / "python"
+UV = VENV / "bin" / "uv"
+STAMP = VENV / "installed"
+DEV_STAMP = VENV / "installed-dev"
+
+TORCH = "torch==2.13.0"  # has no hash in the lock, because its build differs by machine
+TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
+
+
+def main(options: list[str]) -> None:
+    if sys.version_info < (3, 11):
+        found = "%d.%d" % sys.version_info[:2]
+        sys.exit(f"onecycle needs Python 3.11 or newer, and {sys.executable} is {found}; try: make PYTHON=python3.12")
+    os.chdir(Path(__file__).resolve().parents[1])
+    print("Installing into .venv", flush=True)
+    dev = "--dev" in options or DEV_STAMP.exists()
+    if not STAMP.exists():
+        run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+    for stamp in (STAMP, DEV_STAMP):
+        stamp.unlink(missing_ok=True)
+    install_uv()
+    uv = Uv(pip_settings())
+    if wants_cpu_build(uv):
+        install_cpu_build(uv)
+    onecycle = ".[dev]" if dev else ".[export,serve]"
+    uv.pip("install", "--constraint", str(LOCK), "--build-constraint", str(LOCK), "--editable", onecycle)
+    uv.pip("check")
+    for stamp in (STAMP, DEV_STAMP) if dev else (STAMP,):
+        stamp.touch()
+
+
+def run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run `command`; where it fails it has said why, and this script ends with its exit code."""
+    ended = subprocess.run(command, env=environment)
+    if ended.returncode:
+        sys.exit(ended.returncode)
+
+
+def install_uv() -> None:
+    """Let pip install uv, which it does by its own configuration, and check its hash."""
+    locked = re.search(r"^uv==(.|\n(?!\w))+", LOCK.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert locked, f"{LOCK} does not pin uv"
+    only_uv = VENV / "uv.txt"
+    only_uv.write_text(locked[0])
+    run([str(PYTHON), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(only_uv)])
+
+
+def pip_settings() -> dict[str, str]:
+    """What pip would use here, from its files and `PIP_*`: values by option name, the stronger source last."""
+    listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    lines = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.+)$", listed.stdout, flags=re.MULTILINE)
+    order = ["global", "install", ":env:"]
+    return {name: str(ast.literal_eval(value)) for _, name, value in sorted(lines, key=lambda it: order.index(it[0]))}
+
+
+class Uv:
+    """The uv of `.venv`, with pip's settings; what the user has set for uv itself wins."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.options: list[str] = []
+        if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+            self.options.append("--no-index")
+        for file in settings.get("constraint", "").split():
+            self.options += ["--constraint", file]
+        several = {name: settings.get(name, "").split() for name in ("extra-index-url", "find-links", "trusted-host")}
+        proxy = settings.get("proxy", "")
+        handed_on = {
+            "UV_DEFAULT_INDEX": settings.get("index-url", ""),
+            "UV_INDEX": " ".join(several["extra-index-url"]),
+            # pip looks for the best version on all indexes; uv, by default, on the first that has the package.
+            "UV_INDEX_STRATEGY": "unsafe-best-match" if several["extra-index-url"] else "",
+            "UV_FIND_LINKS": ",".join(several["find-links"]),
+            "UV_INSECURE_HOST": " ".join(several["trusted-host"]),
+            "UV_HTTP_TIMEOUT": settings.get("timeout", ""),
+            "SSL_CERT_FILE": settings.get("cert", ""),
+            "SSL_CLIENT_CERT": settings.get("client-cert", ""),
+            "HTTP_PROXY": proxy,
+            "HTTPS_PROXY": proxy,
+        }
+        given = {name: value for name, value in handed_on.items() if value}
+        self.environment = {**given, **os.environ, "VIRTUAL_ENV": str(VENV.resolve())}
+
+    def pip(self, command: str, *arguments: str) -> None:
+        options = self.options if command == "install" else []
+        run([str(UV), "pip", command, "--quiet", *options, *arguments], self.environment)
+
+    def would_install(self, requirement: str) -> str:
+        """The packages that `requirement` would bring into `.venv`, one a line; empty where it is there already."""
+        command = [str(UV), "pip", "install", "--dry-run", *self.options, requirement]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True).stderr
+
+
+def wants_cpu_build(uv: Uv) -> bool:
+    """Whether torch would come with CUDA to a machine that cannot use it."""
+    if sys.platform != "linux" or has_nvidia_driver() or "UV_TORCH_BACKEND" in os.environ:
+        return False
+    return bool(re.search(r"^ \+ (nvidia|cuda)-", uv.would_install(TORCH), flags=re.MULTILINE))
+
+
+def has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def install_cpu_build(uv: Uv) -> None:
+    """Take torch, and nothing else, from the index of its CPU builds. Where that fails, say so and leave it."""
+    elsewhere = ("UV_INDEX", "UV_FIND_LINKS", "UV_INDEX_STRATEGY")
+    environment = {name: value for name, value in uv.environment.items() if name not in elsewhere}
+    # One attempt of ten seconds: a firewall that drops packets must not hold up the installation.
+    environment |= {"UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "0"}
+    command = [str(UV), "pip", "install", "--quiet", "--no-deps", "--default-index", TORCH_CPU_INDEX, TORCH]
+    if subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode:
+        print(
+            f"torch's CPU build could not be had from {TORCH_CPU_INDEX}; installing the ordinary build, "
+            "with several gigabytes of CUDA",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

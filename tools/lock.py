@@ -1,0 +1,43 @@
+"""Write requirements.lock: one version of each package, for all platforms and Python 3.11 to 3.14.
+
+    python tools/lock.py [--upgrade]
+
+It keeps the versions that are locked and still allowed; `--upgrade` takes the newest. torch is pinned by hand in
+install.py, and the CUDA packages that it brings to Linux are left to it.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from install import LOCK, TORCH, UV, Uv, pip_settings
+
+HEADER = """\
+# The version and the hashes of every package that `make` installs. Made by `make lock`; not edited by hand.
+# No CUDA package is here: torch itself names the ones it needs.
+"""
+
+
+def main(options: list[str]) -> None:
+    build = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    uv = Uv(pip_settings())
+    # A folder of wheels may hold a build of torch for this machine only.
+    environment = {name: value for name, value in uv.environment.items() if name != "UV_FIND_LINKS"}
+    versions = ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", *options]
+    written = ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", str(LOCK)]
+    subprocess.run(
+        [str(UV), "pip", "compile", "pyproject.toml", "-", "--all-extras", *versions, *written],
+        input="\n".join([*build, "editables", TORCH]),
+        text=True,
+        env=environment,
+        check=True,
+    )
+    entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8").rstrip("\n"))
+    kept = [entry for entry in entries if not re.match(r"nvidia|cuda|triton|torch==", entry)]
+    LOCK.write_text(HEADER + "\n".join(sorted([*kept, TORCH])) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
