@@ -18,7 +18,7 @@ ifeq ($(origin ONECYCLE_DATA),undefined)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint notebook faults cluster-test
+.PHONY: help train test lint notebook faults cluster-test benchmarks-test lock newest-test
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -26,14 +26,24 @@ help: ## list these commands
 train: $(TRAINING) ## train on CIFAR-10 and write a report, e.g. make train RECIPE=quick ARGS="--seed 1"
 	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto)$(if $(RECIPE), --recipe $(RECIPE)) $(ARGS)
 
-test: $(ALL) ## run the tests, e.g. make test ARGS="-k scheduler"
-	$(BIN)/pytest $(ARGS)
+test: $(ALL) ## run the tests, but for the long ones, e.g. make test ARGS="-k scheduler"
+	$(BIN)/pytest --numprocesses 4 $(ARGS)
 
-faults: $(ALL) ## kill, fill and damage hundreds of runs, and write results/reliability.json (half an hour)
-	$(BIN)/pytest tests/faults --whole $(ARGS)
+# The long tests, whole, each set one after another: some measure, and some need the machine for themselves.
+faults: $(ALL) ## kill, fill and damage hundreds of runs, and write results/reliability.json
+	$(BIN)/pytest -m "" --whole tests/faults tests/distributed $(ARGS)
 
-cluster-test: $(ALL) ## try docs/cluster.md on Slurm, Ray and machines made of network namespaces (root, Linux)
-	$(BIN)/pytest tests/cluster --cluster $(ARGS)
+cluster-test: $(ALL) ## try Ray, and docs/cluster.md on Slurm and machines made of network namespaces (root, Linux)
+	$(BIN)/pytest -m "" --cluster tests/cluster tests/test_study_on_ray.py tests/test_pictures_on_ray.py $(ARGS)
+
+benchmarks-test: $(ALL) ## run every benchmark on little, and what takes long of training and export
+	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/export $(ARGS)
+
+lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
+	$(BIN)/python tools/lock.py $(ARGS)
+
+newest-test: $(ALL) ## install onecycle as a package, with the newest versions it allows, and use it
+	$(BIN)/python tools/try_newest.py
 
 lint: $(ALL) ## check style, types and the floors of the house
 	$(BIN)/ruff check $(CODE)

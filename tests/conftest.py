@@ -1,7 +1,11 @@
 """What all tests share: a cache of their own, no way to the web, and tiny data made from the embedded digits."""
 
-import multiprocessing
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: they share the cores; read as torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import multiprocessing
 import pickle
 import platform
 import shutil
@@ -40,8 +44,12 @@ _NAMED = os.environ.get("ONECYCLE_DATA")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache for fixtures of all scopes: all runs of a session compute the way that the first one chose."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One cache for all fixtures: every run of a session computes the way that the first one chose."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers: kernels are compiled once, and what is fastest is measured once
+    folder = folder / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder

@@ -3,6 +3,14 @@
 import torch
 from torch import nn
 
+# Options for a network of 8 channels, where the network is not what is tested: trained like the specified one.
+NARROW = ["--network", "whitened_convnet", "--widths", "8", "8", "8"]
+# Options for a short run in which the LR finder's loss falls clearly: equal batches that nothing is cut out of.
+FINDABLE = [
+    *("--network", "whitened_convnet", "--widths", "16", "16", "16", "--augmentation", "batched", "--hole", "0"),
+    *("--padding", "0", "--data", "digits", "--limit", "20", "--batch-size", "10", "--workers", "0"),
+]
+
 
 def convolutional() -> nn.Module:
     """A little of everything that has a state or a mode: buffers, running statistics, dropout."""

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.optim import Adam
 
-from onecycle.acceleration import PLAIN
+from onecycle.acceleration import PLAIN, Acceleration
 from onecycle.assembly import Experiment, assemble
-from onecycle.config import BASELINE, FAST, Config
+from onecycle.config import BASELINE, FAST, QUICK, Config
 from onecycle.errors import InputError
 from onecycle.models import CustomResNet, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.optimizers import Muon
@@ -47,6 +47,23 @@ def test_biases_learn_so_many_times_faster_than_the_linear_layer() -> None:
     found = rates(made(FAST, bias_lr_scale=10))
     assert found["groups.0.2.bias"] == pytest.approx(10 * found["linear.weight"])
     assert found["groups.0.0.weight"] == 1
+
+
+@pytest.mark.parametrize("how", [None, replace(PLAIN, threads=1)], ids=["measured", "given"])
+def test_the_first_weights_are_those_of_the_runs_threads_whatever_the_process_computed_with_before(
+    how: Acceleration | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+
+    def whitening(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        return assemble(replace(QUICK, widths=(8, 8, 8), **TINY), how).model.whitening.weight.clone()  # type: ignore
+
+    try:
+        assert torch.equal(whitening(threads=4), whitening(threads=1))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_rate_of_what_sgd_trains_grows_with_the_batch() -> None:

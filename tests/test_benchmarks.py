@@ -57,6 +57,7 @@ def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
     assert "usual" in done.stdout
 
 
+@pytest.mark.long
 def test_earlier_commit_lets_two_versions_take_turns(tmp_path: Path) -> None:
     out = tmp_path / "earlier_commit.json"
     done = run(
@@ -72,6 +73,7 @@ def test_earlier_commit_lets_two_versions_take_turns(tmp_path: Path) -> None:
     assert missing.stderr.startswith("earlier_commit: ") and missing.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_epoch_time_compares_whole_epochs_with_steps_on_one_batch(tmp_path: Path) -> None:
     out = tmp_path / "epoch_time.json"
     done = run("epoch_time", "--data", "digits", "--images", "40", "--batch-size", "16", "--rounds", "1", "--out", out)
@@ -83,6 +85,7 @@ def test_epoch_time_compares_whole_epochs_with_steps_on_one_batch(tmp_path: Path
         assert ratio == pytest.approx(record["seconds"][name][0] / record["seconds"]["fixed_batch"][0], rel=0.01)
 
 
+@pytest.mark.long
 def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     out = tmp_path / "scale.json"
     done = run(
@@ -110,6 +113,7 @@ def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]
 
 
+@pytest.mark.long
 def test_large_data_reads_trains_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "large_data.json"
     little = ["--sizes", "4000", "--archives", "8", "--batch-size", "8", "--steps", "2"]
@@ -123,6 +127,7 @@ def test_large_data_reads_trains_and_goes_on_after_a_kill(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["large_data.json"]
 
 
+@pytest.mark.long
 def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
     out = tmp_path / "start_time.json"
     done = run("start_time", "--data", "digits", "--rounds", "1", "--out", out)
@@ -132,6 +137,7 @@ def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
     assert 0 < record["seconds"]["help"] < record["seconds"]["later_run"]
 
 
+@pytest.mark.long
 def test_time_to_accuracy_lets_recipes_and_port_take_turns(tmp_path: Path) -> None:
     out = tmp_path / "time_to_accuracy.json"
     rng, photos = np.random.default_rng(0), tmp_path / "photos"  # in colour, as the recipes expect
@@ -153,6 +159,7 @@ def test_time_to_accuracy_lets_recipes_and_port_take_turns(tmp_path: Path) -> No
     assert record["fast_to_port"] == pytest.approx(record["seconds"]["fast"] / record["seconds"]["port"], rel=0.01)
 
 
+@pytest.mark.long
 def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "study.json"
     options = ["--data", "digits", "--validation", "300", "--limit", "60", "--batch-size", "30", "--out", out]
@@ -176,6 +183,7 @@ def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_pat
     assert "other settings" in other.stderr
 
 
+@pytest.mark.long
 def test_suspects_finds_what_it_planted(tmp_path: Path, real_data: Path) -> None:
     out = tmp_path / "suspects.json"
     known = tmp_path / "known.csv"
@@ -191,6 +199,7 @@ def test_suspects_finds_what_it_planted(tmp_path: Path, real_data: Path) -> None
     assert record["known_duplicates"]["near-duplicates"]["pairs"] == 1
 
 
+@pytest.mark.long
 def test_report_time_times_a_report(tmp_path: Path) -> None:
     small = ["--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--epochs", "2"]
     train = [sys.executable, "-m", "onecycle", "train", *small, "--batch-size", "30", "--no-report", "--out", tmp_path]
@@ -205,6 +214,7 @@ def test_report_time_times_a_report(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists(), "the run is left as it was"
 
 
+@pytest.mark.long
 def test_record_keeps_what_pictures_need_and_no_more(tmp_path: Path) -> None:
     if not shutil.which("chromium"):
         pytest.skip("there is no Chromium on this machine")
@@ -222,6 +232,7 @@ def test_record_keeps_what_pictures_need_and_no_more(tmp_path: Path) -> None:
     assert "Incorrect predictions" in report.write(kept).read_text(), "its page can be drawn"
 
 
+@pytest.mark.long
 def test_serving_is_measured_under_load_and_attack(tmp_path: Path) -> None:
     out = tmp_path / "serving.json"
     options = [
@@ -247,6 +258,7 @@ def test_serving_is_measured_under_load_and_attack(tmp_path: Path) -> None:
     assert record["under attack"]["huge uploads"]["answered_after"] == 20
 
 
+@pytest.mark.long
 def test_prediction_is_measured_as_a_whole_and_in_parts(tmp_path: Path, image_folder: Path) -> None:
     with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
         archive.add(image_folder, "pictures")
@@ -260,6 +272,7 @@ def test_prediction_is_measured_as_a_whole_and_in_parts(tmp_path: Path, image_fo
         assert all(speed > 0 for speeds in batches.values() for speed in speeds.values())
 
 
+@pytest.mark.long
 def test_ones_own_pictures_are_trained_on_and_named(tmp_path: Path) -> None:
     out = tmp_path / "own.json"
     options = "--recipe quick --batch-size 64 --epochs 2 --no-report"
@@ -270,6 +283,7 @@ def test_ones_own_pictures_are_trained_on_and_named(tmp_path: Path) -> None:
     assert found["named rightly by predict"] == pytest.approx(found["test_accuracy"], abs=0.01)
 
 
+@pytest.mark.long
 def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "on_ray.json"
     study = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --epochs 40 --device cpu"
@@ -284,6 +298,7 @@ def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     assert pictures["identical_to_the_local_engine"]
 
 
+@pytest.mark.long
 def test_same_bits_counts_the_runs_that_are_identical_on_more_processes_and_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "same_bits.json"
     little = ["--data", "digits", "--images", "60", "--epochs", "6", "--batch-size", "20", "--recipes", "quick"]
@@ -295,6 +310,7 @@ def test_same_bits_counts_the_runs_that_are_identical_on_more_processes_and_afte
     assert record["environment"]["acceleration"]["threads"] == 1
 
 
+@pytest.mark.long
 def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"
     few = ("--batch-sizes", "8", "16", "24", "--alone", "4", "--processes", "2", "--links", "1000")

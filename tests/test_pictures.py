@@ -27,6 +27,8 @@ OF_EVERY_RUN = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The smallest of runs, its two rates given."""
     config = Config(
+        network="whitened_convnet",
+        widths=(8, 8, 8),
         data="digits",
         limit=10,
         epochs=2,

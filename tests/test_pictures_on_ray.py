@@ -83,6 +83,7 @@ def test_a_node_that_dies_loses_no_picture_and_doubles_none(
     require_same(tmp_path, local, pictures)
 
 
+@pytest.mark.long
 def test_the_command_that_was_killed_goes_on(nodes: Nodes, pictures: Path, local: Path, tmp_path: Path) -> None:
     process = started(pictures, tmp_path, nodes)
     process.kill()
@@ -95,6 +96,7 @@ def test_the_command_that_was_killed_goes_on(nodes: Nodes, pictures: Path, local
     require_same(tmp_path, local, pictures)
 
 
+@pytest.mark.long
 def test_ctrl_c_says_how_to_go_on_and_any_engine_does(
     nodes: Nodes, pictures: Path, local: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_ctrl_c_says_how_to_go_on_and_any_engine_does(
     require_same(tmp_path, local, pictures)
 
 
+@pytest.mark.long
 def test_a_ray_of_this_machine_does_as_well(pictures: Path, tmp_path: Path) -> None:
     few = [str(path) for path in sorted(pictures.iterdir())[:9]]
     words = [sys.executable, "-m", "onecycle", "predict", *few, "--engine", "ray", "--out", str(tmp_path)]

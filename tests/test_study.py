@@ -22,7 +22,18 @@ from onecycle.study_summary import summarize
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Config:
-    return Config(data="digits", limit=40, epochs=1, batch_size=20, lr_max=1e-3, lr_min=1e-4, workers=0, out=tmp_path)
+    return Config(
+        network="whitened_convnet",
+        widths=(8, 8, 8),
+        data="digits",
+        limit=40,
+        epochs=1,
+        batch_size=20,
+        lr_max=1e-3,
+        lr_min=1e-4,
+        workers=0,
+        out=tmp_path,
+    )
 
 
 def silent() -> Console:
@@ -213,7 +224,9 @@ def test_runs_on_different_data_are_not_summed_up(quick: Config) -> None:
 
 
 def test_the_table_tells_both_figures_where_there_are_views(quick: Config) -> None:
-    recipe = replace(FAST, data="digits", limit=60, epochs=2, batch_size=20, precision="float32", out=quick.out)
+    recipe = replace(
+        FAST, widths=(8, 8, 8), data="digits", limit=60, epochs=2, batch_size=20, precision="float32", out=quick.out
+    )
     console = Console(file=StringIO(), width=200)
     path = study.begin(study.plan(recipe, seeds=1, vary=["flip=random"], threshold=0.01), console)
     told = json.loads((path / "summary.json").read_text())
@@ -225,7 +238,8 @@ def test_the_table_tells_both_figures_where_there_are_views(quick: Config) -> No
 
 
 def test_the_command_runs_a_study_and_goes_on_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--data digits --limit 40 --epochs 1 --batch-size 20 --lr-max 1e-3 --lr-min 1e-4 --workers 0 --seeds 1"
+    options = "--network whitened_convnet --widths 8 8 8 --data digits --limit 40 --epochs 1 --batch-size 20"
+    options += " --lr-max 1e-3 --lr-min 1e-4 --workers 0 --seeds 1"
     assert main(["study", *options.split(), "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     (path / "summary.json").unlink()

@@ -62,6 +62,7 @@ def test_a_ray_of_this_machine_makes_the_same_run_folders(local: Path, tmp_path:
     assert sum("begins on" in line for line in lines) == sum("ends on" in line for line in lines) == 4
 
 
+@pytest.mark.long
 def test_a_node_that_shares_no_disk_sends_its_runs(nodes: Nodes, local: Path, tmp_path: Path) -> None:
     """The study's folder is one that only the driver sees: a file system in memory, mounted for it alone."""
     out = tmp_path / "out"
@@ -109,6 +110,7 @@ def test_a_run_whose_node_dies_goes_on_elsewhere(nodes: Nodes, long_local: Path,
     assert contents(only(tmp_path)) == contents(long_local)
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_the_runs_which_go_on_here(nodes: Nodes, long_local: Path, tmp_path: Path) -> None:
     process = started(tmp_path, PLAIN, "--epochs 40 --seeds 2 --engine ray --address", nodes.address, until=begun)
     process.send_signal(signal.SIGINT)
@@ -124,6 +126,7 @@ def test_ctrl_c_saves_the_runs_which_go_on_here(nodes: Nodes, long_local: Path, 
     assert contents(only(tmp_path)) == contents(long_local)
 
 
+@pytest.mark.long
 def test_a_study_whose_process_was_killed_goes_on_there(nodes: Nodes, long_local: Path, tmp_path: Path) -> None:
     process = started(tmp_path, PLAIN, "--epochs 40 --seeds 2 --engine ray --address", nodes.address, until=begun)
     process.kill()
@@ -156,6 +159,7 @@ def test_a_run_that_a_worker_given_up_by_ray_is_still_at_work_on_is_waited_for(t
     assert run.is_done()
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_named_and_not_tried_again(nodes: Nodes, tmp_path: Path) -> None:
     options = "--epochs 2 --seeds 1 --vary lr_max=1e30 --engine ray --address"
     done = study(PLAIN, options, nodes.address, "--out", tmp_path)
@@ -190,6 +194,7 @@ def test_more_cores_than_a_node_has_are_refused(nodes: Nodes, tmp_path: Path) ->
     assert done.stderr == "onecycle: a run asks for 3 cores, and no node has more than 1; give --cores 1\n"
 
 
+@pytest.mark.long
 def test_a_gpu_that_no_node_has_is_not_waited_for(nodes: Nodes, tmp_path: Path) -> None:
     done = study(PLAIN.replace("cpu", "cuda"), "--engine ray --address", nodes.address, "--out", tmp_path)
     assert done.returncode == 2
@@ -212,6 +217,7 @@ def test_without_ray_it_is_told_what_to_install(tmp_path: Path) -> None:
     assert done.stderr == "onecycle: this needs ray and pyarrow; pip install 'onecycle[cluster]'\n"
 
 
+@pytest.mark.long
 def test_runs_that_begin_together_compute_alike(tmp_path: Path) -> None:
     """However the race for the first measuring goes: with a cache of their own, they take one choice."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -33,7 +33,7 @@ TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.or
 
 def main(options: list[str]) -> None:
     if sys.version_info < (3, 11):
-        found = "%d.%d" % sys.version_info[:2]
+        found = ".".join(map(str, sys.version_info[:2]))
         sys.exit(f"onecycle needs Python 3.11 or newer, and {sys.executable} is {found}; try: make PYTHON=python3.12")
     os.chdir(Path(__file__).resolve().parents[1])
     print("Installing into .venv", flush=True)
@@ -66,7 +66,7 @@ def install_uv() -> None:
     assert locked, f"{LOCK} does not pin uv"
     only_uv = VENV / "uv.txt"
     only_uv.write_text(locked[0])
-    run([str(PYTHON), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(only_uv)])
+    run([str(PYTHON), "-m", "pip", "install", "-qq", "--no-deps", "--requirement", str(only_uv)])
 
 
 def pip_settings() -> dict[str, str]:

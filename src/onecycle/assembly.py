@@ -79,6 +79,7 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
     dataset = load_data(config)
     train = dataset.train
     preprocessing = Preprocessing.of_sums(train.channel_sums, images=len(train), input_size=train.images.shape[1])
+    torch.set_num_threads((how and how.threads) or machine.cores)  # whitening sums, too, by the run's threads
     torch.manual_seed(config.seed)
     model = _network(config, dataset, preprocessing)
     choice = None

@@ -38,7 +38,9 @@ def started() -> Iterator[list[Command]]:
             command.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_a_signal_stops_all_processes_after_the_same_step_and_fewer_go_on(
     tmp_path: Path, undisturbed: dict[str, Any], number: int, code: int
 ) -> None:
@@ -56,7 +58,7 @@ def test_a_signal_stops_all_processes_after_the_same_step_and_fewer_go_on(
     assert bits(resumed) == undisturbed
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_process_that_is_killed_is_named_and_more_go_on(
     tmp_path: Path, undisturbed: dict[str, Any], rank: int
 ) -> None:
@@ -91,6 +93,7 @@ def machine(folder: Path, endpoint: str, least: int, *options: str, restarts: in
     return start(folder, "torch.distributed.run", *where, *rendezvous, *quickly, "-m", "onecycle", "train", *options)
 
 
+@pytest.mark.long
 def test_when_a_machine_dies_the_other_goes_on_alone(
     tmp_path: Path, undisturbed: dict[str, Any], endpoint: str, started: list[Command]
 ) -> None:
@@ -105,6 +108,7 @@ def test_when_a_machine_dies_the_other_goes_on_alone(
     assert bits(run_in(tmp_path / "first")) == undisturbed
 
 
+@pytest.mark.long
 def test_machines_that_share_no_disk_go_on_from_the_one_that_has_the_run(
     tmp_path: Path, undisturbed: dict[str, Any], endpoint: str, started: list[Command]
 ) -> None:
@@ -120,6 +124,7 @@ def test_machines_that_share_no_disk_go_on_from_the_one_that_has_the_run(
     assert not (tmp_path / "first" / "runs").exists(), "who does not lead writes nothing"
 
 
+@pytest.mark.long
 def test_machines_of_which_none_has_the_run_say_so_in_one_line(
     tmp_path: Path, endpoint: str, started: list[Command]
 ) -> None:
@@ -131,6 +136,7 @@ def test_machines_of_which_none_has_the_run_say_so_in_one_line(
     assert set(told) == {"onecycle: there is no run folder runs/none on any of the machines"}, started[0].said
 
 
+@pytest.mark.long
 def test_a_run_is_taken_up_where_its_data_are_the_same_only(tmp_path: Path) -> None:
     command = start(tmp_path, "onecycle", "train", *OPTIONS, "--processes", "2")
     command.wait_until_said(FIRST_EPOCH)

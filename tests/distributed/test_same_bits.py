@@ -24,27 +24,37 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_with_the_finder_adam_and_workers_is_the_same_on_one_and_two_processes(
     tmp_path: Path, config: Path
 ) -> None:
-    options = ["--config", str(config), *small(limit=300, batch_size=64, epochs=2)]
+    options = ["--config", str(config), *small(limit=60, epochs=2)]
     alone = train(tmp_path / "1", *options)
     shared = train(tmp_path / "2", *options, "--processes", "2")
     assert bits(alone)["curve"] is not None
     assert bits(shared) == bits(alone)
     assert shared.read_json(shared.environment)["processes"][1].startswith("rank 1 (")
+
+
+@pytest.mark.long
+def test_find_lr_by_two_processes_finds_what_one_does_and_says_so_once(tmp_path: Path, config: Path) -> None:
+    options = ["--config", str(config), *small(limit=60, epochs=2)]
+    alone = start(tmp_path / "1", "onecycle", "find-lr", *options)
+    assert alone.end() == 0, alone.said
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "onecycle", "find-lr"]
-    finder = start(tmp_path / "3", *torchrun, *options)
+    finder = start(tmp_path / "2", *torchrun, *options)
     assert finder.end() == 0, finder.said
     assert finder.said.count("lr_finder.json") == 1, "one of them tells"
-    (found,) = (tmp_path / "3").glob("runs/*/lr_finder.json")
-    assert found.read_bytes() == alone.lr_finder.read_bytes()
+    found, expected = (next(tmp_path.glob(f"{number}/runs/*/lr_finder.json")) for number in (2, 1))
+    assert found.read_bytes() == expected.read_bytes()
 
 
-def test_a_run_with_muon_and_several_views_is_the_same_on_one_two_and_four_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["2", pytest.param("4", marks=pytest.mark.long)])
+def test_a_run_with_muon_and_several_views_is_the_same_on_one_process_and_several(
+    tmp_path: Path, processes: str
+) -> None:
     options = [*NETWORK, *small(), "--test-time-augmentation"]
     alone = train(tmp_path / "1", *options)
-    for processes in ("2", "4"):
-        assert bits(train(tmp_path / processes, *options, "--processes", processes)) == bits(alone)
+    assert bits(train(tmp_path / processes, *options, "--processes", processes)) == bits(alone)
 
 
+@pytest.mark.long
 def test_the_number_of_shards_is_what_the_bits_depend_on(tmp_path: Path) -> None:
     one, two = (train(tmp_path / str(shards), *NETWORK, *small(epochs=1, shards=shards)) for shards in (1, 2))
     assert one.weights.read_bytes() != two.weights.read_bytes()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import NARROW
 from PIL import Image
 
 from onecycle.cli import main
@@ -48,7 +49,12 @@ def test_a_network_learns_ones_own_pictures_and_names_new_ones(
 def test_class_weights_are_offered_where_classes_are_uneven(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["find-lr", "--data", str(photos), "--batch-size", "16", "--workers", "0", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            ["find-lr", *NARROW, "--data", str(photos), "--batch-size", "16", "--workers", "0", "--out", str(tmp_path)]
+        )
+        == 0
+    )
     assert "The classes are uneven, of 19 to 48 training images: --class-weights lets each count alike" in " ".join(
         capsys.readouterr().out.split()
     )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import FINDABLE, NARROW
 from PIL import Image
 
 from onecycle.acceleration import Acceleration
@@ -27,9 +28,9 @@ from onecycle.models import Architecture
 from onecycle.predictor import Predictor, load
 from onecycle.run_folder import RunFolder
 
-OPTIONS = ["--data", "digits", "--limit", "50", "--epochs", "3", "--batch-size", "16", "--workers", "0"]
+OPTIONS = [*NARROW, "--data", "digits", "--limit", "50", "--epochs", "3", "--batch-size", "16", "--workers", "0"]
 RATES = ["--lr-min", "1e-5", "--lr-max", "0.002"]
-TWO_STEPS = ["--data", "digits", "--limit", "10", "--epochs", "1", "--batch-size", "5", "--workers", "0"]
+TWO_STEPS = [*FINDABLE, "--epochs", "1"]
 
 FILES = {
     "augmentations.npz",
@@ -199,7 +200,7 @@ def test_the_result_agrees_with_history_predictions_and_data(run: RunFolder) -> 
         "test_images": 50,
         "notes": [],
         "seed": 0,
-        "parameters": 6_573_120,
+        "parameters": 5_096,
         "lr_min": 1e-5,
         "lr_max": 0.002,
         "epochs": 3,
@@ -353,7 +354,19 @@ def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(
 
 
 def test_a_recipe_for_the_impatient_goes_all_the_way_and_can_be_killed(tmp_path: Path) -> None:
-    options = ("--recipe", "fast", "--data", "digits", "--limit", "90", "--epochs", "3", "--batch-size", "30")
+    options = (
+        "--recipe",
+        "fast",
+        *NARROW[2:],
+        "--data",
+        "digits",
+        "--limit",
+        "90",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "30",
+    )
     run = trained(tmp_path / "whole", *options)
     result = run.read_result()
     assert (result.recipe, result.lr_max, result.lr_min) == ("fast", FAST.lr_max, 0)
@@ -364,7 +377,7 @@ def test_a_recipe_for_the_impatient_goes_all_the_way_and_can_be_killed(tmp_path:
     assert_same_run(killed, run)
     assert killed.read_result().tta_accuracy == result.tta_accuracy
     assert onecycle("evaluate", run.path).code == 0
-    assert Predictor.load(run.weights).architecture == Architecture.of(FAST)
+    assert Predictor.load(run.weights).architecture == Architecture.of(replace(FAST, widths=(8, 8, 8)))
 
 
 @pytest.fixture
@@ -446,11 +459,11 @@ def test_validation_images_are_held_out_of_training_and_said_to_be_so(tmp_path: 
     assert (outcome.code, outcome.err) == (0, "")
     folder = only_run(out)
     result = folder.read_json(folder.result)
-    digits = load_dataset("digits", validation=100, limit=10)
+    digits = load_dataset("digits", validation=100, limit=20)
     assert result["evaluated_on"] == "validation"
     assert result["fingerprint"] == digits.fingerprint
     np.testing.assert_array_equal(folder.read_arrays(folder.predictions)["labels"], digits.evaluation.labels)
-    assert "10 training images, 10 validation images" in outcome.out
+    assert "20 training images, 20 validation images" in outcome.out
     assert "val loss" in outcome.out and "test loss" not in outcome.out
     assert outcome.out.splitlines()[-1].startswith("validation accuracy ")
     assert onecycle("evaluate", folder.path).out.startswith("validation accuracy ")
@@ -473,7 +486,7 @@ def test_without_cifar10_and_network_digits_stand_in_and_nobody_can_miss_it(
 
 
 def test_ones_own_folder_of_images_is_trained_on_and_named(image_folder: Path, tmp_path: Path) -> None:
-    options = ["--data", image_folder, "--epochs", "1", "--batch-size", "25", "--workers", "0", *RATES]
+    options = [*NARROW, "--data", image_folder, "--epochs", "1", "--batch-size", "25", "--workers", "0", *RATES]
     folder = trained(tmp_path / "out", *options)
     result = folder.read_json(folder.result)
     assert folder.path.name.startswith("baseline-handwritten-")

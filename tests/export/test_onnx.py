@@ -34,7 +34,13 @@ print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads
 """
 
 
-@pytest.fixture(scope="module", params=[BASELINE, QUICK], ids=["custom ResNet", "whitened network"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(BASELINE, id="custom ResNet", marks=pytest.mark.long),
+        pytest.param(QUICK, id="whitened network"),
+    ],
+)
 def run(request: pytest.FixtureRequest, cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     small = {"data": "digits", "limit": 60, "epochs": 1, "batch_size": 30, "workers": 0, "report": False}
     widths = (8, 8, 8) if request.param is QUICK else BASELINE.widths

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import FINDABLE
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -366,5 +367,5 @@ def test_predicting_by_a_run_that_is_not_there(refused: Refused, tmp_path: Path)
 
 
 def test_rates_that_turn_out_the_wrong_way_round(refused: Refused) -> None:
-    line = refused("train", "--data", "digits", "--limit", "10", "--batch-size", "5", "--lr-min", "0.9", "--out", ".")
+    line = refused("train", *FINDABLE, "--lr-min", "1e9", "--out", ".")
     assert "give both --lr-min and --lr-max" in line

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from onecycle.assembly import assemble
@@ -28,6 +29,7 @@ def seconds(work: Callable[[], object], times: int) -> float:
     return statistics.median(taken)
 
 
+@pytest.mark.long
 def test_saving_and_checking_take_less_than_a_hundredth_of_an_epoch(
     cache_home: Path, tmp_path: Path, whole: bool, figures: dict[str, Any]
 ) -> None:

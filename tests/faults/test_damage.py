@@ -64,7 +64,7 @@ def test_every_damage_to_a_checkpoint_is_noticed_and_the_one_before_is_whole(
     newest, older = tmp_path / "newest.safetensors", tmp_path / "older.safetensors"
     shutil.copy(run.checkpoint_before, older)
     cases = noticed = recovered = 0
-    for what, damaged in damages(content, 600 if whole else 60):
+    for what, damaged in damages(content, 600 if whole else 24):
         newest.write_bytes(damaged)
         cases += 1
         state = load_state(newest, older)

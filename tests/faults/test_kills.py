@@ -41,7 +41,7 @@ def test_a_run_killed_at_a_random_instant_goes_on_to_the_same_bits(
         shutil.rmtree(place.path)
         return told
 
-    kills = two_at_a_time(kill, range(50 if whole else 3))
+    kills = two_at_a_time(kill, range(50 if whole else 1))
     kinds = ("bit-identical", "before anything was saved", "resumed within an epoch")
     counted = {kind: sum(told.get(kind, False) for told in kills) for kind in kinds}
     figures[f"kills at random instants, {workers} workers"] = {"kills": len(kills), **counted}
@@ -51,7 +51,7 @@ def test_a_run_killed_at_a_random_instant_goes_on_to_the_same_bits(
 def test_a_run_killed_again_and_again_goes_on_to_the_same_bits(
     reference: Reference, place: Place, whole: bool, figures: dict[str, Any]
 ) -> None:
-    kills = 10 if whole else 3
+    kills = 10 if whole else 2
     for _ in range(kills):
         # In its second step each time, when the first is saved.
         ended = place.onecycle(
@@ -63,6 +63,7 @@ def test_a_run_killed_again_and_again_goes_on_to_the_same_bits(
     figures["kills in one run, one after another"] = {"kills": kills, "bit-identical": True}
 
 
+@pytest.mark.long
 def test_a_run_of_the_specified_network_killed_within_an_epoch_goes_on_to_the_same_bits(
     reference: Reference, new_place: Callable[[object], Place]
 ) -> None:
@@ -97,6 +98,6 @@ def test_a_run_killed_inside_any_write_goes_on_to_the_same_bits(
         return identical
 
     writes = range(1, reference.place.calls(fault[0]) + 1)
-    identical = two_at_a_time(kill, writes if whole else random.Random(0).sample(writes, 2))
+    identical = two_at_a_time(kill, writes if whole else random.Random(0).sample(writes, 1))
     figures[f"kills at each {fault[0]} of a run"] = {"kills": len(identical), "bit-identical": sum(identical)}
     assert all(identical)

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ STOPS = {
     "the end of the last epoch": (OTHER, "onecycle.run_state.RunState.after_epoch", 3),
 }
 DISKS = {"the run's first file": (LEADER, 1), "a checkpoint": (LEADER, 12), "the other's own copy": (OTHER, 1)}
+
+
+def sample(cases: Iterable[str], always: str) -> list[Any]:
+    """The `cases` for a test, all but one of which take long."""
+    return [pytest.param(case, marks=[] if case == always else [pytest.mark.long]) for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def require_undisturbed_after_going_on(place: Place, undisturbed: dict[str, Any]
     assert bits(place) == undisturbed
 
 
-@pytest.mark.parametrize("phase", STOPS)
+@pytest.mark.parametrize("phase", sample(STOPS, "the leader's evaluation"))
 def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, phase: str
 ) -> None:
@@ -70,7 +76,9 @@ def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
     require_undisturbed_after_going_on(place, undisturbed)
 
 
-@pytest.mark.parametrize(("what", "codes"), [("SIGTERM", (143, 2)), ("ENOSPC", (2, 2))])
+@pytest.mark.parametrize(
+    ("what", "codes"), [pytest.param("SIGTERM", (143, 2), marks=pytest.mark.long), ("ENOSPC", (2, 2))]
+)
 def test_a_leader_that_ends_after_the_last_epoch_ends_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, what: str, codes: tuple[int, int]
 ) -> None:
@@ -94,7 +102,7 @@ def test_a_leader_whose_disk_hangs_is_named_by_the_other_and_one_goes_on(
     require_undisturbed_after_going_on(place, undisturbed)
 
 
-@pytest.mark.parametrize("full", DISKS)
+@pytest.mark.parametrize("full", sample(DISKS, "the other's own copy"))
 def test_a_disk_that_takes_no_more_ends_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, full: str
 ) -> None:

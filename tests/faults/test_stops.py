@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM in every phase, a second one, and two processes on one run."""
 
+import itertools
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import FINDABLE
 from planted import Fault
 from small_runs import PATIENCE, REPORTED, SMALL, Place, Reference, bits
 
@@ -26,22 +28,17 @@ PHASES = {
     "writing the report": ("onecycle.report.write", 1),
 }
 WITH_REPORT = ("the first step", "interpretation", "writing the report")
-# The smallest run of the specified network, which finds its rates.
-SMALL_BASELINE = ["--data", "digits", "--limit", "10", "--epochs", "1", "--batch-size", "5", "--out", "runs"]
+# The smallest run that finds its rates.
+SMALLEST_WITH_FINDER = [*FINDABLE, "--epochs", "1", "--out", "runs"]
+SAMPLE = [("beginning the folder", "SIGINT"), ("a later step", "SIGTERM"), ("writing the report", "SIGINT")]
 CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Both signals in every phase; or, in the quick suite, one of them in each."""
+    """Both signals in every phase; but for the whole suite only a few of these."""
     if "phase" in metafunc.fixturenames:
-        both = metafunc.config.getoption("--whole", default=False)
-        names = list(CODES)
-        pairs = [
-            (phase, name)
-            for number, phase in enumerate(PHASES)
-            for name in (names if both else [names[number % len(names)]])
-        ]
-        metafunc.parametrize(("phase", "name"), pairs)
+        whole = metafunc.config.getoption("--whole", default=False)
+        metafunc.parametrize(("phase", "name"), itertools.product(PHASES, CODES) if whole else SAMPLE)
 
 
 def test_a_run_told_to_stop_says_how_to_go_on_and_does(
@@ -68,7 +65,7 @@ def test_a_run_told_to_stop_says_how_to_go_on_and_does(
 
 def test_the_lr_finder_told_to_stop_sweeps_again(reference: Reference, new_place: Callable[[object], Place]) -> None:
     whole, place = new_place("whole"), new_place("stopped")
-    found = ["train", *SMALL_BASELINE]
+    found = ["train", *SMALLEST_WITH_FINDER]
     assert whole.onecycle(*found).code == 0
     stopped = place.onecycle(*found, faults=[Fault("onecycle.progress.RunProgress.sweep_step", "SIGTERM", 20)])
     goes_on = f"onecycle: interrupted; `onecycle {' '.join(place.resume)}` goes on"
@@ -140,6 +137,7 @@ def test_the_workers_of_a_killed_run_end_by_themselves(reference: Reference, pla
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
+@pytest.mark.long
 def test_a_study_told_to_stop_goes_on(reference: Reference, new_place: Callable[[object], Place]) -> None:
     whole, place = new_place("whole"), new_place("stopped")
     study = ["study", *SMALL[1:], "--seeds", "2"]

@@ -1,0 +1,46 @@
+"""Install onecycle as a package, with the newest versions that pyproject.toml allows, and use it.
+
+torch alone is the locked one: its newest build brings CUDA to most machines.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from install import TORCH, UV, Uv, pip_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = """
+train --network whitened_convnet --no-whitening --widths 8 8 8 --data digits --limit 60 --epochs 2 --batch-size 20
+--lr-min 1e-4 --lr-max 1e-2
+"""
+USE = """
+import sys
+from pathlib import Path
+from onecycle.cli import main
+(run,) = Path("runs").iterdir()
+for words in (["evaluate", run], ["export", run, "--to", "onnx"], ["predict", "--run", run, run / "pictures"]):
+    code = main([str(word) for word in words])
+    assert code == 0, (words, code)
+"""
+
+
+def main() -> None:
+    uv = Uv(pip_settings())
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder, "venv", "bin", "python")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", python.parents[1]], check=True)
+        environment = {**uv.environment, "VIRTUAL_ENV": str(python.parents[1])}
+        newest = [*uv.options, f"{ROOT}[export,serve]", TORCH]
+        subprocess.run([UV.resolve(), "pip", "install", "--quiet", *newest], env=environment, check=True)
+        subprocess.run([UV.resolve(), "pip", "list"], env=environment, check=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        onecycle = python.with_name("onecycle")
+        for command in ([onecycle, *TRAIN.split()], [python, "-c", USE]):
+            subprocess.run(command, cwd=folder, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()
