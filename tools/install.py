@@ -66,7 +66,19 @@ def install_uv() -> None:
     assert locked, f"{LOCK} does not pin uv"
     only_uv = VENV / "uv.txt"
     only_uv.write_text(locked[0])
-    run([str(PYTHON), "-m", "pip", "install", "-qq", "--no-deps", "--requirement", str(only_uv)])
+    run(
+        [
+            str(PYTHON),
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--requirement",
+            str(only_uv),
+        ]
+    )
 
 
 def pip_settings() -> dict[str, str]:
