@@ -9,6 +9,7 @@ install.py, and the CUDA packages that it brings to Linux are left to it.
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -23,10 +24,14 @@ HEADER = """\
 def main(options: list[str]) -> None:
     build = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     uv = Uv(pip_settings())
-    # A folder of wheels may hold a build of torch for this machine only.
-    environment = {name: value for name, value in uv.environment.items() if name != "UV_FIND_LINKS"}
+    # Folders and further indexes may hold the wheels of this machine only.
+    further = ("UV_FIND_LINKS", "UV_INDEX", "UV_INDEX_STRATEGY")
+    environment = {name: value for name, value in uv.environment.items() if name not in further}
+    # uv keeps the versions that it finds in its output file, and would keep their hashes, which may be incomplete.
+    made = Path(tempfile.mkdtemp(), LOCK.name)
+    made.write_text(re.sub(r" \\\n    --hash=\S+", "", LOCK.read_text(encoding="utf-8")), encoding="utf-8")
     versions = ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", *options]
-    written = ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", str(LOCK)]
+    written = ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", str(made)]
     subprocess.run(
         [str(UV), "pip", "compile", "pyproject.toml", "-", "--all-extras", *versions, *written],
         input="\n".join([*build, "editables", TORCH]),
@@ -34,7 +39,7 @@ def main(options: list[str]) -> None:
         env=environment,
         check=True,
     )
-    entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8").rstrip("\n"))
+    entries = re.split(r"\n(?=\w)", made.read_text(encoding="utf-8").rstrip("\n"))
     kept = [entry for entry in entries if not re.match(r"nvidia|cuda|triton|torch==", entry)]
     LOCK.write_text(HEADER + "\n".join(sorted([*kept, TORCH])) + "\n", encoding="utf-8")
 
