@@ -9,6 +9,7 @@ later_run   the same with the cache that was left behind
 import argparse
 import os
 import pty
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,12 +53,12 @@ def main() -> int:
     return 0
 
 
-def until_first_step(command: list[str], *, cache: str) -> float:
+def until_first_step(command: list[str], *, cache: str, folder: str = ".") -> float:
     """Seconds until the bar of the LR finder, which needs a terminal to be drawn on, shows its first step."""
     ours, theirs = pty.openpty()
     variables = {**os.environ, "XDG_CACHE_HOME": cache, "TERM": "xterm", "COLUMNS": "120"}
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=variables)
+    process = subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=theirs, env=variables, start_new_session=True)
     os.close(theirs)
     shown = b""
     try:
@@ -67,7 +68,7 @@ def until_first_step(command: list[str], *, cache: str) -> float:
     except OSError:
         raise SystemExit(f"start_time: {' '.join(command)} ended early: {shown.decode(errors='replace')}") from None
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         os.close(ours)
 

@@ -10,7 +10,10 @@ from PIL import Image
 
 from onecycle import cli
 from onecycle.dataset import load_dataset
+from onecycle.dataset.entries import MOST_ENTRIES
+from onecycle.distributed.peers import SILENT_SECONDS
 from onecycle.run_folder import RunFolder
+from onecycle.run_state import SAVE_SECONDS
 from onecycle.serve.batching import WAIT_SECONDS
 from onecycle.serve.limits import LIMITS
 
@@ -425,3 +428,10 @@ def test_the_limits_of_the_service_are_those_it_tells() -> None:
         f"{LIMITS.pixels // 10**6} million pixels"
     ) in words
     assert WAIT_SECONDS == 0.003 and "that come within three milliseconds are computed together" in words
+
+
+def test_the_times_and_numbers_it_names_are_those_of_the_code() -> None:
+    words = " ".join(README.split())
+    assert SAVE_SECONDS == 300 and "saved after every epoch and every five minutes within one" in words
+    assert SILENT_SECONDS < 60 and "named within a minute" in words
+    assert MOST_ENTRIES == 10_000_000 and "more than ten million files" in words

@@ -1,0 +1,70 @@
+"""How long until a newcomer's first training step? Seconds from `git clone` on, with empty caches, for two commits.
+
+The network counts: name a fast mirror in pip's configuration. Both commits take turns.
+
+clone     `git clone`, until it ends
+install   `make .venv/installed`, until it ends
+step      `make train`, until its bar shows the LR finder's first step: data are read, kernels compiled, and the
+          fastest way to compute is measured
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from start_time import until_first_step
+from studies import rounded, write
+
+from onecycle import environment, hardware
+from onecycle.acceleration import PLAIN
+
+CACHES = ("UV_CACHE_DIR", "PIP_CACHE_DIR", "XDG_CACHE_HOME")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commits", nargs="+", default=["HEAD"], help="to be compared")
+    parser.add_argument("--data", help="CIFAR-10; else where `make train` looks for it")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("results/setup_time.json"))
+    options = parser.parse_args()
+    if options.data:
+        os.environ["ONECYCLE_DATA"] = str(Path(options.data).resolve())
+    rounds: dict[str, list[dict[str, float]]] = {commit: [] for commit in options.commits}
+    for _ in range(options.rounds):
+        for commit, found in rounds.items():
+            found.append(measured(commit))
+            print(commit, found[-1], flush=True)
+    described = environment.describe(hardware.detect(), PLAIN)
+    del described["acceleration"]  # it is measured anew in each round
+    medians = {
+        commit: {name: rounded(statistics.median(one[name] for one in found)) for name in found[0]}
+        for commit, found in rounds.items()
+    }
+    write(options.out, {"seconds": medians, "rounds": rounds, "environment": described})
+    print(medians)
+    return 0
+
+
+def measured(commit: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {name: f"{folder}/{name}" for name in CACHES}
+        began = time.perf_counter()
+        subprocess.run(["git", "clone", "--quiet", ".", f"{folder}/onecycle"], check=True)
+        subprocess.run(["git", "checkout", "--quiet", commit], cwd=f"{folder}/onecycle", check=True)
+        cloned = time.perf_counter()
+        install = ["make", ".venv/installed", f"PYTHON={sys.executable}"]
+        subprocess.run(install, cwd=f"{folder}/onecycle", check=True, stdout=subprocess.DEVNULL)
+        installed = time.perf_counter()
+        step = until_first_step(["make", "train"], cache=os.environ["XDG_CACHE_HOME"], folder=f"{folder}/onecycle")
+    seconds = {"clone": cloned - began, "install": installed - cloned, "step": step}
+    return {name: rounded(value) for name, value in {**seconds, "all": sum(seconds.values())}.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
