@@ -13,7 +13,7 @@ from studies import Running, ranks_of
 from onecycle.run_folder import RunFolder
 
 NETWORK = ["--recipe", "quick", "--widths", "8", "8", "8"]
-PATIENCE = 120.0  # seconds
+PATIENCE = 600.0  # seconds
 
 
 def small(**changes: object) -> list[str]:

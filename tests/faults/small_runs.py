@@ -25,7 +25,7 @@ REPORTED = [
 ]
 SMALL = [*REPORTED, "--no-report"]
 SOON = 0.1  # seconds between two savings within an epoch, so that short runs have some
-PATIENCE = 120  # seconds
+PATIENCE = 600  # seconds
 
 processes = multiprocessing.get_context("forkserver")
 
