@@ -9,6 +9,9 @@ TRAINING := .venv/installed
 ALL := .venv/installed-dev
 CODE := $(wildcard src tests benchmarks tools)
 
+# Where it is set, each of the hundreds of processes that the tests start compiles torch's Python code again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # CIFAR-10 where a checkout of ours finds it. A value from the environment or the command line wins.
 ifeq ($(origin ONECYCLE_DATA),undefined)
   SHARED_DATA := $(shell cd ../shared/cifar10 2>/dev/null && pwd)
