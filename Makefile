@@ -33,14 +33,14 @@ test: $(ALL) ## run the tests, but for the long ones, e.g. make test ARGS="-k sc
 	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 # The long tests, whole, each set one after another: some measure, and some need the machine for themselves.
-faults: $(ALL) ## kill, fill and damage hundreds of runs, and write results/reliability.json
-	$(BIN)/pytest -m "" --whole tests/faults tests/distributed $(ARGS)
+faults: $(ALL) ## kill, fill and damage hundreds of runs, kill an installation, and write results/reliability.json
+	$(BIN)/pytest -m "" --whole tests/faults tests/distributed tests/test_install.py $(ARGS)
 
 cluster-test: $(ALL) ## try Ray, and docs/cluster.md on Slurm and machines made of network namespaces (root, Linux)
 	$(BIN)/pytest -m "" --cluster tests/cluster tests/test_study_on_ray.py tests/test_pictures_on_ray.py $(ARGS)
 
-benchmarks-test: $(ALL) ## run every benchmark on little, and what takes long of training and export
-	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/export $(ARGS)
+benchmarks-test: $(ALL) ## run every benchmark on little, and what takes long of training, export and kernels
+	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/export tests/kernels tests/test_acceleration.py $(ARGS)
 
 lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
 	$(BIN)/python tools/lock.py $(ARGS)

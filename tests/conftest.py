@@ -36,19 +36,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What tests start is forked from a process that has imported what takes seconds; there is one, told before the first.
 _IMPORTED = ("transforms", "pictures", "experiment", "study", "cli")
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    [*(f"onecycle.{name}" for name in _IMPORTED), "sklearn.datasets"]
+    [*(f"onecycle.{name}" for name in _IMPORTED), "sklearn.datasets", "torch._dynamo"]
 )
 
 _NAMED = os.environ.get("ONECYCLE_DATA")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache for all fixtures: every run of a session computes the way that the first one chose."""
+@pytest.fixture(scope="session")
+def for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test workers share."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers: kernels are compiled once, and what is fastest is measured once
-    folder = folder / "cache"
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(for_all_workers: Path) -> Iterator[Path]:
+    """One cache for all fixtures: kernels are compiled once, and every run computes as the first one chose."""
+    folder = for_all_workers / "cache"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

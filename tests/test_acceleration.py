@@ -171,7 +171,10 @@ def gradients(model: CustomResNet, batch: Batch, how: Acceleration) -> list[torc
 
 
 @pytest.mark.usefixtures("native_kernels")
-@pytest.mark.parametrize(("size", "count"), [(8, 32), (16, 16), (32, 8)])
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [pytest.param(8, 32, marks=pytest.mark.long), pytest.param(16, 16, marks=pytest.mark.long), (32, 8)],
+)
 def test_the_fast_modes_gradients_are_as_good_as_those_of_plain_bfloat16(
     tiny: tuple[ImageSet, ImageSet], size: int, count: int
 ) -> None:

@@ -37,6 +37,7 @@ def test_every_benchmark_explains_itself(
     assert capsys.readouterr().out.startswith(f"usage: {script.name}")
 
 
+@pytest.mark.long
 def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
     out = tmp_path / "new" / "step_time.json"
     done = run(

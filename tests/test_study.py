@@ -32,6 +32,7 @@ def quick(tmp_path: Path) -> Config:
         lr_max=1e-3,
         lr_min=1e-4,
         workers=0,
+        report=False,
         out=tmp_path,
     )
 

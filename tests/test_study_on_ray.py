@@ -23,7 +23,7 @@ from onecycle.files import InUseError, locked
 from onecycle.on_ray.runs import failure_of
 from onecycle.study_run import StudyRun
 
-QUICK = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --lr-max 1e-3 --lr-min 1e-4"
+QUICK = "--no-report --recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --lr-max 1e-3 --lr-min 1e-4"
 PLAIN = f"{QUICK} --workers 0 --device cpu --precision float32 --cores 1"
 
 pytestmark = pytest.mark.usefixtures("ray_settings")
@@ -50,6 +50,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only(out)
 
 
+@pytest.mark.long
 def test_a_ray_of_this_machine_makes_the_same_run_folders(local: Path, tmp_path: Path) -> None:
     done = study(PLAIN, "--epochs 2 --seeds 2 --vary flip=random --engine ray --out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

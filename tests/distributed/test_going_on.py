@@ -38,9 +38,8 @@ def started() -> Iterator[list[Command]]:
             command.kill()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_processes_after_the_same_step_and_fewer_go_on(
     tmp_path: Path, undisturbed: dict[str, Any], number: int, code: int
 ) -> None:
@@ -58,7 +57,8 @@ def test_a_signal_stops_all_processes_after_the_same_step_and_fewer_go_on(
     assert bits(resumed) == undisturbed
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_is_named_and_more_go_on(
     tmp_path: Path, undisturbed: dict[str, Any], rank: int
 ) -> None:

@@ -1,51 +1,38 @@
 """The same run in one process and in several, to the last bit."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import NETWORK, small, start, train
+from networks import FINDABLE
 from studies import bits
 
-from onecycle.config import QUICK
+# Adam, with rates that the finder finds.
+FOUND = [*FINDABLE, "--epochs", "2", "--shards", "2", "--no-report"]
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By Adam, with rates that the finder finds, and images augmented one by one in another process."""
-    path = tmp_path_factory.mktemp("config") / "config.json"
-    by_adam = replace(QUICK, optimizer="adam", bias_lr_scale=1, whitening_epochs=None, lr_max=None, lr_min=None)
-    one_by_one = replace(by_adam, augmentation="albumentations", padding=4, hole=8, flip="random", workers=1)
-    path.write_text(json.dumps(replace(one_by_one, widths=(16, 16, 16), label_smoothing=0.0).to_json()))
-    return path
-
-
-def test_a_run_with_the_finder_adam_and_workers_is_the_same_on_one_and_two_processes(
-    tmp_path: Path, config: Path
-) -> None:
-    options = ["--config", str(config), *small(limit=60, epochs=2)]
-    alone = train(tmp_path / "1", *options)
-    shared = train(tmp_path / "2", *options, "--processes", "2")
+def test_a_run_with_the_finder_and_adam_is_the_same_on_one_and_two_processes(tmp_path: Path) -> None:
+    alone = train(tmp_path / "1", *FOUND)
+    shared = train(tmp_path / "2", *FOUND, "--processes", "2")
     assert bits(alone)["curve"] is not None
     assert bits(shared) == bits(alone)
     assert shared.read_json(shared.environment)["processes"][1].startswith("rank 1 (")
 
 
 @pytest.mark.long
-def test_find_lr_by_two_processes_finds_what_one_does_and_says_so_once(tmp_path: Path, config: Path) -> None:
-    options = ["--config", str(config), *small(limit=60, epochs=2)]
-    alone = start(tmp_path / "1", "onecycle", "find-lr", *options)
+def test_find_lr_by_two_processes_finds_what_one_does_and_says_so_once(tmp_path: Path) -> None:
+    alone = start(tmp_path / "1", "onecycle", "find-lr", *FOUND)
     assert alone.end() == 0, alone.said
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "onecycle", "find-lr"]
-    finder = start(tmp_path / "2", *torchrun, *options)
+    finder = start(tmp_path / "2", *torchrun, *FOUND)
     assert finder.end() == 0, finder.said
     assert finder.said.count("lr_finder.json") == 1, "one of them tells"
     found, expected = (next(tmp_path.glob(f"{number}/runs/*/lr_finder.json")) for number in (2, 1))
     assert found.read_bytes() == expected.read_bytes()
 
 
-@pytest.mark.parametrize("processes", ["2", pytest.param("4", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", ["2", "4"])
 def test_a_run_with_muon_and_several_views_is_the_same_on_one_process_and_several(
     tmp_path: Path, processes: str
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
+from shared import made_once
 from small_runs import PATIENCE, SMALL, Place, Reference, bits
 
 from onecycle import environment, hardware
@@ -60,12 +61,18 @@ def place(new_place: Callable[[object], Place]) -> Place:
 
 
 @pytest.fixture(scope="session")
-def reference(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    first = Place(tmp_path_factory.mktemp("first"))
-    assert first.onecycle(*SMALL).code == 0  # it measures how to compute, and remembers
-    place = Place(tmp_path_factory.mktemp("reference"))
-    noted = [Fault("os.replace", "note"), Fault("os.fsync", "note")]
-    ended = place.onecycle(*SMALL, faults=noted, save_seconds=PATIENCE)
-    assert ended.code == 0, ended.said
-    assert bits(first) == bits(place), "two runs with one seed differ"
-    return Reference(bits(place), ended.seconds, place)
+def reference(for_all_workers: Path) -> Reference:
+    def make(folder: Path) -> None:
+        first, second = Place(folder / "first"), Place(folder / "second")
+        first.path.mkdir()
+        assert first.onecycle(*SMALL).code == 0  # it measures how to compute, and remembers
+        second.path.mkdir()
+        noted = [Fault("os.replace", "note"), Fault("os.fsync", "note")]
+        ended = second.onecycle(*SMALL, faults=noted, save_seconds=PATIENCE)
+        assert ended.code == 0, ended.said
+        assert bits(first) == bits(second), "two runs with one seed differ"
+        (folder / "seconds").write_text(str(ended.seconds))
+
+    folder = made_once(for_all_workers / "reference", make)
+    place = Place(folder / "second")
+    return Reference(bits(place), float((folder / "seconds").read_text()), place)

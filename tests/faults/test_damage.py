@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from planted import Fault
+from shared import made_once
 from small_runs import SMALL, Place, Reference, bits
 
 from onecycle.checkpoint import load_state, load_tensors
@@ -17,12 +18,14 @@ Damage = tuple[str, bytes]
 
 
 @pytest.fixture(scope="session")
-def killed_once(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def killed_once(reference: Reference, for_all_workers: Path) -> Place:
     """A run that was killed in its second epoch, with a checkpoint of it and the one before."""
-    place = Place(tmp_path_factory.mktemp("killed"))
-    at = Fault("onecycle.run_state.RunState.after_step", "kill", 9)
-    assert place.onecycle(*SMALL, faults=[at], save_seconds=0).code == -9
-    return place
+
+    def make(folder: Path) -> None:
+        at = Fault("onecycle.run_state.RunState.after_step", "kill", 9)
+        assert Place(folder).onecycle(*SMALL, faults=[at], save_seconds=0).code == -9
+
+    return Place(made_once(for_all_workers / "killed", make))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def assert_told_and_whole(place: Place, code: int, last_line: str, reason: str) 
             assert f"What was saved is whole: `onecycle {' '.join(place.resume)}` goes on from there" in last_line
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EROFS"])
+@pytest.mark.parametrize("error", ["ENOSPC", pytest.param("EROFS", marks=pytest.mark.long)])
 def test_a_disk_that_takes_no_more_at_any_write_of_a_run(
     reference: Reference,
     new_place: Callable[[object], Place],
@@ -107,6 +107,7 @@ def test_a_folder_that_cannot_be_written_any_more(reference: Reference, small_di
     assert bits(place) == reference.bits
 
 
+@pytest.mark.long
 def test_a_limit_on_the_size_of_files(reference: Reference, place: Place) -> None:
     """As a quota has it: what is small can be written, a checkpoint cannot."""
     limited = place.onecycle(*SMALL, faults=[Fault("onecycle.run_state.RunState.after_step", "limit", 8)])

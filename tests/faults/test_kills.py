@@ -11,7 +11,7 @@ from planted import Fault
 from small_runs import PATIENCE, SMALL, Place, Reference, bits, two_at_a_time
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_run_killed_at_a_random_instant_goes_on_to_the_same_bits(
     reference: Reference,
     new_place: Callable[[object], Place],
@@ -48,6 +48,7 @@ def test_a_run_killed_at_a_random_instant_goes_on_to_the_same_bits(
     assert counted["bit-identical"] == len(kills)
 
 
+@pytest.mark.long
 def test_a_run_killed_again_and_again_goes_on_to_the_same_bits(
     reference: Reference, place: Place, whole: bool, figures: dict[str, Any]
 ) -> None:
@@ -80,7 +81,13 @@ def test_a_run_of_the_specified_network_killed_within_an_epoch_goes_on_to_the_sa
     assert bits(place) == bits(whole)
 
 
-@pytest.mark.parametrize("fault", [("os.replace", "kill"), ("os.fsync", "tear")], ids=["renaming", "flushing"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(("os.replace", "kill"), id="renaming", marks=pytest.mark.long),
+        pytest.param(("os.fsync", "tear"), id="flushing"),
+    ],
+)
 def test_a_run_killed_inside_any_write_goes_on_to_the_same_bits(
     reference: Reference,
     new_place: Callable[[object], Place],

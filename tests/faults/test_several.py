@@ -2,12 +2,12 @@
 
 import socket
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from planted import HANGS, Fault
+from shared import made_once
 from small_runs import PATIENCE, REPORTED, SOON, Ended, Place, Started, bits
 
 from onecycle.distributed.ranks import SAVING_SECONDS
@@ -20,19 +20,16 @@ STOPS = {
     "the leader's evaluation": (LEADER, "onecycle.models.ModelComposite.evaluation_step", 2),
     "the end of the last epoch": (OTHER, "onecycle.run_state.RunState.after_epoch", 3),
 }
+SAMPLE = "the leader's evaluation"
 DISKS = {"the run's first file": (LEADER, 1), "a checkpoint": (LEADER, 12), "the other's own copy": (OTHER, 1)}
 
 
-def sample(cases: Iterable[str], always: str) -> list[Any]:
-    """The `cases` for a test, all but one of which take long."""
-    return [pytest.param(case, marks=[] if case == always else [pytest.mark.long]) for case in cases]
-
-
 @pytest.fixture(scope="module")
-def undisturbed(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    place = Place(tmp_path_factory.mktemp("undisturbed"))
-    assert place.onecycle(*SHARDED, save_seconds=PATIENCE).code == 0
-    return bits(place)
+def undisturbed(for_all_workers: Path) -> dict[str, Any]:
+    def make(folder: Path) -> None:
+        assert Place(folder).onecycle(*SHARDED, save_seconds=PATIENCE).code == 0
+
+    return bits(Place(made_once(for_all_workers / "sharded", make)))
 
 
 def start_both(place: Place, rank: int, fault: Fault, *, save_seconds: float = PATIENCE) -> tuple[Started, Started]:
@@ -65,7 +62,9 @@ def require_undisturbed_after_going_on(place: Place, undisturbed: dict[str, Any]
     assert bits(place) == undisturbed
 
 
-@pytest.mark.parametrize("phase", sample(STOPS, "the leader's evaluation"))
+@pytest.mark.parametrize(
+    "phase", [SAMPLE, *(pytest.param(phase, marks=pytest.mark.long) for phase in STOPS if phase != SAMPLE)]
+)
 def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, phase: str
 ) -> None:
@@ -76,9 +75,8 @@ def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
     require_undisturbed_after_going_on(place, undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("what", "codes"), [pytest.param("SIGTERM", (143, 2), marks=pytest.mark.long), ("ENOSPC", (2, 2))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("what", "codes"), [("SIGTERM", (143, 2)), ("ENOSPC", (2, 2))])
 def test_a_leader_that_ends_after_the_last_epoch_ends_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, what: str, codes: tuple[int, int]
 ) -> None:
@@ -102,7 +100,8 @@ def test_a_leader_whose_disk_hangs_is_named_by_the_other_and_one_goes_on(
     require_undisturbed_after_going_on(place, undisturbed)
 
 
-@pytest.mark.parametrize("full", sample(DISKS, "the other's own copy"))
+@pytest.mark.long
+@pytest.mark.parametrize("full", DISKS)
 def test_a_disk_that_takes_no_more_ends_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, full: str
 ) -> None:

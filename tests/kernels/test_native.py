@@ -147,7 +147,7 @@ if tiles.can_be_used():
 """
 
 
-@pytest.mark.parametrize("limit", ["OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true"])
+@pytest.mark.parametrize("limit", ["OMP_THREAD_LIMIT=1", pytest.param("OMP_DYNAMIC=true", marks=pytest.mark.long)])
 def test_results_are_right_where_openmp_grants_fewer_threads_than_asked(limit: str, compiler: Path) -> None:
     command = ["env", limit, sys.executable, "-c", FEWER_THREADS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)

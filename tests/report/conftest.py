@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from shared import made_once
 
 from onecycle import experiment
 from onecycle.config import QUICK
@@ -15,12 +16,15 @@ SMALL = replace(QUICK, widths=(8, 8, 8), data="digits", limit=300, epochs=2, bat
 
 
 @pytest.fixture(scope="session")
-def runs(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
-    """Complete runs with the seeds 0 and 1, which keep their weights."""
-    out = tmp_path_factory.mktemp("reported")
-    quiet = Console(quiet=True)
-    first, second = (experiment.run(replace(SMALL, seed=seed), quiet, out / f"seed-{seed}") for seed in (0, 1))
-    return first, second
+def runs(for_all_workers: Path) -> tuple[RunFolder, RunFolder]:
+    """Complete runs with the seeds 0 and 1, which keep their weights. Copy them to change them."""
+
+    def make(folder: Path) -> None:
+        for seed in (0, 1):
+            experiment.run(replace(SMALL, seed=seed), Console(quiet=True), folder / f"seed-{seed}")
+
+    folder = made_once(for_all_workers / "reported", make)
+    return RunFolder(folder / "seed-0"), RunFolder(folder / "seed-1")
 
 
 @pytest.fixture
