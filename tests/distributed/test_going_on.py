@@ -74,6 +74,7 @@ def test_a_process_that_is_killed_is_named_and_more_go_on(
     assert bits(resumed) == undisturbed
 
 
+@pytest.mark.long
 def test_torchrun_starts_again_what_was_killed_and_the_run_goes_on(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
     command = start(tmp_path, *torchrun, "-m", "onecycle", "train", *OPTIONS)

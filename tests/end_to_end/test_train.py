@@ -2,10 +2,9 @@
 
 import io
 import json
+import multiprocessing
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -322,16 +321,16 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finde
 
 def killed_after_its_first_epoch(out: Path, *options: str) -> RunFolder:
     """The folder of a run that was killed when its first checkpoint was there; of the run of `finished` by default."""
-    command = [sys.executable, "-m", "onecycle", "train", *(options or (*OPTIONS, *RATES)), "--out", str(out)]
-    with (out.parent / "said").open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
-        try:
-            while not list(out.glob("*/checkpoint.safetensors")):
-                assert process.poll() is None, (out.parent / "said").read_text()
-                time.sleep(0.002)
-        finally:
-            process.kill()
-            process.wait()
+    words = ["train", *(options or (*OPTIONS, *RATES)), "--out", str(out)]
+    process = multiprocessing.get_context("forkserver").Process(target=onecycle, args=words)
+    process.start()
+    try:
+        while not list(out.glob("*/checkpoint.safetensors")):
+            assert process.is_alive(), process.exitcode
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.join()
     return only_run(out)
 
 

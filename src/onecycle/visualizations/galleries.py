@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -179,8 +180,7 @@ def _percent(share: float) -> str:
 
 def _without_mistakes() -> Figure:
     figure = Figure(figsize=(_width(_COLUMNS), 1.1))
-    # Notebooks show no figure that has no axes.
-    figure.add_axes((0, 0, 1, 1)).set_axis_off()
+    _canvas(figure)  # notebooks show no figure that has no axes
     _write(figure, _EDGE, 0.35, "Incorrect predictions: none", TITLE_SIZE, bold=True)
     _write(figure, _EDGE, 0.7, "Every image that was evaluated got its true class.", FONT_SIZE, GREY)
     return figure
@@ -211,8 +211,16 @@ def _write(
 
 
 def _show(figure: Figure, x: float, y: float, image: NDArray[np.uint8]) -> None:
-    """Shows `image` uint8 `[H,W,3]` with its upper left corner at `x`, `y` inches from the figure's."""
+    """Show a square `image` (uint8 `[S,S,3]`), its upper left corner `x`, `y` inches from the figure's."""
+    corners = (x, x + _SIDE, y + _SIDE, y)  # left, right, bottom, top
+    _canvas(figure).imshow(image, interpolation="nearest", extent=corners, aspect="auto")
+
+
+def _canvas(figure: Figure) -> Axes:
+    """Axes in inches over the whole figure, without lines. All images share them: axes cost more time than images."""
+    if figure.axes:
+        return figure.axes[0]
     width, height = figure.get_size_inches()
-    axes = figure.add_axes((x / width, 1 - (y + _SIDE) / height, _SIDE / width, _SIDE / height))
-    axes.imshow(image, interpolation="nearest")
-    axes.set_axis_off()
+    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    canvas.set_axis_off()
+    return canvas
