@@ -37,10 +37,10 @@ faults: $(ALL) ## kill, fill and damage hundreds of runs, kill an installation, 
 	$(BIN)/pytest -m "" --whole tests/faults tests/distributed tests/test_install.py $(ARGS)
 
 cluster-test: $(ALL) ## try Ray, and docs/cluster.md on Slurm and machines made of network namespaces (root, Linux)
-	$(BIN)/pytest -m "" --cluster tests/cluster tests/test_study_on_ray.py tests/test_pictures_on_ray.py $(ARGS)
+	$(BIN)/pytest -m "" --cluster tests/cluster tests/study/test_study_on_ray.py tests/predict/test_bulk_on_ray.py $(ARGS)
 
 benchmarks-test: $(ALL) ## run every benchmark on little, and what takes long of training, export and kernels
-	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/export tests/kernels tests/test_acceleration.py $(ARGS)
+	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/predict/test_onnx.py tests/compute $(ARGS)
 
 lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
 	$(BIN)/python tools/lock.py $(ARGS)
@@ -48,7 +48,7 @@ lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
 newest-test: $(ALL) ## install onecycle as a package, with the newest versions it allows, and use it
 	$(BIN)/python tools/try_newest.py
 
-lint: $(ALL) ## check style, types and the floors of the house
+lint: $(ALL) ## check style, types, and which room uses which
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy

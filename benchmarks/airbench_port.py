@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from onecycle import hardware
-from onecycle.acceleration import Acceleration
-from onecycle.dataset import load_dataset
+from onecycle.compute import hardware
+from onecycle.compute.plan import Acceleration
+from onecycle.data import load_dataset
 
 BATCH_SIZE = 2000
 WIDTHS = (64, 256, 256)

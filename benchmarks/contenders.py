@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from onecycle import hardware
-from onecycle.acceleration import PLAIN
+from onecycle.compute import hardware
+from onecycle.compute.plan import PLAIN
 
 
 class Contender:

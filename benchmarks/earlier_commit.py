@@ -19,12 +19,13 @@ from pathlib import Path
 from contenders import Contender, Turns
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import Acceleration
-from onecycle.assembly import assemble
-from onecycle.config import BASELINE
-from onecycle.statistics import estimate
-from onecycle.training import training_steps
+from onecycle.compute import hardware
+from onecycle.compute.plan import Acceleration
+from onecycle.core.config import BASELINE
+from onecycle.core.statistics import estimate
+from onecycle.run import environment
+from onecycle.run.build import assemble
+from onecycle.train.loop import training_steps
 
 STEPS = 2  # in a turn
 WARM_UP = 3  # steps before the first turn

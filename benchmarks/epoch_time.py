@@ -16,12 +16,13 @@ from pathlib import Path
 
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.assembly import assemble
-from onecycle.config import BASELINE
-from onecycle.errors import InputError
+from onecycle.compute import hardware
+from onecycle.core.config import BASELINE
+from onecycle.core.errors import InputError
 from onecycle.models import Batch
-from onecycle.training import training_steps
+from onecycle.run import environment
+from onecycle.run.build import assemble
+from onecycle.train.loop import training_steps
 
 LR = 1e-4
 

@@ -19,11 +19,11 @@ from typing import Any
 from scipy.stats import ttest_1samp
 from studies import load_or_start, write
 
-from onecycle.acceleration import PLAIN
-from onecycle.assembly import assemble
-from onecycle.config import BASELINE, Config
-from onecycle.errors import InputError
-from onecycle.training import fit
+from onecycle.compute.plan import PLAIN
+from onecycle.core.config import BASELINE, Config
+from onecycle.core.errors import InputError
+from onecycle.run.build import assemble
+from onecycle.train.loop import fit
 
 WAYS = ("float32", "fast")
 

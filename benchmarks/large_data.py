@@ -28,12 +28,13 @@ import numpy as np
 from PIL import Image
 from studies import write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import Acceleration
-from onecycle.assembly import assemble
-from onecycle.config import BASELINE
-from onecycle.dataset import load_dataset
-from onecycle.training import training_steps
+from onecycle.compute import hardware
+from onecycle.compute.plan import Acceleration
+from onecycle.core.config import BASELINE
+from onecycle.data import load_dataset
+from onecycle.run import environment
+from onecycle.run.build import assemble
+from onecycle.train.loop import training_steps
 
 SIDE = 32
 PIXELS = 3 * SIDE**2  # bytes of an image in the cache

@@ -18,13 +18,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from studies import load_or_start, write
 
-from onecycle.assembly import Experiment, assemble
-from onecycle.config import BASELINE, Config
-from onecycle.errors import InputError
-from onecycle.lr_finder import find_lr
-from onecycle.training import fit
-from onecycle.visualizations import save_png
-from onecycle.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
+from onecycle.core.config import BASELINE, Config
+from onecycle.core.errors import InputError
+from onecycle.report.visualizations import save_png
+from onecycle.report.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
+from onecycle.run.build import Experiment, assemble
+from onecycle.train.loop import fit
+from onecycle.train.lr_finder import find_lr
 
 MULTIPLES = (1 / 3, 1, 3)  # of the finder's LR max
 RULES = ("finder", "max/10", "max/100")  # for LR min

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from studies import contents, rounded, write
 
-from onecycle import environment, hardware
-from onecycle.dataset import load_dataset
-from onecycle.predictor import load
+from onecycle.compute import hardware
+from onecycle.data import load_dataset
+from onecycle.predict.predictor import load
+from onecycle.run import environment
 
 DAMAGED = 1000  # one picture of so many is no picture
 IN_AN_ARCHIVE = 10_000

@@ -15,7 +15,7 @@ from PIL import Image
 from studies import write
 
 import onecycle
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 from record import BROWSERS
 from studies import served
 
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
 SHOWN = 6  # of the record's picture of augmentations

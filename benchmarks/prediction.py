@@ -19,12 +19,13 @@ import numpy as np
 import onnxruntime
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import PLAIN
-from onecycle.export.onnx_file import write_onnx
-from onecycle.labelling import files_of, label
+from onecycle.compute import hardware
+from onecycle.compute.plan import PLAIN
 from onecycle.models import Architecture
-from onecycle.predictor import Predictor, load, read_picture
+from onecycle.predict.onnx import write_onnx
+from onecycle.predict.predictor import Predictor, load, read_picture
+from onecycle.predict.stream import files_of, label
+from onecycle.run import environment
 
 BATCHES = (1, 16, 250)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from onecycle.records import Interpretation
-from onecycle.run_folder import RunFolder
+from onecycle.storage.records import Interpretation
+from onecycle.storage.run_folder import RunFolder
 
 KEPT = 16  # images of each kind
 WIDTH, HEIGHT = 1200, 1330  # of the picture, in pixels

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.run_folder import RunFolder
+from onecycle.compute import hardware
+from onecycle.run import environment
+from onecycle.storage.run_folder import RunFolder
 
 MEASURED = """
 import resource, sys

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from studies import bits, ranks_of, rounded, write
 
-from onecycle import environment, hardware
-from onecycle.run_folder import RunFolder
+from onecycle.compute import hardware
+from onecycle.run import environment
+from onecycle.storage.run_folder import RunFolder
 
 SHARDS = 4
 PROCESSES = (1, 2, 4)

@@ -23,15 +23,16 @@ import torch
 from studies import write
 from torch.optim import Adam
 
-from onecycle import autotune, environment, hardware
-from onecycle.acceleration import Acceleration
-from onecycle.batched_transforms import BatchedAugmentation
-from onecycle.batches import Batches
-from onecycle.dataset import ImageSet
+from onecycle.compute import autotune, hardware
+from onecycle.compute.plan import Acceleration
+from onecycle.data import ImageSet
+from onecycle.data.augment.albumentations import Augmentation
+from onecycle.data.augment.batched import BatchedAugmentation
+from onecycle.data.batches import Batches
+from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Batch, CustomResNet
-from onecycle.preprocessing import Preprocessing
-from onecycle.training import training_steps
-from onecycle.transforms import Augmentation
+from onecycle.run import environment
+from onecycle.train.loop import training_steps
 
 SIDE = 32
 CLASSES = tuple(f"class {number}" for number in range(10))

@@ -31,14 +31,15 @@ from hosts import INTERFACE, NotStarted, hosts
 from scaling_model import MACHINES, drawn, fit, fit_alone, largest_error, placed, prediction
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import Acceleration
-from onecycle.assembly import assemble
-from onecycle.config import BASELINE
+from onecycle.compute import hardware
+from onecycle.compute.plan import Acceleration
+from onecycle.core.config import BASELINE
 from onecycle.distributed import ranks
-from onecycle.shards import learning
-from onecycle.training import StepOutcome, training_steps
-from onecycle.visualizations import save_png
+from onecycle.report.visualizations import save_png
+from onecycle.run import environment
+from onecycle.run.build import assemble
+from onecycle.train.loop import StepOutcome, training_steps
+from onecycle.train.sharded_step import learning
 
 WARM_STEPS = 2
 PATIENCE = 590.0  # seconds for the steps of one set-up

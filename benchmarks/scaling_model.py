@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 from studies import rounded
 
-from onecycle.visualizations.style import GREY, INK, PALETTE, SMALL, styled
+from onecycle.report.visualizations.style import GREY, INK, PALETTE, SMALL, styled
 
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
 PAYS = 1.1  # times as many images a second, at least, for twice as many machines

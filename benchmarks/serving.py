@@ -20,9 +20,10 @@ from typing import Any
 from PIL import Image
 from studies import rounded, served, write
 
-from onecycle import environment, hardware
-from onecycle.predictor import load
-from onecycle.run_folder import RunFolder
+from onecycle.compute import hardware
+from onecycle.predict.predictor import load
+from onecycle.run import environment
+from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
 PICTURE, LABEL = 4, b"cat"  # of the record's picture of augmentations

@@ -20,8 +20,9 @@ from pathlib import Path
 from start_time import until_first_step
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import PLAIN
+from onecycle.compute import hardware
+from onecycle.compute.plan import PLAIN
+from onecycle.run import environment
 
 CACHES = ("UV_CACHE_DIR", "PIP_CACHE_DIR", "XDG_CACHE_HOME")
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import PLAIN
-from onecycle.assembly import load_data
-from onecycle.batches import Batches
-from onecycle.export import write_card
-from onecycle.predictor import SHIPPED, Predictor, load
-from onecycle.run_folder import RunFolder
-from onecycle.test_time_augmentation import Averaged
-from onecycle.training import evaluate
+from onecycle.compute import hardware
+from onecycle.compute.plan import PLAIN
+from onecycle.data.batches import Batches
+from onecycle.models.test_time_augmentation import Averaged
+from onecycle.predict.predictor import SHIPPED, Predictor, load
+from onecycle.run import environment
+from onecycle.run.build import load_data
+from onecycle.run.export import write_card
+from onecycle.storage.run_folder import RunFolder
+from onecycle.train.loop import evaluate
 
 MOST_LOST = 0.0005  # of the accuracy
 

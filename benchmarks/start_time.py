@@ -19,8 +19,9 @@ from pathlib import Path
 
 from studies import rounded, write
 
-from onecycle import autotune, environment, hardware
+from onecycle.compute import autotune, hardware
 from onecycle.models import CustomResNet
+from onecycle.run import environment
 
 FIRST_RATE = b"lr 1.0e-06"  # what the bar shows after the first step
 

@@ -31,10 +31,11 @@ from studies import rounded, write
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
-from onecycle import autotune, environment, hardware
-from onecycle.acceleration import PLAIN, Acceleration
+from onecycle.compute import autotune, hardware
+from onecycle.compute.plan import PLAIN, Acceleration
 from onecycle.models import Batch, CustomResNet
-from onecycle.training import training_steps
+from onecycle.run import environment
+from onecycle.train.loop import training_steps
 
 CONTENDERS = ("usual", "channels_last", "lightning", "onecycle")
 PEAKS = ("convolution", "product")

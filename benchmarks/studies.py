@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onecycle import environment, hardware
-from onecycle.assembly import Experiment, assemble
-from onecycle.config import Config
-from onecycle.errors import InputError
-from onecycle.files import reading, replacing
-from onecycle.run_folder import RunFolder
+from onecycle.compute import hardware
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError
+from onecycle.core.files import reading, replacing
+from onecycle.run import environment
+from onecycle.run.build import Experiment, assemble
+from onecycle.storage.run_folder import RunFolder
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:

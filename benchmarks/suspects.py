@@ -25,11 +25,12 @@ from PIL import Image, ImageEnhance
 from rich.console import Console
 from studies import rounded, write
 
-from onecycle import environment, experiment, hardware
-from onecycle.config import RECIPES
-from onecycle.dataset import Dataset, load_dataset
-from onecycle.dataset.duplicates import most_alike
-from onecycle.interpretation import LISTED
+from onecycle.compute import hardware
+from onecycle.core.config import RECIPES
+from onecycle.data import Dataset, load_dataset
+from onecycle.data.duplicates import most_alike
+from onecycle.predict.explain import LISTED
+from onecycle.run import environment, experiment
 
 NAMES = [f"data_batch_{number}.bin" for number in range(1, 6)]
 JUDGEMENTS = {"0": "exact duplicates", "1": "near-duplicates", "2": "very similar"}

@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from studies import rounded, write
 
-from onecycle import environment, hardware
-from onecycle.acceleration import PLAIN, Acceleration
+from onecycle.compute import hardware
+from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import WhitenedConvNet
-from onecycle.preprocessing import Preprocessing
-from onecycle.run_folder import RunFolder
+from onecycle.run import environment
+from onecycle.storage.run_folder import RunFolder
 
 CONTENDERS = ("quick", "fast", "port")
 

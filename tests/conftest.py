@@ -21,8 +21,8 @@ from local_ray_nodes import SETTINGS, Nodes
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from onecycle.dataset import ImageSet, load_dataset
-from onecycle.kernels import native
+from onecycle.compute.kernels import native
+from onecycle.data import ImageSet, load_dataset
 
 # How long an example takes says more about the machine than about the code, and CI should repeat itself.
 settings.register_profile(
@@ -34,7 +34,7 @@ settings.load_profile("onecycle")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests start is forked from a process that has imported what takes seconds; there is one, told before the first.
-_IMPORTED = ("transforms", "pictures", "experiment", "study", "cli")
+_IMPORTED = ("data.augment.albumentations", "report.plots", "run.experiment", "study.study", "cli")
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     [*(f"onecycle.{name}" for name in _IMPORTED), "sklearn.datasets", "torch._dynamo"]
 )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
 PHOTOGRAPHS = RECORD.read_arrays(RECORD.augmentations)["originals"]  # uint8 [8,32,32,3]

@@ -15,7 +15,7 @@ from PIL import Image
 from scaling_model import Model, fit, placed, prediction
 
 from onecycle import report
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 SHARED = {"contenders.py", "hosts.py", "local_ray_nodes.py", "scaling_model.py", "studies.py"}  # by the scripts
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)

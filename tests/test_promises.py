@@ -13,10 +13,9 @@ LONG = "pytest.mark.long"
 # What each command runs whole, as the Makefile has it; `make test` runs what is not long.
 WHOLE = {
     "make faults": ("tests/faults/", "tests/distributed/", "tests/test_install.py"),
-    "make cluster-test": ("tests/cluster/", "tests/test_study_on_ray.py", "tests/test_pictures_on_ray.py"),
+    "make cluster-test": ("tests/cluster/", "tests/study/test_study_on_ray.py", "tests/predict/test_bulk_on_ray.py"),
     "make benchmarks-test": (
-        *("tests/test_benchmarks.py", "tests/end_to_end/", "tests/export/"),
-        *("tests/kernels/", "tests/test_acceleration.py"),
+        *("tests/test_benchmarks.py", "tests/end_to_end/", "tests/predict/test_onnx.py", "tests/compute/"),
     ),
 }
 

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from onecycle import cli
-from onecycle.dataset import load_dataset
-from onecycle.dataset.entries import MOST_ENTRIES
+from onecycle.data import load_dataset
+from onecycle.data.readers.entries import MOST_ENTRIES
 from onecycle.distributed.peers import SILENT_SECONDS
-from onecycle.run_folder import RunFolder
-from onecycle.run_state import SAVE_SECONDS
+from onecycle.run.autosave import SAVE_SECONDS
 from onecycle.serve.batching import WAIT_SECONDS
 from onecycle.serve.limits import LIMITS
+from onecycle.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -7,23 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onecycle.batches import Batches
-    from onecycle.dataset import load_dataset
-    from onecycle.lr_finder import find_lr
-    from onecycle.predictor import load
-    from onecycle.preprocessing import Preprocessing
-    from onecycle.training import evaluate, fit
+    from onecycle.data import load_dataset
+    from onecycle.data.batches import Batches
+    from onecycle.data.preprocessing import Preprocessing
+    from onecycle.predict.predictor import load
+    from onecycle.train.loop import evaluate, fit
+    from onecycle.train.lr_finder import find_lr
 
 __all__ = ["Batches", "Preprocessing", "evaluate", "find_lr", "fit", "load", "load_dataset"]
 
 _HOMES = {
-    "Batches": "batches",
-    "Preprocessing": "preprocessing",
-    "evaluate": "training",
-    "find_lr": "lr_finder",
-    "fit": "training",
-    "load": "predictor",
-    "load_dataset": "dataset",
+    "Batches": "data.batches",
+    "Preprocessing": "data.preprocessing",
+    "evaluate": "train.loop",
+    "find_lr": "train.lr_finder",
+    "fit": "train.loop",
+    "load": "predict.predictor",
+    "load_dataset": "data",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from studies import bits
 
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 # The network of tests/faults.
 SMALL = [

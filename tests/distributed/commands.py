@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studies import Running, ranks_of
 
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 NETWORK = ["--recipe", "quick", "--widths", "8", "8", "8"]
 PATIENCE = 600.0  # seconds

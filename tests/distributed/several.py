@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
+from onecycle.core.errors import InputError, Silent
+from onecycle.core.signals import watched
 from onecycle.distributed import peers, ranks
-from onecycle.errors import InputError, Silent
-from onecycle.interruption import watched
 
 PATIENCE, SOON = 60.0, 5.0  # seconds
 _context = multiprocessing.get_context("forkserver")

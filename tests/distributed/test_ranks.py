@@ -12,12 +12,13 @@ import torch
 from several import in_processes
 from torch import nn
 
-from onecycle import rejoining, training
-from onecycle.acceleration import Acceleration
+from onecycle.compute.plan import Acceleration
+from onecycle.core.errors import InputError, LostError
 from onecycle.distributed import agreement, ranks
-from onecycle.errors import InputError, LostError
-from onecycle.finite import NO_LAYER
 from onecycle.models import Batch
+from onecycle.run import resume
+from onecycle.train import loop
+from onecycle.train.nonfinite import NO_LAYER
 
 
 def test_a_process_alone_is_the_only_rank_and_leads() -> None:
@@ -176,8 +177,8 @@ def not_finite_in_one() -> str:
     rank = ranks.current().rank
     found = ["the gradient of layer head (Linear) is", "the output of layer prep.0 (Conv2d) is", NO_LAYER][rank]
     batch = Batch(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
-    with patch.object(training, "first_not_finite", return_value=found):
-        return training._where(nn.Identity(), batch, Acceleration())  # type: ignore[arg-type]
+    with patch.object(loop, "first_not_finite", return_value=found):
+        return loop._where(nn.Identity(), batch, Acceleration())  # type: ignore[arg-type]
 
 
 def test_an_output_that_is_not_finite_on_one_rank_is_named_by_all() -> None:
@@ -215,7 +216,7 @@ def test_where_the_leader_fails_at_the_very_end_the_others_do_not_take_the_run_f
 
 
 def one_resumes() -> None:
-    rejoining.require_alike(resumes=ranks.current().rank == 1)
+    resume.require_alike(resumes=ranks.current().rank == 1)
 
 
 def test_to_go_on_in_one_process_and_begin_in_another_is_refused() -> None:

@@ -2,10 +2,10 @@ from pathlib import Path
 
 from several import in_processes
 
-from onecycle import rejoining
+from onecycle.core.errors import InputError
 from onecycle.distributed import ranks
-from onecycle.errors import InputError
-from onecycle.run_folder import RunFolder
+from onecycle.run import resume
+from onecycle.storage.run_folder import RunFolder
 
 
 def refused_by_one(folder: Path) -> bool:
@@ -16,7 +16,7 @@ def refused_by_one(folder: Path) -> bool:
         run = RunFolder.create(path)
         run.config.write_text("{}")
         run.lr_finder.write_text("[1, 2]")
-    with rejoining.of_all(path) as found:
+    with resume.shared_folder(path) as found:
         assert here.leader == 1
         assert found.config.read_text() == "{}" and found.lr_finder.read_text() == "[1, 2]"
         if here.rank == 0:

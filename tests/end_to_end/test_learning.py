@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onecycle import cli
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/cifar10/cifar-10-binary.tar.gz"
 DATA = str(SHARED) if SHARED.is_file() else "digits"

@@ -9,7 +9,7 @@ from networks import NARROW
 from PIL import Image
 
 from onecycle.cli import main
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 COUNTS = {"blue": 24, "red": 60}
 OPTIONS = "--epochs 3 --batch-size 16 --workers 0 --no-report --lr-min 1e-5 --lr-max 2e-3"

@@ -19,13 +19,13 @@ import torch
 from networks import FINDABLE, NARROW
 from PIL import Image
 
-from onecycle.acceleration import Acceleration
 from onecycle.cli import main
-from onecycle.config import FAST
-from onecycle.dataset import ImageSet, load_dataset
+from onecycle.compute.plan import Acceleration
+from onecycle.core.config import FAST
+from onecycle.data import ImageSet, load_dataset
 from onecycle.models import Architecture
-from onecycle.predictor import Predictor, load
-from onecycle.run_folder import RunFolder
+from onecycle.predict.predictor import Predictor, load
+from onecycle.storage.run_folder import RunFolder
 
 OPTIONS = [*NARROW, "--data", "digits", "--limit", "50", "--epochs", "3", "--batch-size", "16", "--workers", "0"]
 RATES = ["--lr-min", "1e-5", "--lr-max", "0.002"]

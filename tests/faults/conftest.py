@@ -10,8 +10,9 @@ from planted import Fault
 from shared import made_once
 from small_runs import PATIENCE, SMALL, Place, Reference, bits
 
-from onecycle import environment, hardware
-from onecycle.acceleration import PLAIN
+from onecycle.compute import hardware
+from onecycle.compute.plan import PLAIN
+from onecycle.run import environment
 
 RECORD = Path(__file__).parents[2] / "results" / "reliability.json"
 

@@ -44,9 +44,10 @@ def run(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
-    from onecycle import cli, run_state
+    from onecycle import cli
+    from onecycle.run import autosave
 
-    run_state.SAVE_SECONDS = save_seconds
+    autosave.SAVE_SECONDS = save_seconds
     for fault in faults:
         plant(fault)
     code = cli.main(arguments)

@@ -15,7 +15,7 @@ import numpy as np
 import studies
 from planted import CALLS_NOTED, Fault, ended_with, run, said_by
 
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 # A network that learns in a second, by the same loop as every other; the images augmented one by one, in workers.
 REPORTED = [

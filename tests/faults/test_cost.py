@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from onecycle.assembly import assemble
-from onecycle.checkpoint import save_state
-from onecycle.config import BASELINE
-from onecycle.finite import all_finite
-from onecycle.training import training_steps
+from onecycle.core.config import BASELINE
+from onecycle.run.build import assemble
+from onecycle.storage.checkpoint import save_state
+from onecycle.train.loop import training_steps
+from onecycle.train.nonfinite import all_finite
 
 STEPS_AN_EPOCH = 98  # of 512 images, on CIFAR-10
 SAVINGS_AN_EPOCH = 1  # an epoch takes less than five minutes

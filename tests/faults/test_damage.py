@@ -11,8 +11,8 @@ from planted import Fault
 from shared import made_once
 from small_runs import SMALL, Place, Reference, bits
 
-from onecycle.checkpoint import load_state, load_tensors
-from onecycle.errors import InputError
+from onecycle.core.errors import InputError
+from onecycle.storage.checkpoint import load_state, load_tensors
 
 Damage = tuple[str, bytes]
 
@@ -22,7 +22,7 @@ def killed_once(reference: Reference, for_all_workers: Path) -> Place:
     """A run that was killed in its second epoch, with a checkpoint of it and the one before."""
 
     def make(folder: Path) -> None:
-        at = Fault("onecycle.run_state.RunState.after_step", "kill", 9)
+        at = Fault("onecycle.run.autosave.RunState.after_step", "kill", 9)
         assert Place(folder).onecycle(*SMALL, faults=[at], save_seconds=0).code == -9
 
     return Place(made_once(for_all_workers / "killed", make))

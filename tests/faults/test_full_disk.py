@@ -91,7 +91,7 @@ def test_a_full_file_system(
 def test_a_folder_that_cannot_be_written_any_more(reference: Reference, small_disk: Callable[[int], Place]) -> None:
     place = small_disk(64 * 1024)
     # Without workers, which would live on for seconds and keep the file system busy.
-    fault = Fault("onecycle.run_state.RunState.after_step", "kill", 8)
+    fault = Fault("onecycle.run.autosave.RunState.after_step", "kill", 8)
     killed = place.onecycle(*SMALL, "--workers", "0", faults=[fault])
     assert killed.code == -9
     run = place.run
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written_any_more(reference: Reference, small_di
 @pytest.mark.long
 def test_a_limit_on_the_size_of_files(reference: Reference, place: Place) -> None:
     """As a quota has it: what is small can be written, a checkpoint cannot."""
-    limited = place.onecycle(*SMALL, faults=[Fault("onecycle.run_state.RunState.after_step", "limit", 8)])
+    limited = place.onecycle(*SMALL, faults=[Fault("onecycle.run.autosave.RunState.after_step", "limit", 8)])
     assert_told_and_whole(place, limited.code, limited.last_line, "File too large")
     assert "checkpoint.safetensors cannot be written" in limited.last_line
     assert place.onecycle(*place.resume).code == 0
@@ -118,7 +118,7 @@ def test_a_limit_on_the_size_of_files(reference: Reference, place: Place) -> Non
 
 
 def test_a_folder_that_vanishes_is_told(reference: Reference, place: Place) -> None:
-    ended = place.onecycle(*SMALL, faults=[Fault("onecycle.run_state.RunState.after_step", "vanish", 8)])
+    ended = place.onecycle(*SMALL, faults=[Fault("onecycle.run.autosave.RunState.after_step", "vanish", 8)])
     assert ended.code == 2
     assert "checkpoint.safetensors cannot be written (No such file or directory); its folder is gone" in ended.last_line
     assert "goes on" not in ended.last_line

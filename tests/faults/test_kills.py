@@ -56,7 +56,7 @@ def test_a_run_killed_again_and_again_goes_on_to_the_same_bits(
     for _ in range(kills):
         # In its second step each time, when the first is saved.
         ended = place.onecycle(
-            *place.resume, faults=[Fault("onecycle.run_state.RunState.after_step", "kill", 2)], save_seconds=0
+            *place.resume, faults=[Fault("onecycle.run.autosave.RunState.after_step", "kill", 2)], save_seconds=0
         )
         assert ended.code == -9
     assert place.onecycle(*place.resume).code == 0
@@ -74,7 +74,7 @@ def test_a_run_of_the_specified_network_killed_within_an_epoch_goes_on_to_the_sa
     rates = ["--lr-min", "1e-5", "--lr-max", "2e-3"]
     assert whole.onecycle(*baseline, *rates).code == 0
     killed = place.onecycle(
-        *baseline, *rates, faults=[Fault("onecycle.run_state.RunState.after_step", "kill", 4)], save_seconds=0
+        *baseline, *rates, faults=[Fault("onecycle.run.autosave.RunState.after_step", "kill", 4)], save_seconds=0
     )
     assert killed.code == -9
     assert place.onecycle(*place.resume).code == 0

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from onecycle.checkpoint import load_tensors, save_tensors
-from onecycle.dataset.entries import entries_of
-from onecycle.dataset.loading import load_dataset
-from onecycle.errors import InputError
-from onecycle.preprocessing import conversions, open_picture, to_square
+from onecycle.core.errors import InputError
+from onecycle.data.preprocessing import conversions, open_picture, to_square
+from onecycle.data.readers.entries import entries_of
+from onecycle.data.readers.loading import load_dataset
+from onecycle.storage.checkpoint import load_tensors, save_tensors
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 FRAMES = [Image.fromarray(np.roll(PIXELS, turn, axis=0)) for turn in range(3)]

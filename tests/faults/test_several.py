@@ -16,9 +16,9 @@ SHARDED = [*REPORTED, "--shards", "2"]
 LEADER, OTHER = 0, 1
 # Where, in which of them, and for the how many-th time there.
 STOPS = {
-    "the first step": (OTHER, "onecycle.run_state.RunState.after_step", 1),
+    "the first step": (OTHER, "onecycle.run.autosave.RunState.after_step", 1),
     "the leader's evaluation": (LEADER, "onecycle.models.ModelComposite.evaluation_step", 2),
-    "the end of the last epoch": (OTHER, "onecycle.run_state.RunState.after_epoch", 3),
+    "the end of the last epoch": (OTHER, "onecycle.run.autosave.RunState.after_epoch", 3),
 }
 SAMPLE = "the leader's evaluation"
 DISKS = {"the run's first file": (LEADER, 1), "a checkpoint": (LEADER, 12), "the other's own copy": (OTHER, 1)}
@@ -80,7 +80,7 @@ def test_one_of_two_told_to_stop_stops_both_and_one_goes_on(
 def test_a_leader_that_ends_after_the_last_epoch_ends_both_and_one_goes_on(
     undisturbed: dict[str, Any], place: Place, what: str, codes: tuple[int, int]
 ) -> None:
-    leader, other = end_of_both(place, LEADER, Fault("onecycle.outcome.write", what))
+    leader, other = end_of_both(place, LEADER, Fault("onecycle.run.results.write", what))
     assert (leader.code, other.code, other.said) == (*codes, "")
     require_undisturbed_after_going_on(place, undisturbed)
 

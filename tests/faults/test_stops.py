@@ -14,17 +14,17 @@ from planted import Fault
 from small_runs import PATIENCE, REPORTED, SMALL, Place, Reference, bits
 
 PHASES = {
-    "reading the data": ("onecycle.assembly.load_data", 1),
-    "beginning the folder": ("onecycle.beginning._describe", 1),
-    "the first step": ("onecycle.run_state.RunState.after_step", 1),
-    "a later step": ("onecycle.run_state.RunState.after_step", 8),
-    "the last step of an epoch": ("onecycle.run_state.RunState.after_step", 5),
+    "reading the data": ("onecycle.run.build.load_data", 1),
+    "beginning the folder": ("onecycle.run.setup._describe", 1),
+    "the first step": ("onecycle.run.autosave.RunState.after_step", 1),
+    "a later step": ("onecycle.run.autosave.RunState.after_step", 8),
+    "the last step of an epoch": ("onecycle.run.autosave.RunState.after_step", 5),
     "evaluation": ("onecycle.models.ModelComposite.evaluation_step", 2),
-    "saving": ("onecycle.run_state.save_state", 1),
-    "the end of an epoch": ("onecycle.run_state.RunState.after_epoch", 2),
-    "writing the result": ("onecycle.outcome.write", 1),
-    "drawing": ("onecycle.pictures.draw", 1),
-    "interpretation": ("onecycle.interpretation.interpret", 1),
+    "saving": ("onecycle.run.autosave.save_state", 1),
+    "the end of an epoch": ("onecycle.run.autosave.RunState.after_epoch", 2),
+    "writing the result": ("onecycle.run.results.write", 1),
+    "drawing": ("onecycle.report.plots.draw", 1),
+    "interpretation": ("onecycle.predict.explain.interpret", 1),
     "writing the report": ("onecycle.report.write", 1),
 }
 WITH_REPORT = ("the first step", "interpretation", "writing the report")
@@ -68,7 +68,7 @@ def test_the_lr_finder_told_to_stop_sweeps_again(reference: Reference, new_place
     whole, place = new_place("whole"), new_place("stopped")
     found = ["train", *SMALLEST_WITH_FINDER]
     assert whole.onecycle(*found).code == 0
-    stopped = place.onecycle(*found, faults=[Fault("onecycle.progress.RunProgress.sweep_step", "SIGTERM", 20)])
+    stopped = place.onecycle(*found, faults=[Fault("onecycle.run.progress.RunProgress.sweep_step", "SIGTERM", 20)])
     goes_on = f"onecycle: interrupted; `onecycle {' '.join(place.resume)}` goes on"
     assert (stopped.code, stopped.last_line) == (143, goes_on)
     assert place.onecycle(*place.resume).code == 0
@@ -77,7 +77,7 @@ def test_the_lr_finder_told_to_stop_sweeps_again(reference: Reference, new_place
 
 def test_workers_told_to_stop_with_the_run_let_it_end_its_step(reference: Reference, place: Place) -> None:
     """As a terminal and a batch system do: the signal goes to all processes of the run."""
-    everyone = Fault("onecycle.run_state.RunState.after_step", "SIGTERM to all", 3)
+    everyone = Fault("onecycle.run.autosave.RunState.after_step", "SIGTERM to all", 3)
     stopped = place.onecycle(*SMALL, "--workers", "2", faults=[everyone], save_seconds=PATIENCE)
     assert stopped.code == 143, stopped.said
     assert place.onecycle(*place.resume).code == 0
@@ -87,8 +87,8 @@ def test_workers_told_to_stop_with_the_run_let_it_end_its_step(reference: Refere
 @pytest.mark.long
 def test_a_second_signal_ends_the_process_at_once(reference: Reference, place: Place) -> None:
     # The second comes as the first makes it save, before anything of that is written.
-    first = Fault("onecycle.run_state.RunState.after_step", "SIGINT", 7)
-    twice = [first, Fault("onecycle.run_state.save_state", "SIGTERM", 8)]
+    first = Fault("onecycle.run.autosave.RunState.after_step", "SIGINT", 7)
+    twice = [first, Fault("onecycle.run.autosave.save_state", "SIGTERM", 8)]
     noted = place.onecycle(*SMALL, faults=twice, save_seconds=0)
     assert noted.code == 143
     assert "interrupted" not in noted.said, "it had no time to say anything"
@@ -97,7 +97,7 @@ def test_a_second_signal_ends_the_process_at_once(reference: Reference, place: P
 
 
 def test_two_processes_cannot_work_on_one_run(reference: Reference, place: Place) -> None:
-    waiting = place.start(*SMALL, faults=[Fault("onecycle.run_state.RunState.after_epoch", "SIGSTOP")])
+    waiting = place.start(*SMALL, faults=[Fault("onecycle.run.autosave.RunState.after_epoch", "SIGSTOP")])
     wait_until(lambda: bool(place.run and place.run.history.exists()) or stopped(waiting.process.pid))
     second = place.onecycle(*place.resume)
     assert second.code == 2
@@ -122,7 +122,7 @@ def stopped(pid: int | None) -> bool:
 @pytest.mark.long
 def test_a_dead_process_holds_no_run_though_its_workers_live_on(reference: Reference, place: Place) -> None:
     killed = place.start(
-        *SMALL, "--workers", "2", faults=[Fault("onecycle.run_state.RunState.after_step", "kill", 8)]
+        *SMALL, "--workers", "2", faults=[Fault("onecycle.run.autosave.RunState.after_step", "kill", 8)]
     ).end()
     assert killed.code == -9
     resumed = place.onecycle(*place.resume)  # workers notice only after some seconds that their parent is dead
@@ -131,7 +131,8 @@ def test_a_dead_process_holds_no_run_though_its_workers_live_on(reference: Refer
 
 
 def test_the_workers_of_a_killed_run_end_by_themselves(reference: Reference, place: Place) -> None:
-    waiting = place.start(*SMALL, "--workers", "2", faults=[Fault("onecycle.run_state.RunState.after_step", "SIGSTOP")])
+    stop = Fault("onecycle.run.autosave.RunState.after_step", "SIGSTOP")
+    waiting = place.start(*SMALL, "--workers", "2", faults=[stop])
     pid = waiting.process.pid
     wait_until(lambda: stopped(pid))
     workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -145,7 +146,7 @@ def test_a_study_told_to_stop_goes_on(reference: Reference, new_place: Callable[
     whole, place = new_place("whole"), new_place("stopped")
     study = ["study", *SMALL[1:], "--seeds", "2"]
     assert whole.onecycle(*study).code == 0
-    stopped = place.onecycle(*study, faults=[Fault("onecycle.run_state.RunState.after_step", "SIGTERM", 20)])
+    stopped = place.onecycle(*study, faults=[Fault("onecycle.run.autosave.RunState.after_step", "SIGTERM", 20)])
     (folder,) = (place.path / "runs").iterdir()
     goes_on = ["study", "--resume", str(folder.relative_to(place.path))]
     assert (stopped.code, stopped.last_line) == (143, f"onecycle: interrupted; `onecycle {' '.join(goes_on)}` goes on")

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from onecycle.errors import InputError
+from onecycle.core.errors import InputError
 from onecycle.models import CustomResNet, ModelComposite
 from onecycle.models.custom_resnet import Residual
 

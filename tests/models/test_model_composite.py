@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from onecycle.dataset import ImageSet
+from onecycle.data import ImageSet
+from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Batch, CustomResNet, ModelComposite, as_composite
-from onecycle.preprocessing import Preprocessing
 
 
 def small_network() -> nn.Sequential:

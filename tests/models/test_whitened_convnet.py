@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from onecycle.dataset import ImageSet
-from onecycle.errors import InputError
+from onecycle.core.errors import InputError
+from onecycle.data import ImageSet
+from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, CustomResNet, WhitenedConvNet
-from onecycle.preprocessing import Preprocessing
 
 
 @pytest.fixture

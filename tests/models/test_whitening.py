@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from onecycle.dataset import ImageSet
+from onecycle.data import ImageSet
+from onecycle.data.preprocessing import Preprocessing
 from onecycle.models.whitening import whitening_filters
-from onecycle.preprocessing import Preprocessing
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from shared import made_once
 
-from onecycle import experiment
-from onecycle.config import QUICK
-from onecycle.run_folder import RunFolder
+from onecycle.core.config import QUICK
+from onecycle.run import experiment
+from onecycle.storage.run_folder import RunFolder
 
 SMALL = replace(QUICK, widths=(8, 8, 8), data="digits", limit=300, epochs=2, batch_size=50)
 

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from onecycle.cli import main
 from onecycle.report.comparison import Comparison
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 
 def right(run: RunFolder) -> np.ndarray:

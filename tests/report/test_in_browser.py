@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from onecycle import report
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 700}
 LOOKS = [

@@ -8,10 +8,10 @@ import pytest
 
 from onecycle import report
 from onecycle.cli import main
-from onecycle.errors import InputError
-from onecycle.records import Interpretation
-from onecycle.run_folder import RunFolder
-from onecycle.statistics import accuracy_interval
+from onecycle.core.errors import InputError
+from onecycle.core.statistics import accuracy_interval
+from onecycle.storage.records import Interpretation
+from onecycle.storage.run_folder import RunFolder
 
 BASELINE = Path(__file__).parents[2] / "results" / "baseline-cifar10"
 
@@ -178,7 +178,7 @@ def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monke
 
     command = ["train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60"]
     with monkeypatch.context() as patch:
-        patch.setattr("onecycle.progress.RunProgress.epoch", fail)
+        patch.setattr("onecycle.run.progress.RunProgress.epoch", fail)
         with pytest.raises(MemoryError):
             main([*command, "--epochs", "2", "--batch-size", "30", "--out", str(tmp_path)])
     (path,) = tmp_path.iterdir()

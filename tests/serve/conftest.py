@@ -14,7 +14,7 @@ from PIL import Image
 
 WITH_LIMITS = """
 import sys
-from onecycle.predictor import load
+from onecycle.predict.predictor import load
 from onecycle.serve.limits import Limits
 from onecycle.serve.server import run
 run(load(), "CIFAR-10", host="127.0.0.1", port=0, limits=Limits(**eval(sys.argv[1])))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from onecycle.cli import looking, training, using  # noqa: F401  # they register their commands
+from onecycle.cli import inspect, predict, train  # noqa: F401  # they register their commands
 from onecycle.cli.app import app
-from onecycle.errors import InputError, Silent
-from onecycle.interruption import Interrupted, watched
+from onecycle.core.errors import InputError, Silent
+from onecycle.core.signals import Interrupted, watched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

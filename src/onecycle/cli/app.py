@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from cyclopts import App, Parameter
 
-from onecycle.defaults import fill_in
+from onecycle.cli.defaults import fill_in
 
 app = App(
     name="onecycle",

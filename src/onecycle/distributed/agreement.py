@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onecycle import interruption
+from onecycle.core import signals
+from onecycle.core.errors import InputError
 from onecycle.distributed import ranks
-from onecycle.errors import InputError
 
 
 def require_even(shards: int, processes: int) -> None:
@@ -41,8 +41,8 @@ def agree_to_stop() -> None:
     Raises:
         InputError: as `ranks.Ranks.of_all`.
     """
-    if number := max(ranks.current().of_all(interruption.received())):
-        interruption.agree(number)
+    if number := max(ranks.current().of_all(signals.received())):
+        signals.agree(number)
 
 
 def _by_rank(name: str, values: Sequence[Any]) -> str:

@@ -10,9 +10,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from onecycle import hardware
+from onecycle.compute import hardware
+from onecycle.core.errors import InputError
 from onecycle.distributed.agreement import require_even
-from onecycle.errors import InputError
 
 
 def launch(processes: int, shards: int) -> int:

@@ -23,8 +23,8 @@ from torch.distributed import (  # type: ignore[attr-defined]
     is_initialized,
 )
 
+from onecycle.core.errors import InputError, LostError
 from onecycle.distributed.watch import Watch
-from onecycle.errors import InputError, LostError
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 55.0  # after which a process that does not beat is given up; TCP tries again after 25 and 51

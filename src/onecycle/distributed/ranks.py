@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from onecycle import interruption
+from onecycle.core import signals
+from onecycle.core.errors import InputError, LostError, Silent
 from onecycle.distributed import job, peers
 from onecycle.distributed.interfaces import interface_towards
 from onecycle.distributed.peers import Peers
-from onecycle.errors import InputError, LostError, Silent
 
 SAVING_SECONDS = 25.0  # for the one that leads to save, when all are told to stop; after 30 they are ended
 LONGEST_SECONDS = 300.0  # that processes which live are waited for in a sum
@@ -216,15 +216,15 @@ def joined() -> Iterator[Ranks]:
         os.environ["GLOO_SOCKET_IFNAME"] = interface  # else gloo takes that of this machine's name, which may be lo
     _current = ranks = Several(others)
     exit_code = 1
-    with interruption.together():
+    with signals.together():
         try:
             ranks.connect()
             yield ranks
             exit_code = 0
-        except interruption.Interrupted as stopped:
+        except signals.Interrupted as stopped:
             exit_code = stopped.exit_code
             why = LostError(f"was told to stop by {signal.Signals(stopped.number).name}")
-            _told_by_leader(None if interruption.agreed() else why, others, ranks)
+            _told_by_leader(None if signals.agreed() else why, others, ranks)
             if ranks.leads:
                 raise
             raise Silent(exit_code) from None
@@ -238,14 +238,14 @@ def joined() -> Iterator[Ranks]:
             _told_by_leader(LostError(f"{type(error).__name__}: {error}"), others, ranks)
             raise
         finally:
-            with interruption.held():
+            with signals.held():
                 others.leave(exit_code)
             _current = _alone
 
 
 def _told_by_leader(why: InputError | None, others: Peers, ranks: Ranks) -> bool:
     """Tell the others why this process ends, unless they know; whether the one that leads says so, too."""
-    with interruption.held():  # whoever started them ends all of them with the first
+    with signals.held():  # whoever started them ends all of them with the first
         if why:
             others.say_last(why)
         if ranks.leads:

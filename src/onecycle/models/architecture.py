@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self, get_args
 
-from onecycle.config import Activation, Config, Network
+from onecycle.core.config import Activation, Config, Network
 from onecycle.models.custom_resnet import CustomResNet
 from onecycle.models.model_composite import ModelComposite
 from onecycle.models.whitened_convnet import WhitenedConvNet

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from onecycle.errors import InputError
+from onecycle.core.errors import InputError
 from onecycle.models.model_composite import ModelComposite
 
 SMALLEST_INPUT = 8  # three poolings halve the map; below 8 nothing is left of it

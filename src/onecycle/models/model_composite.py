@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from onecycle.records import LayerSummary, NetworkSummary
+from onecycle.storage.records import LayerSummary, NetworkSummary
 
 
 class Batch(NamedTuple):

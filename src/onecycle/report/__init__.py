@@ -5,11 +5,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from onecycle.files import replacing
+from onecycle.core.files import replacing
 from onecycle.report import galleries
 from onecycle.report.comparison import Comparison
 from onecycle.report.page import Page, dataset_name, duration, percent
-from onecycle.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder
 
 
 def write(folder: RunFolder) -> Path:

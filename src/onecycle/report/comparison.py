@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle import visualizations
-from onecycle.errors import InputError
-from onecycle.identity import configured
-from onecycle.report.figures import inline
+from onecycle.core.errors import InputError
+from onecycle.core.statistics import DifferenceByImage, difference_by_image
+from onecycle.report import visualizations
 from onecycle.report.galleries import Gallery, Tile
 from onecycle.report.page import Page, percent, sure
 from onecycle.report.sprites import image_sheet
-from onecycle.run_folder import RunFolder
-from onecycle.statistics import DifferenceByImage, difference_by_image
+from onecycle.report.svg import inline
+from onecycle.storage.run_folder import RunFolder
 
 FEWEST, MOST = 2, 6  # runs
 DISAGREEMENTS = 200  # images shown
@@ -63,7 +62,7 @@ class Comparison:
 
     def settings(self) -> list[tuple[str, list[Any]]]:
         """The configured values that are not the same in all runs."""
-        configs = [configured(page.config) for page in self.pages]
+        configs = [page.config.defining_values() for page in self.pages]
         return [
             (name, [config[name] for config in configs])
             for name in configs[0]

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle import metrics, visualizations
-from onecycle.config import Config
-from onecycle.records import Interpretation, LRCurve, RunResult
-from onecycle.report.figures import inline
-from onecycle.run_folder import RunFolder
-from onecycle.scheduler import peak_step
-from onecycle.statistics import accuracy_interval
+from onecycle.core import metrics
+from onecycle.core.config import Config
+from onecycle.core.statistics import accuracy_interval
+from onecycle.report import visualizations
+from onecycle.report.svg import inline
+from onecycle.storage.records import Interpretation, LRCurve, RunResult
+from onecycle.storage.run_folder import RunFolder
+from onecycle.train.scheduler import peak_step
 
 MOST_IN_MATRIX = 20  # classes; of more the matrix is a picture
 CONFUSIONS = 10  # of the most frequent, listed

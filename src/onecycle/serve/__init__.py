@@ -2,8 +2,8 @@
 
 from importlib.util import find_spec
 
-from onecycle.errors import InputError
-from onecycle.predictor import Predictor
+from onecycle.core.errors import InputError
+from onecycle.predict.predictor import Predictor
 
 _NEEDED = {name: name.replace("_", "-") for name in ("fastapi", "fastapi_offline", "python_multipart", "uvicorn")}
 

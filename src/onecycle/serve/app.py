@@ -17,18 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from onecycle.errors import InputError
-from onecycle.predictor import Predictor
-from onecycle.preprocessing import open_picture
+from onecycle.core.errors import InputError
+from onecycle.data.preprocessing import open_picture
+from onecycle.predict.predictor import Predictor
 from onecycle.serve import pages
-from onecycle.serve.answers import (
-    ClassProbability,
-    Explanation,
-    Health,
-    PicturePrediction,
-    Predictions,
-    Problem,
-)
+from onecycle.serve.answers import ClassProbability, Explanation, Health, PicturePrediction, Predictions, Problem
 from onecycle.serve.batching import Batcher, BusyError
 from onecycle.serve.headers import SecureHeaders
 from onecycle.serve.inference import Answer, Inference, Question

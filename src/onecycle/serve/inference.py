@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onecycle.interpretation import grad_cam
-from onecycle.predictor import Prediction, Predictor
+from onecycle.predict.explain import grad_cam
+from onecycle.predict.predictor import Prediction, Predictor
 
 
 class Question(NamedTuple):

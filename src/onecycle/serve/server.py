@@ -12,8 +12,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from onecycle.errors import InputError
-from onecycle.predictor import Predictor
+from onecycle.core.errors import InputError
+from onecycle.predict.predictor import Predictor
 from onecycle.serve.app import make_app
 from onecycle.serve.limits import LIMITS, Limits
 

@@ -1,0 +1,1 @@
+"""Augmentation: image by image with albumentations, or batch by batch."""

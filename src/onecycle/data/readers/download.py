@@ -1,0 +1,113 @@
+"""Getting one known file from the web."""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from onecycle.core.errors import InputError
+from onecycle.core.files import flush
+
+_CHUNK = 1 << 16
+_TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file on the web whose content is known: `size` in bytes and `md5` in hex."""
+
+    url: str
+    size: int
+    md5: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+CIFAR10_BINARY = RemoteFile(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    size=170_052_171,
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+)
+CIFAR10_PYTHON = RemoteFile(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    size=170_498_071,
+    md5="c58f30108f718f92721af3b95e74349a",
+)
+
+
+def matches(path: Path, remote: RemoteFile) -> bool:
+    """Whether the file at `path` is `remote`, by size and md5."""
+    if path.stat().st_size != remote.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == remote.md5
+
+
+def download(remote: RemoteFile, folder: Path) -> Path:
+    """`remote` in `folder`, with a progress bar; it has its name there only when it is whole and checked.
+
+    Until then it is NAME.part, which a second call continues.
+
+    Raises:
+        InputError: no connection, an interruption, another file than expected, or a folder that cannot be written.
+    """
+    whole, part = folder / remote.name, folder / f"{remote.name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if part.exists() and part.stat().st_size > remote.size:
+            part.unlink()
+        if not part.exists() or part.stat().st_size < remote.size:
+            _fetch(remote, part)
+        if part.stat().st_size < remote.size:
+            raise InputError(
+                f"the download of {remote.url} stopped at {part.stat().st_size:,} of {remote.size:,} bytes; "
+                "the same command continues it"
+            )
+        if not matches(part, remote):
+            part.unlink()
+            raise InputError(f"{remote.url} is not the expected file (size or md5 differ), so it was thrown away")
+        flush(part)
+        part.replace(whole)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
+        kept = f"; {part.stat().st_size:,} bytes are kept, the same command continues" if os.path.isfile(part) else ""
+        raise InputError(f"{remote.url} could not be downloaded into {folder} ({reason}){kept}") from error
+    return whole
+
+
+def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the server's file ends before ours: ours is none to continue
+            part.unlink(missing_ok=True)
+        raise
+    return response
+
+
+def _fetch(remote: RemoteFile, part: Path) -> None:
+    """Append to `part` what is missing, or write it anew where the server does not continue."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={have}-"} if have else {})
+    with _open(request, part) as response:
+        # A server may ignore the range and answer with the whole file.
+        continues = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if have and response.status == 206 and not continues:
+            raise http.client.HTTPException("the server continued at the wrong place")
+        have = have if continues else 0
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        with bar, part.open("ab" if have else "wb") as file:
+            task = bar.add_task(remote.name, total=remote.size, completed=have)
+            while have <= remote.size and (chunk := response.read(_CHUNK)):
+                file.write(chunk)
+                have += len(chunk)
+                bar.update(task, completed=have)

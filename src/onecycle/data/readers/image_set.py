@@ -1,0 +1,84 @@
+"""Labelled images: in memory, or in a file that is mapped into it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.data.preprocessing import channel_sums
+
+
+@dataclass(frozen=True, eq=False)
+class Totals:
+    """What all pixels of a set come to: it is kept beside a set in a file, which need not be read for it."""
+
+    fingerprint: str
+    channel_sums: NDArray[np.int64]  # [2,3], see `preprocessing.channel_sums`
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size with their labels.
+
+    `images` is uint8 `[N,H,W,3]`, `labels` int64 `[N]`, positions in `classes`, the unique class names.
+    `totals` are theirs, where they are known.
+
+    Raises:
+        ValueError: when shapes, dtypes, label range or class names are not these.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    totals: Totals | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
+            raise ValueError(f"images are {self.images.dtype} {self.images.shape}; they must be uint8 [N,H,W,3]")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels are {self.labels.dtype} {self.labels.shape}; "
+                f"they must be int64 [{len(self.images)}], one for each image"
+            )
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes are {self.classes}; they must be one or more different names")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(
+                f"labels run from {self.labels.min()} to {self.labels.max()}; "
+                f"{len(self.classes)} classes allow 0 to {len(self.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256, in hex, of shape, pixels, labels and class names: equal sets have equal fingerprints."""
+        if self.totals:
+            return self.totals.fingerprint
+        return fingerprint_of([np.ascontiguousarray(self.images)], self.images.shape, self.labels, self.classes)
+
+    @cached_property
+    def channel_sums(self) -> NDArray[np.int64]:
+        """The sums over all pixels of the values of each channel, and of their squares: int64 `[2,3]`."""
+        return self.totals.channel_sums if self.totals else channel_sums(self.images)
+
+    def subset(self, indices: NDArray[np.integer[Any]]) -> Self:
+        """The images and labels at `indices` (integers `[M]`), in that order, copied."""
+        return type(self)(self.images[indices], self.labels[indices], self.classes)
+
+
+def fingerprint_of(
+    parts: Iterable[NDArray[np.uint8]], shape: Sequence[int], labels: NDArray[np.int64], classes: Sequence[str]
+) -> str:
+    """That of a set whose images uint8 `[N,H,W,3]`, of this `shape`, come in `parts`, one after the other."""
+    digest = hashlib.sha256(json.dumps([list(shape), list(classes)]).encode())
+    for part in parts:
+        digest.update(part.data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)  # the same on a big-endian machine
+    return digest.hexdigest()

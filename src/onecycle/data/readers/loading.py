@@ -1,0 +1,165 @@
+"""From what a person asked for to two sets of images."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from onecycle.core.cache import cache_folder
+from onecycle.core.errors import InputError
+from onecycle.data import splits
+from onecycle.data.preprocessing import to_square
+from onecycle.data.readers.cifar10 import read_cifar10
+from onecycle.data.readers.digits import load_digits
+from onecycle.data.readers.download import CIFAR10_BINARY, CIFAR10_PYTHON, download, matches
+from onecycle.data.readers.image_folder import read_image_folder
+from onecycle.data.readers.image_set import ImageSet
+from onecycle.data.readers.search import Found, find_cifar10, locate
+from onecycle.data.store.folder_index import DRAWN_SHARE
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """A training set and what it is evaluated on, with what a reader of the results must know about them."""
+
+    name: str  # "cifar10", "digits", or that of the image folder; safe in a file's name
+    train: ImageSet
+    evaluation: ImageSet
+    evaluated_on: str  # "test" or "validation"
+    source: str  # what a person is told
+    notes: tuple[str, ...] = ()
+    drawn: tuple[str, ...] | None = None  # the names of the test images, where the test set was drawn
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256, in hex, of both sets as they are used here."""
+        both = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+def load_dataset(
+    data: str | os.PathLike[str] | None = None,
+    *,
+    validation: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+    input_size: int = 32,
+) -> Dataset:
+    """The data set that `data` names, its images uint8 `[N,input_size,input_size,3]`.
+
+    None or "cifar10" is CIFAR-10, from `$ONECYCLE_DATA`, `./data`, the user's cache, or else downloaded. "digits" is
+    the embedded set. "auto" is CIFAR-10 where it can be had, else digits. Anything else is a path: CIFAR-10 in an
+    official archive or unpacked, a folder that holds that, or an image folder, as it is or in an archive.
+
+    `validation` images are cut from the training set and evaluated on instead of the test set; then `limit` images of
+    each set are kept. Both are stratified and depend on `seed`.
+
+    Raises:
+        InputError: the data are absent, damaged or not of a known form; `validation` or `limit` does not fit them.
+    """
+    if input_size < 1:
+        raise InputError(f"input_size is {input_size}; it must be 1 or more")
+    dataset = _resized(_whole(data, input_size), input_size)
+    if validation:
+        train, held_out = splits.cut_validation(dataset.train, validation, seed=seed)
+        dataset = replace(dataset, train=train, evaluation=held_out, evaluated_on="validation")
+    if limit is not None:
+        train = splits.cut_limit(dataset.train, limit, seed=seed)
+        evaluation = splits.cut_limit(dataset.evaluation, limit, seed=seed)
+        dataset = replace(dataset, train=train, evaluation=evaluation)
+    return dataset
+
+
+def _whole(data: str | os.PathLike[str] | None, input_size: int) -> Dataset:
+    if data == "digits":
+        return _digits()
+    if data is not None and data not in ("cifar10", "auto"):
+        return _read(locate(Path(data)), input_size)
+    if found := find_cifar10():
+        return _read(found, input_size)
+    try:
+        archive = download(CIFAR10_BINARY, cache_folder())
+    except InputError as error:
+        if data == "auto":
+            return _digits(instead_of_cifar10_because=str(error))
+        raise InputError(
+            f"CIFAR-10 was not found, and {error}. Ways out: get {CIFAR10_BINARY.name} from {CIFAR10_BINARY.url} "
+            "by hand and name it with --data PATH or $ONECYCLE_DATA; or use --data digits, which needs no network"
+        ) from error
+    return _read(Found(archive, "binary"), input_size)
+
+
+def _digits(*, instead_of_cifar10_because: str | None = None) -> Dataset:
+    train, test = load_digits()
+    notes: tuple[str, ...] = ()
+    if instead_of_cifar10_because:
+        notes = (
+            "THIS IS NOT CIFAR-10: scikit-learn's handwritten digits stand in for it, and their accuracy says nothing "
+            f"about CIFAR-10's. CIFAR-10 was not found, and {instead_of_cifar10_because}",
+        )
+    source = "scikit-learn's handwritten digits, embedded"
+    return Dataset(name="digits", train=train, evaluation=test, evaluated_on="test", source=source, notes=notes)
+
+
+def _read(found: Found, input_size: int) -> Dataset:
+    if found.layout == "images":
+        train, test, drawn = read_image_folder(found.path, input_size)
+        source = f"image folder {found.path}"
+        name, notes = _safe_name(found.path), _folder_notes(drawn)
+    else:
+        drawn = None
+        train, test, contents = read_cifar10(found.path, found.layout)
+        source = f"CIFAR-10, {found.layout} version, from {found.path}"
+        name, notes = "cifar10", _cifar10_notes(found.path, contents, len(train), len(test))
+    return Dataset(
+        name=name, train=train, evaluation=test, evaluated_on="test", source=source, notes=notes, drawn=drawn
+    )
+
+
+def _folder_notes(drawn: tuple[str, ...] | None) -> tuple[str, ...]:
+    if drawn is None:
+        return ()
+    return (
+        f"There is no test set: {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing, the "
+        "same for every run on these files; drawn_test_images.json names them",
+    )
+
+
+def _cifar10_notes(path: Path, contents: str, train: int, test: int) -> tuple[str, ...]:
+    notes = []
+    if path.is_dir():
+        notes.append(f"Unverified: {path.name} is unpacked and so has no official checksum (its sha256: {contents})")
+    elif not any(matches(path, official) for official in (CIFAR10_BINARY, CIFAR10_PYTHON)):
+        with path.open("rb") as file:
+            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        notes.append(
+            f"Unverified: {path.name} has not the checksum of an official CIFAR-10 archive (its sha256: {fingerprint})"
+        )
+    if (train, test) != (50_000, 10_000):
+        notes.append(f"Not all of CIFAR-10: {train:,} training and {test:,} test images, not 50,000 and 10,000")
+    return tuple(notes)
+
+
+def _safe_name(path: Path) -> str:
+    name = path.resolve().name
+    if not path.is_dir():
+        name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", name, flags=re.IGNORECASE)
+    name = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
+    return f"{name}-images" if name in ("cifar10", "digits") else name  # one's own are not those
+
+
+def _resized(dataset: Dataset, size: int) -> Dataset:
+    def resized(images: ImageSet) -> ImageSet:
+        if images.images.shape[1:3] == (size, size):
+            return images
+        pixels = np.empty((len(images), size, size, 3), np.uint8)
+        for row, image in enumerate(images.images):
+            pixels[row] = to_square(Image.fromarray(image), size)
+        return ImageSet(pixels, images.labels, images.classes)
+
+    return replace(dataset, train=resized(dataset.train), evaluation=resized(dataset.evaluation))

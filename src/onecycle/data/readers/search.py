@@ -1,0 +1,131 @@
+"""Finding data: what a path holds, and where CIFAR-10 is.
+
+`os.path` is asked what exists: its answer for a path that is not allowed or too long is no, where `Path` raises.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from onecycle.core.cache import cache_folder
+from onecycle.core.errors import InputError
+from onecycle.data.readers import cifar10
+from onecycle.data.readers.entries import Entry, archives_in, entries_of
+from onecycle.data.store.folder_index import SPLITS
+from onecycle.data.store.listing import is_picture
+
+OFFICIAL_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Data at `path`: CIFAR-10 in one of the official layouts, or an image folder; an archive or a folder."""
+
+    path: Path
+    layout: cifar10.Layout | Literal["images"]
+
+
+def locate(path: Path) -> Found:
+    """What the file or folder at `path` holds.
+
+    Raises:
+        InputError: there is nothing at `path`, or neither CIFAR-10 nor an image folder.
+    """
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file or folder; check the path")
+    if not path.is_dir():
+        return Found(path, _layout_of_archive(path))
+    try:
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        empty = not any(path.iterdir())
+        around = [p for p in folders if any((p / split).is_dir() for split in SPLITS)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check it") from error
+    if any(folder.name in SPLITS for folder in folders):
+        return Found(path, "images")
+    if found := cifar10_in(path):
+        return found
+    beside = [folder for folder in folders if folder not in around]
+    if len(around) == 1 and not any(_has_pictures(folder) for folder in beside):
+        return Found(around[0], "images")
+    if len(around) > 1:
+        raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); name one of them")
+    if empty:
+        raise InputError(f"{path}: the folder is empty; name CIFAR-10's archive or folder, or an image folder")
+    if archives := archives_in(path):
+        if next(filter(None, map(_first_layout, archives)), None) == "images":
+            return Found(path, "images")
+    elif any(_is_in_class(entry) for entry in entries_of(path)):
+        return Found(path, "images")
+    raise InputError(
+        f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
+        "(train/<class>/* and test/<class>/*, or <class>/*), or archives of these; name one that does"
+    )
+
+
+def cifar10_in(folder: Path) -> Found | None:
+    """CIFAR-10 unpacked in `folder` itself, or in it under one of the official names, so never a sample."""
+    for layout, names in cifar10.FILES.items():
+        if any(os.path.isfile(folder / name) for name in names):
+            return Found(folder, layout)
+    for name in OFFICIAL_NAMES:
+        if os.path.exists(folder / name):
+            return Found(folder / name, "binary" if "-bin" in name else "python")
+    return None
+
+
+def find_cifar10() -> Found | None:
+    """CIFAR-10 at `$ONECYCLE_DATA`, in `./data` or in the user's cache, in this order.
+
+    Raises:
+        InputError: `$ONECYCLE_DATA` is set, but CIFAR-10 is not there.
+    """
+    if named := os.environ.get("ONECYCLE_DATA"):
+        path = Path(os.path.expanduser(named))
+        try:
+            there = cifar10_in(path) or locate(path)
+        except InputError as error:
+            raise InputError(f"$ONECYCLE_DATA: {error}") from error
+        if there.layout == "images":
+            raise InputError(
+                f"$ONECYCLE_DATA: {named} is an image folder, not CIFAR-10; name it with --data, or unset ONECYCLE_DATA"
+            )
+        return there
+    return next((found for folder in (Path("data"), cache_folder()) if (found := cifar10_in(folder))), None)
+
+
+def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
+    """Read no further than the first member that tells, where there is one."""
+    has_classes = False
+    for entry in entries_of(path):
+        if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
+            return layout
+        if any(part in SPLITS for part in entry.parts[:2]):
+            return "images"
+        has_classes = has_classes or _is_in_class(entry)
+    if has_classes:
+        return "images"
+    raise InputError(
+        f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
+        "<class>/*); name an archive that does"
+    )
+
+
+def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
+    """What the first file that tells anything tells: of many archives none need be read to its end."""
+    for entry in entries_of(archive):
+        if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
+            return layout
+        if _is_in_class(entry):
+            return "images"
+    return None
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(not entry.is_folder and is_picture(entry.parts) for entry in entries_of(folder))
+
+
+def _is_in_class(entry: Entry) -> bool:
+    return not entry.is_folder and len(entry.parts) > 1 and is_picture(entry.parts)

@@ -1,0 +1,1 @@
+"""Images on disk: listed, indexed, decoded once, cached and mapped."""

@@ -1,0 +1,108 @@
+"""What a folder or an archive holds, by name, without an object for each: a million names are some 30 MB."""
+
+import json
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.core.files import shown
+from onecycle.data.preprocessing import suffixes
+from onecycle.data.readers.entries import Entry, entries_of
+
+Parts = tuple[str, ...]
+
+_ENCODING = "utf-8", "surrogatepass"  # names of files may be bytes that are no text
+
+
+class Listing:
+    """The images of `source` in the order they come in, each a folder's number and a name, and all folders."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self._top = f"{source}{'/' if source.is_dir() else ':'}"
+        self.folders: dict[Parts, int] = {}  # and their numbers
+        self.folder_of = array("i")  # of each image
+        self._names = bytearray()  # one after the other
+        self._ends = array("q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def add(self, entry: Entry) -> bool:
+        """Take up `entry`; whether it is an image. Of another file only the folder that it is in counts."""
+        is_image = not entry.is_folder and is_picture(entry.parts)
+        folder = self.folders.setdefault(entry.parts if entry.is_folder else entry.parts[:-1], len(self.folders))
+        if is_image:
+            self.folder_of.append(folder)
+            self._names += entry.parts[-1].encode(*_ENCODING)
+            self._ends.append(len(self._names))
+        return is_image
+
+    def name(self, image: int) -> str:
+        """The file name of the image of this number."""
+        start = self._ends[image - 1] if image else 0
+        return self._names[start : self._ends[image]].decode(*_ENCODING)
+
+    def where(self, path: str) -> str:
+        """What messages call the image at `path`."""
+        return shown(self._top + path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listing) and all(
+            mine == theirs
+            for mine, theirs in (
+                (list(self.folders), list(other.folders)),
+                (self.folder_of, other.folder_of),
+                (self._names, other._names),
+                (self._ends, other._ends),
+            )
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`, but for its source."""
+        (folder / "folders.json").write_text(json.dumps(list(self.folders)))
+        for name, values in (("folder_of", self.folder_of), ("names", self._names), ("ends", self._ends)):
+            (folder / name).write_bytes(values)
+
+    @classmethod
+    def load(cls, folder: Path, source: Path) -> Self:
+        """What was saved in `folder`, of `source`."""
+        listing = cls(source)
+        folders = json.loads((folder / "folders.json").read_text())
+        listing.folders = {tuple(parts): number for number, parts in enumerate(folders)}
+        listing.folder_of.frombytes((folder / "folder_of").read_bytes())
+        listing._names += (folder / "names").read_bytes()
+        listing._ends.frombytes((folder / "ends").read_bytes())
+        return listing
+
+
+def listing_of(source: Path) -> Listing:
+    """What the folder or archive `source` holds.
+
+    Raises:
+        InputError: as `entries_of` does.
+    """
+    listing = Listing(source)
+    for entry in entries_of(source):
+        listing.add(entry)
+    return listing
+
+
+def located(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[tuple[Listing, str]]:
+    """The listing and the name in it of each of `images`, whose numbers are counted through all `listings`."""
+    ends = np.cumsum([len(listing) for listing in listings])
+    folders = [["/".join(folder) for folder in listing.folders] for listing in listings]
+    for image, which in zip(images.tolist(), np.searchsorted(ends, images, side="right").tolist(), strict=True):
+        listing = listings[which]
+        own = image - int(ends[which]) + len(listing)
+        yield listing, f"{folders[which][listing.folder_of[own]]}/{listing.name(own)}"
+
+
+def is_picture(parts: Parts) -> bool:
+    """Whether the name at the end of `parts` is a picture's."""
+    return os.path.splitext(parts[-1])[1].lower() in suffixes()  # a Path for each costs more than the rest

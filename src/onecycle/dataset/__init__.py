@@ -1,6 +1,0 @@
-"""Data sets: CIFAR-10 in its official formats, one's own folders of images, and an embedded set for no network."""
-
-from onecycle.dataset.image_set import ImageSet
-from onecycle.dataset.loading import Dataset, load_dataset
-
-__all__ = ["Dataset", "ImageSet", "load_dataset"]

@@ -1,0 +1,184 @@
+"""Accuracy and loss by epoch."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from onecycle.report.visualizations.style import (
+    BLUE,
+    GREY,
+    INK,
+    LINE_INCHES,
+    PALETTE,
+    SMALL,
+    VERMILLION,
+    axes_inches,
+    chart,
+    shorten,
+    show_epochs,
+    spread,
+    styled,
+    text_inches,
+)
+from onecycle.storage.records import History
+
+_NAME_INCHES = 2.0  # of a run
+
+
+class _Line(NamedTuple):
+    values: NDArray[np.float64]  # [E], one an epoch
+    label: str  # stands at the line's end
+    color: str
+
+
+@styled
+def accuracy_curves(
+    history: History, *, evaluated_on: str = "test", reference: tuple[str, float] | None = None
+) -> Figure:
+    """Training and evaluation accuracy by epoch, in percent.
+
+    The last values stand at the ends of the lines. The best epoch is marked, and labelled as not being the result.
+    `evaluated_on` names the evaluated split; `reference` is a name and an accuracy (a fraction) to draw as a level.
+
+    Raises:
+        ValueError: if `history` is empty.
+    """
+    _check(history)
+    train = 100 * np.array([record.train_accuracy for record in history])
+    evaluated = 100 * np.array([record.test_accuracy for record in history])
+    level = None if reference is None else 100 * reference[1]
+    figure, axes = _draw(
+        history,
+        _Line(train, f"train {train[-1]:.1f} %", VERMILLION),
+        _Line(evaluated, f"{evaluated_on} {evaluated[-1]:.1f} %", BLUE),
+        limits=_limits(np.array([*train, *evaluated, *([] if level is None else [level])]), smallest=10, top=101),
+    )
+    axes.set_title(f"Accuracy by epoch: {evaluated[-1]:.1f} % at the last ({evaluated_on})")
+    axes.set_ylabel("accuracy (%)")
+    if reference is not None and level is not None:
+        axes.axhline(level, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            f"{reference[0]}: {level:.4g} %",
+            (0, level),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(4, 3),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=SMALL,
+        )
+    _mark_best(axes, history, evaluated)
+    return figure
+
+
+@styled
+def loss_curves(history: History, *, evaluated_on: str = "test") -> Figure:
+    """Training and evaluation loss by epoch: means over samples. `evaluated_on` names the evaluated split.
+
+    Raises:
+        ValueError: if `history` is empty.
+    """
+    _check(history)
+    train = np.array([record.train_loss for record in history])
+    evaluated = np.array([record.test_loss for record in history])
+    figure, axes = _draw(
+        history,
+        _Line(train, f"train {train[-1]:.3f}", VERMILLION),
+        _Line(evaluated, f"{evaluated_on} {evaluated[-1]:.3f}", BLUE),
+        limits=_limits(np.array([*train, *evaluated]), smallest=0.1, top=np.inf),
+    )
+    axes.set_title(f"Loss by epoch: {evaluated[-1]:.3f} at the last ({evaluated_on})")
+    axes.set_ylabel("loss (mean over samples)")
+    return figure
+
+
+@styled
+def compared_accuracies(histories: Mapping[str, History], *, evaluated_on: str = "test") -> Figure:
+    """The evaluation accuracies of several runs by epoch, in percent; each line ends in the name of its run.
+
+    Raises:
+        ValueError: if there are no runs or more than 6, or one has no epoch.
+    """
+    if not 1 <= len(histories) <= len(PALETTE):
+        raise ValueError(f"there are {len(histories)} runs; there must be from 1 to {len(PALETTE)}")
+    for history in histories.values():
+        _check(history)
+    lines = [
+        _Line(100 * np.array([record.test_accuracy for record in history]), shorten(name, _NAME_INCHES), color)
+        for (name, history), color in zip(histories.items(), PALETTE, strict=False)
+    ]
+    longest = max(histories.values(), key=len)
+    values = np.concatenate([line.values for line in lines])
+    figure, axes = _draw(longest, *lines, limits=_limits(values, smallest=10, top=101))
+    axes.set_title(f"Accuracy by epoch ({evaluated_on})")
+    axes.set_ylabel("accuracy (%)")
+    return figure
+
+
+def _check(history: History) -> None:
+    if not history:
+        raise ValueError("the history is empty; there must be at least one epoch to draw")
+
+
+def _limits(values: NDArray[np.float64], *, smallest: float, top: float) -> tuple[float, float]:
+    """Where the vertical axis begins and ends: room around the finite `values`, never below zero or above `top`."""
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, smallest)
+    margin = 0.08 * max(high - low, smallest)
+    # More room below: a run's lines start low on the left, so the best epoch's label has the lower right.
+    return max(low - 1.5 * margin, 0), min(high + margin, top)
+
+
+def _draw(history: History, *lines: _Line, limits: tuple[float, float]) -> tuple[Figure, Axes]:
+    widest = max(text_inches(line.label, bold=True) for line in lines)
+    figure, axes = chart(right=widest + 0.25)
+    epochs = [record.epoch for record in history]
+    show_epochs(axes, epochs[0], epochs[-1])
+    axes.set_ylim(limits)
+    for line in lines:
+        along = epochs[: len(line.values)]
+        axes.plot(along, line.values, color=line.color, linewidth=2, clip_on=False)
+        axes.plot(along[-1:], line.values[-1:], "o", color=line.color, markersize=5, clip_on=False)
+    # A loss that is not finite has no place on the axis; its label stands at the top.
+    ends = [float(line.values[-1]) if np.isfinite(line.values[-1]) else limits[1] for line in lines]
+    unit = (limits[1] - limits[0]) / axes_inches(axes)[1]
+    for line, y in zip(lines, spread(ends, LINE_INCHES * unit), strict=True):
+        axes.annotate(
+            line.label,
+            (1, y),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=line.color,
+            weight="bold",
+            annotation_clip=False,
+        )
+    return figure, axes
+
+
+def _mark_best(axes: Axes, history: History, evaluated: NDArray[np.float64]) -> None:
+    best = int(np.argmax(evaluated))
+    epoch, value = history[best].epoch, evaluated[best]
+    bottom = axes.get_ylim()[0]
+    axes.plot([epoch, epoch], [bottom, value], color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    axes.plot([epoch], [value], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, clip_on=False)
+    if best == len(history) - 1:
+        text = f"best epoch: {epoch}, the last"
+    else:
+        text = f"best epoch: {epoch}, {value:.1f} % (not the result)"
+    first, last = axes.get_xlim()
+    on_the_left = epoch - first > (last - first) / 2
+    axes.annotate(
+        text,
+        (epoch, bottom),
+        xytext=(-5 if on_the_left else 5, 6),
+        textcoords="offset points",
+        ha="right" if on_the_left else "left",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        color=GREY,
+        fontsize=SMALL,
+    )

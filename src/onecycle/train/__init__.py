@@ -1,0 +1,1 @@
+"""The training loop, its schedule, its learning rates and its optimizers."""

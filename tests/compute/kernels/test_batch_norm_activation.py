@@ -1,0 +1,289 @@
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from second_derivative import penalty_gradient
+from torch import nn
+
+from onecycle.compute.kernels import native
+from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
+
+ACTIVATIONS = [nn.ReLU, nn.Hardswish]
+BEND = 0.02  # in bfloat16, which is how PyTorch hands on what it has normalized, 3 is next to 2.984 and 3.016
+SUMS = 1e-5  # what may be lost in float32 sums, relative to what is added; bfloat16 itself loses 2**-9
+
+
+@pytest.fixture(autouse=True)
+def threads(native_kernels: None) -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def norm(channels: int, **options: float) -> nn.BatchNorm2d:
+    """A norm in the midst of training: nothing about it is zero or one."""
+    layer = nn.BatchNorm2d(channels, **options)
+    for values in (layer.weight, layer.bias, layer.running_mean):
+        nn.init.normal_(values)
+    nn.init.uniform_(layer.running_var, 0.5, 2)
+    return layer
+
+
+def maps(*shape: int, mean: float = 0, deviation: float = 1) -> torch.Tensor:
+    """Random maps in bfloat16, channels-last, that do not begin where their storage does."""
+    values = torch.randn(shape[0] + 1, *shape[1:]) * deviation + mean
+    return values.bfloat16().contiguous(memory_format=torch.channels_last)[1:]
+
+
+def ordinary(layer: nn.BatchNorm2d, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    return nn.Sequential(copy.deepcopy(layer), activation())
+
+
+def stand_in(layer: nn.BatchNorm2d, activation: type[nn.Module] = nn.ReLU) -> BatchNormActivation2d:
+    return BatchNormActivation2d.sharing(copy.deepcopy(layer), activation())
+
+
+def run(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a step leaves behind: the output, the gradients and the running statistics."""
+    images = images.detach().requires_grad_()
+    output = layer(images)
+    output.backward(gradient.to(output.dtype))
+    assert output.dtype == images.dtype
+    assert images.grad is not None
+    norms = layer[0] if isinstance(layer, nn.Sequential) else layer
+    gradients = {name: parameter.grad for name, parameter in norms.named_parameters()}
+    return {"output": output.detach(), "input": images.grad, **gradients, **dict(norms.named_buffers())}
+
+
+def assert_as_good_as_usual(layer: nn.BatchNorm2d, images: torch.Tensor, activation: type[nn.Module] = nn.ReLU) -> None:
+    """Hold the stand-in's errors against those of PyTorch's layers in bfloat16, both measured against float64."""
+    wide = images.double()
+    # No gradient where rounding decides how much the activation lets through: about 0, or 3 from it.
+    normalized = copy.deepcopy(layer).double()(wide).abs()
+    bends = torch.tensor([0.0] if activation is nn.ReLU else [3.0])
+    gradient = torch.randn(images.shape).bfloat16() * ((normalized[..., None] - bends).abs() > BEND).all(dim=-1)
+    exact = run(ordinary(layer, activation).double(), wide, gradient.double())
+    usual = run(ordinary(layer, activation), images, gradient)
+    ours = run(stand_in(layer, activation), images, gradient)
+    assert ours.keys() == exact.keys()
+    # Sums may cancel: what rounding leaves of them is to be held against the size of what was added.
+    scale = layer.weight.detach() / (wide.var(dim=(0, 2, 3), correction=0) + layer.eps).sqrt()
+    added = {"input": scale.abs().max() * gradient.double().norm(), "weight": gradient.double().abs().sum()}
+    for name, right in exact.items():
+        error, allowed = ((found[name].double() - right).norm() for found in (ours, usual))
+        assert ours[name].dtype == usual[name].dtype
+        assert ours[name].shape == right.shape
+        assert error <= 1.2 * allowed + SUMS * max(right.double().norm(), added.get(name, 0)), name
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 3),
+    st.sampled_from([1e-5, 1e-3]),
+    st.sampled_from([0.1, 0.6]),
+    st.floats(-3, 3),
+    st.sampled_from(ACTIVATIONS),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=100)
+def test_outputs_gradients_and_statistics_are_as_good_as_usual(
+    shape, threads, eps, momentum, mean, activation, seed
+) -> None:
+    batch, _, height, width = shape
+    if batch * height * width == 1:
+        batch = 2
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    layer = norm(shape[1], eps=eps, momentum=momentum)
+    assert_as_good_as_usual(layer, maps(batch, shape[1], height, width, mean=mean), activation)
+
+
+def test_sums_over_many_rows_stay_as_good() -> None:
+    assert_as_good_as_usual(norm(3), maps(4, 3, 64, 64, mean=2))
+
+
+def test_a_mean_a_thousand_times_the_deviation_keeps_an_accurate_variance() -> None:
+    images = torch.where(torch.rand(8, 5, 16, 16) < 1 / 64, 1032.0, 1024.0)  # next to each other in bfloat16
+    images = images.bfloat16().contiguous(memory_format=torch.channels_last)
+    layer = norm(5, momentum=1.0)
+    found = stand_in(layer)
+    found(images)
+    right = images.double().var(dim=(0, 2, 3))
+    assert right.sqrt().max() < 1.5
+    assert (found.running_var - right).abs().max() < 1e-5
+    assert_as_good_as_usual(layer, images)
+
+
+@pytest.mark.parametrize("first", [-300.0, 777.0])
+def test_a_first_value_far_from_all_others_does_not_spoil_the_variance(first: float) -> None:
+    images = torch.ones(32, 2, 128, 128)
+    images[0, :, 0, 0] = first
+    images = images.bfloat16().contiguous(memory_format=torch.channels_last)
+    found = stand_in(norm(2, momentum=1.0))
+    assert not found(images).isnan().any()
+    right = images.double().var(dim=(0, 2, 3))
+    assert ((found.running_var - right) / right).abs().max() < 1e-3
+
+
+def test_a_channel_without_variance_gives_its_bias() -> None:
+    images = maps(4, 3, 5, 5)
+    images[:, 1] = 7
+    layer = norm(3, momentum=1.0)
+    with torch.no_grad():
+        layer.bias.fill_(0.5)
+    found = stand_in(layer)
+    assert (found(images)[:, 1] - 0.5).abs().max() < 2**-8
+    assert found.running_var[1] == 0
+    assert_as_good_as_usual(layer, images)
+
+
+@given(st.lists(st.integers(0, 0x7F80_0000 >> 15), min_size=1, max_size=40))
+@settings(max_examples=50)
+def test_a_result_is_rounded_to_the_nearest_and_ties_to_even(upper_17_bits: list[int]) -> None:
+    bias = (torch.tensor(upper_17_bits, dtype=torch.int32) << 15).view(torch.float32)  # from 0 to infinity
+    layer = norm(len(bias))
+    with torch.no_grad():
+        layer.bias.copy_(bias)
+    images = torch.zeros(2, len(bias), 1, 1).bfloat16()  # of which nothing but the bias is left
+    assert torch.equal(stand_in(layer)(images)[1, :, 0, 0], bias.bfloat16())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [(0, 17, 0, 0), (1, 17, 2, 3)])
+def test_what_is_not_a_number_shows_wherever_it_does_in_pytorch(
+    where: tuple[int, ...], bad: float, activation: type[nn.Module]
+) -> None:
+    layer, images = norm(20), maps(3, 20, 4, 4)
+    images[where] = bad
+    gradient = torch.ones_like(images)
+    ours, usual = (run(made(layer, activation), images, gradient) for made in (stand_in, ordinary))
+    assert ours["output"][:, 17].isnan().all()
+    assert ours["output"].isnan().sum() == 3 * 4 * 4, "and the other channels are whole"
+    for name, value in usual.items():
+        assert torch.equal(ours[name].isfinite(), value.isfinite()), name
+
+
+def test_a_weight_that_is_not_a_number_shows_whatever_its_bits_are() -> None:
+    for bits in (0x7FC00000, 0x7FFFFFFF, -1):
+        layer = norm(2)
+        with torch.no_grad():
+            layer.weight.view(torch.int32).fill_(bits)
+        assert stand_in(layer)(maps(2, 2, 3, 3)).isnan().all(), hex(bits)
+
+
+def test_a_single_value_a_channel_is_refused_as_in_pytorch() -> None:
+    for layer in (ordinary(norm(3)), stand_in(norm(3))):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            layer(maps(1, 3, 1, 1))
+
+
+def test_maps_of_another_number_of_channels_are_refused() -> None:
+    for channels in (1, 3):
+        for layer in (ordinary(norm(4)), stand_in(norm(4))):
+            with pytest.raises(RuntimeError):
+                layer(maps(2, channels, 3, 3))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_gradient_may_come_in_any_layout(memory_format: torch.memory_format) -> None:
+    layer, images = norm(6), maps(3, 6, 4, 5)
+    gradient = torch.randn(3, 6, 4, 5).bfloat16()
+    ours = run(stand_in(layer), images, gradient.contiguous(memory_format=memory_format))
+    assert torch.equal(ours["input"], run(stand_in(layer), images, gradient)["input"])
+    spread = run(stand_in(layer), images, torch.ones(1, 1, 1, 1).expand(images.shape))  # as from a sum
+    assert torch.equal(spread["input"], run(stand_in(layer), images, torch.ones(images.shape))["input"])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_step_repeats_bit_for_bit_with_the_same_number_of_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+    layer, images, gradient = norm(33), maps(7, 33, 9, 9), torch.randn(7, 33, 9, 9)
+    first, *others = (run(stand_in(layer), images, gradient) for _ in range(4))
+    assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", ["float32", "contiguous", "a slice of the channels", "evaluation"])
+def test_where_the_kernels_do_not_apply_pytorchs_own_compute(kind: str, activation: type[nn.Module]) -> None:
+    layer, images = norm(6).train(kind != "evaluation"), maps(3, 12, 4, 4)[:, :6]
+    if kind != "a slice of the channels":
+        images = images.contiguous(memory_format=torch.channels_last)
+    assert native.takes(images) is (kind != "a slice of the channels")
+    images = {"float32": images.float(), "contiguous": images.contiguous()}.get(kind, images)
+    gradient = torch.randn(images.shape)
+    ours, usual = (run(made(layer, activation), images, gradient) for made in (stand_in, ordinary))
+    assert all(torch.equal(ours[name], value) for name, value in usual.items())
+    assert int(ours["num_batches_tracked"]) == (kind != "evaluation")
+
+
+def test_a_norm_in_bfloat16_itself_works_as_in_pytorch() -> None:
+    layer, images = norm(6).bfloat16(), maps(3, 6, 4, 4)
+    ours, usual = (run(made(layer), images, torch.ones(images.shape)) for made in (stand_in, ordinary))
+    assert all(torch.allclose(ours[name], value, rtol=0.02, atol=0.02) for name, value in usual.items())
+
+
+def test_no_grad_needs_no_gradient_and_still_keeps_statistics() -> None:
+    layer, images = norm(6), maps(3, 6, 4, 4)
+    ours, usual = stand_in(layer), ordinary(layer)
+    with torch.no_grad():
+        outputs = ours(images), usual(images)
+    assert not outputs[0].requires_grad
+    assert torch.allclose(outputs[0], outputs[1], rtol=2**-7, atol=1e-5)
+    for name, value in usual[0].named_buffers():
+        assert torch.allclose(ours.get_buffer(name), value), name
+
+
+def test_frozen_weights_stay_without_a_gradient_and_the_input_gets_the_same() -> None:
+    layer, images, gradient = norm(6), maps(3, 6, 4, 4), torch.randn(3, 6, 4, 4)
+    trained = run(stand_in(layer), images, gradient)
+    frozen = run(stand_in(layer.requires_grad_(False)), images, gradient)
+    assert frozen["weight"] is frozen["bias"] is None
+    assert torch.equal(frozen["input"], trained["input"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong(dtype: torch.dtype) -> None:
+    layer, pixels = norm(2), maps(2, 2, 3, 3).to(dtype)
+    if dtype == torch.float32:
+        assert torch.equal(penalty_gradient(stand_in(layer), pixels), penalty_gradient(ordinary(layer), pixels))
+    else:
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            penalty_gradient(stand_in(layer), pixels)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_stand_in_has_the_very_parameters_buffers_and_mode_of_its_norm(training: bool) -> None:
+    layer = norm(4, eps=0.01, momentum=0.3).train(training)
+    made = BatchNormActivation2d.sharing(layer, nn.ReLU())
+    assert (made.training, made.eps, made.momentum) == (training, 0.01, 0.3)
+    assert list(made.state_dict()) == list(layer.state_dict())
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        assert getattr(made, name) is tensor
+    made.train()(maps(2, 4, 3, 3))
+    assert layer.num_batches_tracked == 1
+
+
+def test_it_replaces_a_norm_followed_by_its_activations_and_nothing_else() -> None:
+    replaces = BatchNormActivation2d.replaces
+    for activation in ACTIVATIONS:
+        assert replaces(nn.BatchNorm2d(4), activation())
+        assert replaces(nn.BatchNorm2d(4), activation(inplace=True))
+    for other in (nn.GELU(), nn.ReLU6(), nn.LeakyReLU(), nn.Identity()):
+        assert not replaces(nn.BatchNorm2d(4), other)
+    for other in (nn.BatchNorm1d(4), nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), BatchNormActivation2d(4)):
+        assert not replaces(other, nn.ReLU())
+    for options in ({"momentum": None}, {"affine": False}, {"track_running_stats": False}):
+        assert not replaces(nn.BatchNorm2d(4, **options), nn.ReLU())
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_layers_that_something_is_hooked_to_are_left_as_they_are(hook: str) -> None:
+    for hooked in (0, 1):
+        pair = (nn.BatchNorm2d(4), nn.ReLU())
+        getattr(pair[hooked], f"register_{hook}")(lambda *_: None)
+        assert not BatchNormActivation2d.replaces(*pair)

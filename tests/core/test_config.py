@@ -1,0 +1,214 @@
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onecycle.core.config import BASELINE, RECIPES, Config
+from onecycle.core.errors import InputError
+
+rates = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    low, high = sorted([draw(rates), draw(rates)])
+    return Config(
+        data=draw(st.text()),
+        epochs=draw(st.integers(1, 10**6)),
+        batch_size=draw(st.integers(1, 10**6)),
+        lr_max=draw(st.sampled_from([high, None])),
+        lr_min=draw(st.sampled_from([low, None])),
+        peak_fraction=draw(st.floats(0, 1, exclude_min=True, exclude_max=True)),
+        seed=draw(st.integers(0, 2**63)),
+        validation=draw(st.integers(0, 50_000)),
+        limit=draw(st.none() | st.integers(1, 50_000)),
+        device=draw(st.sampled_from(["auto", "cpu", "cuda", "mps"])),
+        precision=draw(st.sampled_from(["auto", "float32", "bfloat16"])),
+        workers=draw(st.integers(0, 64)),
+        out=Path(draw(st.text(st.characters(codec="utf-8", exclude_characters="\0")))),
+    )
+
+
+def test_the_baseline_holds_the_specifications_values() -> None:
+    assert RECIPES["baseline"] is BASELINE
+    assert (BASELINE.recipe, BASELINE.data) == ("baseline", "cifar10")
+    assert (BASELINE.epochs, BASELINE.batch_size, BASELINE.peak_fraction) == (24, 512, 5 / 24)
+    assert BASELINE.lr_min is None, "found by the LR finder"
+    assert BASELINE.lr_max is None, "found by the LR finder"
+    assert (BASELINE.validation, BASELINE.limit) == (0, None), "all of CIFAR-10, evaluated on the test set"
+    assert (BASELINE.device, BASELINE.precision, BASELINE.seed) == ("auto", "auto", 0)
+
+
+def test_the_recipes_for_the_impatient_end_at_a_rate_of_0_and_augment_whole_batches() -> None:
+    for name in ("quick", "fast"):
+        recipe = RECIPES[name]
+        assert (recipe.recipe, recipe.data) == (name, "cifar10")
+        assert (recipe.lr_min, recipe.peak_fraction) == (0, 0)
+        assert recipe.lr_max is not None
+        assert recipe.augmentation == "batched"
+    assert RECIPES["fast"].test_time_augmentation
+    assert not RECIPES["quick"].test_time_augmentation
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("sizes", (24, 8), "sides of 9 pixels or more"),
+        ("widths", (64, 128), "three numbers of channels"),
+        ("widths", (64, 0, 128), "three numbers of channels"),
+        ("padding", -1, "at least 0"),
+        ("hole", -1, "at least 0"),
+        ("bias_lr_scale", 0.0, "a positive number"),
+    ],
+)
+def test_so_is_one_that_only_other_recipes_can_change(field: str, value: object, allowed: str) -> None:
+    message = f"--{field.replace('_', '-')} is {value!r}; it must be {allowed}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        dataclasses.replace(RECIPES["quick"], **{field: value})
+
+
+def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASELINE.epochs = 3  # type: ignore[misc]
+    assert dataclasses.replace(BASELINE, epochs=3) == Config(epochs=3)
+    with pytest.raises(InputError, match="--epochs is 0"):
+        dataclasses.replace(BASELINE, epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("recipe", "fastest", "one of baseline, quick, fast"),
+        ("device", "tpu", "one of auto, cpu, cuda, mps"),
+        ("precision", "float16", "one of auto, float32, bfloat16"),
+        ("epochs", 0, "at least 1"),
+        ("epochs", -3, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("seed", -1, "at least 0"),
+        ("validation", -1, "at least 0"),
+        ("workers", -1, "at least 0"),
+        ("limit", 0, "at least 1"),
+        ("limit", -10, "at least 1"),
+        *(("lr_max", value, "a positive number") for value in (0.0, -0.1, math.nan, math.inf, -math.inf)),
+        *(("lr_min", value, "a number from 0 up") for value in (-0.1, math.nan, math.inf, -math.inf)),
+        *(("peak_fraction", value, "from 0 to below 1") for value in (1.0, -0.2, 1.5, math.nan, math.inf)),
+        ("network", "resnet50", "one of custom_resnet, whitened_convnet"),
+        ("sizes", (24, 28), "() with the custom ResNet"),
+        ("sizes", (24.5,), "whole numbers"),
+        ("label_smoothing", 1.0, "from 0 to below 1"),
+        ("label_smoothing", -0.1, "from 0 to below 1"),
+        ("padding", 2, "4 with albumentations"),
+        ("hole", 0, "8 with albumentations"),
+        ("brightness", 0.1, "0 with albumentations"),
+        ("contrast", 0.1, "0 with albumentations"),
+        ("brightness", -0.1, "from 0 to 1"),
+        ("contrast", 1.5, "from 0 to 1"),
+        ("flip", "alternating", "random with albumentations"),
+        ("widths", (64, 128, 128), "(64, 256, 256) with the custom ResNet"),
+        ("whitening", False, "True with the custom ResNet"),
+        ("activation", "hardswish", "relu with the custom ResNet"),
+        ("activation", "gelu", "one of relu, hardswish"),
+        ("whitening_epochs", 1, "None with the custom ResNet"),
+        ("optimizer", "muon", "adam for the custom ResNet"),
+        ("bias_lr_scale", 64, "1 with adam"),
+        ("whitening_epochs", -1, "at least 0"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_option_value_and_what_is_allowed(
+    field: str, value: object, allowed: str
+) -> None:
+    message = f"--{field.replace('_', '-')} is {value!r}; it must be {allowed}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Config(**{field: value})
+
+
+def test_a_lowest_rate_above_the_highest_is_refused_and_an_equal_one_is_not() -> None:
+    with pytest.raises(InputError, match=r"^--lr-min is 0\.2; it must be at most lr_max, which is 0\.1$"):
+        Config(lr_min=0.2, lr_max=0.1)
+    assert Config(lr_min=0.1, lr_max=0.1).lr_min == 0.1
+
+
+@pytest.mark.parametrize("seed", [2**64, 10**30])
+def test_a_seed_that_torch_cannot_take_is_refused(seed: int) -> None:
+    with pytest.raises(InputError, match=f"--seed is {seed}; it must be"):
+        Config(seed=seed)
+
+
+@given(configs())
+def test_a_configuration_written_as_json_comes_back_equal(config: Config) -> None:
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_saved_configuration_is_loaded_equal_and_what_it_leaves_out_has_its_default(tmp_path: Path) -> None:
+    config = Config(epochs=3, lr_max=0.01, lr_min=0.001, limit=100, out=Path("some where/else"))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    assert Config.load(tmp_path / "config.json") == config
+    (tmp_path / "config.json").write_text('{"epochs": 3, "lr_max": 1}')
+    assert Config.load(tmp_path / "config.json") == Config(epochs=3, lr_max=1)
+
+
+def test_an_unknown_field_of_a_file_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"field 'epoch' is not known; the fields are activation, .*, workers"):
+        Config.from_json({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", "24"),
+        ("epochs", 24.0),
+        ("epochs", True),
+        ("epochs", None),
+        ("batch_size", [512]),
+        ("lr_max", "0.1"),
+        ("lr_min", False),
+        ("peak_fraction", None),
+        ("seed", 0.5),
+        ("limit", "all"),
+        ("data", 10),
+        ("data", None),
+        ("device", "tpu"),
+        ("precision", 16),
+        ("recipe", None),
+        ("whitening", 1),
+        ("sizes", 24),
+        ("sizes", "24"),
+        ("out", 1),
+    ],
+)
+def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_field_and_value(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"{field.replace('_', '-')} is {re.escape(repr(value))}; it must be"):
+        Config.from_json({field: value})
+
+
+def test_a_value_of_the_right_type_in_a_file_must_be_allowed_too() -> None:
+    with pytest.raises(InputError, match="--epochs is 0; it must be at least 1"):
+        Config.from_json({"epochs": 0})
+    with pytest.raises(InputError, match="--lr-max is nan; it must be a positive number"):
+        Config.from_json(json.loads('{"lr_max": NaN}'))
+
+
+@pytest.mark.parametrize("content", [b"", b"epochs: 3", b'{"epochs": 3', b"\xff\xfe\x00", b"PK\x03\x04"])
+def test_a_file_that_is_not_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json is not a configuration: "):
+        Config.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"epochs"'])
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json is not a configuration: it must hold one JSON object"):
+        Config.load(tmp_path / "config.json")
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read the configuration .*missing\.json: No such file"):
+        Config.load(tmp_path / "missing.json")
+    with pytest.raises(InputError, match="cannot read the configuration .*: Is a directory"):
+        Config.load(tmp_path)

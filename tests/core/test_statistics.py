@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from onecycle.core.statistics import (
+    accuracy_by_class,
+    accuracy_interval,
+    agreement,
+    difference_by_image,
+    estimate,
+    paired_difference,
+)
+
+accuracies = st.floats(0, 1)
+
+
+@given(st.lists(accuracies, min_size=5, max_size=30))
+def test_the_interval_is_students(values: list[float]) -> None:
+    made = estimate(values)
+    assert made.values == tuple(values)
+    assert made.mean == pytest.approx(np.mean(values))
+    assert made.deviation == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    assert made.interval_95 is not None
+    if made.deviation and made.deviation > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+        assert made.interval_95 == pytest.approx((low, high))
+
+
+def test_an_interval_holds_the_truth_nineteen_times_in_twenty() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        interval = estimate(generator.normal(0.9, 0.002, size=5).tolist()).interval_95
+        assert interval is not None
+        held += interval[0] <= 0.9 <= interval[1]
+    assert held / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_values_get_no_interval_and_resolve_nothing(count: int) -> None:
+    made = estimate([0.9] * count)
+    assert made.interval_95 is None
+    assert not made.resolved
+    assert (made.deviation is None) == (count == 1)
+
+
+def test_no_values_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        estimate([])
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    ours = {0: 0.91, 1: 0.95, 2: 0.93, 3: 0.90, 4: 0.92, 9: 0.1}
+    theirs = {seed: accuracy - 0.01 - 0.001 * (seed % 2) for seed, accuracy in ours.items() if seed != 9} | {7: 0.5}
+    made = paired_difference(ours, theirs)
+    assert made.values == pytest.approx((0.01, 0.011, 0.01, 0.011, 0.01))
+    assert made.resolved, "although the seeds differ by five points"
+
+
+def test_a_difference_around_zero_is_not_resolved() -> None:
+    assert not estimate([-0.01, 0.01, 0.002, -0.003, 0.001]).resolved
+
+
+def test_images_wrong_under_every_seed_are_told_from_those_wrong_under_some() -> None:
+    correct = np.array([[True, False, False, True], [True, False, True, True], [True, False, True, False]])
+    assert agreement(correct).to_json() == {"images": 4, "wrong_in_every_run": 1, "wrong_in_some_runs": 2}
+
+
+def test_a_single_run_is_wrong_in_every_run_where_it_is_wrong() -> None:
+    made = agreement(np.array([[True, False]]))
+    assert (made.wrong_in_every_run, made.wrong_in_some_runs) == (1, 0)
+
+
+def test_each_class_has_its_own_accuracy() -> None:
+    correct = np.array([[True, True, False, True], [True, False, False, True]])
+    found = accuracy_by_class(correct, np.array([0, 0, 2, 2]))
+    assert {label: told.values for label, told in found.items()} == {0: (1.0, 0.5), 2: (0.5, 0.5)}
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_of_an_accuracy_holds_it(images: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, images))
+    low, high = accuracy_interval(correct, images)
+    assert 0 <= low <= correct / images <= high <= 1
+
+
+def test_the_interval_of_an_accuracy_is_wilsons() -> None:
+    share, images, z = 0.9295, 10_000, 1.959964
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
+    assert accuracy_interval(9295, images) == pytest.approx((centre - half, centre + half))
+
+
+def test_two_networks_that_are_right_on_the_same_images_differ_by_exactly_nothing() -> None:
+    right = np.array([True, False, True])
+    found = difference_by_image(right, right)
+    assert (found.mean, found.interval_95, found.p_value) == (0, (0, 0), 1)
+    assert found.only_ours == found.only_theirs == 0
+
+
+def test_a_difference_by_image_is_the_paired_one() -> None:
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.random((2, 4000)) < np.array([[0.93], [0.90]])
+    found = difference_by_image(ours, theirs)
+    by_image = ours.astype(float) - theirs
+    assert found.mean == pytest.approx(ours.mean() - theirs.mean())
+    normal = stats.norm.interval(0.95, loc=by_image.mean(), scale=by_image.std() / 4000**0.5)
+    assert found.interval_95 == pytest.approx(normal, abs=0.002), "what a test on the means says of so many images"
+    assert (found.only_ours, found.only_theirs) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
+    assert found.p_value < 0.05 and found.resolved
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_the_interval_and_the_test_never_contradict_each_other(only_ours: int, only_theirs: int) -> None:
+    ours = np.array([True] * only_ours + [False] * only_theirs + [True] * 10)
+    theirs = np.array([False] * only_ours + [True] * only_theirs + [True] * 10)
+    found = difference_by_image(ours, theirs)
+    assert found.resolved == (found.p_value < 0.05)
+    assert found.interval_95[0] <= found.mean <= found.interval_95[1]
+    if only_ours + only_theirs:  # scipy counts the tails of a symmetric distribution alike
+        assert found.p_value == pytest.approx(stats.binomtest(only_ours, only_ours + only_theirs).pvalue)
+
+
+def test_networks_on_other_images_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        difference_by_image(np.array([True]), np.array([True, False]))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        difference_by_image(np.array([], bool), np.array([], bool))

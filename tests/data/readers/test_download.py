@@ -1,0 +1,166 @@
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from onecycle.core.errors import InputError
+from onecycle.data.readers.download import RemoteFile, download
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+
+
+class Server:
+    """A file server on this machine whose manners can be set."""
+
+    def __init__(self) -> None:
+        self.ranges: list[str | None] = []  # what was asked for
+        self.ignores_ranges = False
+        self.breaks_off_at: int | None = None
+        self.pauses_at: int | None = None
+        self.content = CONTENT
+        self.wrong_range = False
+        told = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked = self.headers["Range"]
+                told.ranges.append(asked)
+                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and not told.ignores_ranges else 0
+                if start >= len(told.content):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(told.content) - start))
+                if start:
+                    first = start + told.wrong_range
+                    self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
+                self.end_headers()
+                if told.pauses_at:
+                    self.wfile.write(told.content[start : told.pauses_at])
+                    while told.pauses_at:
+                        time.sleep(0.01)
+                    return
+                self.wfile.write(told.content[start : told.breaks_off_at])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/set.tar.gz"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.http.shutdown()
+    thread.join()
+    server.http.server_close()
+
+
+@pytest.fixture
+def remote(server: Server) -> RemoteFile:
+    return RemoteFile(url=server.url, size=len(CONTENT), md5=hashlib.md5(CONTENT).hexdigest())
+
+
+def test_a_file_is_downloaded_and_nothing_else_stays(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    path = download(remote, tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "set.tar.gz"
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_interrupted_download_is_continued(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    server.breaks_off_at = 100_000
+    with pytest.raises(InputError, match="stopped at 100,000 of 300,000 bytes; the same command continues it"):
+        download(remote, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz.part"]
+    server.breaks_off_at = None
+    assert download(remote, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-"]
+
+
+def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    server.pauses_at = 100_000
+    process = multiprocessing.get_context("spawn").Process(target=download, args=(remote, tmp_path))
+    process.start()
+    part = tmp_path / "set.tar.gz.part"
+    while not part.exists() or part.stat().st_size < 65_536:
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    server.pauses_at = None
+    assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz.part"]
+    have = part.stat().st_size
+    assert download(remote, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={have}-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz"]
+
+
+def test_a_server_that_ignores_ranges_sends_it_all_again(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
+    server.ignores_ranges = True
+    assert download(remote, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=50000-"]
+
+
+def test_a_server_that_continues_elsewhere_is_not_believed(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
+    server.wrong_range = True
+    with pytest.raises(InputError, match="continued at the wrong place.*50,000 bytes are kept"):
+        download(remote, tmp_path)
+    assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:50_000]
+
+
+def test_a_partial_file_that_is_too_long_is_started_anew(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT + b"more")
+    assert download(remote, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None]
+
+
+def test_a_partial_file_that_is_whole_is_only_checked(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT)
+    assert download(remote, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == []
+
+
+def test_a_partial_file_longer_than_the_servers_is_dropped(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
+    server.content = CONTENT[:40_000]
+    with pytest.raises(InputError, match="could not be downloaded"):
+        download(remote, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: c + b"?"], ids=["other bytes", "longer"]
+)
+def test_a_file_that_is_not_the_expected_one_is_thrown_away(
+    server: Server, remote: RemoteFile, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    server.content = change(CONTENT)
+    with pytest.raises(InputError, match=r"not the expected file \(size or md5 differ\), so it was thrown away"):
+        download(remote, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_connection_the_message_says_so(tmp_path: Path) -> None:
+    unheard = RemoteFile(url="http://127.0.0.1:9/set.tar.gz", size=1, md5="")
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9/set\.tar\.gz could not be downloaded into .* \(.*refused"):
+        download(unheard, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(remote: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="could not be downloaded into .*file/folder"):
+        download(remote, tmp_path / "file" / "folder")

@@ -1,0 +1,141 @@
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from onecycle.core.cache import cache_folder
+from onecycle.core.errors import InputError
+from onecycle.data.readers.search import Found, find_cifar10, locate
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder and an empty cache."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_an_archive_is_known_by_its_content_whatever_its_name(
+    binary_archive: Path, python_archive: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for name, source, layout in [("a.zip", binary_archive, "binary"), ("b", python_archive, "python")]:
+        shutil.copy(source, tmp_path / name)
+        assert locate(tmp_path / name) == Found(tmp_path / name, layout)
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        archive.add(image_folder, "top")
+    assert locate(tmp_path / "c.tar") == Found(tmp_path / "c.tar", "images")
+
+
+def test_a_folder_is_searched_for_the_official_names(
+    binary_archive: Path, python_archive: Path, binary_folder: Path, python_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "found"
+    folder.mkdir()
+    # Placed in reverse: each is preferred to those before it.
+    for source, layout in [
+        (python_folder, "python"),
+        (binary_folder, "binary"),
+        (python_archive, "python"),
+        (binary_archive, "binary"),
+    ]:
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / source.name)
+        assert locate(folder) == Found(folder / source.name, layout)
+
+
+def test_an_unpacked_folder_is_known_under_any_name(binary_folder: Path, python_folder: Path, tmp_path: Path) -> None:
+    for source, layout in [(binary_folder, "binary"), (python_folder, "python")]:
+        shutil.copytree(source, tmp_path / layout)
+        assert locate(tmp_path / layout) == Found(tmp_path / layout, layout)
+
+
+def test_a_sample_is_never_picked_but_can_be_named(binary_archive: Path, tmp_path: Path) -> None:
+    sample = tmp_path / "samples" / "cifar-10-binary-sample.tar.gz"
+    sample.parent.mkdir()
+    shutil.copy(binary_archive, sample)
+    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+        locate(sample.parent)
+    assert locate(sample).layout == "binary"
+
+
+def test_an_image_folder_may_have_one_folder_around_it(image_folder: Path, tmp_path: Path) -> None:
+    assert locate(image_folder) == Found(image_folder, "images")
+    shutil.copytree(image_folder, tmp_path / "outer" / "one")
+    assert locate(tmp_path / "outer") == Found(tmp_path / "outer" / "one", "images")
+    shutil.copytree(image_folder, tmp_path / "outer" / "two")
+    with pytest.raises(InputError, match=r"holds several image folders \(one, two\); name one of them"):
+        locate(tmp_path / "outer")
+
+
+def test_a_folder_of_archives_alone_is_an_image_folder(
+    image_folder: Path, binary_archive: Path, tmp_path: Path
+) -> None:
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for split in ("train", "test"):
+        with tarfile.open(archives / f"{split}.tar", "w") as archive:
+            archive.add(image_folder / split, split)
+    (archives / "README.txt").write_text("what these are")
+    assert locate(archives) == Found(archives, "images")
+    shutil.copy(next(image_folder.rglob("*.png")), archives)
+    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+        locate(archives)
+    shutil.rmtree(archives)
+    archives.mkdir()
+    shutil.copy(binary_archive, archives / "some.tar.gz")
+    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+        locate(archives)
+
+
+def test_what_is_not_there_or_holds_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing: no such file or folder; check the path"):
+        locate(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: the folder is empty"):
+        locate(tmp_path / "empty")
+    (tmp_path / "empty" / "letter.txt").write_text("hello")
+    with pytest.raises(
+        InputError, match=r"holds neither CIFAR-10 \(cifar-10-binary\.tar\.gz, .*\) nor images in folders"
+    ):
+        locate(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"letter\.txt: not a \.zip, \.tar or \.tar\.gz archive"):
+        locate(tmp_path / "empty" / "letter.txt")
+    with tarfile.open(tmp_path / "other.tar", "w") as archive:
+        archive.add(tmp_path / "empty", "empty")
+    with pytest.raises(InputError, match=r"other\.tar: holds neither CIFAR-10's batches nor images in folders"):
+        locate(tmp_path / "other.tar")
+
+
+def test_the_variable_comes_before_the_working_folder_and_that_before_the_cache(
+    binary_archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert find_cifar10() is None
+    for folder in (cache_folder(), Path("data"), tmp_path / "named"):
+        folder.mkdir(parents=True)
+        shutil.copy(binary_archive, folder)
+        if folder == tmp_path / "named":
+            monkeypatch.setenv("ONECYCLE_DATA", str(folder))
+        assert find_cifar10() == Found(folder / binary_archive.name, "binary")
+    monkeypatch.setenv("ONECYCLE_DATA", str(binary_archive))
+    assert find_cifar10() == Found(binary_archive, "binary")
+
+
+def test_a_variable_that_is_set_but_wrong_is_an_error_even_where_data_lie_elsewhere(
+    binary_archive: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("data").mkdir()
+    shutil.copy(binary_archive, "data")
+    monkeypatch.setenv("ONECYCLE_DATA", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .*missing: no such file or folder"):
+        find_cifar10()
+    monkeypatch.setenv("ONECYCLE_DATA", str(image_folder))
+    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* is an image folder, not CIFAR-10"):
+        find_cifar10()
+    monkeypatch.setenv("ONECYCLE_DATA", "")
+    assert find_cifar10() is not None
+
+
+def test_a_working_folder_with_other_data_is_passed_over(image_folder: Path) -> None:
+    shutil.copytree(image_folder, "data")
+    assert find_cifar10() is None

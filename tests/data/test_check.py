@@ -1,0 +1,85 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onecycle.cli import main
+from onecycle.core.errors import InputError
+from onecycle.data import ImageSet
+from onecycle.data.check import check
+
+
+@pytest.fixture
+def copied(image_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(image_folder, tmp_path / "pictures"))
+
+
+def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def test_a_sound_folder_is_counted_and_safe(image_folder: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
+    found = check(image_folder)
+    assert found.classes == tiny[0].classes
+    assert found.counts == {"train": (5,) * 10, "test": (2,) * 10}
+    assert (found.problems, found.converted, found.repeated, found.dangers()) == ((), {}, (), [])
+
+
+@pytest.mark.parametrize("data", ["digits", "archive"])
+def test_every_kind_of_data_can_be_checked(data: str, python_archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "digits" if data == "digits" else str(python_archive)]) == 0
+    assert capsys.readouterr().out.endswith("\nSafe to train on\n")
+
+
+def test_each_conversion_is_told_with_the_files_it_is_made_in(copied: Path) -> None:
+    folder = copied / "train" / "0"
+    noise(0).save(folder / "animated.gif", save_all=True, append_images=[noise(1), noise(2)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(3).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60).save(folder / "deep.png")
+    noise(4, "CMYK").save(folder / "print.jpg")
+    noise(5, "RGBA").save(folder / "glass.png")
+    noise(6, "L").save(folder / "grey.png")
+    noise(7).save(folder / "liar.png", "JPEG")
+    found = check(copied)
+    assert not found.problems
+    told = {what: [Path(name).name for name in names] for what, names in found.converted.items()}
+    assert told == {
+        "CMYK: converted to RGB": ["print.jpg"],
+        "L: converted to RGB": ["grey.png"],
+        "animated: the first frame is used": ["animated.gif"],
+        "more than 8 bits a channel: scaled to 8": ["deep.png"],
+        "of another format than their name says": ["liar.png"],
+        "turned upright, as their EXIF tag says": ["turned.jpg"],
+    } | {what: names for what, names in told.items() if what.startswith(("P:", "transparent"))}
+    assert found.dangers() == []
+
+
+def test_the_same_picture_twice_is_found_within_and_across_train_and_test(copied: Path) -> None:
+    first, second = (sorted((copied / "train" / "1").iterdir())[i] for i in range(2))
+    shutil.copy(first, copied / "train" / "1" / "again.png")
+    shutil.copy(second, copied / "train" / "2" / "other-label.png")
+    shutil.copy(first, copied / "test" / "1" / "leaked.png")
+    found = check(copied)
+    names = {tuple(sorted(Path(image.name).name for image in group)) for group in found.repeated}
+    assert names == {
+        tuple(sorted(("again.png", first.name, "leaked.png"))),
+        tuple(sorted((second.name, "other-label.png"))),
+    }
+    assert (found.shared(), found.contradicted()) == (1, 2)
+    assert found.dangers() == [
+        "1 of 21 test images are in the training set, too",
+        "2 of 52 training images are there again with another label",
+    ]
+    lines = found.lines()
+    same = f"{copied}/train/1/again.png (1)", f"{copied}/test/1/leaked.png (1)"
+    assert any(all(name in line for name in same) for line in lines)
+
+
+def test_a_set_that_is_none_is_refused_as_in_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        check(tmp_path / "nothing")

@@ -1,0 +1,170 @@
+"""A network as ONNX: it answers like the network, where there is no torch."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from onecycle.cli import main
+from onecycle.core.config import BASELINE, QUICK
+from onecycle.core.errors import InputError
+from onecycle.predict import onnx
+from onecycle.predict.predictor import Predictor
+from onecycle.run import experiment
+from onecycle.run.export import write_card
+from onecycle.storage.run_folder import RunFolder
+
+ALONE = """
+import json, sys
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+(answer,) = session.run(None, {"images": np.load(sys.argv[2])})
+np.save(sys.argv[3], answer)
+about = session.get_modelmeta().custom_metadata_map
+shapes = [[part.name, part.shape, part.type] for part in (*session.get_inputs(), *session.get_outputs())]
+print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads(about["classes"]), shapes]))
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(BASELINE, id="custom ResNet", marks=pytest.mark.long),
+        pytest.param(QUICK, id="whitened network"),
+    ],
+)
+def run(request: pytest.FixtureRequest, cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    small = {"data": "digits", "limit": 60, "epochs": 1, "batch_size": 30, "workers": 0, "report": False}
+    widths = (8, 8, 8) if request.param is QUICK else BASELINE.widths
+    config = replace(request.param, widths=widths, lr_min=1e-4, lr_max=1e-3, **small)
+    return experiment.run(config, Console(quiet=True), tmp_path_factory.mktemp("exported") / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    from onecycle.run.export import export_onnx
+
+    return export_onnx(run.path, tmp_path_factory.mktemp("onnx") / "new")
+
+
+def test_onnxruntime_alone_answers_like_the_network(
+    run: RunFolder, exported: tuple[Path, float], tmp_path: Path
+) -> None:
+    predictor = Predictor.load(run.weights)
+    images = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", ALONE, exported[0], tmp_path / "images.npy", tmp_path / "answer.npy"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    imported, classes, shapes = json.loads(done.stdout)
+    assert imported == []
+    assert classes == list(predictor.classes)
+    assert shapes == [["images", ["N", 32, 32, 3], "tensor(uint8)"], ["probabilities", ["N", 10], "tensor(float)"]]
+    expected = [prediction.probabilities for prediction in predictor.predict_images(images)]
+    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=1e-5)
+
+
+def test_the_difference_that_is_told_is_small_and_was_looked_for(exported: tuple[Path, float]) -> None:
+    assert 0 <= exported[1] <= onnx.TOLERANCE
+
+
+def test_a_file_that_differs_is_an_error_and_is_not_kept(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(onnx.Deployed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) + 2 * onnx.TOLERANCE
+
+    monkeypatch.setattr(onnx, "Deployed", Wrong)
+    assert main(["export", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
+    assert "was not written: its probabilities differ from the network's by up to" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_where_and_how_exact(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.path), "--to", "onnx"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[0] == str(run.path / "onnx" / "model.onnx")
+    assert re.search(r"largest difference from the network over 1,000 made-up images: \d\.\de-\d\d", out)
+    assert main(["export", str(run.path), "--to", "onnx"]) == 2
+    assert "model.onnx is there already; remove it, or name another folder" in capsys.readouterr().err
+
+
+def test_a_card_that_is_there_is_not_written_over(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("another project")
+    assert main(["export", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "another project")]
+
+
+def test_what_the_exporter_raises_is_told_in_one_line(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnx, "_OPSET", "none")
+    assert main(["export", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.onnx cannot be made: " in line and "try other versions" in line
+
+
+def test_the_example_on_the_card_runs_as_printed(run: RunFolder, exported: tuple[Path, float], tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (exported[0].parent / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "model.onnx").write_bytes(exported[0].read_bytes())
+    Image.new("L", (50, 40), 90).save(tmp_path / "picture.jpg")
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    label, probability = done.stdout.split()
+    expected = Predictor.load(run.weights).predict([tmp_path / "picture.jpg"])[0]
+    assert label == expected.label and float(probability) == pytest.approx(expected.probability, abs=1e-4)
+
+
+def test_the_cards_head_is_metadata_as_the_hub_has_them(run: RunFolder, exported: tuple[Path, float]) -> None:
+    _, head, text = (exported[0].parent / "README.md").read_text().split("---\n", 2)
+    metadata, result = yaml.safe_load(head), run.read_result()
+    assert metadata["library_name"] == "onnx" and metadata["license"] == "mit"
+    assert metadata["pipeline_tag"] == "image-classification"
+    (measured,) = metadata["model-index"][0]["results"]
+    assert measured["dataset"] == {"name": "the embedded digits", "type": "digits", "split": "test"}
+    accuracy, low, high = (metric["value"] for metric in measured["metrics"])
+    assert low < accuracy < high and accuracy == pytest.approx(result.test_accuracy, abs=1e-4)
+    for heading in ("Use", "How good it is", "What it is trained on", "Limits", "Licence"):
+        assert f"## {heading}\n" in text
+
+
+def test_names_that_mean_something_in_yaml_or_markdown_are_only_names(run: RunFolder, tmp_path: Path) -> None:
+    odd = RunFolder(tmp_path / "run")
+    odd.path.mkdir()
+    for path in run.path.iterdir():
+        if path.is_file():
+            (odd.path / path.name).write_bytes(path.read_bytes())
+    environment = odd.read_json(odd.environment)
+    environment["dataset"]["name"] = 'photos: "a|b" # no'
+    odd.write_json(odd.environment, environment)
+    card = write_card(odd, Predictor.load(odd.weights), tmp_path / "model.onnx").read_text()
+    metadata = yaml.safe_load(card.split("---\n", 2)[1])
+    assert "datasets" not in metadata and metadata["license"] == "unknown"
+    assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == 'photos: "a|b" # no'
+    assert "Not stated: whoever owns the pictures decides" in card
+
+
+def test_a_run_that_is_not_complete_is_not_exported(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(run.config.read_text())
+    assert main(["export", str(tmp_path), "--to", "onnx"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no result.json: the run did not get that far" in line
+
+
+def test_a_missing_library_is_told_with_what_installs_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecycle.run import export
+
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(InputError, match=r"needs onnxscript, not installed; pip install onnxscript"):
+        export.export_onnx(run.path)

@@ -1,0 +1,104 @@
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError
+from onecycle.report import plots
+from onecycle.run import experiment
+from onecycle.storage.run_folder import RunFolder
+from onecycle.train.lr_finder import read_curve
+
+OF_EVERY_RUN = {
+    "accuracy.png",
+    "augmentations.png",
+    "confusion_matrix.png",
+    "incorrect_predictions.png",
+    "learning_rate.png",
+    "loss.png",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The smallest of runs, its two rates given."""
+    config = Config(
+        network="whitened_convnet",
+        widths=(8, 8, 8),
+        data="digits",
+        limit=10,
+        epochs=2,
+        batch_size=5,
+        lr_min=1e-5,
+        lr_max=1e-4,
+        workers=0,
+        out=tmp_path_factory.mktemp("runs"),
+    )
+    return experiment.run(config, Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """The folder alone, elsewhere, without its pictures and weights."""
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(finished.path, folder.path)
+    shutil.rmtree(folder.pictures)
+    folder.weights.unlink()
+    return folder
+
+
+def drawn(folder: RunFolder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.pictures.iterdir()}
+
+
+def test_every_picture_is_drawn_again_from_the_folder_alone_byte_for_byte(
+    finished: RunFolder, copied: RunFolder
+) -> None:
+    before = drawn(finished)
+    assert before.keys() == OF_EVERY_RUN
+    plots.draw(copied)
+    assert drawn(copied) == before
+
+
+def test_every_picture_is_a_picture_and_none_is_blank(finished: RunFolder) -> None:
+    for path in finished.pictures.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20, path.name
+
+
+def test_a_curve_is_drawn_where_there_is_one(copied: RunFolder) -> None:
+    curve = read_curve(np.geomspace(1e-6, 1, 50).tolist(), np.linspace(2.3, 0.5, 50).tolist())
+    copied.write_json(copied.lr_finder, curve.to_json())
+    plots.draw(copied)
+    assert drawn(copied).keys() == OF_EVERY_RUN | {"lr_finder.png"}
+
+
+def test_before_there_is_a_result_only_what_is_known_is_drawn(copied: RunFolder) -> None:
+    copied.result.unlink()
+    plots.draw(copied)
+    assert drawn(copied).keys() == {"augmentations.png"}
+
+
+def test_drawing_again_replaces_what_was_drawn_and_leaves_nothing_else(copied: RunFolder) -> None:
+    copied.pictures.mkdir()
+    (copied.pictures / "loss.png").write_text("half a pict")
+    plots.draw(copied)
+    assert drawn(copied).keys() == OF_EVERY_RUN
+    with Image.open(copied.pictures / "loss.png") as image:
+        image.load()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "mistakes.npz", "predictions.npz"])
+def test_a_record_that_is_lost_or_damaged_is_named(copied: RunFolder, name: str) -> None:
+    (copied.path / name).write_bytes(b"\x00")
+    with pytest.raises(InputError, match=name):
+        plots.draw(copied)
+    (copied.path / name).unlink()
+    with pytest.raises(InputError, match=name):
+        plots.draw(copied)

@@ -1,0 +1,103 @@
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from onecycle.cli import main
+from onecycle.storage.run_folder import RunFolder
+
+SMALL = ["train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--no-report"]
+
+
+def events(run: RunFolder) -> EventAccumulator:
+    """What TensorBoard itself reads."""
+    reader = EventAccumulator(str(run.tensorboard), size_guidance={"images": 0, "scalars": 0})
+    reader.Reload()
+    return reader
+
+
+@pytest.fixture(scope="module")
+def run(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("tracked")
+    command = [*SMALL, "--tensorboard", "--epochs", "3", "--batch-size", "12", "--out", str(out)]
+    assert main(command) == 0
+    (path,) = out.iterdir()
+    return RunFolder(path)
+
+
+def test_tensorboard_reads_the_scalars_of_every_epoch(run: RunFolder) -> None:
+    reader, history = events(run), run.read_history()
+    for name, values in {
+        "accuracy/test": [record.test_accuracy for record in history],
+        "accuracy/train": [record.train_accuracy for record in history],
+        "loss/test": [record.test_loss for record in history],
+        "loss/train": [record.train_loss for record in history],
+        "learning rate": [record.lr for record in history],
+    }.items():
+        scalars = reader.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3]
+        assert [scalar.value for scalar in scalars] == pytest.approx(values, rel=1e-6)
+
+
+def test_a_run_that_was_stopped_and_resumed_has_every_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    command = [*SMALL, "--tensorboard", "--epochs", "3", "--batch-size", "12", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("onecycle.run.tensorboard.TensorBoard.epoch", stop)
+        with pytest.raises(Stopped):
+            main(command)
+    (path,) = tmp_path.iterdir()
+    assert main(["train", "--resume", str(path)]) == 0
+    assert [scalar.step for scalar in events(RunFolder(path)).Scalars("loss/test")] == [1, 2, 3]
+
+
+def test_tensorboard_reads_the_pictures(run: RunFolder) -> None:
+    reader = events(run)
+    assert set(reader.Tags()["images"]) == {"augmentations", "confusion_matrix", "incorrect_predictions"}
+    (image,) = reader.Images("confusion_matrix")
+    assert image.encoded_image_string.startswith(b"\x89PNG") and image.width > 500
+
+
+def test_tensorboard_reads_the_hyper_parameters(run: RunFolder) -> None:
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    reader = events(run)
+    assert reader.Scalars("result/accuracy")[0].value == pytest.approx(run.read_result().test_accuracy)
+    content = reader.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["epochs"].number_value == 3
+    assert start.hparams["optimizer"].string_value == "muon"
+    assert start.hparams["seed"].number_value == 0
+
+
+def test_without_tensorboard_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("tensorboard"):
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr("onecycle.run.tensorboard.import_module", without)
+    assert main([*SMALL, "--tensorboard", "--out", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err == "onecycle: --tensorboard needs TensorBoard: pip install tensorboard\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_it_writes_no_events(tmp_path: Path) -> None:
+    assert main([*SMALL, "--epochs", "2", "--batch-size", "30", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    assert not RunFolder(path).tensorboard.exists()
+    assert json.loads((path / "config.json").read_text())["tensorboard"] is False

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from onecycle.core.errors import InputError
+from onecycle.data import ImageSet
+from onecycle.storage.records import EpochRecord, LayerSummary, LRCurve, Mistakes, NetworkSummary, RunResult
+from onecycle.storage.run_folder import RunFolder
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**53)
+
+
+def through_json(values: object) -> object:
+    return json.loads(json.dumps(values))
+
+
+def lists_of_numbers(length: int) -> st.SearchStrategy[tuple[float, ...]]:
+    return st.lists(numbers, min_size=length, max_size=length).map(tuple)
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> LRCurve:
+    length = draw(st.integers(0, 8))
+    return LRCurve(
+        lrs=draw(lists_of_numbers(length)),
+        losses=draw(lists_of_numbers(length)),
+        smoothed=draw(lists_of_numbers(length)),
+        suggestions=draw(st.dictionaries(st.text(), numbers, max_size=3)),
+        lr_min=draw(numbers),
+        lr_max=draw(numbers),
+        stopped=draw(st.sampled_from(["completed", "diverged", "not finite"])),
+    )
+
+
+def plain_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
+    """A strategy for each field of `record` that is a number."""
+    kinds = {field.name: field.type for field in dataclasses.fields(record)}
+    return {name: counts if kind is int else numbers for name, kind in kinds.items() if kind in (int, float)}
+
+
+results = st.builds(
+    RunResult,
+    recipe=st.text(),
+    dataset=st.text(),
+    fingerprint=st.text(),
+    evaluated_on=st.sampled_from(["test", "validation"]),
+    notes=st.lists(st.text(), max_size=3).map(tuple),
+    **plain_fields(RunResult),
+)
+
+
+@given(curves())
+def test_an_lr_curve_written_as_json_comes_back_equal(curve: LRCurve) -> None:
+    assert LRCurve.from_json(through_json(curve.to_json())) == curve
+
+
+@given(results)
+def test_a_result_written_as_json_comes_back_equal(result: RunResult) -> None:
+    assert RunResult.from_json(through_json(result.to_json())) == result
+
+
+@given(st.builds(EpochRecord, **plain_fields(EpochRecord)))
+def test_an_epoch_written_as_json_comes_back_equal(record: EpochRecord) -> None:
+    assert EpochRecord(**through_json(dataclasses.asdict(record))) == record
+
+
+def test_records_cannot_be_changed() -> None:
+    layer = LayerSummary(layer="Linear-1", output_shape=(10,), parameters=5120)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        layer.parameters = 0  # type: ignore[misc]
+
+
+def test_the_sizes_of_a_network_count_each_output_twice_and_four_bytes_a_number() -> None:
+    layers = tuple(
+        LayerSummary(layer=name, output_shape=shape, parameters=0)
+        for name, shape in [("Conv2d-1", (64, 32, 32)), ("Flatten-2", (65536,)), ("Linear-3", (10,))]
+    )
+    network = NetworkSummary(input_shape=(3, 32, 32), layers=layers, parameters=655_360, trainable_parameters=655_360)
+    assert network.input_mb == 3 * 32 * 32 * 4 / 2**20
+    assert network.forward_backward_mb == 2 * (65_536 + 65_536 + 10) * 4 / 2**20
+    assert network.parameters_mb == 2.5
+    assert network.total_mb == network.input_mb + network.forward_backward_mb + network.parameters_mb
+    written = through_json(network.to_json())
+    assert isinstance(written, dict)
+    assert {name: written[name] for name in ("input_mb", "forward_backward_mb", "parameters_mb", "total_mb")} == {
+        "input_mb": 0.01,
+        "forward_backward_mb": 1.0,
+        "parameters_mb": 2.5,
+        "total_mb": 3.51,
+    }
+    assert written["layers"][0] == {"layer": "Conv2d-1", "output_shape": [64, 32, 32], "parameters": 0}
+
+
+def _equal(one: Mistakes, other: Mistakes) -> bool:
+    for name, value in vars(one).items():
+        again = getattr(other, name)
+        if isinstance(value, np.ndarray):
+            if (value.dtype, value.shape, value.tobytes()) != (again.dtype, again.shape, again.tobytes()):
+                return False
+        elif value != again:
+            return False
+    return True
+
+
+@st.composite
+def mistakes(draw: st.DrawFn) -> Mistakes:
+    count = draw(st.integers(0, 3))
+    names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5)
+    classes = tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True)))
+    return Mistakes(
+        indices=draw(arrays.arrays(np.int64, count)),
+        images=draw(arrays.arrays(np.uint8, (count, 4, 4, 3))),
+        labels=draw(arrays.arrays(np.int64, count)),
+        predictions=draw(arrays.arrays(np.int64, count)),
+        probabilities=draw(arrays.arrays(np.float32, (count, len(classes)))),
+        classes=classes,
+    )
+
+
+@given(mistakes())
+def test_mistakes_come_back_from_their_file_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, mistakes: Mistakes
+) -> None:
+    folder = RunFolder(tmp_path_factory.getbasetemp())
+    folder.write_mistakes(mistakes)
+    loaded = folder.read_mistakes()
+    assert _equal(mistakes, loaded)
+    assert isinstance(loaded.classes, tuple)
+
+
+def test_a_file_of_mistakes_that_holds_objects_is_refused_and_nothing_is_unpickled(
+    tiny: tuple[ImageSet, ImageSet], tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+
+    class Harm:
+        def __reduce__(self) -> object:
+            return made.mkdir, ()
+
+    test = tiny[1]
+    values = {
+        "indices": np.arange(20),
+        "images": test.images,
+        "labels": test.labels,
+        "predictions": test.labels,
+        "probabilities": np.zeros((20, 10), np.float32),
+    }
+    path = tmp_path / "mistakes.npz"
+    np.savez(path, **values, classes=np.array([Harm()], dtype=object))
+    with pytest.raises(InputError, match="allow_pickle=False"):
+        RunFolder(tmp_path).read_mistakes()
+    assert not made.exists()
+    with np.load(path, allow_pickle=True) as arrays_of_objects:
+        arrays_of_objects["classes"]
+    assert made.exists()  # so the pickle was a real one

@@ -1,0 +1,175 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError
+from onecycle.storage.records import EpochRecord, History, Mistakes
+from onecycle.storage.run_folder import RunFolder, new_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder.create(tmp_path / "a-run")
+    folder.write_json(folder.config, Config(data="digits").to_json())
+    return folder
+
+
+def history() -> History:
+    return [
+        EpochRecord(
+            epoch=epoch,
+            lr=0.1 / 3**epoch,
+            train_loss=2.0 / epoch,
+            train_accuracy=epoch / 7,
+            test_loss=1.0 / 3,
+            test_accuracy=epoch / 9,
+            seconds=0.1,
+        )
+        for epoch in (1, 2, 3)
+    ]
+
+
+# Writing
+
+
+def test_what_is_written_can_be_read_by_whoever_may_read_the_folder(folder: RunFolder) -> None:
+    from onecycle.storage.checkpoint import save_tensors
+
+    folder.write_history(history())
+    save_tensors(folder.weights, {}, {})
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder.config, folder.history, folder.weights)}
+    assert len(set(modes.values())) == 1, modes
+
+
+# Making and opening
+
+
+def test_runs_that_begin_within_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    folders = [new_folder(tmp_path / "new" / "runs", "baseline-digits") for _ in range(4)]
+    assert len(set(folders)) == 4
+    for folder in folders:
+        assert folder.parent == tmp_path / "new" / "runs"
+        assert folder.name.startswith("baseline-digits-2")
+        RunFolder.create(folder)
+        assert [path.name for path in folder.iterdir()] == ["pictures"]
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="--out .*file"):
+            new_folder(out, "a-run")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+def test_out_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot make a folder in --out /proc/self/runs: "):
+        new_folder(Path("/proc/self/runs"), "a-run")
+    with pytest.raises(InputError, match="cannot make the run folder /proc/self/runs: "):
+        RunFolder.create(Path("/proc/self/runs"))
+
+
+def test_opening_tells_what_is_no_run_folder(tmp_path: Path, folder: RunFolder) -> None:
+    assert RunFolder.open(folder.path).path == folder.path
+    with pytest.raises(InputError, match="there is no run folder .*nowhere"):
+        RunFolder.open(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not a run folder: it has no config.json"):
+        RunFolder.open(tmp_path)
+    with pytest.raises(InputError, match="is not a run folder"):
+        RunFolder.open(folder.config)
+
+
+# Reading what was written
+
+
+def test_configuration_and_history_come_back(folder: RunFolder) -> None:
+    assert folder.read_config() == Config(data="digits")
+    with pytest.raises(InputError, match="has no history.jsonl"):
+        folder.read_history()
+    folder.write_history(history())
+    assert folder.read_history() == history()
+    assert [json.loads(line)["epoch"] for line in folder.history.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_arrays_come_back(folder: RunFolder) -> None:
+    logits, labels = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), np.arange(5)
+    folder.write_arrays(folder.predictions, logits=logits, labels=labels)
+    arrays = folder.read_arrays(folder.predictions)
+    assert arrays.keys() == {"logits", "labels"}
+    np.testing.assert_array_equal(arrays["logits"], logits, strict=True)
+    np.testing.assert_array_equal(arrays["labels"], labels, strict=True)
+
+
+def test_equal_arrays_make_equal_files(folder: RunFolder, tmp_path: Path) -> None:
+    folder.write_arrays(tmp_path / "one.npz", labels=np.arange(5))
+    folder.write_arrays(tmp_path / "other.npz", labels=np.arange(5))
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
+
+
+def test_objects_are_neither_written_nor_read(folder: RunFolder) -> None:
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        folder.write_arrays(folder.predictions, labels=np.array([{}], dtype=object))
+    assert not folder.predictions.exists()
+    with folder.predictions.open("wb") as file:
+        np.savez(file, labels=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="predictions.npz cannot be read"):
+        folder.read_arrays(folder.predictions)
+
+
+def test_mistakes_come_back(folder: RunFolder) -> None:
+    mistakes = Mistakes(
+        indices=np.array([3, 1]),
+        images=np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3),
+        labels=np.array([0, 1]),
+        predictions=np.array([1, 0]),
+        probabilities=np.array([[0.1, 0.9], [0.6, 0.4]], np.float32),
+        classes=("ä", "b"),
+    )
+    folder.write_mistakes(mistakes)
+    read = folder.read_mistakes()
+    assert read.classes == mistakes.classes
+    for name in ("indices", "images", "labels", "predictions", "probabilities"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(mistakes, name), strict=True)
+
+
+def test_a_file_the_run_did_not_get_to_is_named(folder: RunFolder) -> None:
+    assert folder.read_lr_curve() is None
+    with pytest.raises(InputError, match="has no result.json: the run did not get that far"):
+        folder.read_result()
+    with pytest.raises(InputError, match="has no predictions.npz: the run did not get that far"):
+        folder.read_arrays(folder.predictions)
+    with pytest.raises(InputError, match="mistakes.npz"):
+        folder.read_mistakes()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", "ÿ"], ids=["empty", "cut", "list", "null", "latin-1"])
+def test_json_that_is_damaged_is_an_input_error(folder: RunFolder, content: str) -> None:
+    folder.environment.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match="environment.json cannot be read"):
+        folder.read_json(folder.environment)
+
+
+@pytest.mark.parametrize("values", [{}, {"notes": [], "accuracy": 1.0}], ids=["empty", "other fields"])
+def test_a_result_that_is_not_one_is_an_input_error(folder: RunFolder, values: dict[str, object]) -> None:
+    folder.write_json(folder.result, values)
+    with pytest.raises(InputError, match="result.json"):
+        folder.read_result()
+
+
+@pytest.mark.parametrize("content", ["{", '{"epoch": 1}\n'], ids=["cut", "other fields"])
+def test_a_history_that_is_damaged_is_an_input_error(folder: RunFolder, content: str) -> None:
+    folder.history.write_text(content)
+    with pytest.raises(InputError, match="history.jsonl"):
+        folder.read_history()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 300, -30])
+def test_arrays_that_are_cut_short_are_input_errors(folder: RunFolder, keep: int) -> None:
+    folder.write_arrays(folder.predictions, logits=np.random.default_rng(0).normal(size=(50, 10)))
+    folder.predictions.write_bytes(folder.predictions.read_bytes()[:keep])
+    with pytest.raises(InputError, match="predictions.npz cannot be read"):
+        folder.read_arrays(folder.predictions)

@@ -1,0 +1,323 @@
+import copy
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import convolutional
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from onecycle.core.errors import InputError
+from onecycle.data import ImageSet
+from onecycle.data.batches import Batches
+from onecycle.data.preprocessing import Preprocessing
+from onecycle.storage.records import LRCurve
+from onecycle.train.loop import fit
+from onecycle.train.lr_finder import DIVERGENCE, find_lr, read_curve, smooth
+
+
+def careless(image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
+    """An augmentation that draws from the random states of the whole process."""
+    return image[:, ::-1] if np.random.random() + random.random() > 1 else image
+
+
+def batches(images: ImageSet, *, careful: bool = True) -> Batches:
+    augment = None if careful else careless
+    return Batches(images, Preprocessing.of(images.images), batch_size=16, shuffle=True, augment=augment)
+
+
+@pytest.fixture(scope="module")
+def train(tiny: tuple[ImageSet, ImageSet]) -> ImageSet:
+    return tiny[0]
+
+
+def state_of(model: nn.Module, optimizer: Optimizer) -> list[Any]:
+    """Everything that a sweep could disturb, in a form that can be compared."""
+    return copy.deepcopy(
+        [
+            [(name, tensor.tolist()) for name, tensor in model.state_dict().items()],
+            [module.training for module in model.modules()],
+            [parameter.grad is None for parameter in model.parameters()],
+            [
+                (index, name, torch.as_tensor(value).tolist())
+                for index, values in optimizer.state_dict()["state"].items()
+                for name, value in values.items()
+            ],
+            optimizer.state_dict()["param_groups"],
+            torch.get_rng_state().tolist(),
+            [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
+            random.getstate(),
+        ]
+    )
+
+
+def prepared(train: ImageSet) -> tuple[nn.Module, Optimizer]:
+    """A network with gradients' worth of past: moments in its optimizer, statistics in its buffers."""
+    model = convolutional()
+    optimizer = Adam(model.parameters())
+    fit(model, optimizer, batches(train), batches(train), epochs=1, lr_min=1e-4, lr_max=1e-3)
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "stopped"), [(1e-5, 1e-1, "completed"), (1e-5, 1e5, "diverged")], ids=["to its end", "early"]
+)
+def test_a_sweep_leaves_model_optimizer_and_random_states_as_they_were(
+    train: ImageSet, start: float, end: float, stopped: str
+) -> None:
+    model, optimizer = prepared(train)
+    before = state_of(model, optimizer)
+    curve = find_lr(model, optimizer, batches(train, careful=False), start=start, end=end, steps=60)
+    assert curve.stopped == stopped
+    assert state_of(model, optimizer) == before
+
+
+def test_a_sweep_that_shows_nothing_leaves_everything_as_it_was_too(train: ImageSet) -> None:
+    model, optimizer = prepared(train)
+    before = state_of(model, optimizer)
+    with pytest.raises(InputError, match="did not fall"):
+        find_lr(model, optimizer, batches(train, careful=False), start=1e-12, end=1e-11, steps=20)
+    assert state_of(model, optimizer) == before
+
+
+def test_a_sweep_that_is_interrupted_leaves_everything_as_it_was_too(train: ImageSet) -> None:
+    model, optimizer = prepared(train)
+    before = state_of(model, optimizer)
+
+    def interrupt(step: int, lr: float, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_lr(model, optimizer, batches(train, careful=False), after_step=interrupt)
+    assert state_of(model, optimizer) == before
+
+
+def test_training_after_a_sweep_equals_training_with_the_same_pair_given_by_hand(train: ImageSet) -> None:
+    model = convolutional()
+    optimizer = Adam(model.parameters())
+    curve = find_lr(model, optimizer, batches(train), end=0.1, steps=40)
+    found = fit(model, optimizer, batches(train), batches(train), epochs=2, lr_min=curve.lr_min, lr_max=curve.lr_max)
+
+    by_hand = convolutional()
+    given_by_hand = fit(
+        by_hand,
+        Adam(by_hand.parameters()),
+        batches(train),
+        batches(train),
+        epochs=2,
+        lr_min=curve.lr_min,
+        lr_max=curve.lr_max,
+    )
+    untimed = {"seconds": 0, "training_seconds": 0}
+    assert [replace(record, **untimed) for record in found] == [replace(record, **untimed) for record in given_by_hand]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, by_hand.state_dict()[name]), name
+
+
+def test_the_sweep_is_exponential_from_start_to_end_in_the_asked_number_of_steps(train: ImageSet) -> None:
+    model, calls = convolutional(), []
+    curve = find_lr(
+        model,
+        Adam(model.parameters()),
+        batches(train),
+        start=1e-5,
+        end=1e-2,
+        steps=31,  # more than the 4 of an epoch
+        after_step=lambda *call: calls.append(call),
+    )
+    assert curve.stopped == "completed"
+    np.testing.assert_allclose(curve.lrs, [1e-5 * 10 ** (step / 10) for step in range(31)], rtol=1e-12)
+    assert len(curve.losses) == len(curve.smoothed) == 31
+    assert calls == list(zip(range(31), curve.lrs, curve.losses, strict=True))
+    assert curve.lr_min in curve.lrs
+    assert curve.lr_max in curve.lrs
+
+
+def test_the_optimizer_really_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
+    model, by_hand = convolutional(), convolutional()
+    torch.manual_seed(1)
+    curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-2, end=1.0, steps=24)
+
+    torch.manual_seed(1)
+    losses = []
+    stream = [batch for epoch in range(6) for batch in batches(train).epoch(epoch)]
+    for lr, (images, labels) in zip(curve.lrs, stream, strict=True):
+        by_hand.zero_grad()
+        loss = nn.functional.cross_entropy(by_hand(images.contiguous()), labels)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        SGD(by_hand.parameters(), lr=lr).step()
+    assert list(curve.losses) == losses
+
+
+def test_a_sweep_that_diverges_stops_and_keeps_what_came_before(train: ImageSet) -> None:
+    model = convolutional()
+    curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-4, end=1e6, steps=100)
+    assert curve.stopped == "diverged"
+    assert 10 <= len(curve.lrs) == len(curve.losses) == len(curve.smoothed) < 100
+    assert curve.smoothed[-1] > DIVERGENCE * min(curve.smoothed)
+    assert all(loss <= DIVERGENCE * min(curve.smoothed[: i + 1]) for i, loss in enumerate(curve.smoothed[:-1]))
+    assert curve.lr_max < curve.lrs[-1]
+
+
+class Breaks(nn.Module):
+    """A network whose `steps`-th answer, and every later one, is not a number."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.network = convolutional()
+        self.left = steps
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        return self.network(images) * (1.0 if self.left > 0 else float("nan"))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_sweep_which_keeps_what_came_before(train: ImageSet) -> None:
+    model, calls = Breaks(31), []
+    curve = find_lr(
+        model, Adam(model.parameters()), batches(train), end=0.1, steps=40, after_step=lambda *call: calls.append(call)
+    )
+    assert curve.stopped == "not finite"
+    assert len(curve.lrs) == len(curve.losses) == len(curve.smoothed) == len(calls) == 30
+    assert np.isfinite(curve.losses).all()
+    assert model.left == 31
+
+
+def test_too_few_points_are_refused_with_the_reason_and_a_way_out(train: ImageSet) -> None:
+    model = Breaks(5)
+    with pytest.raises(InputError, match=r"has 4 points \(not finite\) and needs 10; give --lr-min and --lr-max"):
+        find_lr(model, Adam(model.parameters()), batches(train))
+
+
+# The rules, on curves made by hand
+
+
+LRS = np.geomspace(1e-6, 1, 100)
+
+
+def raw(smoothed: Sequence[float]) -> list[float]:
+    """The losses whose smoothed curve this is."""
+    means = [value * (1 - 0.9**step) for step, value in enumerate(smoothed, start=1)]
+    return [(mean - 0.9 * before) / 0.1 for mean, before in zip(means, [0.0, *means[:-1]], strict=True)]
+
+
+def valley(start: float, low: float, fall_at: float, rise_at: float) -> NDArray[np.float64]:
+    """Flat at `start`, down to `low` around the rate 10**fall_at, up again around 10**rise_at."""
+    x = np.log10(LRS)
+    down, up = 1 / (1 + np.exp(-4 * (x - fall_at))), np.exp(3 * (x - rise_at))
+    return start - (start - low) * down + up
+
+
+valleys = st.builds(
+    valley,
+    start=st.floats(1.5, 6.0),
+    low=st.floats(0.01, 1.0),
+    fall_at=st.floats(-4.5, -2.5),
+    rise_at=st.floats(-1.0, 0.5),
+)
+
+
+@given(valleys)
+def test_the_pair_is_where_a_tenth_and_19_twentieths_of_the_fall_are_done(losses: NDArray[np.float64]) -> None:
+    curve = read_curve(LRS.tolist(), raw(losses))
+    np.testing.assert_allclose(curve.smoothed, losses, rtol=1e-9)
+    done = (losses[0] - losses) / (losses[0] - losses.min())
+    for lr, part in ((curve.lr_min, 0.10), (curve.lr_max, 0.95)):
+        index = curve.lrs.index(lr)
+        assert done[index] >= part - 1e-9
+        assert (done[:index] < part + 1e-9).all()
+    assert curve.lr_min < curve.lr_max
+
+
+@given(valleys, st.integers(-6, 6), st.floats(0.01, 100))
+def test_other_units_of_loss_change_nothing_and_other_units_of_rate_change_the_pair_alike(
+    losses: NDArray[np.float64], power: int, factor: float
+) -> None:
+    scale = 2.0**power  # exact, so that no comparison is decided by rounding
+    curve = read_curve(LRS.tolist(), losses.tolist())
+    scaled = read_curve(LRS.tolist(), (losses * scale).tolist())
+    assert (scaled.lr_min, scaled.lr_max) == (curve.lr_min, curve.lr_max)
+    assert scaled.suggestions == curve.suggestions
+    shifted = read_curve((LRS * factor).tolist(), losses.tolist())
+    assert (shifted.lr_min, shifted.lr_max) == (curve.lr_min * factor, curve.lr_max * factor)
+
+
+HAND_MADE = [2.0, 2.01, 2.02, 1.9, 1.7, 1.25, 1.0, 0.9, 0.85, 0.82, 0.8, 0.9, 1.0]
+
+
+def test_pair_and_suggestions_of_a_curve_made_by_hand() -> None:
+    lrs = [10.0**power for power in range(-12, 1)]
+    curve = read_curve(lrs, raw(HAND_MADE))
+    assert curve.lr_min == 1e-8  # 1.7 is the first below 2.0 - 10 % of 1.2
+    assert curve.lr_max == 1e-4  # 0.85 is the first below 2.0 - 95 % of 1.2
+    assert set(curve.suggestions) == {"steepest", "valley", "minimum/10"}
+    assert curve.suggestions["steepest"] == 1e-7  # 1.7 to 1.0 in two steps
+    assert curve.suggestions["valley"] == 1e-6  # the middle of the way down from 1e-10 to 1e-2
+    assert curve.suggestions["minimum/10"] == pytest.approx(1e-3)
+    assert curve.stopped == "completed"
+
+
+def test_nothing_is_read_beyond_the_lowest_point() -> None:
+    lrs = [10.0**power for power in range(-12, 5)]
+    thrown_up_and_falling = [*HAND_MADE, 9.0, 5.0, 2.0, 0.9]  # steeper and longer than the descent before
+    curve = read_curve(lrs[:13], raw(HAND_MADE))
+    longer = read_curve(lrs, raw(thrown_up_and_falling))
+    assert (longer.lr_min, longer.lr_max, longer.suggestions) == (curve.lr_min, curve.lr_max, curve.suggestions)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_fewer_than_ten_points_are_refused(count: int) -> None:
+    with pytest.raises(InputError, match=f"has {count} points"):
+        read_curve(LRS[:count].tolist(), np.linspace(2, 1, count).tolist())
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [np.full(100, 2.3), np.linspace(2.3, 9.0, 100), 2.3 - np.linspace(0, 0.1, 100), np.zeros(100)],
+    ids=["flat", "rising", "falling by less than a twentieth", "zero"],
+)
+def test_a_curve_without_a_fall_is_refused_and_gives_no_numbers(losses: NDArray[np.float64]) -> None:
+    with pytest.raises(InputError, match="did not fall.*give --lr-min and --lr-max"):
+        read_curve(LRS.tolist(), losses.tolist())
+
+
+def test_the_curve_survives_json() -> None:
+    curve = read_curve(LRS.tolist(), valley(2.3, 0.2, -3, -0.5).tolist(), stopped="diverged")
+    assert LRCurve.from_json(json.loads(json.dumps(curve.to_json()))) == curve
+    assert curve.stopped == "diverged"
+
+
+# Smoothing
+
+
+loss_lists = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
+
+
+@given(loss_lists)
+def test_smoothing_is_the_exponentially_weighted_mean_of_all_losses_so_far(losses: list[float]) -> None:
+    expected = []
+    for count in range(1, len(losses) + 1):
+        weights = 0.9 ** np.arange(count)[::-1]
+        expected.append((weights * losses[:count]).sum() / weights.sum())
+    np.testing.assert_allclose(smooth(losses), expected, rtol=1e-9)
+
+
+@given(st.floats(1e-3, 1e3), st.integers(1, 200))
+def test_smoothing_keeps_a_constant(value: float, count: int) -> None:
+    np.testing.assert_allclose(smooth([value] * count), value, rtol=1e-12)
+
+
+@given(loss_lists)
+def test_the_first_smoothed_loss_is_the_first_loss(losses: list[float]) -> None:
+    assert smooth(losses)[0] == pytest.approx(losses[0], rel=1e-12)

@@ -1,0 +1,100 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+
+from onecycle.compute.plan import PLAIN
+from onecycle.models import Batch, as_composite
+from onecycle.train.loop import training_steps
+from onecycle.train.nonfinite import NonFiniteError, all_finite, weights_finite
+
+
+class Poisoned(nn.Module):
+    """Passes its input on; from call `after` on, its output or what flows back through it is NaN."""
+
+    def __init__(self, *, after: int, backward: bool) -> None:
+        super().__init__()
+        self.calls = 0
+        self.after = after
+        self.backward = backward
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls <= self.after:
+            return images
+        if not self.backward:
+            return images * math.nan
+        images = images.clone()
+        images.register_hook(lambda gradient: gradient * math.inf)
+        return images
+
+
+def network(poisoned: Poisoned) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8), poisoned, nn.Linear(8, 2)]
+    return nn.Sequential(*layers)
+
+
+def batches(count: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 4, 3, 2, 2, generator=generator)
+    return [Batch(batch, torch.tensor([0, 1, 0, 1])) for batch in images]
+
+
+@pytest.mark.parametrize(
+    ("backward", "where"),
+    [
+        (False, "the output of layer network.4 (Poisoned) is the first that is not"),
+        (True, "the gradient of layer network.3 (Linear) is the first that is not"),
+    ],
+)
+def test_the_step_and_the_first_layer_are_named_and_the_weights_are_those_of_the_step_before(
+    backward: bool, where: str
+) -> None:
+    model = network(Poisoned(after=3, backward=backward))
+    optimizer = Adam(model.parameters())
+    kept: list[dict[str, torch.Tensor]] = []
+    with pytest.raises(NonFiniteError) as stopped:
+        running = as_composite(model)
+        for outcome in training_steps(running, optimizer, batches(6), lambda step: 1e-3, acceleration=PLAIN):
+            kept.append(copy.deepcopy(model.state_dict()))
+            assert math.isfinite(float(outcome.loss))
+    assert (stopped.value.step, stopped.value.where) == (3, where)
+    assert str(stopped.value) == f"step 3 is not finite: {where}"
+    assert len(kept) == 3
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in kept[-1].items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_single_value_is_noticed(value: float) -> None:
+    model = network(Poisoned(after=100, backward=False))
+    loss = torch.tensor(1.0)
+    assert all_finite(loss, model), "without gradients"
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    assert all_finite(loss, model)
+    assert not all_finite(torch.tensor(value), model)
+    gradient = model[3].weight.grad  # type: ignore[index]
+    gradient[5, 2] = value
+    assert not all_finite(loss, model)
+    gradient[5, 2] = torch.finfo(torch.float32).max
+    assert all_finite(loss, model), "large is not infinite"
+
+
+def test_a_rate_that_is_far_too_high_is_noticed() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(NonFiniteError):
+        for _ in training_steps(
+            as_composite(model), SGD(model.parameters()), batches(50), lambda step: 1e38, acceleration=PLAIN
+        ):
+            pass
+
+
+def test_weights_that_are_not_finite_are_noticed() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    assert weights_finite(model)
+    model[1].running_var[1] = math.inf  # type: ignore[index]
+    assert not weights_finite(model)
