@@ -59,6 +59,19 @@ def test_each_conversion_is_told_with_the_files_it_is_made_in(copied: Path) -> N
     assert found.dangers() == []
 
 
+def test_a_photograph_with_a_preview_is_no_animation(copied: Path) -> None:
+    noise(0).save(copied / "train" / "0" / "camera.jpg", "MPO", save_all=True, append_images=[noise(1)])
+    assert "animated: the first frame is used" not in check(copied).converted
+
+
+@pytest.mark.parametrize(("count", "ending"), [(3, "grey-2.png)"), (4, "grey-2.png, …)")])
+def test_three_files_of_a_conversion_are_named_and_more_are_hinted_at(copied: Path, count: int, ending: str) -> None:
+    for number in range(count):
+        noise(number, "L").save(copied / "train" / "0" / f"grey-{number}.png")
+    (line,) = [line for line in check(copied).lines() if "L: converted to RGB" in line]
+    assert line.strip().startswith(f"{count} L: converted") and line.endswith(ending)
+
+
 def test_the_same_picture_twice_is_found_within_and_across_train_and_test(copied: Path) -> None:
     first, second = (sorted((copied / "train" / "1").iterdir())[i] for i in range(2))
     shutil.copy(first, copied / "train" / "1" / "again.png")

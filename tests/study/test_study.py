@@ -17,7 +17,7 @@ from onecycle.core.config import FAST, Config
 from onecycle.core.errors import InputError
 from onecycle.storage.run_folder import RunFolder
 from onecycle.study import study
-from onecycle.study.summary import summarize
+from onecycle.study.summary import summarize, table
 
 
 @pytest.fixture
@@ -236,6 +236,19 @@ def test_the_table_tells_both_figures_where_there_are_views(quick: Config) -> No
         assert f"{100 * variant['accuracy']['mean']:.2f}" in console.file.getvalue()
         assert f"{100 * variant['tta_accuracy']['mean']:.2f}" in console.file.getvalue()
     assert told["variants"]["flip=random"]["against_the_first"].keys() == {"accuracy", "tta_accuracy"}
+
+
+def test_the_table_shows_a_mean_and_a_difference_with_their_intervals() -> None:
+    accuracy = {"mean": 0.9401, "values": [0.94] * 5, "interval_95": [0.9381, 0.9421]}
+    difference = {"mean": 0.0012, "values": [0.001] * 5, "interval_95": [-0.0003, 0.0027], "resolved": False}
+    seconds = {"mean": 61.0}
+    variant = {"seeds": [0, 1, 2, 3, 4], "accuracy": accuracy, "tta_accuracy": None, "above_threshold": 1.0}
+    variant |= {"training_seconds": seconds, "seconds": seconds, "against_the_first": {"accuracy": difference}}
+    console = silent()
+    console.print(table({"variants": {"flip=random": variant}, "threshold": 0.94}))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "94.01 (93.81 to 94.21)" in shown
+    assert "+0.12 (-0.03 to +0.27), not resolved" in shown
 
 
 def test_the_command_runs_a_study_and_goes_on_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
