@@ -36,7 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.data:
         os.environ["ONECYCLE_DATA"] = str(Path(options.data).resolve())
-    rounds: dict[str, list[dict[str, float]]] = {commit: [] for commit in options.commits}
+    rounds: dict[str, list[dict[str, float]]] = {short_name(commit): [] for commit in options.commits}
     for _ in range(options.rounds):
         for commit, found in rounds.items():
             found.append(measured(commit))
@@ -50,6 +50,13 @@ def main() -> int:
     write(options.out, {"seconds": medians, "rounds": rounds, "environment": described})
     print(medians)
     return 0
+
+
+def short_name(commit: str) -> str:
+    """What `commit` is called when HEAD has moved on."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", commit], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def measured(commit: str) -> dict[str, float]:

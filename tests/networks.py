@@ -3,8 +3,12 @@
 import torch
 from torch import nn
 
+from onecycle.core.config import Config
+
 # Options for a network of 8 channels, where the network is not what is tested: trained like the specified one.
 NARROW = ["--network", "whitened_convnet", "--widths", "8", "8", "8"]
+# The same as a configuration, on the embedded digits, to be varied by `replace`.
+NARROW_CONFIG = Config(network="whitened_convnet", widths=(8, 8, 8), data="digits", workers=0)
 # Options for a short run in which the LR finder's loss falls clearly: equal batches that nothing is cut out of.
 FINDABLE = [
     *("--network", "whitened_convnet", "--widths", "16", "16", "16", "--augmentation", "batched", "--hole", "0"),

@@ -1,13 +1,14 @@
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import NARROW_CONFIG
 from PIL import Image
 from rich.console import Console
 
-from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.report import plots
 from onecycle.run import experiment
@@ -27,18 +28,8 @@ OF_EVERY_RUN = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The smallest of runs, its two rates given."""
-    config = Config(
-        network="whitened_convnet",
-        widths=(8, 8, 8),
-        data="digits",
-        limit=10,
-        epochs=2,
-        batch_size=5,
-        lr_min=1e-5,
-        lr_max=1e-4,
-        workers=0,
-        out=tmp_path_factory.mktemp("runs"),
-    )
+    short = {"limit": 10, "epochs": 2, "batch_size": 5, "lr_min": 1e-5, "lr_max": 1e-4}
+    config = replace(NARROW_CONFIG, **short, out=tmp_path_factory.mktemp("runs"))
     return experiment.run(config, Console(file=io.StringIO()))
 
 

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from networks import NARROW_CONFIG
 from rich.console import Console
 
 from onecycle.cli import main
@@ -22,19 +23,8 @@ from onecycle.study.summary import summarize, table
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Config:
-    return Config(
-        network="whitened_convnet",
-        widths=(8, 8, 8),
-        data="digits",
-        limit=40,
-        epochs=1,
-        batch_size=20,
-        lr_max=1e-3,
-        lr_min=1e-4,
-        workers=0,
-        report=False,
-        out=tmp_path,
-    )
+    short = {"limit": 40, "epochs": 1, "batch_size": 20, "lr_max": 1e-3, "lr_min": 1e-4}
+    return replace(NARROW_CONFIG, **short, report=False, out=tmp_path)
 
 
 def silent() -> Console:
