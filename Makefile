@@ -36,11 +36,11 @@ test: $(ALL) ## run the tests, but for the long ones, e.g. make test ARGS="-k sc
 faults: $(ALL) ## kill, fill and damage hundreds of runs, kill an installation, and write results/reliability.json
 	$(BIN)/pytest -m "" --whole tests/faults tests/distributed tests/test_install.py $(ARGS)
 
-cluster-test: $(ALL) ## try Ray, and docs/cluster.md on Slurm and machines made of network namespaces (root, Linux)
+cluster-test: $(ALL) ## try Ray, and docs/distributed.md on Slurm and machines made of network namespaces (root, Linux)
 	$(BIN)/pytest -m "" --cluster tests/cluster tests/study/test_study_on_ray.py tests/predict/test_bulk_on_ray.py $(ARGS)
 
 benchmarks-test: $(ALL) ## run every benchmark on little, and what takes long of training, export and kernels
-	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/predict/test_onnx.py tests/compute $(ARGS)
+	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/predict/test_onnx.py tests/predict/test_stream.py tests/compute $(ARGS)
 
 lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
 	$(BIN)/python tools/lock.py $(ARGS)

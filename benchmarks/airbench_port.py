@@ -1,10 +1,12 @@
-"""A plain port of airbench94-Muon to the CPU: what the published recipe comes to without this project's work on speed.
+"""A port of airbench94-Muon to the CPU: the published recipe without the kernels of this project.
 
-Network, optimizers, rates, augmentation and test-time augmentation are those of Jordan 2024 (arXiv 2404.00498, and the
-Muon version that followed it). It computes with bfloat16 autocast, in channels-last memory, with an allocator that
-keeps its memory; all else is PyTorch as it is. Prints one line of JSON: accuracies with and without test-time
-augmentation, and seconds counted as its author counts them, for whitening, training and test-time augmentation; data
-loading is apart, and normalizing the images counts as loading.
+Network, optimizers, learning rates, augmentation and test-time augmentation are those of Jordan 2024 (arXiv 2404.00498)
+and of its later Muon version. It computes with bfloat16 autocast in channels-last memory, with an allocator that keeps
+its memory. Everything else is standard PyTorch.
+
+It prints one line of JSON with the accuracies, without and with test-time augmentation, and with the seconds. As in the
+original, `seconds` include whitening, training and test-time augmentation. `data_seconds` are the loading and the
+normalization of the images.
 """
 
 import argparse
@@ -19,15 +21,15 @@ from torch import nn
 from torch.nn import functional
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import Acceleration
+from onecycle.compute.plan import ComputePlan
 from onecycle.data import load_dataset
 
 BATCH_SIZE = 2000
 WIDTHS = (64, 256, 256)
 FILTER_LR, FILTER_MOMENTUM = 0.24, 0.6
-# These two go with losses that are summed over a batch.
+# These rates are for losses that are summed over a batch.
 BIAS_LR, HEAD_LR, MOMENTUM = 0.053, 0.67, 0.85
-WEIGHT_DECAY = 2e-6 * BATCH_SIZE  # of a step at the full rate
+WEIGHT_DECAY = 2e-6 * BATCH_SIZE  # per step, at the full learning rate
 WHITENING_BIAS_EPOCHS = 3
 SMOOTHING = 0.2
 SHIFT = 2
@@ -39,31 +41,31 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--limit", type=int, help="images of each split")
+    parser.add_argument("--limit", type=int, help="use only this many images of each split")
     options = parser.parse_args()
-    how = Acceleration(precision="bfloat16", channels_last=True, threads=hardware.detect().cores)
-    how.apply()
+    plan = ComputePlan(precision="bfloat16", channels_last=True, threads=hardware.detect().cores)
+    plan.apply()
     torch.manual_seed(options.seed)
-    began = time.perf_counter()
+    started = time.perf_counter()
     data = load_dataset(options.data, limit=options.limit)
     images, labels = normalized(data.train.images), torch.from_numpy(data.train.labels)
-    test_images, test_labels = normalized(data.evaluation.images), torch.from_numpy(data.evaluation.labels)
+    eval_images, eval_labels = normalized(data.evaluation.images), torch.from_numpy(data.evaluation.labels)
     loaded = time.perf_counter()
     network = Network(len(data.train.classes)).to(memory_format=torch.channels_last)
     network.whiten(images[:5000])
-    train(network, images, labels, options.epochs, how)
+    train(network, images, labels, options.epochs, plan)
     trained = time.perf_counter()
-    plain = accuracy(infer(network, test_images, how), test_labels)
-    tested = time.perf_counter()
-    averaged = accuracy(infer_views(network, test_images, how), test_labels)
-    seconds = (time.perf_counter() - tested) + (trained - loaded)
-    told = {"accuracy": plain, "tta_accuracy": averaged, "seconds": seconds, "data_seconds": loaded - began}
-    print(json.dumps({"seed": options.seed, **told, "fingerprint": data.fingerprint}))
+    without_tta = accuracy(infer(network, eval_images, plan), eval_labels)
+    evaluated = time.perf_counter()
+    with_tta = accuracy(infer_with_tta(network, eval_images, plan), eval_labels)
+    seconds = (time.perf_counter() - evaluated) + (trained - loaded)
+    result = {"accuracy": without_tta, "tta_accuracy": with_tta, "seconds": seconds, "data_seconds": loaded - started}
+    print(json.dumps({"seed": options.seed, **result, "fingerprint": data.fingerprint}))
     return 0
 
 
 def normalized(pixels: object) -> torch.Tensor:
-    """float32 `[N,3,H,W]`, channels-last, of uint8 `[N,H,W,3]`."""
+    """Normalized images float32 `[N,3,H,W]`, channels-last, from pixels uint8 `[N,H,W,3]`."""
     images = torch.as_tensor(pixels).float().div_(255)
     return images.sub_(torch.tensor(MEAN)).div_(torch.tensor(STD)).permute(0, 3, 1, 2)
 
@@ -110,14 +112,14 @@ class Network(nn.Module):
         filters = directions.T.reshape(12, 3, 2, 2) / (variances + 5e-4).sqrt().view(12, 1, 1, 1)
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
-    def forward(self, images: torch.Tensor, learn_whitening: bool = False) -> torch.Tensor:
-        bias = self.whitening.bias if learn_whitening else self.whitening.bias.detach()
+    def forward(self, images: torch.Tensor, train_whitening: bool = False) -> torch.Tensor:
+        bias = self.whitening.bias if train_whitening else self.whitening.bias.detach()
         features = self.body(functional.conv2d(images, self.whitening.weight, bias))
         return self.head(features) / WIDTHS[-1]
 
 
 class Muon:
-    """As published: momentum, Nesterov, filters back to one length, and three rounds of Newton-Schulz."""
+    """As published: Nesterov momentum, filters scaled to a constant norm, and three Newton-Schulz iterations."""
 
     def __init__(self, filters: list[nn.Parameter]) -> None:
         self.filters = [(parameter, torch.zeros_like(parameter)) for parameter in filters]
@@ -128,8 +130,8 @@ class Muon:
             buffer.mul_(FILTER_MOMENTUM).add_(parameter.grad)
             update = parameter.grad + FILTER_MOMENTUM * buffer
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-            turned = newton_schulz(update.reshape(len(update), -1)).view_as(parameter)
-            parameter.add_(turned.to(parameter.dtype), alpha=-lr)
+            orthogonal = newton_schulz(update.reshape(len(update), -1)).view_as(parameter)
+            parameter.add_(orthogonal.to(parameter.dtype), alpha=-lr)
 
 
 def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
@@ -142,14 +144,14 @@ def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: int, how: Acceleration) -> None:
+def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: int, plan: ComputePlan) -> None:
     steps = max(1, len(images) // BATCH_SIZE)
     total, whitening_steps = epochs * steps, min(WHITENING_BIAS_EPOCHS, epochs) * steps
-    learned = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
-    muon = Muon([parameter for parameter in learned if parameter.dim() == 4])
+    trainable = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
+    muon = Muon([parameter for parameter in trainable if parameter.dim() == 4])
     groups = [
         ([network.whitening.bias], BIAS_LR, whitening_steps),
-        ([parameter for parameter in learned if parameter.dim() == 1], BIAS_LR, total),
+        ([parameter for parameter in trainable if parameter.dim() == 1], BIAS_LR, total),
         ([network.head.weight], HEAD_LR, total),
     ]
     sgd = torch.optim.SGD(
@@ -159,8 +161,8 @@ def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: 
     )
     network.train()
     for step, (batch, targets) in enumerate(batches(images, labels, epochs)):
-        with how.autocast():
-            logits = network(batch, learn_whitening=step < whitening_steps)
+        with plan.autocast():
+            logits = network(batch, train_whitening=step < whitening_steps)
             loss = functional.cross_entropy(logits, targets, label_smoothing=SMOOTHING, reduction="sum")
         loss.backward()
         for group, (_, lr, ends) in zip(sgd.param_groups, groups, strict=True):
@@ -171,13 +173,13 @@ def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: 
 
 
 def batches(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Shifted by up to two pixels and, every other epoch, flipped; a last short batch is left out."""
+    """Batches, shifted by up to two pixels, and flipped in every other epoch. A short last batch is dropped."""
     size = images.shape[-1]
     flipped = torch.rand(len(images)) < 0.5
     padded = functional.pad(images, (SHIFT,) * 4, mode="reflect").permute(0, 2, 3, 1)  # [N,H+4,W+4,3]
-    place = torch.arange(size)
+    offsets = torch.arange(size)
     for epoch in range(epochs):
-        rows, columns = torch.randint(2 * SHIFT + 1, (2, len(images), 1)) + place  # [N,S] each
+        rows, columns = torch.randint(2 * SHIFT + 1, (2, len(images), 1)) + offsets  # [N,S] each
         columns = torch.where((flipped ^ bool(epoch % 2))[:, None], columns.flip(1), columns)
         for batch in torch.randperm(len(images)).split(BATCH_SIZE):
             if len(batch) == BATCH_SIZE or len(images) < BATCH_SIZE:
@@ -186,21 +188,21 @@ def batches(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Iterator
 
 
 @torch.no_grad()
-def infer(network: Network, images: torch.Tensor, how: Acceleration) -> torch.Tensor:
+def infer(network: Network, images: torch.Tensor, plan: ComputePlan) -> torch.Tensor:
     network.eval()
     logits = []
     for batch in images.split(BATCH_SIZE):
-        with how.autocast():
+        with plan.autocast():
             logits.append(network(batch.contiguous(memory_format=torch.channels_last)).float())
     return torch.cat(logits)
 
 
-def infer_views(network: Network, images: torch.Tensor, how: Acceleration) -> torch.Tensor:
-    """Images and their mirror images count half; the same, shifted by a pixel both ways, the other half."""
+def infer_with_tta(network: Network, images: torch.Tensor, plan: ComputePlan) -> torch.Tensor:
+    """Mean logits of the images (weight 1/2) and two shifts by a pixel (1/4 each), all also mirrored."""
     size = images.shape[-1]
     padded = functional.pad(images, (1,) * 4, mode="reflect")
     views = [(images, 0.5), (padded[..., :size, :size], 0.25), (padded[..., 2:, 2:], 0.25)]
-    return sum(weight / 2 * (infer(network, view, how) + infer(network, view.flip(3), how)) for view, weight in views)
+    return sum(weight / 2 * (infer(network, view, plan) + infer(network, view.flip(3), plan)) for view, weight in views)
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:

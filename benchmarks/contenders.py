@@ -1,4 +1,4 @@
-"""Processes that do steps in turns, so that whatever else slows the machine slows them all."""
+"""Processes that take turns with their steps, so that other load on the machine slows all of them alike."""
 
 import json
 import os
@@ -9,29 +9,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import PLAIN
+from onecycle.compute.plan import EAGER
 
 
 class Contender:
-    """A process that does steps when it is asked to, and waits idly otherwise. Its program answers by `Turns`."""
+    """A process that computes steps on request, and otherwise waits idly. Its program uses `Turns`."""
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def take_turn(self, steps: int) -> list[float]:
-        """The seconds of each of so many steps."""
-        seconds: list[float] = self._ask(str(steps))
+        """Let the process compute `steps` steps, and return the seconds of each."""
+        seconds: list[float] = self._request(str(steps))
         return seconds
 
     def end(self) -> dict[str, Any]:
-        """What the process tells of itself as it goes."""
-        told: dict[str, Any] = self._ask("end")
+        """End the process, and return its peak memory and its compute plan."""
+        ending: dict[str, Any] = self._request("end")
         self._process.wait()
-        return told
+        return ending
 
-    def _ask(self, request: str) -> Any:
+    def _request(self, request: str) -> Any:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(request + "\n")
         self._process.stdin.flush()
@@ -42,32 +42,32 @@ class Contender:
 
 
 class Turns:
-    """The other end of a `Contender`: steps report here, and are held up between turns."""
+    """The side of a `Contender` inside its process. It counts the steps, and waits between turns."""
 
     def __init__(self, answers: TextIO) -> None:
         self._answers = answers
         self._seconds: list[float] = []
-        self.acceleration = PLAIN
+        self.plan = EAGER
         self._wait()
 
     def step_done(self, seconds: float | None = None) -> None:
-        """A step is done, in `seconds` or the time since this came back last; comes back when the next may begin."""
-        self._seconds.append(time.perf_counter() - self._began if seconds is None else seconds)
+        """Report a step, of `seconds` or the time since the last return. Returns when the next step may start."""
+        self._seconds.append(time.perf_counter() - self._started if seconds is None else seconds)
         self._left -= 1
         if self._left == 0:
             self._answer(self._seconds)
             self._seconds = []
             self._wait()
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def _wait(self) -> None:
         request = sys.stdin.readline().strip()
         if request in ("end", ""):
             memory = hardware.peak_memory_gib()
-            self._answer({"peak_memory_gib": memory, "acceleration": self.acceleration.to_json()})
-            os._exit(0)  # from wherever a trainer called us
+            self._answer({"peak_memory_gib": memory, "compute_plan": self.plan.to_json()})
+            os._exit(0)  # the caller may be inside a trainer
         self._left = int(request)
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def _answer(self, value: object) -> None:
         self._answers.write(json.dumps(value) + "\n")

@@ -1,8 +1,9 @@
-"""Is training in one process as quick as it was at an earlier commit?
+"""Compare the duration of a training step in one process with that at an earlier commit.
 
-Both train the specified network on real batches, augmented by a worker, the way that is fastest on this machine. They
-take turns, each first in every other round, and the ratio of their seconds in each round is what is compared: how many
-times as long a step takes now. Needs git, and a checkout.
+Both train the specified network on real batches, which a worker augments, with the compute plan that is fastest on this
+machine. They take turns, each first in every other round. A ratio is the duration of a step now divided by its duration
+at the earlier commit, in the same round. Needs git, and a checkout. Each commit runs its own version of this script, so
+the earlier one must have it.
 """
 
 import argparse
@@ -15,13 +16,14 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from contenders import Contender, Turns
 from studies import rounded, write
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import Acceleration
-from onecycle.core.config import BASELINE
+from onecycle.compute.plan import ComputePlan
+from onecycle.core.recipes import BASELINE
 from onecycle.core.statistics import estimate
 from onecycle.run import environment
 from onecycle.run.build import assemble
@@ -31,29 +33,33 @@ STEPS = 2  # in a turn
 WARM_UP = 3  # steps before the first turn
 LR = 1e-4
 HERE = Path(__file__).resolve().parents[1]
-BEFORE_SHARDS = "d37f297"  # the last commit at which a batch was always learned from whole, by one process
+SCRIPT = Path("benchmarks/earlier_commit.py")
+OLDER_FIELDS = {"im2col_gemm": "small_map_products", "amx": "matrix_unit"}  # of a plan, up to commit 91a7a1f
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commit", default=BEFORE_SHARDS, help="the earlier one")
+    parser.add_argument("--commit", default="HEAD", help="the earlier commit")
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("results/earlier_commit.json"))
-    parser.add_argument("--serve", metavar="ACCELERATION", help=argparse.SUPPRESS)  # what the processes run
+    parser.add_argument("--serve", metavar="PLAN", help=argparse.SUPPRESS)  # used by the processes
     options = parser.parse_args()
     if options.serve:
-        serve(Acceleration.from_json(json.loads(options.serve)), options)
+        serve(ComputePlan.from_json(json.loads(options.serve)), options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", options.commit, "src"], cwd=HERE, capture_output=True)
+        archive = subprocess.run(["git", "archive", options.commit, "src", "benchmarks"], cwd=HERE, capture_output=True)
         if archive.returncode:
             print(f"earlier_commit: {archive.stderr.decode().strip()}", file=sys.stderr)
             return 2
         subprocess.run(["tar", "--extract"], cwd=folder, input=archive.stdout, check=True)
-        how = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size)).acceleration
-        seconds = take_turns({"earlier": Path(folder), "now": HERE}, how, options)
+        if not (Path(folder) / SCRIPT).exists():
+            print(f"earlier_commit: {options.commit} has no {SCRIPT}; give a later --commit", file=sys.stderr)
+            return 2
+        plan = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size)).plan
+        seconds = take_turns({"earlier": Path(folder), "now": HERE}, plan, options)
     ratios = [now / earlier for earlier, now in zip(seconds["earlier"], seconds["now"], strict=True)]
     interval = estimate(ratios).interval_95
     record = {
@@ -64,20 +70,21 @@ def main() -> int:
         "seconds": {name: rounded(statistics.median(values)) for name, values in seconds.items()},
         "ratios": [rounded(ratio) for ratio in ratios],
         "batch_size": options.batch_size,
-        "environment": environment.describe(hardware.detect(), how),
+        "environment": environment.describe(hardware.detect(), plan),
     }
     write(options.out, record)
     print({name: record[name] for name in ("ratio", "mean_ratio", "interval_95", "seconds")})
     return 0
 
 
-def take_turns(trees: dict[str, Path], how: Acceleration, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of a step, by the names of the trees, in each round."""
+def take_turns(trees: dict[str, Path], plan: ComputePlan, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The seconds of a step in each round, by the names of `trees`."""
     contenders = {}
     for name, tree in trees.items():
-        words = [__file__, "--serve", json.dumps(how.to_json()), "--data", options.data]
+        script = [str(tree / SCRIPT), "--serve", json.dumps(plan_for(tree, plan))]
         contenders[name] = Contender(
-            [*words, "--batch-size", str(options.batch_size)], {**os.environ, "PYTHONPATH": str(tree / "src")}
+            [*script, "--data", options.data, "--batch-size", str(options.batch_size)],
+            {**os.environ, "PYTHONPATH": str(tree / "src")},
         )
         contenders[name].take_turn(WARM_UP)
     seconds: dict[str, list[float]] = {name: [] for name in trees}
@@ -90,13 +97,20 @@ def take_turns(trees: dict[str, Path], how: Acceleration, options: argparse.Name
     return seconds
 
 
-def serve(how: Acceleration, options: argparse.Namespace) -> None:
-    """Train as the package of the tree that this process imports does, until told to end."""
+def plan_for(tree: Path, plan: ComputePlan) -> dict[str, Any]:
+    """`plan` as JSON, with the field names of the package in `tree`."""
+    has_current_names = "class ComputePlan" in (tree / "src" / "onecycle" / "compute" / "plan.py").read_text()
+    older = {} if has_current_names else OLDER_FIELDS
+    return {older.get(name, name): value for name, value in plan.to_json().items()}
+
+
+def serve(plan: ComputePlan, options: argparse.Namespace) -> None:
+    """Train with the package of this script's tree, in turns, until the process is told to end."""
     turns = Turns(sys.stdout)
-    parts = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size), how)
-    batches = itertools.chain.from_iterable(map(parts.train.epoch, itertools.count()))
-    running = how.prepare(parts.model)
-    for _ in training_steps(running, parts.optimizer, batches, lambda step: LR, acceleration=how):
+    experiment = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size), plan)
+    batches = itertools.chain.from_iterable(map(experiment.train.epoch, itertools.count()))
+    prepared = plan.prepare(experiment.model)
+    for _ in training_steps(prepared, experiment.optimizer, batches, lambda step: LR, plan=plan):
         turns.step_done()
 
 

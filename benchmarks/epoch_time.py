@@ -1,8 +1,8 @@
-"""What do the data cost an epoch? Whole training epochs against the same number of steps on one batch that is at hand.
+"""Measure what loading and augmenting data adds to a training epoch.
 
-The kinds take turns in one process: steps on a fixed batch, an epoch with albumentations in a worker process, an epoch
-with the batched augmentation. Ratios are those of seconds to the steps on the fixed batch in the same round; their
-median counts. Evaluation is not in an epoch.
+Three kinds of epochs take turns in one process: the same number of steps on one fixed batch, an epoch with
+albumentations in a worker process, and an epoch with the batched augmentation. Each ratio is the median over the rounds
+of the seconds divided by those of the fixed batch in the same round. Epochs do not include evaluation.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 from studies import rounded, write
 
 from onecycle.compute import hardware
-from onecycle.core.config import BASELINE
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import BASELINE
 from onecycle.models import Batch
 from onecycle.run import environment
 from onecycle.run.build import assemble
@@ -30,34 +30,34 @@ LR = 1e-4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
-    parser.add_argument("--images", type=int, default=12_800, help="in an epoch")
+    parser.add_argument("--images", type=int, default=12_800, help="images of an epoch")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("results/epoch_time.json"))
     options = parser.parse_args()
     config = replace(BASELINE, data=options.data, limit=options.images, batch_size=options.batch_size)
     try:
-        parts = assemble(config)
-        batched = assemble(replace(config, augmentation="batched"), parts.acceleration).train
+        experiment = assemble(config)
+        batched = assemble(replace(config, augmentation="batched"), experiment.plan).train
     except InputError as error:
         print(f"epoch_time: {error}", file=sys.stderr)
         return 2
-    running = parts.acceleration.prepare(parts.model)
-    fixed = next(parts.evaluation.epoch(0))
-    steps = len(parts.train)
+    prepared = experiment.plan.prepare(experiment.model)
+    fixed = next(experiment.evaluation.epoch(0))
+    steps = len(experiment.train)
 
     def seconds(batches: Iterable[Batch]) -> float:
-        began = time.perf_counter()
-        trained = training_steps(running, parts.optimizer, batches, lambda step: LR, acceleration=parts.acceleration)
-        for outcome in trained:
-            float(outcome.loss)  # as a progress bar does
-        return time.perf_counter() - began
+        started = time.perf_counter()
+        steps = training_steps(prepared, experiment.optimizer, batches, lambda step: LR, plan=experiment.plan)
+        for _, result in steps:
+            float(result.loss)  # as a progress bar does
+        return time.perf_counter() - started
 
-    seconds(islice(parts.train.epoch(0), 3))  # starts the worker, too
+    seconds(islice(experiment.train.epoch(0), 3))  # also starts the worker
     times: dict[str, list[float]] = {"fixed_batch": [], "albumentations": [], "batched": []}
     for round in range(options.rounds):
         times["fixed_batch"].append(seconds(repeat(fixed, steps)))
-        times["albumentations"].append(seconds(parts.train.epoch(round)))
+        times["albumentations"].append(seconds(experiment.train.epoch(round)))
         times["batched"].append(seconds(batched.epoch(round)))
         print({name: f"{values[-1]:.2f} s" for name, values in times.items()}, flush=True)
     ratios = {
@@ -70,10 +70,10 @@ def main() -> int:
         "seconds": {name: [rounded(value) for value in values] for name, values in times.items()},
         "steps": steps,
         "batch_size": options.batch_size,
-        "environment": environment.describe(hardware.detect(), parts.acceleration),
+        "environment": environment.describe(hardware.detect(), experiment.plan),
     }
     write(options.out, record)
-    print("against the fixed batch:", ratios)
+    print("relative to the fixed batch:", ratios)
     return 0
 
 

@@ -1,10 +1,9 @@
-"""Does training the fast way reach what training in float32 reaches?
+"""Compare the accuracy of the fastest compute plan of this machine with that of eager float32.
 
-For each seed the baseline's network is trained twice, from the same weights on the same images in the same order: the
-way that was chosen for this machine, and in float32. Both are scored on the same images held out of the training set;
-the test set is never read. Written down are the accuracies, their paired differences, and the 95 % interval of the mean
-difference. Runs are written down as they are done: started again with the same settings, an interrupted study goes on
-where it stopped.
+For each seed the baseline is trained twice, from the same weights, on the same images in the same order: once with the
+plan that was chosen for this machine ("fast"), and once in eager float32 ("float32"). Both are evaluated on the same
+validation images; the test set is never read. The record has the accuracies, their paired differences, and the 95 %
+interval of the mean difference. Every run is recorded when it ends, so the same command continues an interrupted study.
 """
 
 import argparse
@@ -19,20 +18,21 @@ from typing import Any
 from scipy.stats import ttest_1samp
 from studies import load_or_start, write
 
-from onecycle.compute.plan import PLAIN
-from onecycle.core.config import BASELINE, Config
+from onecycle.compute.plan import EAGER
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import BASELINE
 from onecycle.run.build import assemble
 from onecycle.train.loop import fit
 
-WAYS = ("float32", "fast")
+PLANS = ("float32", "fast")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
-    parser.add_argument("--validation", type=int, default=20_000, help="images that score a run; the rest train it")
-    parser.add_argument("--limit", type=int, help="use only so many images of each of the two")
+    parser.add_argument("--validation", type=int, default=20_000, help="validation images; the rest are for training")
+    parser.add_argument("--limit", type=int, help="use only this many images of each split")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr-max", type=float, default=2e-3)
@@ -43,11 +43,11 @@ def main() -> int:
     out, seeds = options.pop("out"), options.pop("seeds")
     try:
         config = replace(BASELINE, **options)
-        study = load_or_start(out, config, lambda parts: {})
+        study = load_or_start(out, config, lambda experiment: {})
         done = {(cell["seed"], cell["way"]) for cell in study["cells"]}
-        for seed, way in product(seeds, WAYS):
-            if (seed, way) not in done:
-                study["cells"].append(train(replace(config, seed=seed), way))
+        for seed, name in product(seeds, PLANS):
+            if (seed, name) not in done:
+                study["cells"].append(train(replace(config, seed=seed), name))
                 write(out, study)
                 print(json.dumps(study["cells"][-1]), flush=True)
     except InputError as error:
@@ -59,31 +59,31 @@ def main() -> int:
     return 0
 
 
-def train(config: Config, way: str) -> dict[str, Any]:
-    """One run: its seed, its way and what that computes, its validation accuracy (a fraction), loss and seconds."""
-    parts = assemble(config)
-    how = parts.acceleration
-    if way == "float32":
-        how = replace(PLAIN, device=how.device, threads=how.threads)
+def train(config: Config, name: str) -> dict[str, Any]:
+    """Train one run with the plan `name`. Accuracy (a fraction) and loss are those of the validation images."""
+    experiment = assemble(config)
+    plan = experiment.plan
+    if name == "float32":
+        plan = replace(EAGER, device=plan.device, threads=plan.threads)
     assert config.lr_min is not None
     assert config.lr_max is not None
     (*_, last) = fit(
-        parts.model,
-        parts.optimizer,
-        parts.train,
-        parts.evaluation,
+        experiment.model,
+        experiment.optimizer,
+        experiment.train,
+        experiment.evaluation,
         epochs=config.epochs,
         lr_min=config.lr_min,
         lr_max=config.lr_max,
         peak_fraction=config.peak_fraction,
-        acceleration=how,
+        plan=plan,
     )
     return {
         "seed": config.seed,
-        "way": way,
-        "computed": str(how),
-        "accuracy": last.test_accuracy,
-        "loss": last.test_loss,
+        "way": name,
+        "computed": str(plan),
+        "accuracy": last.eval_accuracy,
+        "loss": last.eval_loss,
         "seconds": round(last.seconds, 1),
     }
 

@@ -1,8 +1,8 @@
-"""Hosts of one's own on one machine: Linux namespaces, joined by cables to a switch.
+"""Virtual hosts on this machine: Linux namespaces, connected to a switch by virtual cables.
 
-A host has its own name, network, processes, `/etc/hosts`, `/run`, `$TMPDIR` and shared memory; processor and disk are
-the machine's. Nothing of the machine itself changes, and when the program ends, however it ends, so do its hosts with
-all that runs in them: each is held by a process that waits for the end of a pipe. Needs Linux and root.
+A host has its own name, network, processes, `/etc/hosts`, `/run`, `$TMPDIR` and shared memory. It shares processor and
+disk with this machine. The machine itself does not change. When the program ends, for any reason, its hosts end with
+all their processes: each host is held by a process that waits for the end of a pipe. Needs Linux and root.
 """
 
 import os
@@ -14,23 +14,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from studies import Running
+from studies import StartedCommand
 
 INTERFACE = "eth0"  # of every host
 PREFIX = "10.77.0"
 SWITCH = f"{PREFIX}.254"
 OWN_TMP = "/run/tmp"
 
-# A shell that reaps, as the first process of a host must, and ends when what started it has ended. That cat is killed,
-# with all else that runs, when a host is restarted.
+# The first process of a host must reap the others. This shell does, and ends when the program that started it ends. A
+# restart of the host kills cat with all other processes, so the loop starts it again.
 _UNTIL_THE_PIPE_ENDS = "exec 3<&0; echo ready; until { cat <&3 >/dev/null & wait $!; }; do :; done"
-# An empty resolv.conf: a name server that cannot be reached would be waited for. It may lie in the machine's /run.
+# resolv.conf is empty, because lookups would wait for a name server that is out of reach. It may be in the machine's
+# /run, so it is mounted first.
 _HOST = (
     'set -e; hostname "$0"; ip link set lo up; mount --bind "$1" /etc/hosts;'
     "[ ! -e /etc/resolv.conf ] || mount --bind /dev/null /etc/resolv.conf;"
     f"mount -t tmpfs run /run; mount -t tmpfs shm /dev/shm; mkdir {OWN_TMP};" + _UNTIL_THE_PIPE_ENDS
 )
-# As a router it answers at once that there is no way to the rest of the world.
+# As a router it answers at once that other networks are unreachable.
 _SWITCH = (
     "set -e; ip link set lo up; ip link add name switch type bridge; ip link set dev switch up;"
     f"ip addr add {SWITCH}/24 dev switch; echo 1 > /proc/sys/net/ipv4/ip_forward;" + _UNTIL_THE_PIPE_ENDS
@@ -42,18 +43,19 @@ Holder = subprocess.Popen[bytes]
 
 
 class NotStarted(Exception):
-    """Why this machine cannot hold a set-up, and what a person can do about it."""
+    """This machine cannot provide a setup. The message says why, and what to do."""
 
 
 def need(**packages: str) -> None:
-    """Ask for programs by name, each with the Debian package that brings it.
+    """Check that programs are installed, each given with the Debian package that contains it.
 
     Raises:
-        NotStarted: naming those that are absent.
+        NotStarted: naming the missing ones.
     """
-    absent = {program: package for program, package in packages.items() if shutil.which(program) is None}
-    if absent:
-        raise NotStarted(f"no {', '.join(absent)} here (apt-get install {' '.join(sorted(set(absent.values())))})")
+    missing = {program: package for program, package in packages.items() if shutil.which(program) is None}
+    if missing:
+        to_install = " ".join(sorted(set(missing.values())))
+        raise NotStarted(f"{', '.join(missing)} not installed; apt-get install {to_install}")
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,33 @@ class Host:
     _holder: Holder
     _switch: Holder
     _folder: Path
-    _started: list[Running] = field(default_factory=list)
+    _started: list[StartedCommand] = field(default_factory=list)
 
     def command(self, *arguments: str | Path, folder: Path | None = None) -> list[str]:
-        """The command line by which the machine has the host do something, in that folder."""
+        """The command line that runs `arguments` on the host, in `folder` or the current folder."""
         entered = ["nsenter", f"--target={self._holder.pid}", "--net", "--mount", "--uts", "--ipc"]
         children = f"--pid=/proc/{self._holder.pid}/ns/pid_for_children"
         return [*entered, children, "env", f"--chdir={folder or Path.cwd()}", *map(str, arguments)]
 
     def start(
         self, *arguments: str | Path, folder: Path | None = None, environment: Mapping[str, str] | None = None
-    ) -> Running:
-        """Start a command, which finds the programs of this Python first and knows of no proxy."""
-        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        kept |= {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "TMPDIR": OWN_TMP}
+    ) -> StartedCommand:
+        """Start a command. It finds the programs of this Python first, and uses no proxy."""
+        variables = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        variables |= {"PATH": f"{Path(sys.executable).parent}:{variables['PATH']}", "TMPDIR": OWN_TMP}
         log = self._folder / f"{self.name}-{len(self._started)}.log"
-        with log.open("wb") as said:
+        with log.open("wb") as output:
             process = subprocess.Popen(
                 self.command(*arguments, folder=folder),
-                env=kept | dict(environment or {}),
+                env=variables | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        running = Running(process, log)
-        self._started.append(running)
-        return running
+        started = StartedCommand(process, log)
+        self._started.append(started)
+        return started
 
     def run(
         self,
@@ -98,48 +100,48 @@ class Host:
         environment: Mapping[str, str] | None = None,
         seconds: float = 60,
     ) -> str:
-        """What a command says that ends well within so many seconds."""
-        running = self.start(*arguments, folder=folder, environment=environment)
-        code = running.end(seconds)
-        assert code == 0, f"{' '.join(map(str, arguments))} ended with {code}:\n{running.said}"
-        return running.said
+        """The output of a command, which must succeed within `seconds`."""
+        started = self.start(*arguments, folder=folder, environment=environment)
+        code = started.end(seconds)
+        assert code == 0, f"{' '.join(map(str, arguments))} ended with {code}:\n{started.output}"
+        return started.output
 
     def cut(self) -> None:
-        """Cut the way somewhere behind the cable's other end: nothing arrives any more, and nobody is told."""
+        """Disconnect the host behind the switch's port: nothing arrives any more, and neither side is notified."""
         _network(self._switch, "ip", "link", "set", "dev", self.name, "nomaster")
 
     def join(self) -> None:
-        """Mend the way."""
+        """Reconnect the host."""
         _network(self._switch, "ip", "link", "set", "dev", self.name, "master", "switch")
 
     def restart(self) -> None:
-        """Everything in it is killed, and it is there again."""
+        """Kill all processes of the host. The host itself stays."""
         self.run("sh", "-c", "kill -9 -1")
 
     def crash(self) -> None:
-        """Everything in it is killed. The kernel closes its connections, so the others hear of it."""
+        """Kill the host with all its processes. The kernel closes its connections, so the other hosts are notified."""
         _release(self._holder)
-        for running in self._started:
-            running.process.wait()
+        for started in self._started:
+            started.process.wait()
 
     def lose_power(self) -> None:
-        """Everything in it ends, and the others hear nothing."""
+        """Kill the host with all its processes. The other hosts are not notified."""
         self.cut()
         self.crash()
 
 
 @contextmanager
 def hosts(number: int, folder: Path, *, megabits_per_second: int | None = None) -> Iterator[list[Host]]:
-    """So many hosts, `node1` and on, each with a cable, through which at most so much goes each way.
+    """Create `number` hosts, `node1` and so on. Cables carry at most `megabits_per_second` in each direction.
 
-    They find each other by name and by address, and each, as Debian has it, its own name at 127.0.1.1. What they say is
-    kept in `folder`.
+    Hosts find each other by name and by address. As on Debian, each resolves its own name to 127.0.1.1. The output of
+    commands is written into `folder`.
 
     Raises:
-        NotStarted: where there is no root, no `ip`, or a kernel without what is asked of it.
+        NotStarted: without root, without `ip`, or when the kernel lacks a feature.
     """
     if sys.platform != "linux" or os.geteuid() != 0:
-        raise NotStarted("only root on Linux can make network namespaces")
+        raise NotStarted("network namespaces need root on Linux; run as root")
     need(ip="iproute2", tc="iproute2", unshare="util-linux", nsenter="util-linux")
     addresses = {f"node{i}": f"{PREFIX}.{i}" for i in range(1, number + 1)}
     with ExitStack() as stack:
@@ -157,13 +159,13 @@ def hosts(number: int, folder: Path, *, megabits_per_second: int | None = None) 
 
 
 def _plug(holder: Holder, switch: Holder, port: str, address: str, megabits_per_second: int | None) -> None:
-    """A cable from the holder's `INTERFACE` to the switch's `port`."""
+    """Connect the holder's `INTERFACE` to the switch's `port` by a cable."""
     _network(switch, *f"ip link add name {port} type veth peer name {INTERFACE} netns {holder.pid}".split())
     _network(switch, *f"ip link set dev {port} master switch".split())
     _network(holder, *f"ip addr add {address}/24 dev {INTERFACE}".split())
     for end, device in ((switch, port), (holder, INTERFACE)):
         if megabits_per_second is not None:
-            # What comes in 4 ms, a tick of the kernel's clock, and no less than the 64 KiB that it hands on at once.
+            # The traffic of 4 ms, one tick of the kernel's clock, and at least 64 KiB, which the kernel sends at once.
             burst = max(65536, megabits_per_second * 500)
             limit = f"rate {megabits_per_second}mbit burst {burst} latency 50ms"
             _network(end, *f"tc qdisc add dev {device} root tbf {limit}".split())
@@ -173,25 +175,25 @@ def _plug(holder: Holder, switch: Holder, port: str, address: str, megabits_per_
 
 @contextmanager
 def _held(script: str, *arguments: str | Path, own: tuple[str, ...]) -> Iterator[Holder]:
-    """Namespaces and the process that holds them, which lives as long as we do."""
+    """Create namespaces and the process that holds them. It ends with this program."""
     holder = subprocess.Popen(
         ["unshare", *own, "--fork", "--kill-child", "sh", "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for us, who then end it in order
+        start_new_session=True,  # Ctrl-C goes to this program only, which then ends the process in order
     )
     try:
         assert holder.stdout is not None and holder.stderr is not None
         if holder.stdout.readline() != b"ready\n":
-            raise NotStarted(f"the kernel makes no namespaces here: {holder.stderr.read().decode().strip()}")
+            raise NotStarted(f"the kernel cannot create namespaces: {holder.stderr.read().decode().strip()}")
         yield holder
     finally:
         _release(holder)
 
 
 def _release(holder: Holder) -> None:
-    """End what is held; it has ended when this returns."""
+    """End the process that holds the namespaces and all processes in them, and wait until they have ended."""
     for pipe in (holder.stdin, holder.stdout, holder.stderr):
         assert pipe is not None
         pipe.close()
@@ -199,7 +201,7 @@ def _release(holder: Holder) -> None:
 
 
 def _network(holder: Holder, *command: str) -> None:
-    """Change the network of `holder`, seen from the machine, by whose process ids the command may name another."""
+    """Run a command in the network of `holder`. It may name other holders by their process ids on this machine."""
     done = subprocess.run(["nsenter", f"--target={holder.pid}", "--net", *command], capture_output=True, text=True)
     if done.returncode:
         raise NotStarted(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, each like a machine of its own: it can be gone from one moment to the next."""
+"""Several Ray nodes on this machine. Each acts like a machine of its own, and can be killed at any moment."""
 
 import logging
 import os
@@ -10,30 +10,32 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# Read by Ray's processes as they start.
+# Environment variables that Ray's processes read when they start.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
-    "RAY_worker_niceness": "0",  # nothing else computes meanwhile
+    "RAY_worker_niceness": "0",  # no other work competes for the cores
     "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",  # so that a dead node is noticed within seconds
+    "RAY_health_check_period_ms": "1000",  # so that a dead node is detected within seconds
     "RAY_health_check_failure_threshold": "3",
 }
 _OBJECT_STORE_BYTES = 80_000_000
 
 
 class Nodes:
-    """A cluster whose head computes nothing; a context manager. `os.environ` must have `SETTINGS`."""
+    """A context manager: a cluster whose head does no work. `os.environ` must contain `SETTINGS`."""
 
     def __enter__(self) -> "Nodes":
         from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        self._folder = tempfile.mkdtemp(prefix="ray")  # a short name: sockets in it may have 107 characters
+        self._folder = tempfile.mkdtemp(
+            prefix="ray"
+        )  # a short path, because the path of a socket has at most 107 characters
         self._cluster = Cluster()
-        os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Ray notes a cluster's address there, wherever it is
+        os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Ray always stores the address of the cluster there
         self._add(num_cpus=0, include_dashboard=False, temp_dir=self._folder)
         self.address: str = self._cluster.address
         self.workers: list[Any] = []
@@ -46,12 +48,12 @@ class Nodes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, cores: int = 1) -> Any:
-        """Another node with so many cores."""
+        """Add a node with the given number of cores."""
         self.workers.append(self._add(num_cpus=cores))
         return self.workers[-1]
 
     def kill(self, node: Any) -> None:
-        """Let the node and all that runs on it vanish."""
+        """Kill the node with all processes on it."""
         (raylet,) = (started.process for started in node.all_processes["raylet"])
         for process in (raylet.pid, *descendants(raylet.pid)):
             with suppress(ProcessLookupError):
@@ -64,12 +66,12 @@ class Nodes:
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that a process has started, and those that these have."""
+    """The ids of the children of `process`, of their children, and so on."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             after_name = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         parents.setdefault(int(after_name[1]), []).append(int(stat.parent.name))
     found, waiting = [], [process]

@@ -1,9 +1,9 @@
-"""Can the LR finder be trusted? Train a grid of LR max × LR min on a small budget and see where its pair falls.
+"""Compare the learning rates of the LR finder with a grid of LR max × LR min, on a small budget.
 
-Every cell trains the baseline recipe from the same start on a stratified subset of the training set and is scored on a
-validation split; the test set is never read. LR max takes the finder's value and multiples of it; LR min is the
-finder's, a tenth and a hundredth of LR max. Cells are written down as they are done: started again with the same
-settings, an interrupted study goes on where it stopped.
+Every cell trains the baseline recipe from the same weights on a stratified subset of the training set, and is evaluated
+on a validation split; the test set is never read. LR max is the finder's value, or a multiple of it. LR min is the
+finder's value, a tenth of LR max, or a hundredth. Every cell is recorded when it ends, so the same command continues an
+interrupted study.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from studies import load_or_start, write
 
-from onecycle.core.config import BASELINE, Config
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import BASELINE
 from onecycle.report.visualizations import save_png
 from onecycle.report.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
 from onecycle.run.build import Experiment, assemble
@@ -33,12 +34,10 @@ RULES = ("finder", "max/10", "max/100")  # for LR min
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
-    parser.add_argument("--images", type=int, default=10_240, help="training images of a cell")
-    parser.add_argument("--validation", type=int, default=5000, help="images that score a cell")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of a cell's cycle")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="another than the recorded run's, so that its images differ"
-    )
+    parser.add_argument("--images", type=int, default=10_240, help="training images per cell")
+    parser.add_argument("--validation", type=int, default=5000, help="validation images")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs per cell")
+    parser.add_argument("--seed", type=int, default=1, help="not that of the recorded run, so that the images differ")
     parser.add_argument("--out", type=Path, default=Path("results/lr_finder_quality"), help="folder for JSON and PNG")
     options = parser.parse_args()
     try:
@@ -50,14 +49,14 @@ def main() -> int:
             epochs=options.epochs,
             seed=options.seed,
         )
-        study = load_or_start(options.out / "study.json", config, found)
+        study = load_or_start(options.out / "study.json", config, sweep)
     except InputError as error:
         print(f"lr_finder_quality: {error}", file=sys.stderr)
         return 2
     for multiple in sorted(MULTIPLES, key=lambda multiple: abs(math.log(multiple))):
         for rule in RULES:
             if not any((cell["multiple"], cell["rule"]) == (multiple, rule) for cell in study["cells"]):
-                study["cells"].append(score(config, study["curve"], multiple, rule))
+                study["cells"].append(train_cell(config, study["curve"], multiple, rule))
                 write(options.out / "study.json", study)
                 print(json.dumps(study["cells"][-1]), flush=True)
     study["verdict"] = verdict(study["cells"])
@@ -67,35 +66,36 @@ def main() -> int:
     return 0
 
 
-def found(parts: Experiment) -> dict[str, Any]:
-    """What the study begins with: the finder's curve."""
-    return {"curve": find_lr(parts.model, parts.optimizer, parts.train, acceleration=parts.acceleration).to_json()}
+def sweep(experiment: Experiment) -> dict[str, Any]:
+    """The LR finder's curve, as the first field of the study."""
+    curve = find_lr(experiment.model, experiment.optimizer, experiment.train, plan=experiment.plan)
+    return {"curve": curve.to_json()}
 
 
-def score(config: Config, curve: dict[str, Any], multiple: float, rule: str) -> dict[str, Any]:
-    """Train one cell from the start: its pair, its validation accuracy (a fraction) and loss, and its seconds."""
+def train_cell(config: Config, curve: dict[str, Any], multiple: float, rule: str) -> dict[str, Any]:
+    """Train one cell. Accuracy (a fraction) and loss are those of the validation images."""
     lr_max = curve["lr_max"] * multiple
     lr_min = {"finder": curve["lr_min"], "max/10": lr_max / 10, "max/100": lr_max / 100}[rule]
-    parts = assemble(config)
+    experiment = assemble(config)
     started = time.perf_counter()
     history = fit(
-        parts.model,
-        parts.optimizer,
-        parts.train,
-        parts.evaluation,
+        experiment.model,
+        experiment.optimizer,
+        experiment.train,
+        experiment.evaluation,
         epochs=config.epochs,
         lr_min=lr_min,
         lr_max=lr_max,
         peak_fraction=config.peak_fraction,
-        acceleration=parts.acceleration,
+        plan=experiment.plan,
     )
     return {
         "multiple": multiple,
         "rule": rule,
         "lr_max": lr_max,
         "lr_min": lr_min,
-        "accuracy": history[-1].test_accuracy,
-        "loss": history[-1].test_loss,
+        "accuracy": history[-1].eval_accuracy,
+        "loss": history[-1].eval_loss,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -118,10 +118,10 @@ def draw(study: dict[str, Any]) -> Figure:
     """Validation accuracy over LR max, a line for each rule for LR min, the finder's pair marked."""
     figure, axes = chart(top=0.75)
     labels = (f"LR min {study['curve']['lr_min']:.1e}, the finder's", "LR min = LR max / 10", "LR min = LR max / 100")
-    for rule, label, colour, marker in zip(RULES, labels, (BLUE, VERMILLION, GREY), "os^", strict=True):
+    for rule, label, color, marker in zip(RULES, labels, (BLUE, VERMILLION, GREY), "os^", strict=True):
         cells = sorted((cell for cell in study["cells"] if cell["rule"] == rule), key=lambda cell: cell["lr_max"])
         rates = [cell["lr_max"] for cell in cells]
-        axes.plot(rates, [100 * cell["accuracy"] for cell in cells], color=colour, marker=marker, label=label)
+        axes.plot(rates, [100 * cell["accuracy"] for cell in cells], color=color, marker=marker, label=label)
     found = study["verdict"]["finder"]
     place = (found["lr_max"], 100 * found["accuracy"])
     axes.plot(*place, "o", markersize=15, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.5)

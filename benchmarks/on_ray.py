@@ -1,9 +1,10 @@
-"""Is anything lost when nodes of a Ray cluster die?
+"""Check that nothing is lost when nodes of a Ray cluster die.
 
-A study whose nodes are killed at random instants, against the same study by the local engine: how many of its runs are
-done, and how many of them identical to the last bit. And many pictures, half of them in archives, labelled while a node
-is killed half-way: how many of them are there how often, and how many labels are not the local engine's. The nodes are
-on this machine, each with a core; one that is killed is gone with all that runs on it.
+A study whose nodes are killed at random times is compared with the same study on the local engine: the record counts
+the runs that are done, and those that are bit-identical. Then the classes of many images, half of them in archives, are
+predicted while a node is killed half-way: the record counts the images that are missing or doubled, and compares all
+predictions with those of the local engine. The nodes are on this machine, with one core each. Killing a node kills all
+its processes.
 """
 
 import argparse
@@ -34,81 +35,83 @@ from onecycle.data import load_dataset
 from onecycle.predict.predictor import load
 from onecycle.run import environment
 
-DAMAGED = 1000  # one picture of so many is no picture
+DAMAGED = 1000  # one file of this many is not an image
 IN_AN_ARCHIVE = 10_000
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=12, help="of the study")
-    parser.add_argument("--nodes", type=int, default=3, help="with a core each")
-    parser.add_argument("--kills", type=int, default=4, help="of nodes during the study; each is replaced by a new one")
+    parser.add_argument("--runs", type=int, default=12, help="runs of the study")
+    parser.add_argument("--nodes", type=int, default=3, help="nodes, with a core each")
+    parser.add_argument(
+        "--kills", type=int, default=4, help="nodes that are killed during the study; a new one replaces each"
+    )
     parser.add_argument("--study", default="--recipe quick --limit 5000 --device cpu", help="options of the study")
-    parser.add_argument("--pictures", type=int, default=100_000)
-    parser.add_argument("--data", default="cifar10", help="where the pictures are from")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants and nodes")
-    parser.add_argument("--folder", type=Path, help="for all that is written meanwhile; temporary if none")
+    parser.add_argument("--images", type=int, default=100_000, help="images to predict")
+    parser.add_argument("--data", default="cifar10", help="data set of these images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times and nodes")
+    parser.add_argument("--folder", type=Path, help="for all files; by default a temporary one")
     parser.add_argument("--out", type=Path, default=Path("results/on_ray.json"))
     options = parser.parse_args()
     os.environ.update(SETTINGS)
-    chance = random.Random(options.seed)
+    draws = random.Random(options.seed)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, Nodes() as nodes:
         for _ in range(options.nodes):
             nodes.add()
-        study = studied(Path(folder), nodes, chance, options.study, runs=options.runs, kills=options.kills)
+        study = run_study(Path(folder), nodes, draws, options.study, runs=options.runs, kills=options.kills)
         print(study, flush=True)
-        pictures = labelled(Path(folder), nodes, chance, options.data, options.pictures)
-        print(pictures, flush=True)
+        images = predict(Path(folder), nodes, draws, options.data, options.images)
+        print(images, flush=True)
     record = {
         "nodes": options.nodes,
         "study": study,
-        "pictures": pictures,
-        "environment": environment.describe(hardware.detect(), load().acceleration),
+        "pictures": images,
+        "environment": environment.describe(hardware.detect(), load().plan),
     }
     write(options.out, record)
     return 0
 
 
-def onecycle(*words: object) -> list[str]:
-    return [sys.executable, "-m", "onecycle", *map(str, words)]
+def onecycle(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "onecycle", *map(str, arguments)]
 
 
-def studied(
-    folder: Path, nodes: Nodes, chance: random.Random, options: str, *, runs: int, kills: int
+def run_study(
+    folder: Path, nodes: Nodes, draws: random.Random, options: str, *, runs: int, kills: int
 ) -> dict[str, Any]:
-    """The study by both engines, with nodes killed under the second."""
-    words = ["study", *shlex.split(options), "--seeds", runs, "--cores", 1, "--workers", 0, "--out"]
+    """Run the study on both engines, and kill nodes of the second."""
+    arguments = ["study", *shlex.split(options), "--seeds", runs, "--cores", 1, "--workers", 0, "--out"]
     seconds = {}
-    began = time.perf_counter()
-    subprocess.run(onecycle(*words, folder / "local"), check=True)
-    seconds["local"] = time.perf_counter() - began
-    began = time.perf_counter()
-    command = onecycle(*words, folder / "ray", "--engine", "ray", "--address", nodes.address)
+    started = time.perf_counter()
+    subprocess.run(onecycle(*arguments, folder / "local"), check=True)
+    seconds["local"] = time.perf_counter() - started
+    started = time.perf_counter()
+    command = onecycle(*arguments, folder / "ray", "--engine", "ray", "--address", nodes.address)
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     mean = seconds["local"] / len(nodes.workers) / (kills + 1)
     killed = 0
     while killed < kills:
-        wait_for(folder / "ray", "*/*/seed-*/checkpoint.safetensors", driver)  # or there is nothing to lose
-        time.sleep(chance.uniform(0, 2 * mean))
+        wait_for(folder / "ray", "*/*/seed-*/checkpoint.safetensors", driver)  # a run to be lost
+        time.sleep(draws.uniform(0, 2 * mean))
         if driver.poll() is not None:
             break
-        nodes.kill(chance.choice(nodes.workers))
+        nodes.kill(draws.choice(nodes.workers))
         nodes.add()
         killed += 1
-    told, _ = driver.communicate()
-    seconds["ray"] = time.perf_counter() - began
-    print(told)
-    expected, made = (contents(next((folder / engine).iterdir())) for engine in ("local", "ray"))
+    output, _ = driver.communicate()
+    seconds["ray"] = time.perf_counter() - started
+    print(output)
+    expected, found = (contents(next((folder / engine).iterdir())) for engine in ("local", "ray"))
     places = {str(Path(name).parent) for name in expected if name.endswith("/result.json")}
-    same = [place for place in places if of(made, place) == of(expected, place)]
+    same = [place for place in places if of(found, place) == of(expected, place)]
     return {
-        "command": shlex.join(map(str, words[:-1])),
+        "command": shlex.join(map(str, arguments[:-1])),
         "exit_code": driver.returncode,
         "runs": runs,
-        "done": sum(name.endswith("/result.json") for name in made),
+        "done": sum(name.endswith("/result.json") for name in found),
         "identical_to_the_local_engine": len(same),
         "nodes_killed": killed,
-        "runs_begun_again_or_gone_on_with": told.count("lost with"),
+        "runs_begun_again_or_gone_on_with": output.count("lost with"),
         "seconds": {name: rounded(value) for name, value in seconds.items()},
     }
 
@@ -117,27 +120,27 @@ def of(files: dict[str, object], place: str) -> dict[str, object]:
     return {name: content for name, content in files.items() if name.startswith(f"{place}/")}
 
 
-def labelled(folder: Path, nodes: Nodes, chance: random.Random, data: str, count: int) -> dict[str, Any]:
-    """The pictures by both engines, with a node killed under the second when half of the parts are done."""
-    sources, names = generate(folder / "pictures", load_dataset(data).train.images, count)
+def predict(folder: Path, nodes: Nodes, draws: random.Random, data: str, count: int) -> dict[str, Any]:
+    """Predict on both engines, and kill a node of the second when half of the parts are done."""
+    sources, names = generate(folder / "images", load_dataset(data).train.images, count)
     seconds = {}
-    began = time.perf_counter()
-    subprocess.run(onecycle("predict", *sources, "--out", folder / "here"))
-    seconds["local"] = time.perf_counter() - began
-    parts = len(list((folder / "here" / "predictions").iterdir()))
-    began = time.perf_counter()
-    there = folder / "there"
+    started = time.perf_counter()
+    subprocess.run(onecycle("predict", *sources, "--out", folder / "local-predictions"))
+    seconds["local"] = time.perf_counter() - started
+    parts = len(list((folder / "local-predictions" / "predictions").iterdir()))
+    started = time.perf_counter()
+    remote = folder / "ray-predictions"
     driver = subprocess.Popen(
-        onecycle("predict", *sources, "--out", there, "--engine", "ray", "--address", nodes.address)
+        onecycle("predict", *sources, "--out", remote, "--engine", "ray", "--address", nodes.address)
     )
-    wait_for(there, "predictions/part-*.parquet", driver, parts // 2)
-    done = len(list(there.glob("predictions/part-*.parquet")))
-    nodes.kill(chance.choice(nodes.workers))
+    wait_for(remote, "predictions/part-*.parquet", driver, parts // 2)
+    done = len(list(remote.glob("predictions/part-*.parquet")))
+    nodes.kill(draws.choice(nodes.workers))
     driver.wait()
-    seconds["ray"] = time.perf_counter() - began
-    tables = {name: pq.read_table(there / name) for name in ("predictions", "unreadable")}
+    seconds["ray"] = time.perf_counter() - started
+    tables = {name: pq.read_table(remote / name) for name in ("predictions", "unreadable")}
     found = Counter(name for table in tables.values() for name in keys(table))
-    same = all(table.equals(pq.read_table(folder / "here" / name)) for name, table in tables.items())
+    same = all(table.equals(pq.read_table(folder / "local-predictions" / name)) for name, table in tables.items())
     return {
         "exit_code": driver.returncode,
         "pictures": len(names),
@@ -150,7 +153,7 @@ def labelled(folder: Path, nodes: Nodes, chance: random.Random, data: str, count
         "unreadable": tables["unreadable"].num_rows,
         "identical_to_the_local_engine": same,
         "seconds": {name: rounded(value) for name, value in seconds.items()},
-        "bytes_of_parquet": sum(path.stat().st_size for path in there.rglob("*.parquet")),
+        "bytes_of_parquet": sum(path.stat().st_size for path in remote.rglob("*.parquet")),
         "most_certain": pc.max(tables["predictions"]["probability"]).as_py(),
     }
 
@@ -160,17 +163,20 @@ def keys(table: pa.Table) -> list[tuple[str, str | None]]:
 
 
 def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[Any], count: int = 1) -> None:
-    """Until there are so many such files, or the driver has ended."""
+    """Wait until `folder` has `count` files that match `pattern`, or the driver has ended."""
     while driver.poll() is None and len(list(folder.glob(pattern))) < count:
         time.sleep(0.05)
 
 
 def generate(folder: Path, images: NDArray[np.uint8], count: int) -> tuple[list[Path], set[tuple[str, str | None]]]:
-    """JPEGs of `images` `[N,H,W,3]`, over and over with falling quality: half of them files, the others in archives."""
+    """`count` JPEGs of `images` `[N,H,W,3]`, which repeat with falling quality: half in files, half in archives.
+
+    Returns the sources for `onecycle predict`, and the file and member names of all images.
+    """
 
     def content(number: int) -> bytes:
-        turn, row = divmod(number, len(images))
-        return b"no picture" if number % DAMAGED == 7 else jpeg(images[row], turn)
+        repetition, row = divmod(number, len(images))
+        return b"not an image" if number % DAMAGED == 7 else jpeg(images[row], repetition)
 
     files, names = folder / "files", set()
     files.mkdir(parents=True)
@@ -184,16 +190,16 @@ def generate(folder: Path, images: NDArray[np.uint8], count: int) -> tuple[list[
         archives.append(folder / f"{first:06}.tar")
         with tarfile.open(archives[-1], "w") as archive:
             for number in range(first, min(first + each, count)):
-                member, bytes_of_it = tarfile.TarInfo(f"{number:06}.jpg"), content(number)
-                member.size = len(bytes_of_it)
-                archive.addfile(member, io.BytesIO(bytes_of_it))
+                member, data = tarfile.TarInfo(f"{number:06}.jpg"), content(number)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
                 names.add((str(archives[-1]), member.name))
     return [files, *archives], names
 
 
-def jpeg(pixels: NDArray[np.uint8], turn: int) -> bytes:
+def jpeg(pixels: NDArray[np.uint8], repetition: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=max(50, 95 - 10 * turn))
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=max(50, 95 - 10 * repetition))
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
-"""How fast does `onecycle predict` name pictures, how much of that is decoding, and is ONNX faster than torch?
+"""Measure the speed of `onecycle predict`, the share of decoding in it, and the speed of ONNX relative to torch.
 
-The whole command on a folder of JPEGs, and its parts alone, in turns; then networks as torch and onnxruntime compute
-them, in turns, for batches of several sizes.
+The whole command on a folder of JPEGs takes turns with its parts alone. Then networks in torch take turns with the same
+networks in onnxruntime, for batches of several sizes.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import onnxruntime
 from studies import rounded, write
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import PLAIN
+from onecycle.compute.plan import EAGER
 from onecycle.models import Architecture
 from onecycle.predict.onnx import write_onnx
-from onecycle.predict.predictor import Predictor, load, read_picture
-from onecycle.predict.stream import files_of, label
+from onecycle.predict.predictor import Predictor, load, read_image
+from onecycle.predict.stream import files_of, predict_files
 from onecycle.run import environment
 
 BATCHES = (1, 16, 250)
@@ -33,9 +33,9 @@ BATCHES = (1, 16, 250)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help="a .tar.gz of JPEGs")
-    parser.add_argument("--inside", default="test/", help="what the names of those to take contain")
+    parser.add_argument("--inside", default="test/", help="use the files whose names contain this")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement of a network")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each measurement of a network")
     parser.add_argument("--out", type=Path, default=Path("results/prediction.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,17 +51,17 @@ def main() -> int:
         "files": len(members),
         **files,
         "images_a_second": runtimes,
-        "environment": environment.describe(hardware.detect(), load().acceleration),
+        "environment": environment.describe(hardware.detect(), load().plan),
     }
     write(options.out, record)
     return 0
 
 
 def commands(folder: Path, rounds: int) -> dict[str, object]:
-    """The command on all files in `folder`, on one of them, and its parts."""
+    """Time `onecycle predict` on all files in `folder` and on a single file, and each part of its work."""
     predictor = load()
-    paths = [path for path in files_of([str(folder)]) if isinstance(path, Path)]
-    images = np.stack([predictor.to_input(read_picture(path)) for path in paths])
+    paths = [file.path for file in files_of([str(folder)])]
+    images = np.stack([predictor.to_input(read_image(path)) for path in paths])
 
     def command(target: Path) -> None:
         line = [sys.executable, "-m", "onecycle", "predict", str(target)]
@@ -69,13 +69,13 @@ def commands(folder: Path, rounds: int) -> dict[str, object]:
 
     def decode() -> None:
         for path in paths:
-            predictor.to_input(read_picture(path))
+            predictor.to_input(read_image(path))
 
     seconds = in_turns(
         {
             "whole command": lambda: command(folder),
             "command on one file": lambda: command(paths[0]),
-            "files to predictions": lambda: print(sum(1 for _ in label(predictor, [str(folder)])), "files"),
+            "files to predictions": lambda: print(sum(1 for _ in predict_files(predictor, [str(folder)])), "files"),
             "reading and decoding": decode,
             "network": lambda: print(len(predictor.predict_images(images)), "images"),
         },
@@ -90,18 +90,18 @@ def commands(folder: Path, rounds: int) -> dict[str, object]:
 
 
 def in_turns(measured: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, one after the other in every round."""
+    """The median seconds of each action. In every round they run one after another."""
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(rounds):
         for name, action in measured.items():
-            began = time.perf_counter()
+            started = time.perf_counter()
             action()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - started)
     return {name: rounded(statistics.median(values)) for name, values in seconds.items()}
 
 
 def networks() -> dict[str, Predictor]:
-    """The one that comes with the package, and the specification's, whose weights do not matter here."""
+    """The included network, and the custom ResNet with random weights: the weights do not change the speed."""
     shipped, specified = load(), Architecture()
     classes, size = shipped.classes, shipped.preprocessing.input_size
     model = specified.build(len(classes), size).eval()
@@ -112,26 +112,26 @@ def networks() -> dict[str, Predictor]:
 
 
 def compared(predictor: Predictor, folder: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Images a second by torch in float32, by torch as `onecycle.load` computes, and by onnxruntime in float32."""
-    plain = replace(predictor, acceleration=PLAIN)
-    write_onnx(plain, folder / "model.onnx", "benchmark")
+    """Images per second of torch in float32, of torch as `onecycle.load` computes, and of onnxruntime in float32."""
+    eager = replace(predictor, plan=EAGER)
+    write_onnx(eager, folder / "model.onnx", "benchmark")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     size = predictor.preprocessing.input_size
     found: dict[str, dict[str, float]] = {}
     for batch in BATCHES:
         images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        ways = {
-            "torch, float32": lambda images=images: plain.predict_images(images),
-            f"torch, {predictor.acceleration.precision}": lambda images=images: predictor.predict_images(images),
+        runtimes = {
+            "torch, float32": lambda images=images: eager.predict_images(images),
+            f"torch, {predictor.plan.precision}": lambda images=images: predictor.predict_images(images),
             "onnxruntime, float32": lambda images=images: session.run(None, {"images": images}),
         }
-        speeds: dict[str, list[float]] = {name: [] for name in ways}
+        speeds: dict[str, list[float]] = {name: [] for name in runtimes}
         for _ in range(rounds):
-            for name, way in ways.items():
-                way()
-                began, passes = time.perf_counter(), 0
-                while (passed := time.perf_counter() - began) < seconds:
-                    way()
+            for name, predict in runtimes.items():
+                predict()
+                started, passes = time.perf_counter(), 0
+                while (passed := time.perf_counter() - started) < seconds:
+                    predict()
                     passes += 1
                 speeds[name].append(passes * batch / passed)
         found[f"batches of {batch}"] = {name: rounded(statistics.median(values)) for name, values in speeds.items()}

@@ -1,6 +1,6 @@
-"""How long does a report take, and how much memory? `onecycle report` on a complete run that was not interpreted yet.
+"""Measure the duration and the memory of `onecycle report` on a complete run that has no interpretation yet.
 
-That is all that the end of a run does for it, and starting Python and reading the data besides.
+This is the work at the end of a run, plus the start of Python and reading the data.
 """
 
 import argparse
@@ -30,7 +30,7 @@ sys.exit(code)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of a complete run with its weights")
-    parser.add_argument("--data", help="where its data are, if not where they were")
+    parser.add_argument("--data", help="the data set, if it has moved")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/report_time.json"))
     options = parser.parse_args()
@@ -43,10 +43,10 @@ def main() -> int:
             shutil.copytree(options.run, copy.path)
             for path in (copy.interpretation, copy.report):
                 path.unlink(missing_ok=True)
-            command = [sys.executable, "-c", MEASURED, "report", str(copy.path)]
-            began = time.perf_counter()
+            command = [sys.executable, "-c", MEASURED, "report", "--run", str(copy.path)]
+            started = time.perf_counter()
             done = subprocess.run([*command, *data], stdout=subprocess.PIPE, text=True, check=True)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - started)
             memory.append(int(done.stdout.split()[-1]) / 2**20)
             size = copy.report.stat().st_size
         print(f"round {round + 1}/{options.rounds}: {seconds[-1]:.1f} s, {memory[-1]:.2f} GiB")
@@ -56,12 +56,10 @@ def main() -> int:
         "peak_memory_gib": rounded(max(memory)),
         "report_megabytes": rounded(size / 1e6),
         "recipe": result.recipe,
-        "test_images": result.test_images,
+        "eval_images": result.eval_images,
         "train_images": result.train_images,
         "fingerprint": result.fingerprint,
-        "environment": environment.describe(
-            hardware.detect(), environment.recorded_acceleration(RunFolder(options.run))
-        ),
+        "environment": environment.describe(hardware.detect(), environment.recorded_plan(RunFolder(options.run))),
     }
     write(options.out, record)
     return 0

@@ -1,9 +1,9 @@
-"""Does a run come to the same bits, whoever computes it, and whoever is killed meanwhile?
+"""Check that a run is bit-identical for any number of processes, and after a process was killed.
 
-A short run of CIFAR-10 with four shards is computed by one, two and four processes, with one thread each and with two.
-Then it is begun by four, of which one, drawn at random, is killed (SIGKILL) at a random instant after the first epoch,
-and gone on with by two or by one, as often as asked. Written down is whether these runs have the weights, the history
-and the predictions of the one by one process, and of the one that nobody disturbed.
+A short run on CIFAR-10 with four shards is computed by one, two and four processes, with one thread each and with two.
+Then four processes start it --kills times, a random one is killed (SIGKILL) at a random time after the first epoch, and
+two processes or one resume it. The record says whether weights, history and predictions equal those of the run by one
+process, and those of an undisturbed run.
 """
 
 import argparse
@@ -33,13 +33,15 @@ AFTER_KILL = (2, 1)  # processes, in turn
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--images", type=int, default=6000, help="of each set")
+    parser.add_argument("--images", type=int, default=6000, help="images of each split")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--recipes", nargs="+", default=["quick", "baseline"], help="the first is also killed")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of each process")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["quick", "baseline"], help="processes of the first one are also killed"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each process")
+    parser.add_argument("--kills", type=int, default=20, help="runs with a killed process")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     parser.add_argument("--out", type=Path, default=Path("results/same_bits.json"))
     options = parser.parse_args()
     record: dict[str, Any] = {
@@ -50,16 +52,16 @@ def main() -> int:
         place = Path(folder)
         for threads in options.threads:
             for recipe in options.recipes:
-                words = _options(options, recipe)
+                arguments = _options(options, recipe)
                 runs = {
-                    count: _run(place / f"{recipe}-{threads}-{count}", words, count, threads) for count in PROCESSES
+                    count: _run(place / f"{recipe}-{threads}-{count}", arguments, count, threads) for count in PROCESSES
                 }
                 same = {str(count): bits(run) == bits(runs[1]) for count, run in runs.items()}
                 record[f"{recipe}, {threads} thread{'s' * (threads > 1)}"] = {"identical by processes": same}
                 print(f"{recipe}, {threads} threads: {same}", flush=True)
         record["killed"] = _killed(options, place, _options(options, options.recipes[0]))
-        how = environment.recorded_acceleration(RunFolder(next(place.glob("*/runs/*/config.json")).parent))
-    record["environment"] = environment.describe(hardware.detect(), how)
+        plan = environment.recorded_plan(RunFolder(next(place.glob("*/runs/*/config.json")).parent))
+    record["environment"] = environment.describe(hardware.detect(), plan)
     write(options.out, record)
     return 0
 
@@ -74,17 +76,17 @@ def _options(options: argparse.Namespace, recipe: str) -> list[str]:
         "--shards": SHARDS,
     }
     rates = ["--lr-min", "1e-5", "--lr-max", "2e-3"] if recipe == "baseline" else []
-    return ["--no-report", *rates, *(str(word) for pair in values.items() for word in pair)]
+    return ["--no-report", *rates, *(str(part) for pair in values.items() for part in pair)]
 
 
-def _begin(folder: Path, words: list[str], processes: int, threads: int) -> subprocess.Popen[str]:
+def _start(folder: Path, arguments: list[str], processes: int, threads: int) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-u", "-m", "onecycle", "train", *words, "--processes", str(processes)]
-    kept = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-u", "-m", "onecycle", "train", *arguments, "--processes", str(processes)]
+    variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=kept,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -92,22 +94,22 @@ def _begin(folder: Path, words: list[str], processes: int, threads: int) -> subp
     )
 
 
-def _run(folder: Path, words: list[str], processes: int, threads: int) -> RunFolder:
-    said, _ = (process := _begin(folder, words, processes, threads)).communicate()
-    assert process.returncode == 0, said
+def _run(folder: Path, arguments: list[str], processes: int, threads: int) -> RunFolder:
+    output, _ = (process := _start(folder, arguments, processes, threads)).communicate()
+    assert process.returncode == 0, output
     return RunFolder(next(folder.glob("runs/*/config.json")).parent)
 
 
-def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[str, Any]:
+def _killed(options: argparse.Namespace, place: Path, arguments: list[str]) -> dict[str, Any]:
     threads, draws = options.threads[0], random.Random(options.seed)
-    began = time.perf_counter()
-    expected = bits(_run(place / "undisturbed", words, SHARDS, threads))
-    seconds = time.perf_counter() - began
-    identical, told, noticed = 0, 0, []
+    started = time.perf_counter()
+    expected = bits(_run(place / "undisturbed", arguments, SHARDS, threads))
+    seconds = time.perf_counter() - started
+    identical, named, noticed = 0, 0, []
     for number in range(options.kills):
         folder, rank = place / f"killed-{number}", draws.randrange(SHARDS)
-        while True:  # until one was killed before it was done
-            process = _begin(folder, words, SHARDS, threads)
+        while True:  # until a process was killed before the run was complete
+            process = _start(folder, arguments, SHARDS, threads)
             assert process.stdout
             for line in process.stdout:
                 if line.strip().startswith("1/"):
@@ -117,21 +119,22 @@ def _killed(options: argparse.Namespace, place: Path, words: list[str]) -> dict[
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
             killed = time.perf_counter()
-            said = process.stdout.read()
+            output = process.stdout.read()
             (run,) = map(RunFolder, folder.glob("runs/*"))
-            if victim is not None and process.wait() == 2 and not run.complete:
+            if victim is not None and process.wait() == 2 and not run.is_complete:
                 break
             run.discard()
         noticed.append(time.perf_counter() - killed)
-        told += f"rank {rank} (" in said
-        on = AFTER_KILL[number % len(AFTER_KILL)]
-        resumed = _run(folder, ["--resume", str(run.path.relative_to(folder))], on, threads)
+        named += f"rank {rank} (" in output
+        processes = AFTER_KILL[number % len(AFTER_KILL)]
+        resumed = _run(folder, ["--resume", str(run.path.relative_to(folder))], processes, threads)
         identical += bits(resumed) == expected
-        print(f"{number + 1}/{options.kills}: rank {rank}, on with {on}: {identical} identical", flush=True)
+        progress = f"{number + 1}/{options.kills}: killed rank {rank}, resumed by {processes}"
+        print(f"{progress}: {identical} identical", flush=True)
     return {
         "kills": options.kills,
         "identical": identical,
-        "rank named": told,
+        "rank named": named,
         "seconds until it ended, median": rounded(float(np.median(noticed))) if noticed else None,
     }
 

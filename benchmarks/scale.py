@@ -1,9 +1,9 @@
-"""Does a step cost the same with a million images as with ten thousand?
+"""Compare the cost of a training step with a million images with that with ten thousand.
 
-For each size, in a process of its own: images are generated into a file that is mapped into memory, batches are drawn
-with albumentations in the process itself and with the batched augmentation, and the custom ResNet is trained for some
-steps. Written down are the cost of an image, the time to the first step, and the most memory that the process and its
-worker held, their own apart from the pages of the file, which the system may take back at any time.
+A new process measures each size. Images are generated into a file that is mapped into memory. Batches are drawn with
+albumentations, without workers, and with the batched augmentation. The custom ResNet is trained for --steps steps. The
+record has the time per image, the time to the first step, and the peak memory of the process and its worker: their
+private memory, and separately the pages of the file, which the system may reclaim at any time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from studies import write
 from torch.optim import Adam
 
 from onecycle.compute import autotune, hardware
-from onecycle.compute.plan import Acceleration
+from onecycle.compute.plan import ComputePlan
 from onecycle.data import ImageSet
 from onecycle.data.augment.albumentations import Augmentation
 from onecycle.data.augment.batched import BatchedAugmentation
@@ -44,10 +44,14 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=200, help="training steps at the smallest and the largest size")
-    parser.add_argument("--drawn", type=int, default=100_000, help="images of which whole epochs are made for a cost")
-    parser.add_argument("--folder", type=Path, help="where the generated files go (3 KiB an image); temporary if none")
+    parser.add_argument(
+        "--drawn", type=int, default=100_000, help="images drawn to measure the time per image, in whole epochs"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="for the generated files (3 KiB per image); by default a temporary one"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the processes run
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # used by the processes
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure, options.batch_size, options.steps, options.drawn)))
@@ -58,15 +62,15 @@ def main() -> int:
             path = Path(folder) / f"{count}.npy"
             generate(path, count)
             at_an_end = count in (min(options.sizes), max(options.sizes))
-            settings = {
+            arguments = {
                 "--measure": path,
                 "--batch-size": options.batch_size,
                 "--drawn": options.drawn,
                 "--steps": options.steps if at_an_end else 0,
             }
-            command = [sys.executable, __file__, *(str(word) for pair in settings.items() for word in pair)]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            sizes[str(count)] = json.loads(told)
+            command = [sys.executable, __file__, *(str(part) for pair in arguments.items() for part in pair)]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            sizes[str(count)] = json.loads(output)
             path.unlink()
             print(f"{count:>9,} images: {sizes[str(count)]}", flush=True)
     first, last = sizes[str(min(options.sizes))], sizes[str(max(options.sizes))]
@@ -79,12 +83,12 @@ def main() -> int:
         "environment": environment.describe(hardware.detect(), autotuned(CustomResNet())),
     }
     write(options.out, record)
-    print("largest against smallest:", ratios)
+    print("largest relative to smallest:", ratios)
     return 0
 
 
 def generate(path: Path, count: int) -> None:
-    """Write `count` random images to `path`, a part at a time."""
+    """Write `count` random images to `path`, in chunks."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, SIDE, SIDE, 3))
     generator = np.random.default_rng(0)
     for start in range(0, count, CHUNK):
@@ -93,42 +97,42 @@ def generate(path: Path, count: int) -> None:
     images.flush()
 
 
-def autotuned(model: CustomResNet) -> Acceleration:
-    return autotune.choose(model, SIDE, hardware.detect(), device="cpu").acceleration
+def autotuned(model: CustomResNet) -> ComputePlan:
+    return autotune.choose(model, SIDE, hardware.detect(), device="cpu").plan
 
 
 def measure(path: Path, batch_size: int, steps: int, drawn: int) -> dict[str, Any]:
-    """What the images in `path` cost: microseconds an image, seconds to the first step, GiB."""
-    began = time.perf_counter()
+    """Measure the images in `path`: microseconds per image, seconds to the first step, and GiB of memory."""
+    started = time.perf_counter()
     images = np.load(path, mmap_mode="r")
     labels = np.random.default_rng(1).integers(len(CLASSES), size=len(images))
     data = ImageSet(images, labels, CLASSES)
     preprocessing = Preprocessing.of(images)
     fill = [255 * value for value in preprocessing.mean]
 
-    def batches(**how: Any) -> Batches:
-        return Batches(data, preprocessing, batch_size=batch_size, shuffle=True, **how)
+    def batches(**options: Any) -> Batches:
+        return Batches(data, preprocessing, batch_size=batch_size, shuffle=True, **options)
 
     torch.manual_seed(0)
     model = CustomResNet()
-    how = autotuned(model)
-    how.apply()
-    running, optimizer = how.prepare(model), Adam(model.parameters())
-    data_path = batches(augment=Augmentation(SIDE, fill), workers=1)
-    told: dict[str, Any] = {}
-    trained = training_steps(running, optimizer, endless(data_path), lambda step: 1e-3, acceleration=how)
-    next(trained)
-    told["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
-    held = [memory()]
+    plan = autotuned(model)
+    plan.apply()
+    prepared, optimizer = plan.prepare(model), Adam(model.parameters())
+    with_worker = batches(augment=Augmentation(SIDE, fill), workers=1)
+    measured: dict[str, Any] = {}
+    steps_done = training_steps(prepared, optimizer, endless(with_worker), lambda step: 1e-3, plan=plan)
+    next(steps_done)
+    measured["seconds_to_first_step"] = round(time.perf_counter() - started, 2)
+    samples = [memory()]
     if steps:
-        began = time.perf_counter()
-        done = sum(1 for _ in islice(trained, steps))
-        told["step_microseconds_an_image"] = round((time.perf_counter() - began) / done / batch_size * 1e6, 1)
-        held.append(memory())
-    told["albumentations_microseconds_an_image"] = cost(batches(augment=Augmentation(SIDE, fill)), drawn)
-    told["batched_microseconds_an_image"] = cost(batches(augment_batch=BatchedAugmentation(SIDE, fill)), drawn)
-    held.append(memory())
-    return told | {name: max(at[name] for at in held) for name in held[0]}
+        started = time.perf_counter()
+        done = sum(1 for _ in islice(steps_done, steps))
+        measured["step_microseconds_an_image"] = round((time.perf_counter() - started) / done / batch_size * 1e6, 1)
+        samples.append(memory())
+    measured["albumentations_microseconds_an_image"] = cost(batches(augment=Augmentation(SIDE, fill)), drawn)
+    measured["batched_microseconds_an_image"] = cost(batches(augment_batch=BatchedAugmentation(SIDE, fill)), drawn)
+    samples.append(memory())
+    return measured | {name: max(sample[name] for sample in samples) for name in samples[0]}
 
 
 def endless(batches: Batches) -> Iterator[Batch]:
@@ -139,20 +143,20 @@ def endless(batches: Batches) -> Iterator[Batch]:
 
 
 def cost(batches: Batches, count: int) -> float:
-    """Microseconds an image of drawing whole epochs, one or as many as make `count` images."""
+    """Microseconds per image. It draws whole epochs, at least one, until about `count` images were drawn."""
     epochs = max(1, count // len(batches.images))
-    began = time.perf_counter()
+    started = time.perf_counter()
     images = sum(len(batch.labels) for epoch in range(epochs) for batch in batches.epoch(epoch))
-    return round((time.perf_counter() - began) / images * 1e6, 2)
+    return round((time.perf_counter() - started) / images * 1e6, 2)
 
 
 def memory() -> dict[str, float]:
-    """What this process and its workers hold, in GiB: memory of their own, and pages of mapped files."""
+    """The memory of this process and its workers in GiB: private memory, and pages of mapped files."""
     totals = {"own_gib": 0, "mapped_gib": 0}
     for process in ("self", *(child.pid for child in multiprocessing.active_children())):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
         kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
-        totals["own_gib"] += kib["Pss_Anon"] + kib["Pss_Shmem"]  # what processes share counts once
+        totals["own_gib"] += kib["Pss_Anon"] + kib["Pss_Shmem"]  # shared pages count once
         totals["mapped_gib"] += kib["Pss_File"]
     return {name: round(value / 2**20, 2) for name, value in totals.items()}
 

@@ -1,13 +1,16 @@
-"""How far does one training scale over machines, by the network between them?
+"""Measure how training scales over processes, and predict how it scales over machines for several network speeds.
 
-Measured is a step of the specified network at several batch sizes, by one, two and four processes of one thread, with a
-shard each, on hosts of their own (`hosts.py`) whose cables carry what is said and no more; and what each sends. The
-quickest of some steps counts, since whatever else a machine does only adds. A model of six numbers is fitted to one
-process, and to the smallest and the largest batch of two, and compared with all that it has not seen. From it and from
-the steps of one process with all cores follows the prediction for up to 64 machines like this one, which nobody has
-measured; it leaves out how long a message is on its way, however short it is.
+Steps of the specified network are measured at several batch sizes, by one, two and four processes with one thread and
+one shard each. Every process has its own simulated host (`hosts.py`), whose network link has a limited rate. The
+fastest of several steps counts, because other load on the machine only adds time. The bytes that a process sends are
+measured, too.
 
-And in turns with each other, without hosts: one process with all cores, and as many processes as there are cores.
+A model with six parameters is fitted to the steps of one process, and to the smallest and the largest batch of two. It
+is compared with all other measurements. The model, and the steps of one process with all cores, give a prediction for
+up to 64 machines like this one. The prediction is not measured, and it ignores the latency of the network.
+
+In a second measurement, without simulated hosts, one process with all cores takes turns with as many processes as there
+are cores.
 
 Needs Linux and root.
 """
@@ -28,18 +31,19 @@ from pathlib import Path
 from typing import Any
 
 from hosts import INTERFACE, NotStarted, hosts
-from scaling_model import MACHINES, drawn, fit, fit_alone, largest_error, placed, prediction
+from scaling_model import MACHINES, draw, fit, fit_alone, largest_error, placed, prediction
 from studies import rounded, write
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import Acceleration
-from onecycle.core.config import BASELINE
-from onecycle.distributed import ranks
+from onecycle.compute.plan import ComputePlan
+from onecycle.core.recipes import BASELINE
+from onecycle.distributed import process_group
+from onecycle.distributed.process_group import ProcessGroup
 from onecycle.report.visualizations import save_png
 from onecycle.run import environment
 from onecycle.run.build import assemble
-from onecycle.train.loop import StepOutcome, training_steps
-from onecycle.train.sharded_step import learning
+from onecycle.train.loop import make_train_step, training_steps
+from onecycle.train.train_step import StepResult
 
 WARM_STEPS = 2
 PATIENCE = 590.0  # seconds for the steps of one set-up
@@ -50,13 +54,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256, 512], metavar="N")
-    parser.add_argument("--alone", type=int, nargs="+", default=[8, 16, 32], metavar="N", help="more, of one process")
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], metavar="N", help="beside one")
-    parser.add_argument("--links", type=int, nargs="+", default=[100, 1000, 10_000], help="Mbit/s of a host's cable")
-    parser.add_argument("--steps", type=int, default=8, help="that are timed; the quickest counts")
-    parser.add_argument("--rounds", type=int, default=15, help="of turns of one process and several")
-    parser.add_argument("--out", type=Path, default=Path("results/scaling.json"), help="a picture goes beside it")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # what the processes run
+    parser.add_argument(
+        "--alone", type=int, nargs="+", default=[8, 16, 32], metavar="N", help="more batch sizes, for one process"
+    )
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[2, 4], metavar="N", help="numbers of processes, besides one"
+    )
+    parser.add_argument(
+        "--links", type=int, nargs="+", default=[100, 1000, 10_000], help="Mbit/s of the link of each host"
+    )
+    parser.add_argument("--steps", type=int, default=8, help="timed steps; the fastest counts")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of one process and of several")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/scaling.json"), help="the record; its plot is written beside it"
+    )
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # used by the processes
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -66,7 +78,7 @@ def main() -> int:
         serve(options.data, options.batch_sizes[0])
         return 0
     if len(options.processes) == 1 and len(set(options.batch_sizes)) < 3:
-        parser.error("the fit sees all of these steps; give a third of --batch-sizes, or more --processes")
+        parser.error("the fit uses all of these steps; give three --batch-sizes, or more --processes")
     try:
         return compare(options, hardware.usable_cores())
     except NotStarted as reason:
@@ -82,29 +94,29 @@ def compare(options: argparse.Namespace, cores: int) -> int:
         points += on_hosts(options, processes, link, 1)
     for point in points:
         point["fitted"] = is_fitted(point, options)
-    fitted, unseen = ([point for point in points if point["fitted"] is seen] for seen in (True, False))
+    fitted, unseen = ([point for point in points if point["fitted"] is is_fit] for is_fit in (True, False))
     model = fit(fitted, cores)
     for point in points:
         point["predicted"] = rounded(float(model.seconds(**placed(point))))
     a_step, an_image = fit_alone(of_all_cores)
     machine = replace(model, a_step=a_step, an_image=an_image, crowded=1, cores=MACHINES[-1])
-    how = Acceleration.from_json(alone[0]["acceleration"])
+    plan = ComputePlan.from_json(alone[0]["compute_plan"])
     record = {
-        "points": [{name: value for name, value in point.items() if name != "acceleration"} for point in points],
+        "points": [{name: value for name, value in point.items() if name != "compute_plan"} for point in points],
         "model": model.to_json(),
         "largest_error": {"fitted": largest_error(fitted), "unseen": largest_error(unseen)},
         "on_this_machine": turns,
         "prediction": prediction(machine, max(options.batch_sizes), options.links),
-        "environment": environment.describe(hardware.detect(), how),
+        "environment": environment.describe(hardware.detect(), plan),
     }
     write(options.out, record)
-    save_png(drawn(record), options.out.with_suffix(".png"))
+    save_png(draw(record), options.out.with_suffix(".png"))
     print(json.dumps({name: record[name] for name in ("model", "largest_error", "on_this_machine", "prediction")}))
     return 0
 
 
 def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
-    """Images a second of one process with all cores, and of a process a core, at the largest batch."""
+    """Images per second of one process with all cores, and of one process per core, at the largest batch size."""
     size = max(options.batch_sizes)
     teams = {
         "one process": Team(options, size, 1, cores),
@@ -128,14 +140,14 @@ def take_turns(options: argparse.Namespace, cores: int) -> dict[str, Any]:
 
 
 class Team:
-    """Processes that do steps together when they are asked to, and wait otherwise."""
+    """Processes that compute steps together on request, and otherwise wait."""
 
     def __init__(self, options: argparse.Namespace, size: int, processes: int, threads: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self._processes = [
             subprocess.Popen(
-                words(options, "--serve", [size]),
+                command(options, "--serve", [size]),
                 env={**os.environ, **of_rank(rank, processes, "127.0.0.1", port, threads)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -146,129 +158,134 @@ class Team:
         self._read()
 
     def take_turn(self) -> float:
-        """The seconds of a step."""
-        self._say("step")
+        """Let the processes compute a step, and return its seconds."""
+        self._write("step")
         return float(self._read())
 
     def end(self) -> None:
-        self._say("end")
+        self._write("end")
         for process in self._processes:
             process.communicate()
 
-    def _say(self, word: str) -> None:
-        leader = self._processes[0].stdin
-        assert leader
-        leader.write(f"{word}\n")
-        leader.flush()
+    def _write(self, request: str) -> None:
+        to_main_process = self._processes[0].stdin
+        assert to_main_process
+        to_main_process.write(f"{request}\n")
+        to_main_process.flush()
 
     def _read(self) -> str:
-        leader = self._processes[0].stdout
-        assert leader
-        if not (answer := leader.readline()):
+        from_main_process = self._processes[0].stdout
+        assert from_main_process
+        if not (answer := from_main_process.readline()):
             raise SystemExit("scaling: a process failed")
         return answer
 
 
 def serve(data: str, batch_size: int) -> None:
-    """Train a step when the process that leads reads that it should, after one in which all have found together."""
-    with ranks.joined() as ours:
-        done, _ = training(data, batch_size)
-        next(itertools.islice(done, WARM_STEPS - 1, None))
+    """Train a step for each request that the main process reads, after one that is not timed and synchronizes all."""
+    with process_group.init() as group:
+        results, _ = training(data, batch_size, group)
+        next(itertools.islice(results, WARM_STEPS - 1, None))
         answer: object = "ready"
         while True:
-            if ours.leads:
+            if group.is_main_process:
                 print(answer, flush=True)
-            if ours.from_leader(lambda: sys.stdin.readline().strip()) != "step":
+            if group.broadcast_object(lambda: sys.stdin.readline().strip()) != "step":
                 return
-            next(done)
-            began = time.perf_counter()
-            next(done)
-            answer = time.perf_counter() - began
+            next(results)
+            started = time.perf_counter()
+            next(results)
+            answer = time.perf_counter() - started
 
 
 def on_hosts(options: argparse.Namespace, processes: int, link: int | None, threads: int) -> list[dict[str, Any]]:
-    """The steps of so many processes, each on a host of its own."""
+    """Measure the steps of `processes` processes, each on its own simulated host."""
     sizes = [*options.batch_sizes, *(options.alone if processes == 1 else [])]
     with tempfile.TemporaryDirectory() as folder, hosts(processes, Path(folder), megabits_per_second=link) as built:
-        running = [
+        started = [
             host.start(
-                *words(options, "--measure", sizes),
+                *command(options, "--measure", sizes),
                 environment=of_rank(rank, processes, built[0].address, PORT, threads),
             )
             for rank, host in enumerate(built)
         ]
-        for each in running:
+        for each in started:
             if each.end(PATIENCE):
-                raise SystemExit(f"scaling: a process failed:\n{each.said}")
-        told = json.loads(running[0].said.splitlines()[-1])
-    points = [{"processes": processes, "megabits_per_second": link, "threads": threads, **of_size} for of_size in told]
+                raise SystemExit(f"scaling: a process failed:\n{each.output}")
+        measured = json.loads(started[0].output.splitlines()[-1])
+    points = [
+        {"processes": processes, "megabits_per_second": link, "threads": threads, **of_size} for of_size in measured
+    ]
     for point in points:
-        print({name: value for name, value in point.items() if name != "acceleration"}, flush=True)
+        print({name: value for name, value in point.items() if name != "compute_plan"}, flush=True)
     return points
 
 
-def words(options: argparse.Namespace, what: str, batch_sizes: Sequence[int]) -> list[str]:
-    """The command of a process that computes."""
+def command(options: argparse.Namespace, action: str, batch_sizes: Sequence[int]) -> list[str]:
+    """The command of a process: --measure or --serve."""
     sizes = map(str, batch_sizes)
     return [
-        *(sys.executable, __file__, what, "--data", options.data),
+        *(sys.executable, __file__, action, "--data", options.data),
         *("--steps", str(options.steps), "--batch-sizes", *sizes),
     ]
 
 
 def of_rank(rank: int, size: int, address: str, port: int, threads: int) -> dict[str, str]:
-    """The variables that torchrun would set, and the number of threads."""
-    told = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
-    return {name: str(value) for name, value in told.items()}
+    """The environment variables that torchrun would set, and the number of threads."""
+    ranks = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port}
+    variables = {**ranks, "OMP_NUM_THREADS": threads}
+    return {name: str(value) for name, value in variables.items()}
 
 
 def measure(data: str, batch_sizes: Sequence[int], steps: int) -> list[dict[str, Any]]:
-    """Train some steps with each batch size: seconds of the quickest, and what this process sends in one."""
-    told = []
-    with ranks.joined():
+    """Train `steps` steps with each batch size. Record the seconds of the fastest, and the data sent per step."""
+    measured = []
+    with process_group.init() as group:
         for size in batch_sizes:
-            done, how = training(data, size)
-            next(itertools.islice(done, WARM_STEPS - 1, None))
+            results, plan = training(data, size, group)
+            next(itertools.islice(results, WARM_STEPS - 1, None))
             seconds, sent = [], bytes_sent()
             for _ in range(steps):
-                began = time.perf_counter()
-                next(done)
-                seconds.append(time.perf_counter() - began)
-            told.append(
+                started = time.perf_counter()
+                next(results)
+                seconds.append(time.perf_counter() - started)
+            measured.append(
                 {
                     "batch_size": size,
                     "seconds": rounded(min(seconds)),
                     "images_per_second": rounded(size / min(seconds)),
                     "mib_sent": rounded((bytes_sent() - sent) / steps / 2**20),
-                    "acceleration": how.to_json(),
+                    "compute_plan": plan.to_json(),
                 }
             )
-    return told
+    return measured
 
 
-def training(data: str, batch_size: int) -> tuple[Iterator[StepOutcome], Acceleration]:
-    """The steps of a training with a shard a process, which go on for good, and how they are computed."""
-    parts = assemble(replace(BASELINE, data=data, batch_size=batch_size, shards=ranks.current().size))
-    how = parts.acceleration
+def training(data: str, batch_size: int, group: ProcessGroup) -> tuple[Iterator[tuple[int, StepResult]], ComputePlan]:
+    """Endless training steps with one shard per process, and their compute plan."""
+    experiment = assemble(replace(BASELINE, data=data, batch_size=batch_size, shards=group.size), group=group)
+    plan = experiment.plan
     steps = training_steps(
-        how.prepare(parts.model),
-        parts.optimizer,
-        itertools.chain.from_iterable(map(parts.train.epoch, itertools.count())),
+        plan.prepare(experiment.model),
+        experiment.optimizer,
+        itertools.chain.from_iterable(map(experiment.train.epoch, itertools.count())),
         lambda step: 1e-3,
-        acceleration=how,
-        learn=learning(parts.train, how),
+        plan=plan,
+        train_step=make_train_step(experiment.train, plan),
+        group=group,
     )
-    return steps, how
+    return steps, plan
 
 
 def bytes_sent() -> int:
-    """By this host through its cable; 0 where there is none."""
+    """The bytes that this host has sent through its link; 0 without a link."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()
     counts = dict(line.split(":") for line in lines if ":" in line)
     return int(values.split()[8]) if (values := counts.get(INTERFACE.rjust(6))) else 0
 
 
 def is_fitted(point: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Whether the model is fitted to `point`."""
     at_an_end = point["batch_size"] in (min(options.batch_sizes), max(options.batch_sizes))
     return point["processes"] == 1 or (point["processes"] == min(options.processes) and at_an_end)
 

@@ -1,4 +1,4 @@
-"""How long a step takes by processes, images and the link between machines: a model, what it foretells, a picture."""
+"""A model of the duration of a step, by processes, images and network link: its fit, its predictions and its plot."""
 
 import itertools
 import math
@@ -17,21 +17,21 @@ from studies import rounded
 from onecycle.report.visualizations.style import GREY, INK, PALETTE, SMALL, styled
 
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
-PAYS = 1.1  # times as many images a second, at least, for twice as many machines
+PAYS = 1.1  # twice as many machines pay if they train at least this many times as many images per second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The seconds of a step, from the numbers of processes and images and the bytes a second of a cable."""
+    """The seconds of a step, from the number of processes, the batch size and the bytes per second of a link."""
 
-    a_step: float  # seconds: what every process does once a step
-    an_image: float  # seconds, of a process that has the machine for itself
-    crowded: float  # an image takes so many times as long where the processes fill the cores
-    together: float  # seconds that each of several processes takes to add up, whatever its part
-    slack: float  # sending takes so many times what the bytes need on the cable
-    hidden: float  # the part of the time for images in which sending costs nothing
+    a_step: float  # seconds: constant work of every process in a step
+    an_image: float  # seconds, of a process that is alone on the machine
+    crowded: float  # an image takes this many times as long if the processes use all cores
+    together: float  # seconds: constant work of each of several processes to sum gradients
+    slack: float  # sending takes this many times the transfer time of its bytes
+    hidden: float  # fraction of the time for images that overlaps with sending
     gradient: float  # bytes
-    cores: int  # that all processes share
+    cores: int  # shared by all processes
 
     def seconds(
         self, *, processes: ArrayLike, batch_size: ArrayLike, bytes_per_second: ArrayLike
@@ -41,7 +41,7 @@ class Model:
         shared = np.maximum(1, processes / self.cores)
         crowded = np.where(several & (processes >= self.cores), self.crowded, 1)
         images = shared * crowded * self.an_image * batch_size / processes
-        sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each, and then its sum
+        sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each other process, and then its sum
         waiting = np.maximum(0, self.slack * sent / bytes_per_second - self.hidden * images)
         seconds: NDArray[np.float64] = shared * (self.a_step + several * self.together) + images + waiting
         return seconds
@@ -50,7 +50,7 @@ class Model:
         return {name: rounded(value) for name, value in vars(self).items()}
 
 
-# The numbers that are fitted: the least they can be, where the fit starts, and the most.
+# The fitted parameters: lower bound, start of the fit, and upper bound.
 START = {
     "a_step": (0, 0.05, np.inf),
     "an_image": (1e-6, 0.005, np.inf),
@@ -62,7 +62,7 @@ START = {
 
 
 def fit(points: Sequence[dict[str, Any]], cores: int) -> Model:
-    """The model whose seconds are nearest to those measured, by their ratio."""
+    """The model with the smallest relative errors: a least-squares fit of the logarithms."""
     several = [point for point in points if point["processes"] > 1]
     gradient = statistics.median(
         point["mib_sent"] * 2**20 / 2 * count / (count - 1) for point in several for count in [point["processes"]]
@@ -70,12 +70,12 @@ def fit(points: Sequence[dict[str, Any]], cores: int) -> Model:
     places = {name: np.array([placed(point)[name] for point in points]) for name in placed(points[0])}
     measured = np.array([point["seconds"] for point in points])
 
-    def model(numbers: NDArray[np.float64]) -> Model:
-        return Model(**dict(zip(START, map(float, numbers), strict=True)), gradient=gradient, cores=cores)
+    def model(parameters: NDArray[np.float64]) -> Model:
+        return Model(**dict(zip(START, map(float, parameters), strict=True)), gradient=gradient, cores=cores)
 
     lowest, start, highest = map(np.array, zip(*START.values(), strict=True))
     found = least_squares(
-        lambda numbers: np.log(model(numbers).seconds(**places) / measured),
+        lambda parameters: np.log(model(parameters).seconds(**places) / measured),
         x0=start,
         bounds=(lowest, highest),
         x_scale=start,
@@ -84,14 +84,14 @@ def fit(points: Sequence[dict[str, Any]], cores: int) -> Model:
 
 
 def fit_alone(points: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Seconds that a step of one process takes whatever its images, and those of each image, nearest by their ratio."""
+    """The seconds of one process per step and per image: a least-squares fit of the relative errors."""
     sizes, seconds = (np.array([point[name] for point in points]) for name in ("batch_size", "seconds"))
     (a_step, an_image), *_ = np.linalg.lstsq(np.stack([1 / seconds, sizes / seconds], axis=1), np.ones(len(points)))
     return float(a_step), float(an_image)
 
 
 def placed(point: dict[str, Any]) -> dict[str, float]:
-    """What the model makes seconds of."""
+    """The arguments of `Model.seconds` for a measured point."""
     link = point["megabits_per_second"]
     return {
         "processes": point["processes"],
@@ -101,11 +101,12 @@ def placed(point: dict[str, Any]) -> dict[str, float]:
 
 
 def largest_error(points: Sequence[dict[str, Any]]) -> float:
+    """The largest relative error of the predictions."""
     return rounded(max(abs(point["predicted"] / point["seconds"] - 1) for point in points))
 
 
 def prediction(machine: Model, batch_size: int, links: Sequence[int]) -> dict[str, Any]:
-    """Images a second by link and number of machines, and up to how many of them twice as many pay."""
+    """Images per second by link and number of machines, and the number up to which doubling the machines pays."""
     rates = {
         link: [
             batch_size / float(machine.seconds(processes=count, batch_size=batch_size, bytes_per_second=link * 1e6 / 8))
@@ -127,8 +128,8 @@ def prediction(machine: Model, batch_size: int, links: Sequence[int]) -> dict[st
 
 
 @styled
-def drawn(record: dict[str, Any]) -> Figure:
-    """The model beside what was measured, and what it predicts."""
+def draw(record: dict[str, Any]) -> Figure:
+    """A plot of measured against modeled steps, and a plot of the prediction."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_steps(left, record["points"])
@@ -140,29 +141,29 @@ def _draw_steps(axes: Axes, points: Sequence[dict[str, Any]]) -> None:
     seconds = [point["seconds"] for point in points]
     ends = np.array([min(seconds) / 1.3, max(seconds) * 1.3])
     axes.fill_between(ends, ends / 1.15, ends * 1.15, color=GREY, alpha=0.15, linewidth=0, label="within 15 %")
-    for of_fit, name, color in ((True, "fitted", GREY), (False, "not seen by the fit", PALETTE[0])):
-        shown = [point for point in points if point["fitted"] is of_fit]
+    for is_fitted, name, color in ((True, "fitted", GREY), (False, "not in the fit", PALETTE[0])):
+        chosen = [point for point in points if point["fitted"] is is_fitted]
         axes.plot(
-            [point["predicted"] for point in shown],
-            [point["seconds"] for point in shown],
+            [point["predicted"] for point in chosen],
+            [point["seconds"] for point in chosen],
             "o",
             color=color,
             markersize=5,
             label=name,
         )
-    axes.set(xscale="log", yscale="log", xlabel="seconds by the model", ylabel="seconds measured", xlim=ends, ylim=ends)
+    axes.set(xscale="log", yscale="log", xlabel="modeled seconds", ylabel="measured seconds", xlim=ends, ylim=ends)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda value, _: "")
-    axes.set_title("A step: measured, and by the model")
+    axes.set_title("Duration of a step: measured and modeled")
     axes.legend(loc="upper left", fontsize=SMALL)
 
 
-def _draw_prediction(axes: Axes, foretold: dict[str, Any]) -> None:
-    rates = foretold["images_per_second"]
+def _draw_prediction(axes: Axes, predicted: dict[str, Any]) -> None:
+    rates = predicted["images_per_second"]
     for color, (link, values) in zip(PALETTE, rates.items(), strict=False):
         axes.plot(MACHINES, values, color=color, linewidth=2)
-        last = foretold["twice_as_many_pay_up_to"][link]
+        last = predicted["twice_as_many_pay_up_to"][link]
         axes.plot([last], [values[MACHINES.index(last)]], "o", color=color, markersize=8)
         name = f"{int(link) // 1000} Gbit/s" if int(link) >= 1000 else f"{link} Mbit/s"
         axes.annotate(
@@ -177,10 +178,10 @@ def _draw_prediction(axes: Axes, foretold: dict[str, Any]) -> None:
         )
     alone = next(iter(rates.values()))[0]
     axes.plot(MACHINES, [alone * count for count in MACHINES], color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    axes.set(xscale="log", yscale="log", xlabel="machines like this one", ylabel="images a second")
+    axes.set(xscale="log", yscale="log", xlabel="machines like this one", ylabel="images per second")
     axes.set_xticks(MACHINES, list(map(str, MACHINES)))
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.yaxis.set_minor_formatter(lambda value, _: "")
     axes.grid(axis="y")
-    axes.set_title(f"Prediction, not measured: batch {foretold['batch_size']}")
+    axes.set_title(f"Prediction (not measured): batch size {predicted['batch_size']}")

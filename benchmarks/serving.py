@@ -1,7 +1,8 @@
-"""How much does `onecycle serve` take? Requests a second and their times, with 1, 16 and 128 clients at once.
+"""Measure `onecycle serve` under load: requests per second and their latencies, with 1, 16 and 128 concurrent clients.
 
-Then 20,000 requests, to see whether memory grows; and slow clients, huge uploads, decompression bombs and a flood, each
-while another client asks as usual. Clients and service share the machine. A request brings one photograph of 320×240.
+Then 20,000 requests show whether memory grows. Finally, slow clients, huge uploads, decompression bombs and a flood of
+requests attack the service while another client sends normal requests. Clients and service share the machine. A request
+contains one photograph of 320×240 pixels.
 """
 
 import argparse
@@ -26,28 +27,28 @@ from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
-PICTURE, LABEL = 4, b"cat"  # of the record's picture of augmentations
+IMAGE, CLASS = 4, b"cat"  # of the images in the record's augmentations.npz
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 128])
-    parser.add_argument("--seconds", type=float, default=10, help="for each number of clients, in each round")
+    parser.add_argument("--seconds", type=float, default=10, help="seconds for each number of clients, in each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=20_000, help="over which memory is watched")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests during which memory is measured")
     parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
     parser.add_argument("--out", type=Path, default=Path("results/serving.json"))
     options = parser.parse_args()
     with served() as (address, process):
         port = int(address.rstrip("/").rpartition(":")[2])
         record = asyncio.run(measured(options, port, process))
-    how = load().acceleration
-    write(options.out, {**record, "environment": environment.describe(hardware.detect(), how)})
+    plan = load().plan
+    write(options.out, {**record, "environment": environment.describe(hardware.detect(), plan)})
     return 0
 
 
 async def measured(options: argparse.Namespace, port: int, process: int) -> dict[str, Any]:
-    await load_of(port, 16, seconds=3)  # warm
+    await load_of(port, 16, seconds=3)  # warm-up
     rounds: dict[int, list[dict[str, float]]] = {clients: [] for clients in options.clients}
     for round, clients in itertools.product(range(options.rounds), options.clients):
         rounds[clients].append(summary(await load_of(port, clients, seconds=options.seconds), options.seconds))
@@ -69,7 +70,7 @@ async def measured(options: argparse.Namespace, port: int, process: int) -> dict
 
 
 def form(*contents: bytes) -> bytes:
-    """A request for what is in each of the files."""
+    """A request with files of these `contents`."""
     parts = (
         b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + c + b"\r\n" for c in contents
     )
@@ -82,22 +83,23 @@ def head(length: int) -> bytes:
     return b"\r\n".join([*lines, b"Content-Length: %d" % length, b"", b""])
 
 
-def usual() -> bytes:
+def photo_request() -> bytes:
+    """A request with one photograph."""
     content = io.BytesIO()
-    pixels = RECORD.read_arrays(RECORD.augmentations)["originals"][PICTURE]
+    pixels = RECORD.read_arrays(RECORD.augmentations)["originals"][IMAGE]
     Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
     return form(content.getvalue())
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """The status and the body of one."""
+    """The status and the body of the next response."""
     start = await reader.readuntil(b"\r\n\r\n")
     length = next(int(line[15:]) for line in start.lower().split(b"\r\n") if line.startswith(b"content-length:"))
     return int(start.split()[1]), await reader.readexactly(length)
 
 
 class Outcome:
-    """The times of requests that were answered rightly, and how many were not."""
+    """The latencies of requests with a correct response, and the number of all others."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -105,22 +107,22 @@ class Outcome:
 
 
 async def load_of(port: int, clients: int, *, seconds: float = 0, requests: int = 0) -> Outcome:
-    """Clients that ask again as soon as they are answered, until so many seconds or requests are over."""
-    outcome, request, left = Outcome(), usual(), itertools.count()
+    """Let `clients` clients send request after request, for `seconds` or until `requests` are sent in total."""
+    outcome, request, sent = Outcome(), photo_request(), itertools.count()
     end = time.perf_counter() + seconds
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while next(left) < requests if requests else time.perf_counter() < end:
-            began = time.perf_counter()
+        while next(sent) < requests if requests else time.perf_counter() < end:
+            started = time.perf_counter()
             writer.write(request)
             try:
                 status, body = await answer(reader)
             except (OSError, asyncio.IncompleteReadError):
                 outcome.lost += 1
                 break
-            if status == 200 and body.partition(b'"label":"')[2].startswith(LABEL):
-                outcome.seconds.append(time.perf_counter() - began)
+            if status == 200 and body.partition(b'"class_name":"')[2].startswith(CLASS):
+                outcome.seconds.append(time.perf_counter() - started)
             else:
                 outcome.lost += 1
         writer.close()
@@ -140,7 +142,7 @@ def summary(outcome: Outcome, seconds: float) -> dict[str, float]:
 
 
 async def memory(port: int, process: int, requests: int) -> dict[str, Any]:
-    """What the service holds after each tenth of so many requests by 16 clients."""
+    """The memory of the service after each tenth of `requests` requests by 16 clients."""
     held, lost = [resident_mib(process)], 0
     for _ in range(10):
         lost += (await load_of(port, 16, requests=requests // 10)).lost
@@ -154,7 +156,7 @@ def resident_mib(process: int) -> float:
 
 
 async def attacked(port: int, attack: Callable[[int], Awaitable[str]]) -> dict[str, Any]:
-    """What a usual client finds during an attack, and after it."""
+    """The responses to a normal client during an attack and after it."""
     task = asyncio.ensure_future(attack(port))
     during = Outcome()
     refused = 0
@@ -180,11 +182,11 @@ async def attacked(port: int, attack: Callable[[int], Awaitable[str]]) -> dict[s
 
 
 async def slow_clients(port: int) -> str:
-    """They send a request, byte by byte."""
+    """Clients that send a request byte by byte."""
 
     async def slow() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        for byte in usual():
+        for byte in photo_request():
             writer.write(bytes([byte]))
             await asyncio.sleep(0.2)
             if writer.is_closing():
@@ -198,7 +200,7 @@ async def slow_clients(port: int) -> str:
 
 
 async def huge_uploads(port: int) -> str:
-    """They send as much as is taken from them."""
+    """Clients that upload as much as the service accepts."""
     statuses = []
 
     async def huge() -> None:
@@ -223,7 +225,7 @@ async def huge_uploads(port: int) -> str:
 
 
 async def bombs(port: int) -> str:
-    """PNGs of few bytes and many pixels."""
+    """Decompression bombs: PNGs of few bytes and many pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -234,20 +236,20 @@ async def bombs(port: int) -> str:
         return b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
     statuses = []
-    for content in (png(50_000), png(5_400)):  # refused by its head; the largest that is decoded
+    for content in (png(50_000), png(5_400)):  # refused by its header; the largest that is decoded
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(5):
             writer.write(form(*[content] * 2))
             statuses.append((await answer(reader))[0])
         writer.close()
-    told = sorted(set(statuses))
-    return f"10 requests with 2 PNGs each, of 50,000×50,000 or 5,400×5,400 pixels, answered with {told}"
+    unique = sorted(set(statuses))
+    return f"10 requests with 2 PNGs each, of 50,000×50,000 or 5,400×5,400 pixels, answered with {unique}"
 
 
 async def flood(port: int) -> str:
-    """More clients than there is room for, all at once, for some seconds."""
+    """More concurrent clients than the service accepts, for some seconds."""
     statuses: dict[int, int] = {}
-    request, end = usual(), time.perf_counter() + 8
+    request, end = photo_request(), time.perf_counter() + 8
 
     async def client() -> None:
         while time.perf_counter() < end:

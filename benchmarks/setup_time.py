@@ -1,11 +1,11 @@
-"""How long until a newcomer's first training step? Seconds from `git clone` on, with empty caches, for two commits.
+"""Measure the seconds from `git clone` to the first training step, with empty caches, for several commits.
 
-The network counts: name a fast mirror in pip's configuration. Both commits take turns.
+The commits take turns. The speed of the network matters, so configure a fast mirror for pip.
 
 clone     `git clone`, until it ends
 install   `make .venv/installed`, until it ends
-step      `make train`, until its bar shows the LR finder's first step: data are read, kernels compiled, and the
-          fastest way to compute is measured
+step      `make train`, until its progress bar shows the first step of the LR finder; it reads the data, compiles the
+          kernels, and measures compute plans
 """
 
 import argparse
@@ -21,7 +21,7 @@ from start_time import until_first_step
 from studies import rounded, write
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import PLAIN
+from onecycle.compute.plan import EAGER
 from onecycle.run import environment
 
 CACHES = ("UV_CACHE_DIR", "PIP_CACHE_DIR", "XDG_CACHE_HOME")
@@ -29,8 +29,8 @@ CACHES = ("UV_CACHE_DIR", "PIP_CACHE_DIR", "XDG_CACHE_HOME")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commits", nargs="+", default=["HEAD"], help="to be compared")
-    parser.add_argument("--data", help="CIFAR-10; else where `make train` looks for it")
+    parser.add_argument("--commits", nargs="+", default=["HEAD"], help="commits to compare")
+    parser.add_argument("--data", help="CIFAR-10; by default where `make train` finds it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/setup_time.json"))
     options = parser.parse_args()
@@ -41,8 +41,8 @@ def main() -> int:
         for commit, found in rounds.items():
             found.append(measured(commit))
             print(commit, found[-1], flush=True)
-    described = environment.describe(hardware.detect(), PLAIN)
-    del described["acceleration"]  # it is measured anew in each round
+    described = environment.describe(hardware.detect(), EAGER)
+    del described["compute_plan"]  # every round measures its own
     medians = {
         commit: {name: rounded(statistics.median(one[name] for one in found)) for name in found[0]}
         for commit, found in rounds.items()
@@ -53,16 +53,17 @@ def main() -> int:
 
 
 def short_name(commit: str) -> str:
-    """What `commit` is called when HEAD has moved on."""
+    """The short hash of `commit`."""
     return subprocess.run(
         ["git", "rev-parse", "--short", commit], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
 def measured(commit: str) -> dict[str, float]:
+    """The seconds of each phase for `commit`."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {name: f"{folder}/{name}" for name in CACHES}
-        began = time.perf_counter()
+        started = time.perf_counter()
         subprocess.run(["git", "clone", "--quiet", ".", f"{folder}/onecycle"], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=f"{folder}/onecycle", check=True)
         cloned = time.perf_counter()
@@ -70,7 +71,7 @@ def measured(commit: str) -> dict[str, float]:
         subprocess.run(install, cwd=f"{folder}/onecycle", check=True, stdout=subprocess.DEVNULL)
         installed = time.perf_counter()
         step = until_first_step(["make", "train"], cache=os.environ["XDG_CACHE_HOME"], folder=f"{folder}/onecycle")
-    seconds = {"clone": cloned - began, "install": installed - cloned, "step": step}
+    seconds = {"clone": cloned - started, "install": installed - cloned, "step": step}
     return {name: rounded(value) for name, value in {**seconds, "all": sum(seconds.values())}.items()}
 
 

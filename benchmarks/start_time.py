@@ -1,9 +1,9 @@
-"""How long until something happens? Seconds from the start of a command, the median of several.
+"""Measure the start of commands: median seconds over several rounds.
 
 help        `onecycle --help`, until it ends
-first_run   `onecycle find-lr`, until its bar shows the first step, with an empty user's cache: the kernels are
-            compiled, and the ways to compute are measured
-later_run   the same with the cache that was left behind
+first_run   `onecycle find-lr`, until its progress bar shows the first step, with an empty user cache: it compiles the
+            kernels and measures compute plans
+later_run   the same with the cache of the first run
 """
 
 import argparse
@@ -23,7 +23,7 @@ from onecycle.compute import autotune, hardware
 from onecycle.models import CustomResNet
 from onecycle.run import environment
 
-FIRST_RATE = b"lr 1.0e-06"  # what the bar shows after the first step
+FIRST_RATE = b"lr 1.0e-06"  # on the progress bar after the first step
 
 
 def main() -> int:
@@ -35,19 +35,19 @@ def main() -> int:
     onecycle = [sys.executable, "-m", "onecycle"]
     seconds: dict[str, list[float]] = {"help": [], "first_run": [], "later_run": []}
     for round in range(options.rounds):
-        began = time.perf_counter()
+        started = time.perf_counter()
         subprocess.run([*onecycle, "--help"], stdout=subprocess.DEVNULL, check=True)
-        seconds["help"].append(time.perf_counter() - began)
+        seconds["help"].append(time.perf_counter() - started)
         with tempfile.TemporaryDirectory() as folder:
             for name in ("first_run", "later_run"):
                 find_lr = [*onecycle, "find-lr", "--data", options.data, "--out", f"{folder}/runs"]
                 seconds[name].append(until_first_step(find_lr, cache=f"{folder}/cache"))
         print(f"round {round + 1}/{options.rounds}:", {name: rounded(values[-1]) for name, values in seconds.items()})
-    how = autotune.choose(CustomResNet(), 32, hardware.detect()).acceleration
+    plan = autotune.choose(CustomResNet(), 32, hardware.detect()).plan
     record = {
         "seconds": {name: rounded(statistics.median(values)) for name, values in seconds.items()},
         "rounds": {name: [rounded(value) for value in values] for name, values in seconds.items()},
-        "environment": environment.describe(hardware.detect(), how),
+        "environment": environment.describe(hardware.detect(), plan),
     }
     write(options.out, record)
     print(record["seconds"])
@@ -55,19 +55,19 @@ def main() -> int:
 
 
 def until_first_step(command: list[str], *, cache: str, folder: str = ".") -> float:
-    """Seconds until the bar of the LR finder, which needs a terminal to be drawn on, shows its first step."""
+    """Seconds until the progress bar of the LR finder shows the first step. The command gets a terminal for it."""
     ours, theirs = pty.openpty()
     variables = {**os.environ, "XDG_CACHE_HOME": cache, "TERM": "xterm", "COLUMNS": "120"}
-    began = time.perf_counter()
+    started = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=theirs, env=variables, start_new_session=True)
     os.close(theirs)
-    shown = b""
+    output = b""
     try:
-        while FIRST_RATE not in shown:
-            shown += os.read(ours, 4096)
-        return time.perf_counter() - began
+        while FIRST_RATE not in output:
+            output += os.read(ours, 4096)
+        return time.perf_counter() - started
     except OSError:
-        raise SystemExit(f"start_time: {' '.join(command)} ended early: {shown.decode(errors='replace')}") from None
+        raise SystemExit(f"start_time: {' '.join(command)} ended early: {output.decode(errors='replace')}") from None
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,15 +1,15 @@
-"""How long is a training step, side by side with how it is usually done?
+"""Compare the duration of a training step with that of common alternatives.
 
-Every contender trains the custom ResNet on one and the same batch with Adam, in a process of its own. They take turns,
-so that whatever else slows the machine slows them all, and the medians of the turns are compared:
+Every contender trains the custom ResNet on one fixed batch with Adam, in its own process. They take turns, so that
+other load on the machine slows all of them alike. The medians of the turns are compared:
 
-  usual          plain PyTorch: float32, default memory layout
+  usual          eager PyTorch: float32, default memory layout
   channels_last  the same in channels-last memory
   lightning      Lightning's Trainer with precision="bf16-mixed" (pip install lightning)
-  onecycle       this project, the way it chose for this machine
+  onecycle       this project, with the compute plan that it chose for this machine
 
-Two more processes find out what is possible: the best rate of a bfloat16 convolution of the network's shapes, and of a
-bfloat16 matrix product. Ratios are those of seconds to onecycle's.
+Two more processes measure the limits: the best rate of a bfloat16 convolution with the shapes of the network, and of a
+bfloat16 matrix product. A ratio is the seconds of a contender divided by those of onecycle.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
 from onecycle.compute import autotune, hardware
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.models import Batch, CustomResNet
 from onecycle.run import environment
 from onecycle.train.loop import training_steps
@@ -41,7 +41,7 @@ CONTENDERS = ("usual", "channels_last", "lightning", "onecycle")
 PEAKS = ("convolution", "product")
 STEPS = 2  # in a turn
 WARM_UP = 2  # steps before the first turn
-TRIES = 5  # at every product and convolution in a turn, of which the best counts
+TRIES = 5  # of every product and convolution in a turn; the best counts
 LR = 1e-3
 
 
@@ -51,18 +51,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender; the median counts")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("results/step_time.json"))
-    parser.add_argument("--serve", choices=(*CONTENDERS, *PEAKS), help=argparse.SUPPRESS)  # what the processes run
+    parser.add_argument("--serve", choices=(*CONTENDERS, *PEAKS), help=argparse.SUPPRESS)  # used by the processes
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.batch_size)
         return 0
     if "lightning" in options.contenders and find_spec("lightning") is None:
-        message = "step_time: lightning is not installed; pip install lightning, or leave it out with --contenders"
+        message = "step_time: lightning is not installed; pip install lightning, or use --contenders without it"
         print(message, file=sys.stderr)
         return 2
     names = [*dict.fromkeys([*options.contenders, "onecycle"]), *PEAKS]
-    own = [__file__, "--batch-size", str(options.batch_size), "--serve"]
-    processes = {name: Contender([*own, name]) for name in names}
+    script = [__file__, "--batch-size", str(options.batch_size), "--serve"]
+    processes = {name: Contender([*script, name]) for name in names}
     for contender in processes.values():
         contender.take_turn(WARM_UP)
     turns: dict[str, list[float]] = {name: [] for name in names}
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], batch_size: int) -> dict[str, Any]:
-    """What is written down: seconds, ratios, rates and memory by contender, and what they were measured on."""
+    """The record: seconds, ratios, rates and memory by contender, and the environment."""
     with FlopCounterMode(display=False) as counter:
         CustomResNet().training_step(
             Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
@@ -91,7 +91,7 @@ def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], ba
         for name in contenders
         if name != "onecycle"
     }
-    how = Acceleration.from_json(endings["onecycle"]["acceleration"])
+    plan = ComputePlan.from_json(endings["onecycle"]["compute_plan"])
     return {
         "seconds": {name: rounded(value) for name, value in seconds.items()},
         "ratios": {name: rounded(value) for name, value in ratios.items()},
@@ -103,7 +103,7 @@ def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], ba
         "turns": {name: [rounded(value) for value in values] for name, values in turns.items() if name in contenders},
         "batch_size": batch_size,
         "lightning": version("lightning") if "lightning" in contenders else None,
-        "environment": environment.describe(hardware.detect(), how),
+        "environment": environment.describe(hardware.detect(), plan),
     }
 
 
@@ -120,9 +120,9 @@ def show(record: dict[str, Any]) -> None:
 
 
 def serve(name: str, batch_size: int) -> None:
-    """Do steps as `name` does them, until told to end."""
+    """Compute steps as `name`, until the process is told to end."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a trainer may print
+    os.dup2(2, 1)  # a trainer may print to stdout
     torch.set_num_threads(hardware.usable_cores())
     torch.manual_seed(0)
     model = CustomResNet()
@@ -181,18 +181,18 @@ def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch) -> Non
 
 
 def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch) -> None:
-    how = autotune.choose(model, 32, hardware.detect(), device="cpu").acceleration
-    how.apply()
-    turns.acceleration = how
-    running, optimizer = how.prepare(model), Adam(model.parameters())
-    batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)  # as `Batches` give them
-    for _ in training_steps(running, optimizer, repeat(batch), lambda step: LR, acceleration=how):
+    plan = autotune.choose(model, 32, hardware.detect(), device="cpu").plan
+    plan.apply()
+    turns.plan = plan
+    prepared, optimizer = plan.prepare(model), Adam(model.parameters())
+    batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)  # as `Batches` yields them
+    for _ in training_steps(prepared, optimizer, repeat(batch), lambda step: LR, plan=plan):
         turns.step_done()
 
 
 def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
-    """Seconds per TFLOP of the fastest of the network's convolutions, forward."""
-    PLAIN.apply()  # with the allocator that onecycle has
+    """Report the seconds per TFLOP of the fastest forward convolution of the network."""
+    EAGER.apply()  # with the allocator settings of onecycle
     works = []
     for inputs, outputs, size in [(64, 128, 32), (128, 128, 16), (128, 256, 16), (256, 512, 8)]:
         images = torch.randn(len(batch.images), inputs, size, size, dtype=torch.bfloat16)
@@ -204,8 +204,8 @@ def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
 
 
 def multiply(turns: Turns, model: CustomResNet, batch: Batch) -> None:
-    """Seconds per TFLOP of a large matrix product."""
-    PLAIN.apply()
+    """Report the seconds per TFLOP of a large matrix product."""
+    EAGER.apply()
     side = 4096
     left, right = (torch.randn(side, side, dtype=torch.bfloat16) for _ in range(2))
     find_best_rate(turns, [(partial(torch.mm, left, right), 2 * side**3 / 1e12)])
@@ -215,9 +215,9 @@ def find_best_rate(turns: Turns, works: list[tuple[Callable[[], object], float]]
     while True:
         seconds_per_tflop = []
         for work, tflop in works * TRIES:
-            began = time.perf_counter()
+            started = time.perf_counter()
             work()
-            seconds_per_tflop.append((time.perf_counter() - began) / tflop)
+            seconds_per_tflop.append((time.perf_counter() - started) / tflop)
         turns.step_done(min(seconds_per_tflop))
 
 

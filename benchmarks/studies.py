@@ -1,4 +1,4 @@
-"""What the scripts here share: records that are written down and gone on with, what runs hold, and commands."""
+"""Helpers of the benchmarks and of tests: resumable records, the contents of runs, and commands in processes."""
 
 import json
 import os
@@ -15,36 +15,37 @@ from onecycle.compute import hardware
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading, replacing
+from onecycle.core.older_records import with_current_names
 from onecycle.run import environment
 from onecycle.run.build import Experiment, assemble
 from onecycle.storage.run_folder import RunFolder
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
-    """The study that was begun with `config`, or a new one without a cell and with what `begin` makes of its parts.
+    """The study in the file `path`, or a new one without cells. `begin` returns further fields of a new one.
 
     Raises:
-        InputError: when the file holds a study with other settings, or cannot be read.
+        InputError: when the file holds a study with another configuration, or cannot be read.
     """
     if path.exists():
         with reading(path):
-            study: dict[str, Any] = json.loads(path.read_text())
+            study: dict[str, Any] = with_current_names(json.loads(path.read_text()))
             if Config.from_json(study["config"]) == config:
                 return study
-        raise InputError(f"{path} holds a study with other settings; give another --out")
-    parts = assemble(config)
+        raise InputError(f"{path} holds a study with another configuration; give another --out")
+    experiment = assemble(config)
     return {
-        "environment": environment.describe(hardware.detect(), parts.acceleration),
+        "environment": environment.describe(hardware.detect(), experiment.plan),
         "config": config.to_json(),
-        "fingerprint": parts.dataset.fingerprint,
-        "notes": parts.dataset.notes,
-        **begin(parts),
+        "fingerprint": experiment.dataset.fingerprint,
+        "notes": experiment.dataset.notes,
+        **begin(experiment),
         "cells": [],
     }
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Put `record` into `path` whole, with the folders it needs."""
+    """Write `record` to `path` atomically. Creates missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
@@ -56,21 +57,21 @@ def rounded(value: float) -> float:
 
 
 def contents(study: Path) -> dict[str, object]:
-    """What is in the run folders of a study, by the names of the files: all but times, and how and where it began."""
+    """The content of each file in the run folders of a study, by path, without durations, date, command and `out`."""
     left_out = {"seconds", "training_seconds", "images_per_second", "peak_memory_gib", "out", "date", "command"}
 
-    def told(path: Path) -> object:
+    def content(path: Path) -> object:
         if path.suffix not in (".json", ".jsonl"):
             return path.read_bytes()
         objects = map(json.loads, path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()])
         return [{name: value for name, value in each.items() if name not in left_out} for each in objects]
 
     files = [path for path in study.rglob("*") if path.is_file() and path.parent != study]
-    return {str(path.relative_to(study)): told(path) for path in files}
+    return {str(path.relative_to(study)): content(path) for path in files}
 
 
 def bits(run: RunFolder) -> dict[str, Any]:
-    """All that a run came to, without the clock."""
+    """All results of a run, without durations."""
     timed = ("seconds", "images_per_second", "peak_memory_gib", "tta_seconds")
     curve = run.read_lr_curve()
     return {
@@ -84,27 +85,27 @@ def bits(run: RunFolder) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A command that was started, in a session of its own, and the file of what it says."""
+class StartedCommand:
+    """A command in a session of its own, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace")
 
     def end(self, seconds: float) -> int:
-        """Its exit code, once it has ended by itself.
+        """Wait at most `seconds` until the command ends, and return its exit code.
 
         Raises:
-            TimeoutError: after so many seconds, with what it said; it is killed then.
+            TimeoutError: with the output, when that takes longer; the command is killed.
         """
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise TimeoutError(f"not done after {seconds} seconds; it said:\n{self.said}") from None
+            raise TimeoutError(f"not done after {seconds} seconds; its output:\n{self.output}") from None
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -112,7 +113,7 @@ class Running:
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
-    """The numbers of the processes that torch's launcher, the process of this number, has started, by rank."""
+    """The process ids of the processes that torch's launcher, the process `launcher`, has started, by rank."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):  # it has ended
@@ -124,7 +125,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
 
 @contextmanager
 def served() -> Iterator[tuple[str, int]]:
-    """Inside, `onecycle serve` answers: at this address, as the process of this number."""
+    """Inside, `onecycle serve` runs. Yields its address and its process id."""
     command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

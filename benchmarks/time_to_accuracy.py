@@ -1,15 +1,15 @@
-"""How long until 90 % and 94 %? `quick` and `fast` against a plain port of airbench94-Muon, in turns.
+"""Measure the time to 90 % and 94 % accuracy: the recipes `quick` and `fast` take turns with a port of airbench94-Muon.
 
-Each contender is a command of its own, with the same seeds:
+Each contender is a command, with the same seeds:
 
   quick  `onecycle train --recipe quick`
-  fast   `onecycle train --recipe fast`, whose accuracy with test-time augmentation is the one to compare
-  port   airbench_port.py beside this script
+  fast   `onecycle train --recipe fast`; compare its accuracy with test-time augmentation
+  port   airbench_port.py in this folder
 
-`seconds` are counted as airbench's author counts them: whitening, training and test-time augmentation, without loading
-the data and without other evaluations. A recipe does not time its whitening, so what that takes here is added to what
-its epochs took. Measuring how to compute, which happens once on a machine, is not counted. `wall_seconds` are those of
-the whole command, with all that it writes and draws. Medians of the rounds are compared.
+`seconds` include the same phases as in airbench: whitening, training and test-time augmentation, but not loading the
+data or other evaluations. A recipe does not time its whitening, so this script measures it and adds it to the epochs.
+The search for the compute plan happens once per machine and is not included. `wall_seconds` are those of the whole
+command, with all its output. The medians of the rounds are compared.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 from studies import rounded, write
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.plan import EAGER
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import WhitenedConvNet
 from onecycle.run import environment
@@ -41,9 +41,9 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; round 1 has seed 0")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
-    parser.add_argument("--epochs", type=int, help="instead of those of the recipes, to try this out")
-    parser.add_argument("--limit", type=int, help="images of each split, to try this out")
-    parser.add_argument("--batch-size", type=int, help="instead of those of the recipes, to try this out")
+    parser.add_argument("--epochs", type=int, help="instead of that of the recipes, for a trial")
+    parser.add_argument("--limit", type=int, help="use only this many images of each split, for a trial")
+    parser.add_argument("--batch-size", type=int, help="instead of that of the recipes, for a trial")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy.json"))
     options = parser.parse_args()
     common = ["--data", options.data]
@@ -52,22 +52,24 @@ def main() -> int:
             common += [f"--{name}", str(value)]
     batches = [] if options.batch_size is None else ["--batch-size", str(options.batch_size)]
     whitening = whitening_seconds()
-    described = environment.describe(hardware.detect(), PLAIN)
-    del described["acceleration"]  # each contender has its own
+    described = environment.describe(hardware.detect(), EAGER)
+    del described["compute_plan"]  # each contender has its own
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.contenders}
     for round in range(options.rounds):
         for name in options.contenders:
             arguments = [*common, "--seed", str(round)]
-            told = port(arguments) if name == "port" else recipe(name, [*arguments, *batches], whitening)
-            runs[name].append(told)
-            print(f"round {round + 1}/{options.rounds}, {name}:", told, flush=True)
+            result = port(arguments) if name == "port" else recipe(name, [*arguments, *batches], whitening)
+            runs[name].append(result)
+            print(f"round {round + 1}/{options.rounds}, {name}:", result, flush=True)
             write(options.out, summary(runs, {"whitening_seconds": rounded(whitening), **described}))
     return 0
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], described: dict[str, Any]) -> dict[str, Any]:
     def medians(key: str) -> dict[str, float]:
-        return {name: rounded(statistics.median(run[key] for run in told)) for name, told in runs.items() if told}
+        return {
+            name: rounded(statistics.median(run[key] for run in results)) for name, results in runs.items() if results
+        }
 
     seconds = medians("seconds")
     both = {"fast", "port"} <= seconds.keys()
@@ -86,17 +88,17 @@ def recipe(name: str, arguments: list[str], whitening: float) -> dict[str, Any]:
         _, wall_seconds = timed(command)
         folder = RunFolder(next(Path(out).iterdir()))
         result, history = folder.read_result(), folder.read_history()
-        acceleration = Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
+        plan = environment.recorded_plan(folder)
     training = sum(record.training_seconds or math.nan for record in history)
     return {
         "seed": result.seed,
-        "accuracy": result.test_accuracy,
+        "accuracy": result.eval_accuracy,
         "tta_accuracy": result.tta_accuracy,
         "seconds": rounded(whitening + training + (result.tta_seconds or 0)),
         "wall_seconds": rounded(wall_seconds),
         "fingerprint": result.fingerprint,
         "notes": result.notes,
-        "acceleration": str(acceleration),
+        "compute_plan": str(plan),
     }
 
 
@@ -106,22 +108,22 @@ def port(arguments: list[str]) -> dict[str, Any]:
 
 
 def timed(command: list[str]) -> tuple[str, float]:
-    began = time.perf_counter()
+    started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"time_to_accuracy: {' '.join(command)} failed")
-    return done.stdout, time.perf_counter() - began
+    return done.stdout, time.perf_counter() - started
 
 
 def whitening_seconds() -> float:
-    """What normalizing 5,000 images and making the whitening layer of them takes, the median of three."""
+    """Seconds to normalize 5,000 images and compute the whitening layer from them, the median of three."""
     pixels = torch.randint(256, (5000, 32, 32, 3), dtype=torch.uint8)
     preprocessing, network = Preprocessing.of(pixels.numpy()), WhitenedConvNet()
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        started = time.perf_counter()
         network.whiten(preprocessing.normalize(pixels))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
 

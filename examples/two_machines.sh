@@ -1,17 +1,17 @@
 #!/bin/sh
-# One training over two machines. On each of them, at about the same time, with the same options:
+# Distribute one training run over two machines. Run this on both, at about the same time and with the same options:
 #
 #   FIRST=192.168.1.10 sh examples/two_machines.sh --recipe quick --shards 4
 #
-# docs/cluster.md explains it.
+# docs/distributed.md explains it.
 set -eu
 
 FIRST=${FIRST:?give the address of the first machine, e.g. FIRST=192.168.1.10}
-PORT=${PORT:-29500}             # of the first machine, where all meet
-INTERFACE=${INTERFACE:-eth0}    # of this machine, the one with an address that the others reach; see: ip -brief address
-MACHINES=${MACHINES:-2}         # how many; with 1:2 the first goes on when the second has died
-TRAINING=${TRAINING:-onecycle}  # a name for it, the same on all machines and another for every training
-THREADS=${THREADS:-2}           # of a process; a run repeats to the last bit where all have as many
+PORT=${PORT:-29500}             # on the first machine, where the processes meet
+INTERFACE=${INTERFACE:-eth0}    # of this machine: the one that the others can reach; list them with: ip -brief address
+MACHINES=${MACHINES:-2}         # number of machines; with 1:2 the first goes on alone if the second dies
+TRAINING=${TRAINING:-onecycle}  # a name, the same on all machines and different for each run
+THREADS=${THREADS:-2}           # per process; runs are bit-identical only with the same number of threads
 
 here=$(ip -4 -oneline address show dev "$INTERFACE" 2>/dev/null | awk '{ sub("/.*", "", $4); print $4; exit }')
 if [ -z "$here" ]; then
@@ -19,12 +19,12 @@ if [ -z "$here" ]; then
   exit 2
 fi
 
-# Addresses and interfaces, not names: many a machine takes its own name for 127.0.1.1, where no other finds it, and
-# would not know that it is the first.
+# Use addresses and interfaces, not host names. Many machines resolve their own name to 127.0.1.1: the others cannot
+# reach that address, and torchrun would not detect that this machine is the first.
 if [ "$here" = "$FIRST" ]; then first=true; else first=false; fi
 export OMP_NUM_THREADS="$THREADS" GLOO_SOCKET_IFNAME="$INTERFACE"
 
-# In torch 2.13 a machine that comes back cannot take part again where the processes meet at the machines' own store.
+# In torch 2.13 a restarted machine cannot rejoin if the processes share torchrun's store.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun --nnodes "$MACHINES" --nproc-per-node 1 --max-restarts 3 --rdzv-id "$TRAINING" \

@@ -1,49 +1,49 @@
-"""Images in which every pixel tells where it came from, so that what an augmentation did can be read off them."""
+"""Images whose pixels encode their own coordinates, so that a test can find out what an augmentation did."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-SIZE, PADDING, HOLE = 32, 4, 8
+SIZE, PADDING, CUTOUT = 32, 4, 8
 FILL = (255, 254, 253)
 MANY = 2000
 
 
 class Drawn(NamedTuple):
-    """What was drawn for an image: the corner of the crop in the padded image, the flip, the corner of the hole."""
+    """The random draws for one image: the crop's corner in the padded image, the flip, and the cutout's corner."""
 
     top: int
     left: int
     flipped: bool
-    hole_top: int
-    hole_left: int
+    cutout_top: int
+    cutout_left: int
 
 
 def map_of(size: int = SIZE) -> np.ndarray:
-    """An image uint8 `[size,size,3]` whose pixels are their own (row, column), with a blue that no hole has."""
+    """A uint8 image `[size,size,3]`. Red is a pixel's row, green is its column, and blue differs from the cutout's."""
     rows, columns = np.mgrid[:size, :size].astype(np.uint8)
     return np.stack([rows, columns, np.full_like(rows, 77)], axis=-1)
 
 
 def by_hand(image: np.ndarray, drawn: Drawn) -> np.ndarray:
-    """`image` padded by reflection, cropped, flipped and holed step by step."""
+    """`image` after the steps of the augmentation: reflection padding, crop, flip and cutout."""
     size = len(image)
     padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    made = padded[drawn.top : drawn.top + size, drawn.left : drawn.left + size]
-    made = (made[:, ::-1] if drawn.flipped else made).copy()
-    made[drawn.hole_top : drawn.hole_top + HOLE, drawn.hole_left : drawn.hole_left + HOLE] = FILL
-    return made
+    augmented = padded[drawn.top : drawn.top + size, drawn.left : drawn.left + size]
+    augmented = (augmented[:, ::-1] if drawn.flipped else augmented).copy()
+    augmented[drawn.cutout_top : drawn.cutout_top + CUTOUT, drawn.cutout_left : drawn.cutout_left + CUTOUT] = FILL
+    return augmented
 
 
 def read(augmented: np.ndarray, size: int = SIZE) -> Drawn:
-    """The drawn values, checked: padding, crop, flip and hole with just these values give the very same image."""
-    in_hole = (augmented == FILL).all(axis=-1)
-    hole_rows, hole_columns = (np.flatnonzero(in_hole.any(axis=axis)) for axis in (1, 0))
-    # Two neighbours that no offset moves in from the border and this hole does not cover.
+    """The draws that turned `map_of(size)` into `augmented`. Asserts that `by_hand` makes the same image from them."""
+    in_cutout = (augmented == FILL).all(axis=-1)
+    cutout_rows, cutout_columns = (np.flatnonzero(in_cutout.any(axis=axis)) for axis in (1, 0))
+    # Find two neighboring pixels that never come from the padding and that the cutout does not cover.
     row = column = PADDING
-    if in_hole[row, column : column + 2].any():
+    if in_cutout[row, column : column + 2].any():
         row = size - PADDING - 1
-    if in_hole[row, column : column + 2].any():
+    if in_cutout[row, column : column + 2].any():
         column = size - PADDING - 2
     (source_row, source_column, _), (_, next_column, _) = augmented[row, column : column + 2].astype(int)
     flipped = bool(next_column < source_column)
@@ -51,16 +51,19 @@ def read(augmented: np.ndarray, size: int = SIZE) -> Drawn:
         top=int(source_row) - row + PADDING,
         left=int(source_column) - (size - 1 - column if flipped else column) + PADDING,
         flipped=flipped,
-        hole_top=int(hole_rows[0]),
-        hole_left=int(hole_columns[0]),
+        cutout_top=int(cutout_rows[0]),
+        cutout_left=int(cutout_columns[0]),
     )
     assert (augmented == by_hand(map_of(size), drawn)).all()
-    assert in_hole.sum() == HOLE * HOLE
+    assert in_cutout.sum() == CUTOUT * CUTOUT
     return drawn
 
 
 def chi_square(values: np.ndarray, cells: int) -> float:
-    """How far the counts of `values` in 0..cells-1 are from equal, in deviations of what chance gives."""
+    """How far `values` in 0..cells-1 are from a uniform distribution.
+
+    Returns the chi-square statistic, minus its mean, divided by its standard deviation.
+    """
     counts = np.bincount(values, minlength=cells)
     assert len(counts) == cells
     expected = len(values) / cells

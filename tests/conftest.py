@@ -1,8 +1,8 @@
-"""What all tests share: a cache of their own, no way to the web, and tiny data made from the embedded digits."""
+"""Fixtures of all tests: a separate cache, no access to the web, and tiny data sets made from the embedded digits."""
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: they share the cores; read as torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads it on import
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import multiprocessing
@@ -24,22 +24,22 @@ from playwright.sync_api import Browser, sync_playwright
 from onecycle.compute.kernels import native
 from onecycle.data import ImageSet, load_dataset
 
-# How long an example takes says more about the machine than about the code, and CI should repeat itself.
+# No deadline, because durations depend on the machine. In CI the examples are always the same.
 settings.register_profile(
     "onecycle", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("onecycle")
 
-# In the background a shell has SIGINT ignored, by all that the tests start, too.
+# A shell ignores SIGINT in background jobs, and processes that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What tests start is forked from a process that has imported what takes seconds; there is one, told before the first.
+# Tests fork processes from one server process, which imports the slow modules once.
 _IMPORTED = ("data.augment.albumentations", "report.plots", "run.experiment", "study.study", "cli")
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     [*(f"onecycle.{name}" for name in _IMPORTED), "sklearn.datasets", "torch._dynamo"]
 )
 
-_NAMED = os.environ.get("ONECYCLE_DATA")
+_DATA = os.environ.get("ONECYCLE_DATA")
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(for_all_workers: Path) -> Iterator[Path]:
-    """One cache for all fixtures: kernels are compiled once, and every run computes as the first one chose."""
+    """One cache for all fixtures: kernels are compiled once, and all runs use the compute plan of the first."""
     folder = for_all_workers / "cache"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,7 @@ def cache_home(for_all_workers: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def isolated(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the user's cache or data, and none can download: nothing listens on port 9."""
+    """No test sees the user's cache or data, and none can download, because nothing listens on port 9."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     monkeypatch.delenv("ONECYCLE_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -70,7 +70,7 @@ def isolated(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, or another one that is installed."""
+    """Chromium or Chrome, if it is installed."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("there is no Chromium on this machine")
@@ -82,7 +82,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def ray_settings(cache_home: Path) -> Iterator[None]:
-    """What Ray's processes read as they start."""
+    """The environment variables that Ray's processes read when they start."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
@@ -91,7 +91,7 @@ def ray_settings(cache_home: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def nodes(ray_settings: None) -> Iterator[Nodes]:
-    """A Ray cluster of two nodes with a core each, and a head that has none."""
+    """A Ray cluster of two nodes with one core each, and a head without cores."""
     with Nodes() as nodes:
         for _ in range(2):
             nodes.add()
@@ -100,7 +100,7 @@ def nodes(ray_settings: None) -> Iterator[Nodes]:
 
 @pytest.fixture
 def native_kernels() -> None:
-    """The kernels in C, which must be there wherever there is a compiler for them."""
+    """The compiled native kernels. They must be available on every Linux machine with a compiler."""
     if platform.system() != "Linux" or not shutil.which("cc"):
         pytest.skip("there is no C compiler, or no Linux, for the native kernels")
     assert native.compiled() is not None
@@ -109,15 +109,15 @@ def native_kernels() -> None:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with CIFAR-10 and its samples: `$ONECYCLE_DATA`, or `shared/cifar10` beside the repository."""
-    folder = Path(_NAMED) if _NAMED else Path(__file__).resolve().parents[2] / "shared" / "cifar10"
+    folder = Path(_DATA) if _DATA else Path(__file__).resolve().parents[2] / "shared" / "cifar10"
     if not (folder / "cifar-10-binary-sample.tar.gz").is_file():
-        pytest.skip(f"the CIFAR-10 files are not in {folder}; set ONECYCLE_DATA to the folder that has them")
+        pytest.skip(f"the CIFAR-10 files are not in {folder}; set ONECYCLE_DATA to their folder")
     return folder.resolve()
 
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[ImageSet, ImageSet]:
-    """The first five training and two test digits of each class, in the order of the set."""
+    """The first five training and two test digits of each class, in the order of the data set."""
     digits = load_dataset("digits")
 
     def first(images: ImageSet, each: int) -> ImageSet:
@@ -128,7 +128,7 @@ def tiny() -> tuple[ImageSet, ImageSet]:
 
 @pytest.fixture(scope="session")
 def image_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny set as `train/<class>/<row>.png` and `test/<class>/<row>.png`. Copy it to change it."""
+    """The tiny data set as `train/<class>/<row>.png` and `test/<class>/<row>.png`. Copy it to change it."""
     root = tmp_path_factory.mktemp("folder") / "handwritten"
     for split, images in zip(("train", "test"), tiny, strict=True):
         for row, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
@@ -140,7 +140,7 @@ def image_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def binary_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny set in CIFAR-10's official binary layout, ten records a training batch. Copy it to change it."""
+    """The tiny data set in CIFAR-10's binary layout, with ten records per training batch. Copy it to change it."""
     root = tmp_path_factory.mktemp("binary") / "cifar-10-batches-bin"
     root.mkdir()
     (root / "batches.meta.txt").write_text("\n".join(tiny[0].classes) + "\n\n")
@@ -152,7 +152,7 @@ def binary_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def python_folder(tiny: tuple[ImageSet, ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny set in CIFAR-10's official python layout. Copy it to change it."""
+    """The tiny data set in CIFAR-10's python layout. Copy it to change it."""
     root = tmp_path_factory.mktemp("python") / "cifar-10-batches-py"
     root.mkdir()
     names = {b"label_names": [name.encode() for name in tiny[0].classes]}

@@ -5,19 +5,19 @@ from torch import nn
 
 from onecycle.core.config import Config
 
-# Options for a network of 8 channels, where the network is not what is tested: trained like the specified one.
+# Options for a network with 8 channels, for tests of everything but the network. It is trained like the full network.
 NARROW = ["--network", "whitened_convnet", "--widths", "8", "8", "8"]
-# The same as a configuration, on the embedded digits, to be varied by `replace`.
+# A configuration with the same network, on the embedded digits. Tests change it with `replace`.
 NARROW_CONFIG = Config(network="whitened_convnet", widths=(8, 8, 8), data="digits", workers=0)
-# Options for a short run in which the LR finder's loss falls clearly: equal batches that nothing is cut out of.
+# Options for a short run in which the LR finder's loss falls clearly: all batches are equal, and there is no cutout.
 FINDABLE = [
-    *("--network", "whitened_convnet", "--widths", "16", "16", "16", "--augmentation", "batched", "--hole", "0"),
+    *("--network", "whitened_convnet", "--widths", "16", "16", "16", "--augmentation", "batched", "--cutout", "0"),
     *("--padding", "0", "--data", "digits", "--limit", "20", "--batch-size", "10", "--workers", "0"),
 ]
 
 
 def convolutional() -> nn.Module:
-    """A little of everything that has a state or a mode: buffers, running statistics, dropout."""
+    """A network with buffers, running statistics and dropout, so that its state and its mode matter."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, kernel_size=5, stride=4, padding=2),  # [B,8,8,8]

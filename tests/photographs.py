@@ -1,4 +1,4 @@
-"""Photographs of CIFAR-10 that are in the repository: in the record of the network that comes with the package."""
+"""Eight CIFAR-10 photographs, which the run folder of the pretrained network in `results/` contains."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
 PHOTOGRAPHS = RECORD.read_arrays(RECORD.augmentations)["originals"]  # uint8 [8,32,32,3]
-SHOWN = ["horse", "airplane", "truck", "frog", "cat", "ship", "frog", "truck"]  # what is in them
+SHOWN = ["horse", "airplane", "truck", "frog", "cat", "ship", "frog", "truck"]  # the classes of the photographs

@@ -1,4 +1,4 @@
-"""What one test worker makes for all of them."""
+"""Folders that one pytest worker fills for all workers."""
 
 import fcntl
 import shutil
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """`folder`, filled by `make` in the first worker that asks for it. The other workers wait."""
-    with open(f"{folder}.made", "a+") as made:
-        fcntl.flock(made, fcntl.LOCK_EX)
-        made.seek(0)
-        if not made.read():
-            shutil.rmtree(folder, ignore_errors=True)  # a worker failed to make it
+    """Return `folder`. The first worker that calls this fills the folder with `make`, and the other workers wait."""
+    with open(f"{folder}.made", "a+") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        marker.seek(0)
+        if not marker.read():
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier call may have failed and left files
             folder.mkdir()
             make(folder)
-            made.write("yes")
+            marker.write("yes")
     return folder

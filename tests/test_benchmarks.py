@@ -1,4 +1,4 @@
-"""The benchmarks run, on little, and write down what they say they do."""
+"""The benchmarks run on little data, and write the records that they describe."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from scaling_model import Model, fit, placed, prediction
 from onecycle import report
 from onecycle.storage.run_folder import RunFolder
 
-SHARED = {"contenders.py", "hosts.py", "local_ray_nodes.py", "scaling_model.py", "studies.py"}  # by the scripts
+SHARED = {"contenders.py", "hosts.py", "local_ray_nodes.py", "scaling_model.py", "studies.py"}  # not scripts
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 
@@ -31,7 +31,7 @@ def test_every_benchmark_explains_itself(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    with pytest.raises(SystemExit) as ended:  # in this process, which has imported what takes seconds
+    with pytest.raises(SystemExit) as ended:  # in this process, which has imported the slow packages
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {script.name}")
@@ -54,7 +54,7 @@ def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
         assert min(turns) <= record["seconds"][name] <= max(turns)
         assert record["peak_memory_gib"][name] > 0.1
         assert record["images_per_second"][name] == pytest.approx(4 / record["seconds"][name], rel=0.01)
-    assert record["environment"]["acceleration"]["device"] == "cpu"
+    assert record["environment"]["compute_plan"]["device"] == "cpu"
     assert "usual" in done.stdout
 
 
@@ -69,9 +69,24 @@ def test_earlier_commit_lets_two_versions_take_turns(tmp_path: Path) -> None:
     assert len(record["ratios"]) == 5
     assert min(record["ratios"]) <= record["ratio"] <= max(record["ratios"])
     assert record["interval_95"][0] < record["mean_ratio"] < record["interval_95"][1]
-    missing = run("earlier_commit", "--commit", "none", "--data", "digits", "--out", out)
-    assert missing.returncode == 2
-    assert missing.stderr.startswith("earlier_commit: ") and missing.stderr.count("\n") == 1
+    for commit, reason in (("none", "none"), ("d37f297", "has no benchmarks/earlier_commit.py")):
+        refused = run("earlier_commit", "--commit", commit, "--data", "digits", "--out", out)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("earlier_commit: ") and refused.stderr.count("\n") == 1
+        assert reason in refused.stderr
+
+
+@pytest.mark.long
+def test_recipe_time_estimates_the_minutes_of_a_recipe(tmp_path: Path, real_data: Path) -> None:
+    out = tmp_path / "recipe_time.json"
+    done = run(
+        *("recipe_time", "--data", real_data, "--steps", "1", "--classes", "AVX2", "--recipes", "quick", "--out", out)
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["classes"]["AVX2"]["quick"]
+    assert set(found["seconds_per_step"]) == {"24", "28", "32"}
+    seconds = sum(found["seconds_per_step"].values()) / 3
+    assert found["minutes"] * 60 > seconds * 98  # an epoch has 98 steps
 
 
 @pytest.mark.long
@@ -108,8 +123,8 @@ def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["sizes"].keys() == {"200", "400"}
-    for told in record["sizes"].values():
-        assert all(value > 0 for value in told.values())
+    for measured in record["sizes"].values():
+        assert all(value > 0 for value in measured.values())
     assert "albumentations_microseconds_an_image" in record["ratios"]
     assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]
 
@@ -117,13 +132,13 @@ def test_scale_tells_the_cost_of_an_image_at_each_size(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_large_data_reads_trains_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "large_data.json"
-    little = ["--sizes", "4000", "--archives", "8", "--batch-size", "8", "--steps", "2"]
-    done = run("large_data", *little, "--folder", tmp_path, "--out", out)
+    options = ["--sizes", "4000", "--archives", "8", "--batch-size", "8", "--steps", "2"]
+    done = run("large_data", *options, "--folder", tmp_path, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
-    (told,) = record["sizes"].values()
-    assert all(value > 0 for name, value in told.items() if name != "decoded_again")
-    assert 2000 <= told["decoded_before_kill"] - told["decoded_again"] < 4000
+    (measured,) = record["sizes"].values()
+    assert all(value > 0 for name, value in measured.items() if name != "decoded_again")
+    assert 2000 <= measured["decoded_before_kill"] - measured["decoded_again"] < 4000
     assert record["ratios"] == {"read_images_per_second": 1, "trained_images_per_second": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["large_data.json"]
 
@@ -141,13 +156,13 @@ def test_start_time_waits_for_the_first_step(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_time_to_accuracy_lets_recipes_and_port_take_turns(tmp_path: Path) -> None:
     out = tmp_path / "time_to_accuracy.json"
-    rng, photos = np.random.default_rng(0), tmp_path / "photos"  # in colour, as the recipes expect
-    for place in range(160):
-        file = photos / ("train" if place % 2 else "test") / str(place // 2 % 10) / f"{place}.png"
+    rng, photos = np.random.default_rng(0), tmp_path / "photos"  # in color, as the recipes expect
+    for number in range(160):
+        file = photos / ("train" if number % 2 else "test") / str(number // 2 % 10) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
-    little = ["--limit", "60", "--batch-size", "60", "--epochs", "2", "--rounds", "2"]
-    done = run("time_to_accuracy", "--data", photos, *little, "--out", out)
+    options = ["--limit", "60", "--batch-size", "60", "--epochs", "2", "--rounds", "2"]
+    done = run("time_to_accuracy", "--data", photos, *options, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     contenders = {"quick", "fast", "port"}
@@ -181,17 +196,17 @@ def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_pat
     assert "accuracy" not in again.stdout, "nothing was trained again"
     other = run("fast_mode_accuracy", *options, "--epochs", "2")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
-    assert "other settings" in other.stderr
+    assert "another configuration" in other.stderr
 
 
 @pytest.mark.long
-def test_suspects_finds_what_it_planted(tmp_path: Path, real_data: Path) -> None:
-    out = tmp_path / "suspects.json"
+def test_label_issues_finds_what_it_planted(tmp_path: Path, real_data: Path) -> None:
+    out = tmp_path / "label_issues.json"
     known = tmp_path / "known.csv"
     known.write_text("TestID,TrainID,Distance,Judgment\n0,1,0.1,1\n1,2,0.2,2\n")
     sample = real_data / "cifar-10-binary-sample.tar.gz"
     options = ("--data", sample, "--planted", "5", "--seeds", "1", "--epochs", "2", "--known", known, "--out", out)
-    done = run("suspects", *options)
+    done = run("label_issues", *options)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     kinds = {"labels of test images", "labels of training images", "duplicates"}
@@ -211,12 +226,12 @@ def test_report_time_times_a_report(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["seconds"] == record["rounds"][0] > 0
-    assert record["test_images"] == 60 and record["report_megabytes"] < 3 and record["peak_memory_gib"] < 2
-    assert not (folder / "report.html").exists(), "the run is left as it was"
+    assert record["eval_images"] == 60 and record["report_megabytes"] < 3 and record["peak_memory_gib"] < 2
+    assert not (folder / "report.html").exists(), "the run itself must not change"
 
 
 @pytest.mark.long
-def test_record_keeps_what_pictures_need_and_no_more(tmp_path: Path) -> None:
+def test_record_keeps_only_the_images_that_plots_need(tmp_path: Path) -> None:
     if not shutil.which("chromium"):
         pytest.skip("there is no Chromium on this machine")
     small = ["--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--epochs", "2"]
@@ -227,10 +242,12 @@ def test_record_keeps_what_pictures_need_and_no_more(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     kept = RunFolder(tmp_path / "results" / "quick")
     whole, short = RunFolder(folder).read_interpretation(), kept.read_interpretation()
-    assert whole and short and len(short.mistakes) == len(whole.mistakes) > len(short.mistake_images) == 16
+    assert (
+        whole and short and len(short.misclassified) == len(whole.misclassified) > len(short.misclassified_images) == 16
+    )
     assert not kept.weights.exists() and not kept.report.exists()
     assert (kept.path / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert "Incorrect predictions" in report.write(kept).read_text(), "its page can be drawn"
+    assert "Incorrect predictions" in report.write(kept).read_text(), "the report cannot be written from the record"
 
 
 @pytest.mark.long
@@ -261,10 +278,10 @@ def test_serving_is_measured_under_load_and_attack(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_prediction_is_measured_as_a_whole_and_in_parts(tmp_path: Path, image_folder: Path) -> None:
-    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
-        archive.add(image_folder, "pictures")
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
+        archive.add(image_folder, "images")
     out = tmp_path / "prediction.json"
-    done = run("prediction", tmp_path / "pictures.tar.gz", "--rounds", "1", "--seconds", "0.1", "--out", out)
+    done = run("prediction", tmp_path / "images.tar.gz", "--rounds", "1", "--seconds", "0.1", "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["files"] == 20
@@ -274,41 +291,41 @@ def test_prediction_is_measured_as_a_whole_and_in_parts(tmp_path: Path, image_fo
 
 
 @pytest.mark.long
-def test_ones_own_pictures_are_trained_on_and_named(tmp_path: Path) -> None:
+def test_ones_own_images_are_trained_on_and_named(tmp_path: Path) -> None:
     out = tmp_path / "own.json"
     options = "--recipe quick --batch-size 64 --epochs 2 --no-report"
-    done = run("own_pictures", "--digits-options", options, "--out", out)
+    done = run("own_images", "--digits-options", options, "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["digits as PNG"]
-    assert found["test_images"] == 359
-    assert found["named rightly by predict"] == pytest.approx(found["test_accuracy"], abs=0.01)
+    assert found["eval_images"] == 359
+    assert found["named rightly by predict"] == pytest.approx(found["eval_accuracy"], abs=0.01)
 
 
 @pytest.mark.long
 def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "on_ray.json"
     study = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --epochs 40 --device cpu"
-    little = ["--runs", "2", "--nodes", "2", "--kills", "1", "--pictures", "4000", "--data", "digits"]
-    done = run("on_ray", *little, "--study", study, "--out", out)
+    options = ["--runs", "2", "--nodes", "2", "--kills", "1", "--images", "4000", "--data", "digits"]
+    done = run("on_ray", *options, "--study", study, "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["study"]["done"] == record["study"]["identical_to_the_local_engine"] == record["study"]["runs"] == 2
-    pictures = record["pictures"]
-    assert pictures["exactly_once"] == pictures["pictures"] == 4000
-    assert (pictures["in_archives"], pictures["lost"], pictures["doubled"], pictures["unreadable"]) == (2000, 0, 0, 4)
-    assert pictures["identical_to_the_local_engine"]
+    images = record["pictures"]
+    assert images["exactly_once"] == images["pictures"] == 4000
+    assert (images["in_archives"], images["lost"], images["doubled"], images["unreadable"]) == (2000, 0, 0, 4)
+    assert images["identical_to_the_local_engine"]
 
 
 @pytest.mark.long
 def test_same_bits_counts_the_runs_that_are_identical_on_more_processes_and_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "same_bits.json"
-    little = ["--data", "digits", "--images", "60", "--epochs", "6", "--batch-size", "20", "--recipes", "quick"]
-    done = run("same_bits", *little, "--threads", "1", "--kills", "1", "--out", out)
+    options = ["--data", "digits", "--images", "60", "--epochs", "6", "--batch-size", "20", "--recipes", "quick"]
+    done = run("same_bits", *options, "--threads", "1", "--kills", "1", "--out", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["quick, 1 thread"]["identical by processes"] == {"1": True, "2": True, "4": True}
     assert record["killed"]["kills"] == record["killed"]["identical"] == 1
-    assert record["environment"]["acceleration"]["threads"] == 1
+    assert record["environment"]["compute_plan"]["threads"] == 1
 
 
 @pytest.mark.long
@@ -321,7 +338,7 @@ def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_pat
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert [(point["processes"], point["batch_size"]) for point in record["points"] if not point["fitted"]] == [(2, 16)]
-    for point in record["points"]:  # half of the gradient to the other, and then of the sum
+    for point in record["points"]:  # sends half of its gradient, and then half of the sum
         assert (point["mib_sent"] > 6_573_120 * 4 / 2**20) == (point["processes"] == 2)
         assert point["predicted"] > 0
     assert record["on_this_machine"]["batch_size"] == 24
@@ -330,12 +347,12 @@ def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_pat
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_scaling_s_model_is_found_again_from_steps_that_follow_it() -> None:
+def test_the_scaling_model_is_recovered_from_steps_that_follow_it() -> None:
     known = Model(a_step=0.1, an_image=0.004, crowded=1.2, together=0.03, slack=1.3, hidden=0.3, gradient=26e6, cores=2)
     points = [
         {
-            **(place := {"processes": processes, "batch_size": size, "megabits_per_second": link}),
-            "seconds": float(known.seconds(**placed(place))),
+            **(point := {"processes": processes, "batch_size": size, "megabits_per_second": link}),
+            "seconds": float(known.seconds(**placed(point))),
             "mib_sent": 2 * known.gradient * (processes - 1) / processes / 2**20,
         }
         for processes in (1, 2)
@@ -348,9 +365,9 @@ def test_scaling_s_model_is_found_again_from_steps_that_follow_it() -> None:
         assert found.seconds(**place) == pytest.approx(known.seconds(**place), rel=0.02)
 
 
-def test_links_pay_up_to_where_twice_as_many_machines_are_no_longer_a_tenth_faster() -> None:
+def test_machines_pay_while_doubling_them_is_at_least_a_tenth_faster() -> None:
     machine = Model(a_step=0, an_image=0.001, crowded=1, together=0, slack=1, hidden=0, gradient=12.5e6, cores=64)
-    # Batches of 1,000: a second alone, half of one on two machines, and then the gradient: one second at 100 Mbit/s.
-    told = prediction(machine, 1000, [100, 1000])
-    assert told["images_per_second"]["100"][:2] == [1000, 666.7]
-    assert told["twice_as_many_pay_up_to"] == {"100": 1, "1000": 32}
+    # A batch of 1,000 takes 1 s on one machine. On two it takes 0.5 s, and 1 s to send gradients at 100 Mbit/s.
+    predicted = prediction(machine, 1000, [100, 1000])
+    assert predicted["images_per_second"]["100"][:2] == [1000, 666.7]
+    assert predicted["twice_as_many_pay_up_to"] == {"100": 1, "1000": 32}

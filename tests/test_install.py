@@ -1,4 +1,4 @@
-"""Installation into `.venv`, from indexes on loopback, whose small packages have the names of real ones."""
+"""Installation into `.venv` from local package indexes. Their packages are almost empty but have real names."""
 
 import hashlib
 import os
@@ -73,7 +73,7 @@ def make_wheel(folder: Path, name: str, version: str, *, requires: str = "", scr
 
 
 class Index:
-    """Two package indexes on loopback: an ordinary one, whose torch brings CUDA, and one of torch's CPU builds."""
+    """Two local package indexes: one whose torch requires a CUDA package, and one with CPU builds of torch."""
 
     def __init__(self, folder: Path) -> None:
         ordinary, self.cpu_wheels = folder / "simple", folder / "cpu"
@@ -112,8 +112,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     index.close()
 
 
-class House:
-    """A checkout with the real Makefile and installer, and a package that is as good as empty."""
+class Checkout:
+    """A checkout with the real Makefile and installer, and an almost empty package."""
 
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
@@ -148,8 +148,8 @@ class House:
 
     def install(self, target: str = "installed", **variables: str) -> tuple[int, str]:
         process = self.start(target, **variables)
-        said, _ = process.communicate(timeout=120)
-        return process.returncode, said
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
 
     def packages(self) -> set[str]:
         found = self.path.glob(".venv/lib/python*/site-packages/*.dist-info")
@@ -158,18 +158,18 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path, index: Index) -> House:
-    return House(tmp_path / "a house", index)
+def checkout(tmp_path: Path, index: Index) -> Checkout:
+    return Checkout(tmp_path / "a checkout", index)
 
 
 TRAINING = {"onecycle-0", "exporter-1.0", f"uv-{version('uv')}"}
 
 
 @without_driver
-def test_without_a_driver_torch_alone_comes_from_the_index_of_cpu_builds(house: House, index: Index) -> None:
-    assert house.install() == (0, "Installing into .venv\n")
-    assert house.install() == (0, "make: '.venv/installed' is up to date.\n")
-    assert house.packages() == TRAINING | {f"torch-{TORCH}+cpu"}
+def test_without_a_driver_torch_alone_comes_from_the_index_of_cpu_builds(checkout: Checkout, index: Index) -> None:
+    assert checkout.install() == (0, "Installing into .venv\n")
+    assert checkout.install() == (0, "make: '.venv/installed' is up to date.\n")
+    assert checkout.packages() == TRAINING | {f"torch-{TORCH}+cpu"}
     assert {path for path in index.asked if path.startswith("/cpu")} <= {
         "/cpu/torch/",
         f"/cpu/torch/torch-{TORCH}+cpu-py3-none-any.whl",
@@ -178,66 +178,70 @@ def test_without_a_driver_torch_alone_comes_from_the_index_of_cpu_builds(house: 
 
 
 @without_driver
-def test_where_that_index_cannot_be_reached_one_line_says_so_and_the_ordinary_build_is_taken(house: House) -> None:
-    code, said = house.install(TORCH_CPU_INDEX="http://127.0.0.1:9/cpu")
-    assert code == 0, said
-    assert said.splitlines() == [
+def test_where_that_index_cannot_be_reached_one_line_says_so_and_the_ordinary_build_is_taken(
+    checkout: Checkout,
+) -> None:
+    code, output = checkout.install(TORCH_CPU_INDEX="http://127.0.0.1:9/cpu")
+    assert code == 0, output
+    assert output.splitlines() == [
         "Installing into .venv",
-        "torch's CPU build could not be had from http://127.0.0.1:9/cpu; installing the ordinary build, with several "
+        "cannot install torch's CPU build from http://127.0.0.1:9/cpu; installing the default build, with several "
         "gigabytes of CUDA",
     ]
-    assert house.packages() == TRAINING | {f"torch-{TORCH}", "nvidia_cublas-13.0"}
+    assert checkout.packages() == TRAINING | {f"torch-{TORCH}", "nvidia_cublas-13.0"}
 
 
 def test_a_cpu_build_that_pip_is_configured_to_find_is_taken_without_asking_elsewhere(
-    house: House, index: Index
+    checkout: Checkout, index: Index
 ) -> None:
-    code, said = house.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))
-    assert (code, said) == (0, "Installing into .venv\n")
-    assert house.packages() == TRAINING | {f"torch-{TORCH}+cpu"}
+    code, output = checkout.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))
+    assert (code, output) == (0, "Installing into .venv\n")
+    assert checkout.packages() == TRAINING | {f"torch-{TORCH}+cpu"}
     assert not [path for path in index.asked if path.startswith("/cpu")]
 
 
-def test_with_a_driver_torch_brings_cuda(house: House, tmp_path: Path) -> None:
+def test_with_a_driver_torch_brings_cuda(checkout: Checkout, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
-    code, said = house.install(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert (code, said) == (0, "Installing into .venv\n")
-    assert house.packages() == TRAINING | {f"torch-{TORCH}", "nvidia_cublas-13.0"}
+    code, output = checkout.install(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert (code, output) == (0, "Installing into .venv\n")
+    assert checkout.packages() == TRAINING | {f"torch-{TORCH}", "nvidia_cublas-13.0"}
 
 
-def test_what_was_installed_for_tests_stays_when_the_lock_changes(house: House, index: Index) -> None:
-    assert house.install("installed-dev", PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))[0] == 0
-    assert {"exporter-1.0", "tester-1.0"} < house.packages()
+def test_what_was_installed_for_tests_stays_when_the_lock_changes(checkout: Checkout, index: Index) -> None:
+    assert checkout.install("installed-dev", PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))[0] == 0
+    assert {"exporter-1.0", "tester-1.0"} < checkout.packages()
     later = time.time() + 10
-    os.utime(house.path / "requirements.lock", (later, later))
-    mine = house.path / ".venv" / "mine"
+    os.utime(checkout.path / "requirements.lock", (later, later))
+    mine = checkout.path / ".venv" / "mine"
     mine.touch()
-    assert house.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))[0] == 0
+    assert checkout.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))[0] == 0
     assert mine.exists(), "a whole .venv is brought up to date, not made anew"
-    assert (house.path / ".venv" / "installed-dev").exists()
+    assert (checkout.path / ".venv" / "installed-dev").exists()
 
 
-def test_a_package_of_another_content_than_the_locks_is_refused(house: House, index: Index) -> None:
-    lock = house.path / "requirements.lock"
+def test_a_package_of_another_content_than_the_locks_is_refused(checkout: Checkout, index: Index) -> None:
+    lock = checkout.path / "requirements.lock"
     start, _, rest = lock.read_text().partition("exporter==1.0 \\\n    --hash=sha256:")
     lock.write_text(f"{start}exporter==1.0 \\\n    --hash=sha256:{'0' * 64}{rest[64:]}")
-    code, said = house.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))
-    assert code != 0 and "Hash mismatch for `exporter==1.0`" in said
-    assert not (house.path / ".venv" / "installed").exists()
+    code, output = checkout.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))
+    assert code != 0 and "Hash mismatch for `exporter==1.0`" in output
+    assert not (checkout.path / ".venv" / "installed").exists()
 
 
 @pytest.mark.parametrize("reached", [pytest.param("lib/python*/site-packages/pip", marks=pytest.mark.long), "bin/uv"])
-def test_an_installation_that_was_killed_is_completed_by_the_next(house: House, index: Index, reached: str) -> None:
+def test_an_installation_that_was_killed_is_completed_by_the_next(
+    checkout: Checkout, index: Index, reached: str
+) -> None:
     find: dict[str, str] = {"PIP_FIND_LINKS": str(index.cpu_wheels / "torch")}
-    process = house.start(**find)
-    wait_until(lambda: any(house.path.glob(f".venv/{reached}")))
+    process = checkout.start(**find)
+    wait_until(lambda: any(checkout.path.glob(f".venv/{reached}")))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not (house.path / ".venv" / "installed").exists()
-    assert house.install(**find) == (0, "Installing into .venv\n")
-    assert house.packages() == TRAINING | {f"torch-{TORCH}+cpu"}
+    assert not (checkout.path / ".venv" / "installed").exists()
+    assert checkout.install(**find) == (0, "Installing into .venv\n")
+    assert checkout.packages() == TRAINING | {f"torch-{TORCH}+cpu"}
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -247,12 +251,12 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_an_old_python_is_refused_in_one_clear_line(house: House) -> None:
+def test_an_old_python_is_refused_in_one_clear_line(checkout: Checkout) -> None:
     pretend = "import sys, runpy; sys.version_info = (3, 9, 2); runpy.run_path('tools/install.py', run_name='__main__')"
-    tried = subprocess.run([sys.executable, "-c", pretend], cwd=house.path, capture_output=True, text=True)
+    tried = subprocess.run([sys.executable, "-c", pretend], cwd=checkout.path, capture_output=True, text=True)
     (line,) = tried.stderr.splitlines()
     assert tried.returncode == 1 and line.startswith("onecycle needs Python 3.11 or newer, and ") and "3.9" in line
-    assert not (house.path / ".venv").exists()
+    assert not (checkout.path / ".venv").exists()
 
 
 def test_pips_settings_are_handed_on_and_the_users_own_for_uv_win(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The notebook holds its outputs, and runs from top to bottom, here on less data."""
+"""The notebook is stored with its outputs, and runs from top to bottom. The test runs it on less data."""
 
 import os
 from pathlib import Path
@@ -21,9 +21,9 @@ def test_it_is_committed_with_its_outputs_and_without_an_error() -> None:
     assert len(pictures) >= 9
 
 
-@pytest.mark.filterwarnings("default")  # of jupyter's own, in this process
+@pytest.mark.filterwarnings("default")  # Jupyter itself warns in this process
 def test_it_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
-    if NAMED_DATA:  # else the digits stand in
+    if NAMED_DATA:  # otherwise the notebook uses the digits
         monkeypatch.setenv("ONECYCLE_DATA", NAMED_DATA)
     notebook = nbformat.read(ROOT / "S10.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -1,4 +1,4 @@
-"""docs/promises.md names tests that exist, and the commands that run them."""
+"""Every test that docs/promises.md lists exists, and the listed command runs the test."""
 
 import ast
 import re
@@ -10,12 +10,18 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
 LONG = "pytest.mark.long"
 
-# What each command runs whole, as the Makefile has it; `make test` runs what is not long.
+# The tests that each command runs completely, according to the Makefile. `make test` omits tests marked as long.
 WHOLE = {
     "make faults": ("tests/faults/", "tests/distributed/", "tests/test_install.py"),
     "make cluster-test": ("tests/cluster/", "tests/study/test_study_on_ray.py", "tests/predict/test_bulk_on_ray.py"),
     "make benchmarks-test": (
-        *("tests/test_benchmarks.py", "tests/end_to_end/", "tests/predict/test_onnx.py", "tests/compute/"),
+        *(
+            "tests/test_benchmarks.py",
+            "tests/end_to_end/",
+            "tests/predict/test_onnx.py",
+            "tests/predict/test_stream.py",
+        ),
+        "tests/compute/",
     ),
 }
 
@@ -36,7 +42,7 @@ ROWS = rows_of(PAGE)
 
 @cache
 def decorators(file: str) -> dict[str, list[str]]:
-    """Those of each test function of a file."""
+    """The decorators of each test function in a file."""
     functions = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     return {
         function.name: [ast.unparse(decorator) for decorator in function.decorator_list]

@@ -1,4 +1,4 @@
-"""The house itself: its commands, its lock, its sizes, and nothing of one machine in it."""
+"""The repository: its make commands, its lock file, its file sizes, and that no file contains a path of one machine."""
 
 import fnmatch
 import os
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-# Name, version, marker and hashes of each package.
+# The name, version, marker and hashes of each package.
 ENTRIES = re.findall(
     r"^([\w.-]+)==([\w.]+)( ; [^\n\\]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", LOCK, flags=re.MULTILINE
 )
@@ -29,7 +29,7 @@ TARGETS = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding=
 
 
 def make(*arguments: str, folder: Path, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """`make` as a person would start it: without what an outer `make test` put into the environment."""
+    """Run `make` as a user would, without the environment variables that an outer `make test` has set."""
     outer = ("MAKE", "MFLAGS", "ONECYCLE_DATA", "PYTHON", "ARGS", "RECIPE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
     return subprocess.run(
@@ -44,23 +44,23 @@ def make(*arguments: str, folder: Path, stdin: str = "", **variables: str) -> su
 
 
 @pytest.fixture
-def bare_house(tmp_path: Path) -> Path:
-    """The files an install depends on, in a folder of their own, with no `.venv`."""
-    house = tmp_path / "a house"
-    house.mkdir()
+def bare_checkout(tmp_path: Path) -> Path:
+    """A folder with a copy of the files that `make install` needs, without `.venv`."""
+    checkout = tmp_path / "a checkout"
+    checkout.mkdir()
     for name in ("Makefile", "requirements.lock", "pyproject.toml", "tools/install.py"):
-        (house / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, house / name)
-    return house
+        (checkout / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    return checkout
 
 
-def put_stamps(house: Path) -> float:
-    """Make it look installed; the time of that."""
-    (house / ".venv").mkdir()
-    installed = max(path.stat().st_mtime for path in house.rglob("*") if path.is_file()) + 10
+def put_stamps(checkout: Path) -> float:
+    """Make the checkout look installed. Returns the modification time of the stamps."""
+    (checkout / ".venv").mkdir()
+    installed = max(path.stat().st_mtime for path in checkout.rglob("*") if path.is_file()) + 10
     for name in ("installed", "installed-dev"):
-        (house / ".venv" / name).touch()
-        os.utime(house / ".venv" / name, (installed, installed))
+        (checkout / ".venv" / name).touch()
+        os.utime(checkout / ".venv" / name, (installed, installed))
     return installed
 
 
@@ -91,10 +91,10 @@ def test_make_alone_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_first_use_installs_what_the_command_needs_before_it_runs_anything(bare_house: Path, target: str) -> None:
-    plan = make("-n", target, folder=bare_house).stdout
-    put_stamps(bare_house)
-    work = make("-n", target, folder=bare_house).stdout
+def test_first_use_installs_what_the_command_needs_before_it_runs_anything(bare_checkout: Path, target: str) -> None:
+    plan = make("-n", target, folder=bare_checkout).stdout
+    put_stamps(bare_checkout)
+    work = make("-n", target, folder=bare_checkout).stdout
     installing = {"train": "python3 tools/install.py\n", "help": ""}.get(target, "python3 tools/install.py --dev\n")
     assert plan == installing + work
 
@@ -107,45 +107,45 @@ def test_first_use_installs_what_the_command_needs_before_it_runs_anything(bare_
         ("notebook", [".venv/bin/jupyter-execute --inplace S10.ipynb"]),
     ],
 )
-def test_an_installed_house_goes_straight_to_work(bare_house: Path, target: str, steps: list[str]) -> None:
-    put_stamps(bare_house)
-    assert [line.strip() for line in make("-n", target, folder=bare_house).stdout.splitlines()] == steps
+def test_an_installed_checkout_goes_straight_to_work(bare_checkout: Path, target: str, steps: list[str]) -> None:
+    put_stamps(bare_checkout)
+    assert [line.strip() for line in make("-n", target, folder=bare_checkout).stdout.splitlines()] == steps
 
 
 @pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml", "tools/install.py"])
-def test_a_changed_lock_project_file_or_installer_installs_again(bare_house: Path, changed: str) -> None:
-    later = put_stamps(bare_house) + 10
-    os.utime(bare_house / changed, (later, later))
-    assert "tools/install.py" in make("-n", "test", folder=bare_house).stdout
+def test_a_changed_lock_project_file_or_installer_installs_again(bare_checkout: Path, changed: str) -> None:
+    later = put_stamps(bare_checkout) + 10
+    os.utime(bare_checkout / changed, (later, later))
+    assert "tools/install.py" in make("-n", "test", folder=bare_checkout).stdout
 
 
-def test_arguments_reach_the_training_command(bare_house: Path) -> None:
-    put_stamps(bare_house)
-    plan = make("-n", "train", "ARGS=--epochs 1", folder=bare_house).stdout
+def test_arguments_reach_the_training_command(bare_checkout: Path) -> None:
+    put_stamps(bare_checkout)
+    plan = make("-n", "train", "ARGS=--epochs 1", folder=bare_checkout).stdout
     assert plan.strip().endswith("train --data auto --epochs 1")
-    plan = make("-n", "train", "RECIPE=quick", "ARGS=--seed 1", folder=bare_house).stdout
+    plan = make("-n", "train", "RECIPE=quick", "ARGS=--seed 1", folder=bare_checkout).stdout
     assert plan.strip().endswith("train --data auto --recipe quick --seed 1")
     for arguments in ("--data digits", "--resume runs/one", "--config runs/one/config.json"):
-        plan = make("-n", "train", f"ARGS={arguments}", folder=bare_house).stdout
+        plan = make("-n", "train", f"ARGS={arguments}", folder=bare_checkout).stdout
         assert plan.split()[-3:] == ["train", *arguments.split()]
 
 
-def exported_data(house: Path, **variables: str) -> str:
-    """What a command that make starts in `house` sees as ONECYCLE_DATA; "unset" where it sees none."""
+def exported_data(checkout: Path, **variables: str) -> str:
+    """The value of ONECYCLE_DATA in a command that make starts in `checkout`, or "unset"."""
     show = 'show:\n\t@echo "$${ONECYCLE_DATA-unset}"\n'
-    return make("-s", "-f", "Makefile", "-f", "-", "show", folder=house, stdin=show, **variables).stdout.strip()
+    return make("-s", "-f", "Makefile", "-f", "-", "show", folder=checkout, stdin=show, **variables).stdout.strip()
 
 
-def test_make_hands_on_the_shared_data_folder_as_an_absolute_path(bare_house: Path) -> None:
-    assert exported_data(bare_house) == "unset"
-    shared = bare_house.parent / "shared" / "cifar10"
+def test_make_hands_on_the_shared_data_folder_as_an_absolute_path(bare_checkout: Path) -> None:
+    assert exported_data(bare_checkout) == "unset"
+    shared = bare_checkout.parent / "shared" / "cifar10"
     shared.mkdir(parents=True)
-    assert exported_data(bare_house) == str(shared.resolve())
+    assert exported_data(bare_checkout) == str(shared.resolve())
 
 
-def test_the_users_own_data_folder_wins(bare_house: Path) -> None:
-    (bare_house.parent / "shared" / "cifar10").mkdir(parents=True)
-    assert exported_data(bare_house, ONECYCLE_DATA="mine") == "mine"
+def test_the_users_own_data_folder_wins(bare_checkout: Path) -> None:
+    (bare_checkout.parent / "shared" / "cifar10").mkdir(parents=True)
+    assert exported_data(bare_checkout, ONECYCLE_DATA="mine") == "mine"
 
 
 def test_the_ci_script_lints_and_then_ends_with_the_tests() -> None:
@@ -154,7 +154,7 @@ def test_the_ci_script_lints_and_then_ends_with_the_tests() -> None:
     assert script.read_text(encoding="utf-8").splitlines()[-3:] == ["make lint", "make newest-test", "make test"]
 
 
-# The lock
+# The lock file
 
 
 def test_the_lock_pins_the_torch_that_pip_finds_for_the_cpu() -> None:
@@ -210,7 +210,7 @@ def test_a_declared_dependency_is_pinned_at_a_version_it_allows(declared: str) -
 
 
 def repository_files() -> list[Path]:
-    """Every file that is, or would be, in git; where there is no git, every file in a folder that is not ignored."""
+    """Every file that git tracks or would add. Without git, every file outside ignored folders."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
@@ -227,7 +227,7 @@ def repository_files() -> list[Path]:
 
 
 def walk_files() -> list[Path]:
-    """Every file below the root, outside the folders that .gitignore names."""
+    """Every file below the root, except in folders that .gitignore lists."""
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")]
     files = []
     for folder, subfolders, names in os.walk(ROOT):
@@ -247,7 +247,7 @@ def text_of(path: Path) -> str | None:
 
 
 def machine_paths(text: str) -> list[str]:
-    """The absolute paths in `text` that exist on one machine only: somebody's home, or a work folder at the root."""
+    """The absolute paths in `text` that are specific to one machine: home folders, and folders below /work."""
     unix = "|".join(["home", "Users", "root", "work"])
     return re.findall(rf"(?<![\w.~}})-])/(?:{unix})/[\w.-]+|\b[A-Za-z]:\\+Users\\+\w+", text)
 

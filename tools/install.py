@@ -1,13 +1,14 @@
 """Install onecycle from this checkout into `.venv`, at the versions of requirements.lock.
 
     python tools/install.py          what `make train` needs: training, its report, prediction, export, the service
-    python tools/install.py --dev    that, and all that the other commands need
+    python tools/install.py --dev    also what all other commands need
 
-`uv` does the work. It does not read pip's configuration, so this script hands it on: indexes, folders of wheels,
-certificates, proxies. On Linux without an NVIDIA driver it takes torch's CPU build, which is several gigabytes smaller.
+`uv` installs the packages. It does not read pip's configuration, so this script passes it on: indexes, folders of
+wheels, certificates and proxies. On Linux without an NVIDIA driver it installs torch's CPU build, which is several
+gigabytes smaller.
 
-The stamps are written last. Without them, `.venv` is made anew: an installation that was interrupted may have left
-half a package behind.
+The stamps are written last. Without them `.venv` is created from scratch, because an interrupted installation may leave
+incomplete packages behind.
 """
 
 from __future__ import annotations  # this file must parse on an old Python, to refuse it in one line
@@ -27,7 +28,7 @@ UV = VENV / "bin" / "uv"
 STAMP = VENV / "installed"
 DEV_STAMP = VENV / "installed-dev"
 
-TORCH = "torch==2.13.0"  # has no hash in the lock, because its build differs by machine
+TORCH = "torch==2.13.0"  # without a hash in the lock, because its build depends on the machine
 TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 
 
@@ -54,14 +55,14 @@ def main(options: list[str]) -> None:
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run `command`; where it fails it has said why, and this script ends with its exit code."""
+    """Run `command`. If it fails, it has printed the reason, and this script ends with its exit code."""
     ended = subprocess.run(command, env=environment)
     if ended.returncode:
         sys.exit(ended.returncode)
 
 
 def install_uv() -> None:
-    """Let pip install uv, which it does by its own configuration, and check its hash."""
+    """Install uv with pip, which uses its own configuration and checks the hash."""
     locked = re.search(r"^uv==(.|\n(?!\w))+", LOCK.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert locked, f"{LOCK} does not pin uv"
     only_uv = VENV / "uv.txt"
@@ -82,7 +83,7 @@ def install_uv() -> None:
 
 
 def pip_settings() -> dict[str, str]:
-    """What pip would use here, from its files and `PIP_*`: values by option name, the stronger source last."""
+    """pip's settings by option name, from its files and `PIP_*` variables. The latter have priority."""
     listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     lines = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.+)$", listed.stdout, flags=re.MULTILINE)
     order = ["global", "install", ":env:"]
@@ -90,7 +91,7 @@ def pip_settings() -> dict[str, str]:
 
 
 class Uv:
-    """The uv of `.venv`, with pip's settings; what the user has set for uv itself wins."""
+    """The uv of `.venv`, with pip's settings. The user's own settings of uv have priority."""
 
     def __init__(self, settings: dict[str, str]) -> None:
         self.options: list[str] = []
@@ -100,10 +101,10 @@ class Uv:
             self.options += ["--constraint", file]
         several = {name: settings.get(name, "").split() for name in ("extra-index-url", "find-links", "trusted-host")}
         proxy = settings.get("proxy", "")
-        handed_on = {
+        variables = {
             "UV_DEFAULT_INDEX": settings.get("index-url", ""),
             "UV_INDEX": " ".join(several["extra-index-url"]),
-            # pip looks for the best version on all indexes; uv, by default, on the first that has the package.
+            # pip takes the best version of all indexes. By default, uv only searches the first that has the package.
             "UV_INDEX_STRATEGY": "unsafe-best-match" if several["extra-index-url"] else "",
             "UV_FIND_LINKS": ",".join(several["find-links"]),
             "UV_INSECURE_HOST": " ".join(several["trusted-host"]),
@@ -113,21 +114,21 @@ class Uv:
             "HTTP_PROXY": proxy,
             "HTTPS_PROXY": proxy,
         }
-        given = {name: value for name, value in handed_on.items() if value}
-        self.environment = {**given, **os.environ, "VIRTUAL_ENV": str(VENV.resolve())}
+        passed = {name: value for name, value in variables.items() if value}
+        self.environment = {**passed, **os.environ, "VIRTUAL_ENV": str(VENV.resolve())}
 
     def pip(self, command: str, *arguments: str) -> None:
         options = self.options if command == "install" else []
         run([str(UV), "pip", command, "--quiet", *options, *arguments], self.environment)
 
     def would_install(self, requirement: str) -> str:
-        """The packages that `requirement` would bring into `.venv`, one a line; empty where it is there already."""
+        """The packages that installing `requirement` would add, one per line. Empty if it is already installed."""
         command = [str(UV), "pip", "install", "--dry-run", *self.options, requirement]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True).stderr
 
 
 def wants_cpu_build(uv: Uv) -> bool:
-    """Whether torch would come with CUDA to a machine that cannot use it."""
+    """Whether torch would bring CUDA packages that this machine cannot use."""
     if sys.platform != "linux" or has_nvidia_driver() or "UV_TORCH_BACKEND" in os.environ:
         return False
     return bool(re.search(r"^ \+ (nvidia|cuda)-", uv.would_install(TORCH), flags=re.MULTILINE))
@@ -138,15 +139,15 @@ def has_nvidia_driver() -> bool:
 
 
 def install_cpu_build(uv: Uv) -> None:
-    """Take torch, and nothing else, from the index of its CPU builds. Where that fails, say so and leave it."""
+    """Install only torch from the index of its CPU builds. If that fails, print a message and go on without it."""
     elsewhere = ("UV_INDEX", "UV_FIND_LINKS", "UV_INDEX_STRATEGY")
     environment = {name: value for name, value in uv.environment.items() if name not in elsewhere}
-    # One attempt of ten seconds: a firewall that drops packets must not hold up the installation.
+    # One attempt of ten seconds, so that a firewall that drops packets does not delay the installation.
     environment |= {"UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "0"}
     command = [str(UV), "pip", "install", "--quiet", "--no-deps", "--default-index", TORCH_CPU_INDEX, TORCH]
     if subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode:
         print(
-            f"torch's CPU build could not be had from {TORCH_CPU_INDEX}; installing the ordinary build, "
+            f"cannot install torch's CPU build from {TORCH_CPU_INDEX}; installing the default build, "
             "with several gigabytes of CUDA",
             flush=True,
         )

@@ -2,8 +2,8 @@
 
     python tools/lock.py [--upgrade]
 
-It keeps the versions that are locked and still allowed; `--upgrade` takes the newest. torch is pinned by hand in
-install.py, and the CUDA packages that it brings to Linux are left to it.
+Locked versions stay as long as they are allowed; `--upgrade` takes the newest ones. torch is pinned by hand in
+install.py. The lock leaves out the CUDA packages that torch needs on Linux, because torch itself names them.
 """
 
 import re
@@ -24,10 +24,10 @@ HEADER = """\
 def main(options: list[str]) -> None:
     build = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     uv = Uv(pip_settings())
-    # Folders and further indexes may hold the wheels of this machine only.
-    further = ("UV_FIND_LINKS", "UV_INDEX", "UV_INDEX_STRATEGY")
-    environment = {name: value for name, value in uv.environment.items() if name not in further}
-    # uv keeps the versions that it finds in its output file, and would keep their hashes, which may be incomplete.
+    # Local folders and extra indexes may hold wheels for this machine only.
+    local = ("UV_FIND_LINKS", "UV_INDEX", "UV_INDEX_STRATEGY")
+    environment = {name: value for name, value in uv.environment.items() if name not in local}
+    # uv keeps the versions that it finds in its output file. It would also keep their hashes, which may be incomplete.
     made = Path(tempfile.mkdtemp(), LOCK.name)
     made.write_text(re.sub(r" \\\n    --hash=\S+", "", LOCK.read_text(encoding="utf-8")), encoding="utf-8")
     versions = ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", *options]

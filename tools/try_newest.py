@@ -1,6 +1,6 @@
 """Install onecycle as a package, with the newest versions that pyproject.toml allows, and use it.
 
-torch alone is the locked one: its newest build brings CUDA to most machines.
+Only torch has the locked version, because its newest build brings CUDA to most machines.
 """
 
 import os
@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 from onecycle.cli import main
 (run,) = Path("runs").iterdir()
-for words in (["evaluate", run], ["export", run, "--to", "onnx"], ["predict", "--run", run, run / "pictures"]):
-    code = main([str(word) for word in words])
-    assert code == 0, (words, code)
+for command, *arguments in (["evaluate"], ["export", "--to", "onnx"], ["predict", run / "plots"]):
+    code = main([command, "--run", str(run), *map(str, arguments)])
+    assert code == 0, (command, code)
 """
 
 

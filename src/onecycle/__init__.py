@@ -1,6 +1,6 @@
 """Train a small, strong image classifier with one cycle of the learning rate.
 
-The names here are those that a program of one's own needs; everything else is in the modules.
+These names are for use in your own programs. Everything else is in the modules.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: torch takes seconds, which the command line's help need not wait for.
+    # Import a name only when it is used: importing torch takes seconds, and `onecycle --help` should not wait for it.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

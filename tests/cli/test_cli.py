@@ -1,15 +1,28 @@
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from onecycle.cli import app, main
+from onecycle.core.config import (
+    GROUPS,
+    BatchedAugmentationConfig,
+    Config,
+    OptimizationConfig,
+    WhitenedNetworkConfig,
+)
 from onecycle.core.errors import InputError
 
-COMMANDS = ("train", "find-lr", "study", "evaluate", "summary", "predict")
+COMMANDS_OF_A_RUN = ("evaluate", "report", "compare", "predict", "export", "serve")
+COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
+PANELS = ["Data", "Training", "Network", "Augmentation", "Compute", "Output"]
+RARE_PANELS = ["Optimization", "Whitened network", "Batched augmentation"]
 
 # The specification's table: output shape and parameters of each layer.
 LAYERS = """
@@ -70,64 +83,135 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
     assert err == ""
 
 
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def panels_of(text: str) -> list[str]:
+    return re.findall(r"^╭─ (.+?) ─+╮$", text, re.MULTILINE)
+
+
+def options_of(text: str) -> set[str]:
+    """The options that start a line of a help text. A `--no-…` form shares the line of its option."""
+    return set(re.findall(r"^│ (?:\*  )?(--[a-z-]+)", text, re.MULTILINE))
+
+
+def options_for(*groups: type) -> set[str]:
+    return {"--" + field.name.replace("_", "-") for group in groups for field in fields(group)}
+
+
+@pytest.fixture
+def a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "console", Console(width=100))
+
+
+def test_the_help_of_train_fits_on_a_screen_and_shows_the_common_options_in_panels(
+    capsys: pytest.CaptureFixture[str], a_hundred_columns: None
+) -> None:
+    text = help_of(capsys, "train", "--help")
+    assert panels_of(text) == ["Parameters", *PANELS]
+    assert len(text.strip().splitlines()) <= 52
+    assert max(map(len, text.splitlines())) <= 100
+    rare = options_for(OptimizationConfig, WhitenedNetworkConfig, BatchedAugmentationConfig)
+    assert options_of(text) == options_for(Config) - rare | {"--config", "--resume", "--processes"}
+    assert "--help-all" in text
+
+
+@pytest.mark.parametrize("command", ["train", "find-lr", "study"])
+def test_help_all_shows_the_rare_options_in_panels_of_their_own(
+    capsys: pytest.CaptureFixture[str], a_hundred_columns: None, command: str
+) -> None:
+    text = help_of(capsys, command, "--help-all")
+    assert [panel for panel in panels_of(text) if panel not in ("Parameters", "Engine")] == PANELS + RARE_PANELS
+    assert options_for(*GROUPS) <= options_of(text)
+
+
+@pytest.mark.parametrize("command", ["find-lr", "study"])
+def test_other_commands_that_train_show_only_their_own_options_and_name_help_all(
+    capsys: pytest.CaptureFixture[str], a_hundred_columns: None, command: str
+) -> None:
+    text = help_of(capsys, command, "--help")
+    assert not options_of(text) & options_for(*GROUPS)
+    assert "All options of `onecycle train` apply, too: --help-all." in text
+
+
+def test_every_command_that_takes_a_run_names_it_run(
+    capsys: pytest.CaptureFixture[str], a_hundred_columns: None
+) -> None:
+    commands = [name for name in app if not name.startswith("-")]
+    assert sorted(commands) == sorted(COMMANDS)
+    texts = {command: help_of(capsys, command, "--help") for command in commands}
+    runs = {
+        name: re.findall(r"^│ (?:\*  )?(.+?)  +The run folders?\b", text, re.MULTILINE) for name, text in texts.items()
+    }
+    assert {name: options for name, options in runs.items() if options} == {
+        name: ["--run PATH..." if name == "compare" else "--run PATH"] for name in COMMANDS_OF_A_RUN
+    }
+    assert {name for name, text in texts.items() if "Arguments" in panels_of(text)} == {"check", "predict"}
+    assert "IMAGES" in texts["predict"] and "DATA" in texts["check"]
+
+
 @pytest.mark.parametrize("command", ["train", "find-lr"])
-def test_help_tells_options_from_the_configuration_with_their_defaults(
+def test_help_shows_the_options_of_the_configuration_with_their_defaults(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    main([command, "--help"])
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(help_of(capsys, command, "--help-all").split())
     for option in ("--data", "--epochs", "--batch-size", "--lr-max", "--lr-min", "--seed", "--validation", "--out"):
         assert option in out
     assert "Passes over the training set" in out
     assert "24" in out and "512" in out
 
 
-def test_help_and_prediction_do_not_wait_for_albumentations() -> None:
+def test_help_and_prediction_do_not_import_slow_libraries() -> None:
     program = (
         "import sys; from onecycle.cli import main; main(['train', '--help']); import onecycle.predict.predictor\n"
         "slow = {'albumentations', 'matplotlib.pyplot', 'sklearn'} & sys.modules.keys()\n"
         "sys.exit(f'imported {slow}' if slow else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (completed.returncode, completed.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (["trian"], "trian"),
         (["train", "--epoch", "3"], "--epoch"),
         (["train", "--epochs", "many"], "many"),
         (["train", "--epochs"], "--epochs"),
         (["train", "--epochs", "1.5"], "--epochs is '1.5'; it must be a whole number"),
-        (["train", "--config", "config.json", "--recipe", "baseline"], "leave out --recipe"),
-        (["evaluate"], "run"),
-        (["summary", "--classes", "1"], "1 classes"),
+        (["train", "--config", "config.json", "--recipe", "baseline"], "--config includes the recipe; remove --recipe"),
+        (["report"], "run"),
+        (["compare"], "run"),
+        (["evaluate", "a-run"], "a-run"),
+        (["evaluate", "--run", "no-such-run"], "there is no run folder no-such-run"),
+        (["summary", "--classes", "1"], "at least 2 classes, not 1"),
         (["summary", "--input-size", "4"], "4×4"),
-        (["predict"], "no picture"),
+        (["predict"], "no image is given"),
     ],
     ids=" ".join,
 )
-def test_a_command_line_that_is_wrong_is_told_in_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+def test_a_wrong_command_line_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("onecycle: ") and err.count("\n") == 1
-    assert named.lower() in err.lower()
+    assert message.lower() in err.lower()
 
 
-def test_what_a_recipe_switches_on_can_be_switched_off_and_lists_follow_their_option() -> None:
+def test_options_that_a_recipe_turns_on_can_be_turned_off_and_lists_follow_their_option() -> None:
     line = "--recipe fast --no-whitening --no-test-time-augmentation --whitening-epochs none --sizes 16 32"
     _, bound, *_ = app.parse_args(["train", *line.split()], exit_on_error=False, print_error=False)
-    settings = bound.arguments["settings"]
-    assert (settings.whitening, settings.test_time_augmentation, settings.dirac) == (False, False, True)
-    assert (settings.whitening_epochs, settings.sizes) == (None, (16, 32))
+    config = bound.arguments["settings"].config()
+    assert (config.whitening, config.test_time_augmentation, config.dirac) == (False, False, True)
+    assert (config.whitening_epochs, config.sizes) == (None, (16, 32))
 
 
-def test_debug_shows_where_an_error_came_from() -> None:
-    with pytest.raises(InputError, match="no picture"):
+def test_debug_shows_the_traceback_of_an_error() -> None:
+    with pytest.raises(InputError, match="no image is given"):
         main(["predict", "--debug"])
 
 
@@ -160,7 +244,7 @@ def test_the_summary_is_the_specified_table(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
-def test_a_summary_counts_whitening_filters_and_scales_of_norms_as_fixed(
+def test_a_summary_counts_whitening_filters_and_scales_of_norms_as_frozen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["summary", "--json", "--recipe", "fast"]) == 0
@@ -168,7 +252,7 @@ def test_a_summary_counts_whitening_filters_and_scales_of_norms_as_fixed(
     assert summary["parameters"] - summary["trainable_parameters"] == 24 * 3 * 2 * 2 + 2 * (64 + 256 + 256)
 
 
-def test_the_summary_of_another_size_has_its_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_summary_has_the_numbers_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", "--json", "--classes", "3", "--input-size", "64"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["layers"][0]["output_shape"] == [64, 64, 64]
@@ -176,7 +260,7 @@ def test_the_summary_of_another_size_has_its_own_numbers(capsys: pytest.CaptureF
     assert summary["parameters"] == 6_573_120 - 7 * 512
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path: Path) -> None:
     with (tmp_path / "errors").open("w") as errors:
         writer = subprocess.Popen(
             [sys.executable, "-m", "onecycle", "summary", "--json"], stdout=subprocess.PIPE, stderr=errors

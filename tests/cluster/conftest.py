@@ -1,4 +1,4 @@
-"""What the tests of a cluster share: its set-ups, and a word at the end on those that could not be started."""
+"""Fixtures that the cluster tests share, and a summary of the setups that could not be started."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -11,12 +11,12 @@ from ray_nodes import Operator, hosts_by_ssh, ray_nodes
 from slurm import Slurm, slurm
 from small_training import on_one_machine
 
-SetUp = TypeVar("SetUp")
+Setup = TypeVar("Setup")
 _not_started: dict[str, str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cluster", action="store_true", help="Slurm, Ray and two machines, too, not the hosts alone")
+    parser.addoption("--cluster", action="store_true", help="also test Slurm, Ray and two machines, not only the hosts")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -26,16 +26,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--cluster", default=False):
-        terminalreporter.section("set-ups")
+        terminalreporter.section("setups")
         for name, reason in _not_started.items():
             terminalreporter.line(f"not started: {name}: {reason}")
         if not _not_started:
-            terminalreporter.line("all were started")
+            terminalreporter.line("all setups were started")
 
 
-def _entered(stack: ExitStack, name: str, set_up: AbstractContextManager[SetUp]) -> SetUp:
+def _entered(stack: ExitStack, name: str, setup: AbstractContextManager[Setup]) -> Setup:
     try:
-        return stack.enter_context(set_up)
+        return stack.enter_context(setup)
     except NotStarted as reason:
         _not_started[name] = str(reason)
         pytest.skip(f"{name}: {reason}")
@@ -43,7 +43,7 @@ def _entered(stack: ExitStack, name: str, set_up: AbstractContextManager[SetUp])
 
 @pytest.fixture
 def start_hosts(tmp_path: Path) -> Iterator[Callable[..., list[Host]]]:
-    """Starts hosts, once in a test; takes what `hosts` does."""
+    """A function that starts hosts and takes the options of `hosts`. A test may call it once."""
     with ExitStack() as stack:
         yield lambda number, **links: _entered(stack, "hosts", hosts(number, tmp_path, **links))
 
@@ -62,7 +62,7 @@ def operator(start_hosts: Callable[..., list[Host]], tmp_path: Path) -> Iterator
 
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Host], str]]:
-    """Three hosts, each a node of a Ray cluster, and its address."""
+    """Three hosts, which are the nodes of a Ray cluster, and the address of the cluster."""
     with ExitStack() as stack:
         nodes = _entered(stack, "hosts", hosts(3, tmp_path_factory.mktemp("ray")))
         yield nodes, _entered(stack, "Ray", ray_nodes(nodes))
@@ -70,5 +70,5 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list
 
 @pytest.fixture(scope="session")
 def undisturbed(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process on one machine makes of the small training."""
+    """The result of the small training in one process on one machine."""
     return on_one_machine(tmp_path_factory.mktemp("undisturbed"))

@@ -1,4 +1,4 @@
-"""Ray on hosts: its nodes, each started by hand; and what `ray up` needs to start them all by ssh."""
+"""Ray on virtual hosts: nodes that are started one by one, and machines that `ray up` can start over ssh."""
 
 import hashlib
 import importlib.util
@@ -25,21 +25,23 @@ SetEnv TMPDIR={own_tmp}
 
 
 def need_ray() -> None:
-    """Ask for Ray.
+    """Check that Ray is installed.
 
     Raises:
-        NotStarted: where it is not installed.
+        NotStarted: when Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise NotStarted("no Ray here (pip install 'onecycle[cluster]')")
+        raise NotStarted("Ray is not installed; pip install 'onecycle[cluster]'")
 
 
 @contextmanager
 def ray_nodes(hosts: list[Host], *, cores: int = 1) -> Iterator[str]:
-    """Start a Ray node on each host, the first of which leads; its address. They end with the hosts.
+    """Start the Ray head on the first host and a Ray node on each other host. Yields the address of the head.
+
+    The nodes end with the hosts.
 
     Raises:
-        NotStarted: where Ray is not installed.
+        NotStarted: when Ray is not installed.
     """
     need_ray()
     first, *others = hosts
@@ -48,13 +50,13 @@ def ray_nodes(hosts: list[Host], *, cores: int = 1) -> Iterator[str]:
     first.run("ray", "start", "--head", f"--port={PORT}", "--include-dashboard=false", *own)
     joining = [host.start("ray", "start", f"--address={address}", *own) for host in others]
     for node in joining:
-        assert node.end(60) == 0, node.said
+        assert node.end(60) == 0, node.output
     yield address
 
 
 @dataclass(frozen=True)
 class Operator:
-    """Whoever holds the key to all hosts, and works on the first of them."""
+    """A user with ssh access to all hosts, who works on the first host."""
 
     host: Host
     home: Path
@@ -66,29 +68,29 @@ class Operator:
 
 @contextmanager
 def hosts_by_ssh(hosts: list[Host], folder: Path) -> Iterator[Operator]:
-    """Start ssh on each host, for one user who has a home on each, where this Python's programs are on the PATH.
+    """Start an ssh server on each host, for one user. The user has a home folder, and this Python is on the PATH.
 
     Raises:
-        NotStarted: where Ray, ssh, its server or rsync, which Ray uses, is not installed.
+        NotStarted: when Ray, ssh, sshd or rsync is not installed. Ray needs rsync.
     """
     need_ray()
     need(ssh="openssh-client", sshd="openssh-server", rsync="rsync")
     homes = [folder / f"{host.name}-home" for host in hosts]
     operator, key, configuration = homes[0] / ".ssh" / "id_ed25519", folder / "host_key", folder / "sshd_config"
     operator.parent.mkdir(mode=0o700, parents=True)
-    for made in (operator, key):
-        hosts[0].run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", made)
+    for path in (operator, key):
+        hosts[0].run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path)
     configuration.write_text(_SSHD.format(key=key, operator=operator, own_tmp=OWN_TMP))
     for host, home in zip(hosts, homes, strict=True):
         home.mkdir(exist_ok=True)
         (home / ".bashrc").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
         users = folder / f"{host.name}-users"
-        # Root by another name, with another home: nothing of this comes into that of the machine's root.
+        # The user is root with another name and another home folder, so the files of the real root do not change.
         users.write_text(f"{USER}:x:0:0::{home}:/bin/bash\n{Path('/etc/passwd').read_text()}")
         host.run("mount", "--bind", users, "/etc/passwd")
         host.run("mkdir", "--mode=755", "/run/sshd")
-        host.run(str(shutil.which("sshd")), "-f", configuration)  # it is there when the command has ended
+        host.run(str(shutil.which("sshd")), "-f", configuration)  # sshd is ready when the command ends
     try:
         yield Operator(hosts[0], homes[0])
-    finally:  # the one folder that Ray makes outside of $TMPDIR and the home
+    finally:  # Ray creates only this folder outside $TMPDIR and the home folder
         shutil.rmtree(f"/tmp/ray_ssh_{hashlib.sha256(USER.encode()).hexdigest()[:10]}", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A Slurm cluster on hosts: its controller on the first, a compute node on each."""
+"""A Slurm cluster on virtual hosts. Each host is a compute node, and the first host also runs the controller."""
 
 import os
 import time
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hosts import Host, need
 
-# No cgroups, which Slurm would ask systemd for, and no look at what a node really has. A job that is put back into the
-# queue waits until its credential has expired: for seconds, not two minutes.
+# Slurm uses no cgroups, because they would need systemd. It does not check the real hardware of a node. A requeued job
+# waits until its credential expires. Here that takes 5 seconds instead of two minutes.
 _CONFIGURATION = """\
 ClusterName=onecycle
 SlurmctldHost={first.name}({first.address})
@@ -39,20 +39,20 @@ class Slurm:
     environment: Mapping[str, str]
 
     def run(self, *command: str | Path, folder: Path | None = None, **environment: str) -> str:
-        """What a command of Slurm's says, on the first host."""
+        """Run a Slurm command on the first host, and return its output."""
         return self.hosts[0].run(*command, folder=folder, environment=dict(self.environment) | environment)
 
     def end(self, job: str, seconds: float) -> str:
-        """How a job ended, in Slurm's words: COMPLETED, FAILED, …
+        """Wait until the job ends, and return its state, such as COMPLETED or FAILED.
 
         Raises:
-            TimeoutError: after so many seconds; it is cancelled then.
+            TimeoutError: when the job takes longer than `seconds`. The job is then canceled.
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            shown = dict(word.partition("=")[::2] for word in self.run("scontrol", "-o", "show", "job", job).split())
-            if shown["JobState"] in _ENDED:
-                return shown["JobState"]
+            fields = dict(word.partition("=")[::2] for word in self.run("scontrol", "-o", "show", "job", job).split())
+            if fields["JobState"] in _ENDED:
+                return fields["JobState"]
             time.sleep(0.3)
         self.run("scancel", job)
         raise TimeoutError(f"job {job} has not ended after {seconds} seconds")
@@ -60,10 +60,10 @@ class Slurm:
 
 @contextmanager
 def slurm(hosts: list[Host], folder: Path, *, cores: int = 2) -> Iterator[Slurm]:
-    """Start Slurm on the hosts, with all that it keeps in `folder`. It ends with them.
+    """Start Slurm on the hosts, with all of its files in `folder`. Slurm ends with the hosts.
 
     Raises:
-        NotStarted: where Slurm or munge is not installed.
+        NotStarted: when Slurm or munge is not installed.
     """
     need(munged="munge", slurmctld="slurmctld", slurmd="slurmd", sbatch="slurm-client")
     key, configuration = folder / "munge.key", folder / "slurm.conf"
@@ -77,17 +77,17 @@ def slurm(hosts: list[Host], folder: Path, *, cores: int = 2) -> Iterator[Slurm]
         (folder / host.name).mkdir()
         host.run("mkdir", "--mode=755", "/run/munge")
         own = [f"--{kind}-file=/run/munge/{kind}" for kind in ("pid", "seed", "log")]
-        host.run("munged", f"--key-file={key}", *own)  # it is there when the command has ended
+        host.run("munged", f"--key-file={key}", *own)  # the daemon is ready when the command ends
     daemons = [hosts[0].start("slurmctld", "-D", environment=cluster.environment)]
     daemons += [host.start("slurmd", "-D", "-N", host.name, environment=cluster.environment) for host in hosts]
     until = time.monotonic() + 30
-    # Until the controller listens, the command fails.
+    # sinfo fails until the controller listens.
     while "idle" * len(hosts) != "".join(_states(cluster)):
-        assert time.monotonic() < until, "\n".join(daemon.said for daemon in daemons)
+        assert time.monotonic() < until, "\n".join(daemon.output for daemon in daemons)
         time.sleep(0.1)
     yield cluster
 
 
 def _states(cluster: Slurm) -> list[str]:
-    asked = cluster.hosts[0].start("sinfo", "--noheader", "--Node", "--format=%T", environment=cluster.environment)
-    return asked.said.split() if asked.process.wait() == 0 else []
+    sinfo = cluster.hosts[0].start("sinfo", "--noheader", "--Node", "--format=%T", environment=cluster.environment)
+    return sinfo.output.split() if sinfo.process.wait() == 0 else []

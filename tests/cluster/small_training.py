@@ -1,4 +1,4 @@
-"""A training that takes seconds, and what it came to, to the last bit."""
+"""A training run that takes seconds, and its bit-exact results."""
 
 import os
 import subprocess
@@ -10,17 +10,17 @@ from studies import bits
 
 from onecycle.storage.run_folder import RunFolder
 
-# The network of tests/faults.
+# The same small network as in tests/faults.
 SMALL = [
     *("--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--batch-size", "12"),
     *("--workers", "0", "--out", "runs"),
 ]
-OPTIONS = [*SMALL, "--no-report", "--epochs", "40", "--shards", "4"]  # epochs enough for something to happen meanwhile
-THREADS = 1  # of each process: four of them are on one machine
+OPTIONS = [*SMALL, "--no-report", "--epochs", "40", "--shards", "4"]  # enough epochs for a test to disturb the run
+THREADS = 1  # per process, because several processes share one machine
 
 
 def on_one_machine(folder: Path) -> dict[str, Any]:
-    """What one process without a cluster makes of it, in that folder."""
+    """Train in one process in `folder`, without a cluster, and return the results."""
     done = subprocess.run(
         [sys.executable, "-m", "onecycle", "train", *OPTIONS, "--processes", "1"],
         cwd=folder,
@@ -33,14 +33,14 @@ def on_one_machine(folder: Path) -> dict[str, Any]:
 
 
 def the_run(folder: Path) -> RunFolder | None:
-    """The one run in that folder; None where there is none."""
+    """The only run in `folder`, or None if there is none yet."""
     found = list(folder.glob("runs/*/config.json"))
-    assert len(found) <= 1, "one training makes one run"
+    assert len(found) <= 1, "one training creates one run folder"
     return RunFolder(found[0].parent) if found else None
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that the run in that folder came to, without the clock."""
+    """All results of the run in `folder`, without durations."""
     run = the_run(folder)
-    assert run is not None and run.complete
+    assert run is not None and run.is_complete
     return bits(run)

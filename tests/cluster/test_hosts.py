@@ -1,4 +1,4 @@
-"""The hosts are what the tests of a cluster take them for."""
+"""The virtual hosts behave like real machines."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from hosts import Host, NotStarted, need
 
 StartHosts = Callable[..., list[Host]]
 
-# The first host counts what comes; the second tells how long it took to bring it there.
+# The first host receives data. The second host sends the data and prints how long that took.
 RECEIVE = """
 import socket
 connection, _ = socket.create_server(("", 9000)).accept()
@@ -36,18 +36,18 @@ connection.shutdown(socket.SHUT_WR)
 assert connection.recv(3) == b"all"
 print(time.perf_counter() - began)
 """
-# One host waits for a word; the other connects and has none to say.
+# One host waits for data. The other host connects and sends nothing.
 WAIT = """
 import socket
 connection, _ = socket.create_server(("", 9000)).accept()
 print("connected", flush=True)
 connection.settimeout(1)
 try:
-    print("heard of its end" if connection.recv(1) == b"" else "heard more")
+    print("connection closed" if connection.recv(1) == b"" else "data received")
 except ConnectionResetError:
-    print("heard of its end")
+    print("connection closed")
 except TimeoutError:
-    print("heard nothing")
+    print("no notification")
 """
 CONNECT = SEND.partition("began")[0] + "time.sleep(1000)"
 MAKE_HOSTS = """
@@ -58,18 +58,18 @@ from hosts import hosts
 with hosts(2, Path(sys.argv[2])) as built:
     for host in built:
         host.run("sh", "-c", sys.argv[3])
-    print("made", flush=True)
+    print("created", flush=True)
     time.sleep(1000)
 """
 
 
 def daemon(folder: Path) -> str:
-    """Starts what knows no parent and no session, and has `folder` in its command line."""
+    """A shell command that starts a daemon in a session of its own, with `folder` in its command line."""
     return f"setsid sh -c 'sleep 1000; : {folder}' >/dev/null 2>&1 &"
 
 
 def processes_of(folder: Path) -> list[str]:
-    """What runs on this machine with `folder` in its command line."""
+    """The processes of this machine with `folder` in their command line."""
     listed = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if str(folder) in line]
 
@@ -78,17 +78,17 @@ def network() -> str:
     return subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
 
 
-def wait_until(so: Callable[[], bool]) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
     until = time.monotonic() + 10
-    while not so():
+    while not holds():
         assert time.monotonic() < until
         time.sleep(0.02)
 
 
 def answers(host: Host, other: Host, seconds: float) -> bool:
-    """Whether one host is told by another within so many seconds that nothing listens there."""
-    trying = f"import socket; socket.create_connection(({other.address!r}, 9), {seconds})"
-    return "Connection refused" in host.run("sh", "-c", f'{sys.executable} -c "{trying}" 2>&1 || true')
+    """Whether `other` answers `host` within `seconds`. The answer is a refusal, because nothing listens on the port."""
+    connect = f"import socket; socket.create_connection(({other.address!r}, 9), {seconds})"
+    return "Connection refused" in host.run("sh", "-c", f'{sys.executable} -c "{connect}" 2>&1 || true')
 
 
 def test_hosts_have_names_and_find_each_other_by_them(start_hosts: StartHosts) -> None:
@@ -98,14 +98,14 @@ def test_hosts_have_names_and_find_each_other_by_them(start_hosts: StartHosts) -
         assert host.run(sys.executable, "-c", names, "node1", "node2").split("\n")[0] == f"{host.name} {own}"
 
 
-def test_a_host_sees_no_process_and_no_network_but_its_own(start_hosts: StartHosts) -> None:
+def test_a_host_sees_only_its_own_processes_and_network(start_hosts: StartHosts) -> None:
     first, _ = start_hosts(2)
     assert first.run("ps", "-e", "-o", "pid=,comm=").split()[:2] == ["1", "sh"]
     assert str(os.getpid()) not in first.run("ps", "-e", "-o", "pid=").split()
     assert [line.split()[1] for line in first.run("ip", "-oneline", "-4", "address").splitlines()] == ["lo", "eth0"]
 
 
-def test_the_rest_of_the_world_is_out_of_reach_at_once(start_hosts: StartHosts) -> None:
+def test_other_networks_are_unreachable_without_delay(start_hosts: StartHosts) -> None:
     (host,) = start_hosts(1)
     began = time.perf_counter()
     outside = "import socket; socket.create_connection(('192.0.2.1', 443))"
@@ -114,7 +114,7 @@ def test_the_rest_of_the_world_is_out_of_reach_at_once(start_hosts: StartHosts) 
 
 
 @pytest.mark.parametrize(("megabits_per_second", "megabytes"), [(100, 5), (1000, 50)])
-def test_a_limited_cable_carries_what_it_is_said_to(
+def test_a_limited_cable_carries_as_much_as_configured(
     start_hosts: StartHosts, megabits_per_second: int, megabytes: int
 ) -> None:
     first, second = start_hosts(2, megabits_per_second=megabits_per_second)
@@ -124,7 +124,7 @@ def test_a_limited_cable_carries_what_it_is_said_to(
     assert 0.8 * megabits_per_second < megabytes * 8 / seconds <= megabits_per_second
 
 
-def test_a_cable_that_is_pulled_carries_nothing_until_it_is_back(start_hosts: StartHosts) -> None:
+def test_an_unplugged_cable_carries_nothing_until_it_is_reconnected(start_hosts: StartHosts) -> None:
     first, second = start_hosts(2)
     assert answers(first, second, 5)
     second.cut()
@@ -133,7 +133,7 @@ def test_a_cable_that_is_pulled_carries_nothing_until_it_is_back(start_hosts: St
     assert answers(first, second, 5)
 
 
-def test_what_is_sent_while_the_cable_is_out_arrives_later(start_hosts: StartHosts) -> None:
+def test_data_sent_while_the_cable_is_unplugged_arrives_later(start_hosts: StartHosts) -> None:
     first, second = start_hosts(2, megabits_per_second=100)
     receiving = first.start(sys.executable, "-c", RECEIVE)
     sending = second.start(sys.executable, "-c", SEND, first.address, str(10 * 10**6))
@@ -142,25 +142,25 @@ def test_what_is_sent_while_the_cable_is_out_arrives_later(start_hosts: StartHos
     time.sleep(0.5)
     assert sending.process.poll() is None
     second.join()
-    assert sending.end(20) == receiving.end(20) == 0, sending.said
+    assert sending.end(20) == receiving.end(20) == 0, sending.output
 
 
-@pytest.mark.parametrize(("end", "neighbour"), [(Host.crash, "heard of its end"), (Host.lose_power, "heard nothing")])
-def test_a_host_that_ends_takes_all_with_it_and_says_so_only_if_it_has_the_power(
-    start_hosts: StartHosts, tmp_path: Path, end: Callable[[Host], None], neighbour: str
+@pytest.mark.parametrize(("end", "neighbor"), [(Host.crash, "connection closed"), (Host.lose_power, "no notification")])
+def test_a_host_that_ends_takes_its_processes_with_it_and_notifies_others_unless_it_loses_power(
+    start_hosts: StartHosts, tmp_path: Path, end: Callable[[Host], None], neighbor: str
 ) -> None:
     first, second = start_hosts(2)
     waiting = first.start(sys.executable, "-c", WAIT)
     second.start(sys.executable, "-c", CONNECT, first.address)
     second.run("sh", "-c", daemon(tmp_path / "second"))
-    wait_until(lambda: "connected" in waiting.said and bool(processes_of(tmp_path / "second")))
+    wait_until(lambda: "connected" in waiting.output and bool(processes_of(tmp_path / "second")))
     end(second)
     assert processes_of(tmp_path / "second") == []
     assert waiting.end(5) == 0
-    assert waiting.said.splitlines() == ["connected", neighbour]
+    assert waiting.output.splitlines() == ["connected", neighbor]
 
 
-def test_a_host_that_is_restarted_has_forgotten_what_it_ran(start_hosts: StartHosts, tmp_path: Path) -> None:
+def test_a_restarted_host_has_none_of_its_old_processes(start_hosts: StartHosts, tmp_path: Path) -> None:
     first, second = start_hosts(2)
     second.run("sh", "-c", daemon(tmp_path / "second"))
     wait_until(lambda: bool(processes_of(tmp_path / "second")))
@@ -170,23 +170,23 @@ def test_a_host_that_is_restarted_has_forgotten_what_it_ran(start_hosts: StartHo
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_the_program_that_made_the_hosts(
+def test_nothing_outlives_the_program_that_created_the_hosts(
     start_hosts: StartHosts, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    start_hosts(0)  # or skips
+    start_hosts(0)  # skips the test if virtual hosts cannot be started here
     before = network()
     arguments = [Path(hosts.__file__).parent, tmp_path, daemon(tmp_path)]
     with subprocess.Popen(
         [sys.executable, "-c", MAKE_HOSTS, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as program:
-        assert program.stdout is not None and program.stdout.readline() == b"made\n"
+        assert program.stdout is not None and program.stdout.readline() == b"created\n"
         assert len(processes_of(tmp_path)) > 4
         program.send_signal(sent)
     wait_until(lambda: processes_of(tmp_path) == [])
     assert network() == before
 
 
-def test_what_is_absent_is_named_with_the_package_that_brings_it() -> None:
+def test_a_missing_program_is_named_with_the_package_that_contains_it() -> None:
     need(sh="dash")
-    with pytest.raises(NotStarted, match=r"no slurmd9, munged9 here \(apt-get install munge9 slurm9\)"):
+    with pytest.raises(NotStarted, match=r"slurmd9, munged9 not installed; apt-get install munge9 slurm9"):
         need(sh="dash", slurmd9="slurm9", munged9="munge9")

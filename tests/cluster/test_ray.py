@@ -1,4 +1,4 @@
-"""Studies and predictions on a Ray cluster of three nodes, and examples/ray-cluster.yaml, as it stands, by `ray up`."""
+"""Studies and predictions on three Ray nodes, and `ray up` with the unchanged examples/ray-cluster.yaml."""
 
 import json
 import os
@@ -16,7 +16,7 @@ RayCluster = tuple[list[Host], str]
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "examples" / "ray-cluster.yaml"
 PATIENCE = 300  # seconds
 
-# One task for each node, which takes all its cores, once there are so many nodes.
+# The program waits for all nodes. Then it runs one task on each node. A task takes all cores of its node.
 WHERE = """
 import os, socket, sys, time, ray
 ray.init(sys.argv[1], log_to_driver=False)
@@ -33,7 +33,7 @@ print("found", *sorted(":".join(found) for found in ray.get([here.remote() for _
 
 
 def study(host: Host, out: Path, *options: str) -> dict[str, Any]:
-    """The summary of a small study, without the clock."""
+    """Run a small study on `host`, and return its summary without durations."""
     out.mkdir()
     command = [sys.executable, "-m", "onecycle", "study", *SMALL, "--epochs", "3", "--seeds", "3", *options]
     host.run(*command, folder=out, environment={"OMP_NUM_THREADS": str(THREADS)}, seconds=PATIENCE)
@@ -45,7 +45,7 @@ def without_times(variant: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in variant.items() if "seconds" not in name}
 
 
-def test_a_study_on_three_nodes_comes_to_what_it_does_on_one_machine(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_study_on_three_nodes_has_the_result_of_one_machine(ray_cluster: RayCluster, tmp_path: Path) -> None:
     hosts, address = ray_cluster
     alone = study(hosts[0], tmp_path / "alone")
     assert study(hosts[0], tmp_path / "ray", "--engine", "ray", "--address", address) == alone
@@ -58,7 +58,7 @@ def test_predictions_on_three_nodes_are_written_into_a_folder(
     command = [sys.executable, "-m", "onecycle", "predict", image_folder / "test", "--out"]
     hosts[0].run(*command, tmp_path / "here", seconds=PATIENCE)
     hosts[0].run(*command, tmp_path / "there", "--engine", "ray", "--address", address, seconds=PATIENCE)
-    (there, here) = (pyarrow.parquet.read_table(tmp_path / which / "predictions") for which in ("there", "here"))
+    there, here = (pyarrow.parquet.read_table(tmp_path / name / "predictions") for name in ("there", "here"))
     assert there.num_rows == len(list((image_folder / "test").rglob("*.png")))
     assert there.equals(here)
 

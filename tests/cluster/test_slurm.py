@@ -1,4 +1,4 @@
-"""examples/slurm.sbatch, as it stands, on a Slurm cluster of two nodes."""
+"""The unchanged examples/slurm.sbatch on a Slurm cluster of two nodes."""
 
 import os
 import time
@@ -14,12 +14,12 @@ PATIENCE = 300  # seconds
 
 
 def submit(cluster: Slurm, folder: Path, *options: str) -> str:
-    """Hand in the batch file from that folder, with options for the training; the job's number."""
+    """Submit the batch file in `folder`, with `options` for the training. Returns the job number."""
     own = (f"--cpus-per-task={THREADS}", BATCH_FILE)
     return cluster.run("sbatch", "--parsable", *own, *options, folder=folder, GLOO_SOCKET_IFNAME=INTERFACE).strip()
 
 
-def test_a_job_over_two_nodes_comes_to_what_one_machine_does(
+def test_a_job_on_two_nodes_has_the_result_of_one_machine(
     slurm_cluster: Slurm, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     job = submit(slurm_cluster, tmp_path, *OPTIONS)
@@ -28,9 +28,7 @@ def test_a_job_over_two_nodes_comes_to_what_one_machine_does(
     assert outcome(tmp_path) == undisturbed
 
 
-def test_a_job_that_is_put_back_into_the_queue_goes_on_where_it_was(
-    slurm_cluster: Slurm, tmp_path: Path, undisturbed: dict[str, Any]
-) -> None:
+def test_a_requeued_job_resumes(slurm_cluster: Slurm, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     job = submit(slurm_cluster, tmp_path, *OPTIONS)
     until = time.monotonic() + PATIENCE
     while (run := the_run(tmp_path)) is None or not run.history.exists():
@@ -42,7 +40,7 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_where_it_was(
     assert outcome(tmp_path) == undisturbed
 
 
-def test_what_a_job_cannot_do_is_in_its_file_and_the_job_has_failed(slurm_cluster: Slurm, tmp_path: Path) -> None:
+def test_a_job_with_bad_input_fails_with_the_error_in_its_output_file(slurm_cluster: Slurm, tmp_path: Path) -> None:
     job = submit(slurm_cluster, tmp_path, "--data", os.devnull, "--shards", "2")
     assert slurm_cluster.end(job, PATIENCE) == "FAILED"
     assert os.devnull in (tmp_path / f"onecycle-{job}.txt").read_text()

@@ -1,4 +1,4 @@
-"""Training on a GPU. The `meta` device, which has no values that could be waited for, stands in where there is none."""
+"""Training on a GPU. One test uses the `meta` device instead: its tensors have no values, so reading a value fails."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,9 @@ import torch
 from torch.optim import Adam
 
 from onecycle import cli
-from onecycle.compute.plan import Acceleration
-from onecycle.core.config import BASELINE, FAST, Config
+from onecycle.compute.plan import ComputePlan
+from onecycle.core.config import Config
+from onecycle.core.recipes import BASELINE, FAST
 from onecycle.data import ImageSet
 from onecycle.data.augment.batched import BatchedAugmentation
 from onecycle.data.batches import Batches
@@ -36,14 +37,14 @@ def test_a_training_step_reads_nothing_from_the_device(tiny: tuple[ImageSet, Ima
     )
     model = CustomResNet().to("meta")
     steps = training_steps(
-        model, Adam(model.parameters()), batches.epoch(0), lambda step: 1e-3, acceleration=Acceleration(device="meta")
+        model, Adam(model.parameters()), batches.epoch(0), lambda step: 1e-3, plan=ComputePlan(device="meta")
     )
-    outcomes = list(steps)
-    assert [outcome.images for outcome in outcomes] == [16, 16, 16, 2]
-    for outcome in outcomes:
-        assert (outcome.loss.device.type, outcome.correct.device.type) == ("meta", "meta")
+    results = [result for _, result in steps]
+    assert [result.images for result in results] == [16, 16, 16, 2]
+    for result in results:
+        assert (result.loss.device.type, result.correct.device.type) == ("meta", "meta")
         with pytest.raises(RuntimeError):
-            outcome.loss.item()  # so a look at a value would have been noticed
+            result.loss.item()  # a step that read a value would have failed, too
 
 
 @contextmanager
@@ -60,18 +61,18 @@ def waiting_forbidden() -> Iterator[None]:
 @pytest.mark.parametrize("recipe", [BASELINE, FAST], ids=["baseline", "fast"])
 def test_an_epoch_on_a_gpu_never_waits_for_it(recipe: Config) -> None:
     config = replace(recipe, data="digits", device="cuda", augmentation="batched", batch_size=64)
-    parts = assemble(config, Acceleration(device="cuda", precision="bfloat16", channels_last=True))
+    experiment = assemble(config, ComputePlan(device="cuda", precision="bfloat16", channels_last=True))
     steps = training_steps(
-        parts.acceleration.prepare(parts.model),
-        parts.optimizer,
-        parts.train.epoch(0),
+        experiment.plan.prepare(experiment.model),
+        experiment.optimizer,
+        experiment.train.epoch(0),
         lambda step: 1e-3,
-        acceleration=parts.acceleration,
+        plan=experiment.plan,
     )
-    next(steps)  # the epoch's order and draws are sent, and algorithms are searched for
+    next(steps)  # the first step copies the epoch's order and draws to the GPU, and finds the fastest algorithms
     with waiting_forbidden():
         rest = sum(1 for _ in steps)
-    assert rest == len(parts.train) - 1
+    assert rest == len(experiment.train) - 1
 
 
 @needs_gpu
@@ -80,11 +81,11 @@ def test_a_run_on_a_gpu_learns_the_digits(augmentation: str, tmp_path: Path) -> 
     options = f"--data digits --device cuda --augmentation {augmentation} --epochs 3 --batch-size 64 --out {tmp_path}"
     assert cli.main(["train", *options.split()]) == 0
     result = RunFolder(next(tmp_path.iterdir())).read_result()
-    assert result.test_accuracy > 0.8
+    assert result.eval_accuracy > 0.8
 
 
 @needs_gpu
-def test_a_recipe_for_the_impatient_on_a_gpu_learns_the_digits(tmp_path: Path) -> None:
+def test_the_fast_recipe_on_a_gpu_learns_the_digits(tmp_path: Path) -> None:
     options = f"--recipe fast --data digits --device cuda --batch-size 64 --out {tmp_path}"
     assert cli.main(["train", *options.split()]) == 0
-    assert RunFolder(next(tmp_path.iterdir())).read_result().test_accuracy > 0.8
+    assert RunFolder(next(tmp_path.iterdir())).read_result().eval_accuracy > 0.8

@@ -13,16 +13,16 @@ from onecycle.compute.hardware import Hardware, detect, peak_memory_gib, usable_
 
 
 def run_python(code: str) -> list[float]:
-    """The numbers that `code` prints in a process of its own."""
+    """The numbers that `code` prints in a new process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [float(line) for line in done.stdout.split()]
 
 
-def test_the_usable_cores_are_some_of_the_machines() -> None:
+def test_the_number_of_usable_cores_is_at_most_that_of_the_machine() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
-def test_a_process_bound_to_one_core_has_one() -> None:
+def test_a_process_bound_to_one_core_uses_one() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}) if hasattr(os, 'sched_setaffinity') "
     code += "else None; import onecycle.compute.hardware as h; print(h.usable_cores())"
     assert run_python(code) == [1 if hasattr(os, "sched_setaffinity") else usable_cores()]
@@ -51,7 +51,7 @@ QUOTA, PERIOD = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
         ({"cpu.max": "200000 100000\n", QUOTA: "300000\n", PERIOD: "100000\n"}, 2, 2),
     ],
 )
-def test_of_8_cores_a_container_has_the_whole_ones_of_its_quota(
+def test_the_quota_of_a_container_limits_8_cores_rounded_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: dict[str, str], quota: float, cores: int
 ) -> None:
     folder = tmp_path / "sys" / "fs" / "cgroup"
@@ -59,7 +59,7 @@ def test_of_8_cores_a_container_has_the_whole_ones_of_its_quota(
     for name, content in cgroup.items():
         (folder / name).write_text(content)
     assert hardware._cpu_quota(folder) == quota
-    # A machine of 8 cores, its files under another root.
+    # Simulate a machine with 8 cores. Its system files are under `tmp_path`.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(hardware, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -67,23 +67,23 @@ def test_of_8_cores_a_container_has_the_whole_ones_of_its_quota(
 
 
 @pytest.mark.parametrize(
-    ("asked", "cores"), [("", 8), ("3", 3), ("8", 8), ("64", 8), ("0", 8), ("-2", 8), ("many", 8), ("1.5", 8)]
+    ("requested", "cores"), [("", 8), ("3", 3), ("8", 8), ("64", 8), ("0", 8), ("-2", 8), ("many", 8), ("1.5", 8)]
 )
-def test_a_number_of_threads_that_the_environment_asks_for_is_the_most(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, cores: int
+def test_omp_num_threads_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requested: str, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(hardware, "Path", lambda path: tmp_path / path.lstrip("/"))
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setenv("OMP_NUM_THREADS", requested)
     assert usable_cores() == cores
 
 
-def test_the_machine_is_detected_the_same_twice_and_survives_json() -> None:
+def test_detecting_twice_gives_equal_hardware_also_through_json() -> None:
     found = detect()
     assert found == detect() == Hardware(**json.loads(json.dumps(found.to_json())))
 
 
-def test_what_is_detected_is_this_machine() -> None:
+def test_the_detected_hardware_is_that_of_this_machine() -> None:
     found = detect()
     assert found.cpu
     assert found.cores == usable_cores()
@@ -96,11 +96,11 @@ def test_what_is_detected_is_this_machine() -> None:
         assert found.fast_bfloat16 == bool(flags)
 
 
-def test_the_peak_memory_grows_with_what_is_held_and_does_not_fall_when_it_is_given_back() -> None:
+def test_the_peak_memory_grows_with_an_allocation_and_does_not_fall_when_it_is_freed() -> None:
     before, held, after = run_python("""if True:
         from onecycle.compute.hardware import peak_memory_gib
         print(before := peak_memory_gib())
-        block = b"1" * int((before + 0.1) * 2**30)  # more than the highest point so far, so that it must show
+        block = b"1" * int((before + 0.1) * 2**30)  # above the peak so far
         print(peak_memory_gib())
         del block
         print(peak_memory_gib())
@@ -109,7 +109,7 @@ def test_the_peak_memory_grows_with_what_is_held_and_does_not_fall_when_it_is_gi
     assert peak_memory_gib() > 0
 
 
-def test_the_peak_memory_of_a_process_is_its_own_not_that_of_the_one_that_started_it() -> None:
+def test_the_peak_memory_of_a_process_does_not_include_its_parent() -> None:
     parent, child = run_python("""if True:
         import subprocess, sys
         block = b"1" * 2**30

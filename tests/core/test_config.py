@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecycle.core.config import BASELINE, RECIPES, Config
+from onecycle.core.config import GROUPS, Config
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import BASELINE, RECIPES
 
 rates = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 
@@ -44,7 +45,7 @@ def test_the_baseline_holds_the_specifications_values() -> None:
     assert (BASELINE.device, BASELINE.precision, BASELINE.seed) == ("auto", "auto", 0)
 
 
-def test_the_recipes_for_the_impatient_end_at_a_rate_of_0_and_augment_whole_batches() -> None:
+def test_quick_and_fast_end_at_learning_rate_zero_and_augment_whole_batches() -> None:
     for name in ("quick", "fast"):
         recipe = RECIPES[name]
         assert (recipe.recipe, recipe.data) == (name, "cifar10")
@@ -58,21 +59,21 @@ def test_the_recipes_for_the_impatient_end_at_a_rate_of_0_and_augment_whole_batc
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("sizes", (24, 8), "sides of 9 pixels or more"),
+        ("sizes", (24, 8), "sizes of at least 9 pixels"),
         ("widths", (64, 128), "three numbers of channels"),
         ("widths", (64, 0, 128), "three numbers of channels"),
         ("padding", -1, "at least 0"),
-        ("hole", -1, "at least 0"),
+        ("cutout", -1, "at least 0"),
         ("bias_lr_scale", 0.0, "a positive number"),
     ],
 )
-def test_so_is_one_that_only_other_recipes_can_change(field: str, value: object, allowed: str) -> None:
+def test_wrong_values_of_options_of_the_other_recipes_are_refused(field: str, value: object, allowed: str) -> None:
     message = f"--{field.replace('_', '-')} is {value!r}; it must be {allowed}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         dataclasses.replace(RECIPES["quick"], **{field: value})
 
 
-def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
+def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         BASELINE.epochs = 3  # type: ignore[misc]
     assert dataclasses.replace(BASELINE, epochs=3) == Config(epochs=3)
@@ -89,13 +90,15 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
         ("epochs", 0, "at least 1"),
         ("epochs", -3, "at least 1"),
         ("batch_size", 0, "at least 1"),
-        ("seed", -1, "at least 0"),
+        ("seed", -1, "from 0 to below 2**64"),
         ("validation", -1, "at least 0"),
         ("workers", -1, "at least 0"),
+        ("shards", 0, "at least 1"),
+        ("shards", 513, "at most --batch-size, which is 512"),
         ("limit", 0, "at least 1"),
         ("limit", -10, "at least 1"),
         *(("lr_max", value, "a positive number") for value in (0.0, -0.1, math.nan, math.inf, -math.inf)),
-        *(("lr_min", value, "a number from 0 up") for value in (-0.1, math.nan, math.inf, -math.inf)),
+        *(("lr_min", value, "a number of at least 0") for value in (-0.1, math.nan, math.inf, -math.inf)),
         *(("peak_fraction", value, "from 0 to below 1") for value in (1.0, -0.2, 1.5, math.nan, math.inf)),
         ("network", "resnet50", "one of custom_resnet, whitened_convnet"),
         ("sizes", (24, 28), "() with the custom ResNet"),
@@ -103,7 +106,7 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
         ("label_smoothing", 1.0, "from 0 to below 1"),
         ("label_smoothing", -0.1, "from 0 to below 1"),
         ("padding", 2, "4 with albumentations"),
-        ("hole", 0, "8 with albumentations"),
+        ("cutout", 0, "8 with albumentations"),
         ("brightness", 0.1, "0 with albumentations"),
         ("contrast", 0.1, "0 with albumentations"),
         ("brightness", -0.1, "from 0 to 1"),
@@ -114,12 +117,12 @@ def test_a_configuration_cannot_be_changed_but_a_variant_can_be_made() -> None:
         ("activation", "hardswish", "relu with the custom ResNet"),
         ("activation", "gelu", "one of relu, hardswish"),
         ("whitening_epochs", 1, "None with the custom ResNet"),
-        ("optimizer", "muon", "adam for the custom ResNet"),
+        ("optimizer", "muon", "adam with the custom ResNet"),
         ("bias_lr_scale", 64, "1 with adam"),
         ("whitening_epochs", -1, "at least 0"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_refused_by_option_value_and_what_is_allowed(
+def test_a_wrong_value_is_refused_naming_option_value_and_allowed_values(
     field: str, value: object, allowed: str
 ) -> None:
     message = f"--{field.replace('_', '-')} is {value!r}; it must be {allowed}"
@@ -127,8 +130,8 @@ def test_a_value_that_is_not_allowed_is_refused_by_option_value_and_what_is_allo
         Config(**{field: value})
 
 
-def test_a_lowest_rate_above_the_highest_is_refused_and_an_equal_one_is_not() -> None:
-    with pytest.raises(InputError, match=r"^--lr-min is 0\.2; it must be at most lr_max, which is 0\.1$"):
+def test_lr_min_above_lr_max_is_refused_and_equal_rates_are_not() -> None:
+    with pytest.raises(InputError, match=r"^--lr-min is 0\.2; it must be at most --lr-max, which is 0\.1$"):
         Config(lr_min=0.2, lr_max=0.1)
     assert Config(lr_min=0.1, lr_max=0.1).lr_min == 0.1
 
@@ -139,12 +142,17 @@ def test_a_seed_that_torch_cannot_take_is_refused(seed: int) -> None:
         Config(seed=seed)
 
 
+def test_every_field_belongs_to_exactly_one_group_with_the_same_default() -> None:
+    of_groups = [(field.name, field.default) for group in GROUPS for field in dataclasses.fields(group)]
+    assert sorted(of_groups, key=str) == sorted(((f.name, f.default) for f in dataclasses.fields(Config)), key=str)
+
+
 @given(configs())
 def test_a_configuration_written_as_json_comes_back_equal(config: Config) -> None:
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_a_saved_configuration_is_loaded_equal_and_what_it_leaves_out_has_its_default(tmp_path: Path) -> None:
+def test_a_saved_configuration_loads_equal_and_missing_fields_get_their_defaults(tmp_path: Path) -> None:
     config = Config(epochs=3, lr_max=0.01, lr_min=0.001, limit=100, out=Path("some where/else"))
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
     assert Config.load(tmp_path / "config.json") == config
@@ -152,8 +160,8 @@ def test_a_saved_configuration_is_loaded_equal_and_what_it_leaves_out_has_its_de
     assert Config.load(tmp_path / "config.json") == Config(epochs=3, lr_max=1)
 
 
-def test_an_unknown_field_of_a_file_is_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"field 'epoch' is not known; the fields are activation, .*, workers"):
+def test_an_unknown_field_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"field 'epoch' is unknown; the fields are activation, .*, workers"):
         Config.from_json({"epoch": 3})
 
 
@@ -181,12 +189,12 @@ def test_an_unknown_field_of_a_file_is_named_with_the_known_ones() -> None:
         ("out", 1),
     ],
 )
-def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_field_and_value(field: str, value: object) -> None:
+def test_a_value_of_the_wrong_type_is_refused_naming_field_and_value(field: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"{field.replace('_', '-')} is {re.escape(repr(value))}; it must be"):
         Config.from_json({field: value})
 
 
-def test_a_value_of_the_right_type_in_a_file_must_be_allowed_too() -> None:
+def test_a_value_of_the_right_type_must_be_allowed_too() -> None:
     with pytest.raises(InputError, match="--epochs is 0; it must be at least 1"):
         Config.from_json({"epochs": 0})
     with pytest.raises(InputError, match="--lr-max is nan; it must be a positive number"):

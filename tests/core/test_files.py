@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onecycle.core.errors import InputError
-from onecycle.core.files import flush, locked, replacing, taking_turns
+from onecycle.core.errors import InputError, StorageError
+from onecycle.core.files import InUseError, flush, locked, replacing, waiting_for_lock
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise KeyboardInterrupt
     with pytest.raises(RuntimeError), replacing(path):
-        raise RuntimeError  # before anything was written
+        raise RuntimeError  # raised before anything is written
     assert path.read_text() == "old"
     with replacing(path) as temporary:
         temporary.write_text("new")
@@ -27,30 +27,30 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_written_is_flushed_before_it_is_named_and_the_name_after(
+def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
 
-    def noted_fsync(descriptor: int) -> None:
+    def recorded_fsync(descriptor: int) -> None:
         order.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
         fsync(descriptor)
 
-    def noted_replace(source: Path, target: Path) -> None:
-        order.append(f"name {Path(target).name}")
+    def recorded_replace(source: Path, target: Path) -> None:
+        order.append(f"rename to {Path(target).name}")
         replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     (tmp_path / "file").write_text("old")
     with replacing(tmp_path / "file", keep=tmp_path / "before", check=lambda _: order.append("check")) as temporary:
         temporary.write_text("new")
-    assert order == [f"flush {temporary.name}", "check", "name before", "name file", f"flush {tmp_path.name}"]
+    assert order == [f"flush {temporary.name}", "check", "rename to before", "rename to file", f"flush {tmp_path.name}"]
     assert ((tmp_path / "before").read_text(), (tmp_path / "file").read_text()) == ("old", "new")
 
 
-def test_what_does_not_pass_its_check_is_not_named(tmp_path: Path) -> None:
+def test_a_file_that_fails_its_check_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -64,30 +64,31 @@ def test_what_does_not_pass_its_check_is_not_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "way_out"), [(errno.ENOSPC, "make room there"), (errno.EACCES, "make it writable"), (errno.EIO, "look")]
+    ("number", "advice"),
+    [(errno.ENOSPC, "make room there"), (errno.EACCES, "make it writable"), (errno.EIO, "check it")],
 )
-def test_an_error_while_writing_is_one_line_with_a_way_out(tmp_path: Path, number: int, way_out: str) -> None:
+def test_a_write_error_is_one_line_with_advice(tmp_path: Path, number: int, advice: str) -> None:
     path = tmp_path / "file"
-    told = f"file cannot be written .{os.strerror(number)}.; {way_out}"
-    with pytest.raises(InputError, match=told), replacing(path):
+    message = f"^{path} cannot be written .{os.strerror(number)}.; {advice}$"
+    with pytest.raises(StorageError, match=message), replacing(path):
         raise OSError(number, os.strerror(number))
     assert list(tmp_path.iterdir()) == []
 
 
-def hold(folder: Path) -> None:
+def hold_folder(folder: Path) -> None:
     with locked(folder):
         (folder / "held").touch()
         time.sleep(60)
 
 
-def test_a_lock_is_held_against_other_processes_until_its_process_is_dead(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path,))
+def test_a_lock_excludes_other_processes_until_its_process_dies(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=hold_folder, args=(tmp_path,))
     process.start()
     while not (tmp_path / "held").exists():
         assert process.is_alive()
         time.sleep(0.01)
-    told = f"is in use by process {process.pid}; wait for it, or stop it first"
-    with pytest.raises(InputError, match=told), locked(tmp_path):
+    message = f"^process {process.pid} is using {tmp_path}; wait for it, or stop it first$"
+    with pytest.raises(InUseError, match=message), locked(tmp_path):
         pass
     assert process.pid
     os.kill(process.pid, signal.SIGKILL)
@@ -97,16 +98,16 @@ def test_a_lock_is_held_against_other_processes_until_its_process_is_dead(tmp_pa
     assert not (tmp_path / ".lock").exists()
 
 
-def take(path: Path) -> None:
-    with taking_turns(path, lambda: None):
-        (path.parent / "taken").touch()
+def hold_file(path: Path) -> None:
+    with waiting_for_lock(path, lambda: None):
+        (path.parent / "held").touch()
         time.sleep(60)
 
 
-def test_a_turn_comes_when_the_process_before_is_dead(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=take, args=(tmp_path / "turn",))
+def test_a_waiting_process_gets_the_lock_when_its_holder_dies(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=hold_file, args=(tmp_path / "lock",))
     process.start()
-    while not (tmp_path / "taken").exists():
+    while not (tmp_path / "held").exists():
         assert process.is_alive()
         time.sleep(0.01)
     waited = []
@@ -115,16 +116,16 @@ def test_a_turn_comes_when_the_process_before_is_dead(tmp_path: Path) -> None:
         waited.append(process.is_alive())
         process.kill()
 
-    with taking_turns(tmp_path / "turn", kill):
+    with waiting_for_lock(tmp_path / "lock", kill):
         process.join()
-    with taking_turns(tmp_path / "turn", kill):
+    with waiting_for_lock(tmp_path / "lock", kill):
         pass
     assert waited == [True]
-    assert not (tmp_path / "turn").exists()
+    assert not (tmp_path / "lock").exists()
 
 
-def test_a_folder_that_is_gone_cannot_be_locked(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="its folder is gone"), locked(tmp_path / "gone"):
+def test_a_missing_folder_cannot_be_locked(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="its folder is missing"), locked(tmp_path / "missing"):
         pass
 
 

@@ -11,13 +11,13 @@ from onecycle.core.signals import Interrupted, watched
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_interrupts_with_the_usual_code(number: int, code: int) -> None:
+def test_a_signal_interrupts_with_the_usual_exit_code(number: int, code: int) -> None:
     with pytest.raises(Interrupted) as stopped, watched():
         os.kill(os.getpid(), number)
     assert stopped.value.exit_code == code
 
 
-def test_a_deferred_signal_interrupts_where_it_is_asked_for() -> None:
+def test_a_deferred_signal_interrupts_at_the_next_check() -> None:
     reached = []
     with pytest.raises(Interrupted), watched() as signals, signals.deferred():
         signals.check()
@@ -28,7 +28,7 @@ def test_a_deferred_signal_interrupts_where_it_is_asked_for() -> None:
     assert reached == [True]
 
 
-def test_a_deferred_signal_that_nobody_asked_for_interrupts_at_the_end() -> None:
+def test_a_deferred_signal_interrupts_at_the_end_of_the_block_without_a_check() -> None:
     reached = []
     with pytest.raises(Interrupted), watched() as signals:
         with signals.deferred():
@@ -38,7 +38,7 @@ def test_a_deferred_signal_that_nobody_asked_for_interrupts_at_the_end() -> None
     assert reached == ["the end"]
 
 
-def test_handlers_are_put_back_and_watching_within_watching_is_the_same() -> None:
+def test_handlers_are_restored_and_a_nested_watch_is_the_same() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with watched() as outer:
         with watched() as inner:
@@ -47,7 +47,7 @@ def test_handlers_are_put_back_and_watching_within_watching_is_the_same() -> Non
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_another_thread_leaves_signals_as_they_are() -> None:
+def test_another_thread_does_not_change_the_handlers() -> None:
     seen = []
 
     def watch() -> None:
@@ -70,11 +70,11 @@ with watched() as interruption, interruption.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (143, "", "")
 
 
-def test_what_a_shell_has_ignored_stays_ignored() -> None:
+def test_a_signal_that_a_shell_ignores_stays_ignored() -> None:
     program = """
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,24 +83,24 @@ with watched():
     os.kill(os.getpid(), signal.SIGINT)
     print("still here")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "still here\n", "")
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "still here\n", "")
 
 
-def test_of_several_processes_a_deferred_signal_stops_none_before_they_agree() -> None:
+def test_a_deferred_signal_stops_no_process_before_all_processes_agree() -> None:
     reached = []
     with pytest.raises(Interrupted) as stopped, watched() as watching, signals.together(), watching.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         watching.check()
         reached.append((watching.requested, signals.received()))
-        signals.agree(signal.SIGINT)  # which came to another one
+        signals.agree(signal.SIGINT)  # as if another process had received SIGINT
         reached.append(watching.requested)
         watching.check()
     assert reached == [(False, signal.SIGTERM), True]
     assert stopped.value.number == signal.SIGINT
 
 
-def test_of_several_processes_one_takes_a_signal_that_is_passed_on_at_once_for_the_same() -> None:
+def test_a_signal_that_a_launcher_forwards_at_once_counts_as_the_same_signal() -> None:
     reached = []
     with watched() as watching, signals.together(), watching.deferred():
         for _ in range(2):
@@ -109,7 +109,7 @@ def test_of_several_processes_one_takes_a_signal_that_is_passed_on_at_once_for_t
     assert reached == ["the end"]
 
 
-def test_a_signal_that_is_held_changes_nothing() -> None:
+def test_a_held_signal_has_no_effect() -> None:
     with watched(), signals.held():
         os.kill(os.getpid(), signal.SIGTERM)
-    assert signals.received() == 0, "it was that of a process that has ended its watch"
+    assert signals.received() == 0, "the signal belonged to a watch that has ended"

@@ -17,12 +17,12 @@ from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Batch
 
-# An image's own values, untouched: with this preprocessing a batch holds its pixels.
-AS_THEY_ARE = Preprocessing(input_size=2, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+# This preprocessing leaves the pixel values as they are, from 0 to 255.
+UNCHANGED = Preprocessing(input_size=2, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
 
 
 def numbered(count: int) -> ImageSet:
-    """Images that carry their position, so that they can be followed; the label is the position modulo 10."""
+    """Images whose red channel is their index. The label is the index modulo 10."""
     images = np.zeros((count, 2, 2, 3), np.uint8)
     images[..., 0] = np.arange(count)[:, None, None]
     return ImageSet(images, np.arange(count) % 10, tuple("abcdefghij"))
@@ -32,19 +32,19 @@ def order_of(batches: Batches, epoch: int) -> list[int]:
     return [round(value) for batch in batches.epoch(epoch) for value in batch.images[:, 0, 0, 0].tolist()]
 
 
-def of(count: int, **options) -> Batches:
-    return Batches(numbered(count), AS_THEY_ARE, **{"batch_size": 8, "shuffle": True, **options})
+def batches_of(count: int, **options) -> Batches:
+    return Batches(numbered(count), UNCHANGED, **{"batch_size": 8, "shuffle": True, **options})
 
 
-def noted(image: np.ndarray, key: Sequence[int]) -> np.ndarray:
+def write_key(image: np.ndarray, key: Sequence[int]) -> np.ndarray:
     """An augmentation that writes its key into the image."""
     marked = image.copy()
     marked[0, 0, 2], marked[0, 1, 2], marked[1, 0, 2] = key
     return marked
 
 
-class NotedBatchwise:
-    """The same on whole batches: what it draws is the key, and what it does is to write that into the image."""
+class WriteKeys:
+    """Like `write_key`, for whole batches: `draw` returns the keys, and the call writes them into the images."""
 
     def draw(self, seed: int, epoch: int, order: np.ndarray) -> np.ndarray:
         return np.array([(seed, epoch, position) for position in range(len(order))], np.int16)
@@ -57,19 +57,19 @@ class NotedBatchwise:
 
 
 def mapped(images: ImageSet, path: Path) -> ImageSet:
-    """`images` in a file that is mapped into memory and cannot be written."""
+    """`images` with the pixels in a read-only memory-mapped file."""
     images.images.tofile(path)
     return ImageSet(np.memmap(path, np.uint8, "r", shape=images.images.shape), images.labels, images.classes)
 
 
 @pytest.fixture(scope="module")
-def batchwise(tiny: tuple[ImageSet, ImageSet]) -> BatchedAugmentation:
+def augment_batch(tiny: tuple[ImageSet, ImageSet]) -> BatchedAugmentation:
     return BatchedAugmentation(32, [255 * value for value in Preprocessing.of(tiny[0].images).mean])
 
 
 @pytest.fixture(scope="module")
 def training(tiny: tuple[ImageSet, ImageSet]):
-    """The recipe's batches of the tiny set, 50 images in batches of 16, with some number of workers."""
+    """A function that takes a number of workers and returns the batches of the tiny set: 50 images, 16 per batch."""
     preprocessing = Preprocessing.of(tiny[0].images)
     augment = Augmentation(32, [255 * value for value in preprocessing.mean])
 
@@ -81,42 +81,44 @@ def training(tiny: tuple[ImageSet, ImageSet]):
 
 def test_batches_are_the_same_bit_for_bit_with_any_number_of_workers(training) -> None:
     for epoch in (0, 1):
-        alone = list(training(0).epoch(epoch))
-        assert [len(batch.labels) for batch in alone] == [16, 16, 16, 2]
+        expected = list(training(0).epoch(epoch))
+        assert [len(batch.labels) for batch in expected] == [16, 16, 16, 2]
         for workers in (1, 2):
-            shared = list(training(workers).epoch(epoch))
-            assert len(shared) == len(alone)
-            for one, other in zip(alone, shared, strict=True):
+            found = list(training(workers).epoch(epoch))
+            assert len(found) == len(expected)
+            for one, other in zip(expected, found, strict=True):
                 assert torch.equal(one.images, other.images)
                 assert torch.equal(one.labels, other.labels)
                 assert one.images.stride() == other.images.stride()
 
 
-def test_an_epoch_can_be_drawn_again_or_first_without_those_before_it(training) -> None:
+def test_epochs_can_be_drawn_in_any_order_and_again(training) -> None:
     batches = training(0)
-    in_turn = [list(batches.epoch(epoch)) for epoch in range(3)]
+    in_order = [list(batches.epoch(epoch)) for epoch in range(3)]
     for again in (list(batches.epoch(2)), list(training(0).epoch(2))):
-        assert all(torch.equal(one.images, other.images) for one, other in zip(in_turn[2], again, strict=True))
-    list(islice(batches.epoch(0), 1))  # given up after its first batch
-    assert torch.equal(next(batches.epoch(1)).images, in_turn[1][0].images)
+        assert all(torch.equal(one.images, other.images) for one, other in zip(in_order[2], again, strict=True))
+    list(islice(batches.epoch(0), 1))  # abandon this epoch after its first batch
+    assert torch.equal(next(batches.epoch(1)).images, in_order[1][0].images)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_epoch_is_not_continued_after_another_was_begun(training, workers: int) -> None:
+def test_an_epoch_cannot_be_continued_after_another_one_started(training, workers: int) -> None:
     batches, expected = training(workers), list(training(0).epoch(1))
     first, second = batches.epoch(0), batches.epoch(1)
     next(first)
     drawn = [next(second)]
-    with pytest.raises(RuntimeError, match="epoch 0 was continued after another was begun"):
+    with pytest.raises(RuntimeError, match="epoch 0 was continued after another one had started"):
         next(first)
-    drawn += second  # which has lost nothing to the other
+    drawn += second  # the second epoch is still complete
     assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(drawn, expected, strict=True))
 
 
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**40), st.integers(0, 1000))
 @settings(max_examples=40)
-def test_every_image_comes_exactly_once_an_epoch_the_last_short_batch_included(count, batch_size, seed, epoch) -> None:
-    batches = of(count, batch_size=batch_size, seed=seed)
+def test_every_image_comes_exactly_once_in_an_epoch_including_the_last_short_batch(
+    count, batch_size, seed, epoch
+) -> None:
+    batches = batches_of(count, batch_size=batch_size, seed=seed)
     drawn = list(batches.epoch(epoch))
     assert len(drawn) == len(batches)
     sizes = [len(batch.labels) for batch in drawn]
@@ -129,51 +131,53 @@ def test_every_image_comes_exactly_once_an_epoch_the_last_short_batch_included(c
 
 def test_cifar10_in_batches_of_512_makes_98_steps() -> None:
     images = ImageSet(np.zeros((50_000, 1, 1, 3), np.uint8), np.zeros(50_000, np.int64), ("one", "two"))
-    assert len(Batches(images, AS_THEY_ARE, batch_size=512)) == 98
+    assert len(Batches(images, UNCHANGED, batch_size=512)) == 98
 
 
-def test_the_order_is_another_in_every_epoch_and_for_every_seed_and_always_the_same_for_one_pair() -> None:
-    orders = {(seed, epoch): order_of(of(40, seed=seed), epoch) for seed in range(4) for epoch in range(4)}
+def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+    orders = {(seed, epoch): order_of(batches_of(40, seed=seed), epoch) for seed in range(4) for epoch in range(4)}
     assert len({tuple(order) for order in orders.values()}) == 16
     for (seed, epoch), order in orders.items():
-        assert order_of(of(40, seed=seed), epoch) == order
+        assert order_of(batches_of(40, seed=seed), epoch) == order
 
 
 def test_every_image_comes_first_about_equally_often() -> None:
-    batches = of(4, batch_size=4)
+    batches = batches_of(4, batch_size=4)
     first = np.bincount([order_of(batches, epoch)[0] for epoch in range(400)], minlength=4)
-    assert ((first - 100) ** 2 / 100).sum() < 16.3  # chi-square, 3 degrees of freedom, 1 in 1,000
+    assert ((first - 100) ** 2 / 100).sum() < 16.3  # chi-square test with 3 degrees of freedom: p > 0.001
 
 
-def test_evaluation_is_in_order_and_as_the_images_are_in_every_epoch() -> None:
-    batches = of(20, shuffle=False)
+def test_evaluation_yields_the_unchanged_images_in_order_in_every_epoch() -> None:
+    batches = batches_of(20, shuffle=False)
     for epoch in (0, 1, 7):
         assert order_of(batches, epoch) == list(range(20))
         whole = torch.cat([batch.images for batch in batches.epoch(epoch)])
         assert torch.equal(whole.round().byte().permute(0, 2, 3, 1), torch.from_numpy(numbered(20).images))
 
 
-@pytest.mark.parametrize("way", [{"augment": noted}, {"augment_batch": NotedBatchwise()}], ids=["single", "batch"])
-def test_an_image_is_augmented_with_the_key_of_seed_epoch_and_its_position_in_the_epoch(way) -> None:
-    batches = of(20, seed=5, **way)
+@pytest.mark.parametrize(
+    "augmentation", [{"augment": write_key}, {"augment_batch": WriteKeys()}], ids=["image", "batch"]
+)
+def test_an_image_is_augmented_with_the_key_of_seed_epoch_and_its_position_in_the_epoch(augmentation) -> None:
+    batches = batches_of(20, seed=5, **augmentation)
     for epoch in (0, 9):
         drawn = torch.cat([batch.images for batch in batches.epoch(epoch)]).round().int()
         keys = torch.stack([drawn[:, 2, 0, 0], drawn[:, 2, 0, 1], drawn[:, 2, 1, 0]], dim=1)
         assert keys.tolist() == [[5, epoch, position] for position in range(20)]
-        assert drawn[:, 0, 0, 0].tolist() == order_of(of(20, seed=5), epoch)
+        assert drawn[:, 0, 0, 0].tolist() == order_of(batches_of(20, seed=5), epoch)
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 50, 64])
-def test_images_augmented_batch_by_batch_are_those_drawn_by_hand(
-    tiny: tuple[ImageSet, ImageSet], batchwise: BatchedAugmentation, batch_size: int
+def test_images_augmented_batch_by_batch_equal_those_augmented_all_at_once(
+    tiny: tuple[ImageSet, ImageSet], augment_batch: BatchedAugmentation, batch_size: int
 ) -> None:
     preprocessing = Preprocessing.of(tiny[0].images)
-    options = {"batch_size": batch_size, "shuffle": True, "augment_batch": batchwise, "seed": 3}
+    options = {"batch_size": batch_size, "shuffle": True, "augment_batch": augment_batch, "seed": 3}
     batches = Batches(tiny[0], preprocessing, **options)
     for epoch in (1, 0):
-        order = order_of(of(50, seed=3), epoch)
-        originals, draws = torch.from_numpy(tiny[0].images[order]), batchwise.draw(3, epoch, np.array(order))
-        expected = preprocessing.normalize(batchwise(originals, torch.from_numpy(draws)))
+        order = order_of(batches_of(50, seed=3), epoch)
+        originals, draws = torch.from_numpy(tiny[0].images[order]), augment_batch.draw(3, epoch, np.array(order))
+        expected = preprocessing.normalize(augment_batch(originals, torch.from_numpy(draws)))
         drawn = list(batches.epoch(epoch))
         assert {len(batch.labels) for batch in drawn[:-1]} <= {batch_size}
         assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in drawn)
@@ -181,23 +185,23 @@ def test_images_augmented_batch_by_batch_are_those_drawn_by_hand(
         assert torch.equal(torch.cat([batch.labels for batch in drawn]), torch.from_numpy(tiny[0].labels[order]))
 
 
-def test_the_order_does_not_depend_on_how_images_are_augmented() -> None:
+def test_the_order_does_not_depend_on_the_augmentation() -> None:
     for seed, epoch in [(0, 0), (5, 2)]:
-        plain = order_of(of(40, seed=seed), epoch)
-        assert order_of(of(40, seed=seed, augment=noted), epoch) == plain
-        assert order_of(of(40, seed=seed, augment_batch=NotedBatchwise()), epoch) == plain
+        plain = order_of(batches_of(40, seed=seed), epoch)
+        assert order_of(batches_of(40, seed=seed, augment=write_key), epoch) == plain
+        assert order_of(batches_of(40, seed=seed, augment_batch=WriteKeys()), epoch) == plain
 
 
-def test_an_augmentation_for_images_and_one_for_batches_exclude_each_other() -> None:
+def test_an_augmentation_for_images_and_one_for_batches_cannot_be_combined() -> None:
     with pytest.raises(ValueError, match="give augment or augment_batch"):
-        of(20, augment=noted, augment_batch=NotedBatchwise())
+        batches_of(20, augment=write_key, augment_batch=WriteKeys())
 
 
-def test_images_that_are_mapped_from_a_file_make_the_same_batches(
-    tiny: tuple[ImageSet, ImageSet], batchwise: BatchedAugmentation, tmp_path: Path
+def test_memory_mapped_images_make_the_same_batches(
+    tiny: tuple[ImageSet, ImageSet], augment_batch: BatchedAugmentation, tmp_path: Path
 ) -> None:
     on_disk = mapped(tiny[0], tmp_path / "images")
-    for options in ({}, {"shuffle": True, "augment_batch": batchwise}):
+    for options in ({}, {"shuffle": True, "augment_batch": augment_batch}):
         one, other = (
             Batches(images, Preprocessing.of(images.images), batch_size=16, **options) for images in (on_disk, tiny[0])
         )
@@ -205,22 +209,22 @@ def test_images_that_are_mapped_from_a_file_make_the_same_batches(
             assert torch.equal(first.images, second.images)
             assert torch.equal(first.labels, second.labels)
         assert all((first == second).all() for first, second in zip(one.preview(9), other.preview(9), strict=True))
-    evaluation = Batches(on_disk, AS_THEY_ARE, batch_size=16)
+    evaluation = Batches(on_disk, UNCHANGED, batch_size=16)
     in_order = torch.cat([batch.images for batch in evaluation.epoch(0)]).round().byte().permute(0, 2, 3, 1)
     assert torch.equal(in_order, torch.from_numpy(tiny[0].images))
 
 
 @pytest.mark.parametrize("augmented", [False, True])
 def test_images_that_are_mapped_from_a_file_are_never_copied_whole(
-    batchwise: BatchedAugmentation, tmp_path: Path, augmented: bool
+    augment_batch: BatchedAugmentation, tmp_path: Path, augmented: bool
 ) -> None:
     images = ImageSet(np.zeros((5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int64), ("one", "two"))
     on_disk = mapped(images, tmp_path / "images")
-    # numpy tells tracemalloc of its arrays; torch, which does not, would warn of a tensor that shares a read-only one.
+    # tracemalloc counts the memory of NumPy arrays. A tensor that shared the read-only memory would raise a warning.
     tracemalloc.start()
     try:
         batches = Batches(
-            on_disk, AS_THEY_ARE, batch_size=50, shuffle=True, augment_batch=batchwise if augmented else None
+            on_disk, UNCHANGED, batch_size=50, shuffle=True, augment_batch=augment_batch if augmented else None
         )
         batches.preview(8)
         for _ in islice(batches.epoch(0), 10):
@@ -232,7 +236,7 @@ def test_images_that_are_mapped_from_a_file_are_never_copied_whole(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_drawing_batches_neither_needs_nor_touches_the_global_random_states(training, workers: int) -> None:
+def test_drawing_batches_neither_reads_nor_changes_the_global_random_states(training, workers: int) -> None:
     drawn = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -246,7 +250,7 @@ def test_drawing_batches_neither_needs_nor_touches_the_global_random_states(trai
     assert torch.equal(drawn[0], drawn[1])
 
 
-def test_batches_are_normalized_as_the_preprocessing_does_it(tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_batches_are_normalized_by_the_preprocessing(tiny: tuple[ImageSet, ImageSet]) -> None:
     preprocessing = Preprocessing.of(tiny[0].images)
     batches = list(Batches(tiny[1], preprocessing, batch_size=8).epoch(0))
     assert all(isinstance(batch, Batch) for batch in batches)
@@ -262,46 +266,48 @@ def test_batches_are_normalized_as_the_preprocessing_does_it(tiny: tuple[ImageSe
     assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(tiny[1].labels))
 
 
-@pytest.mark.parametrize("way", ["single", "batch"])
-def test_the_preview_is_the_first_images_of_the_first_epoch(
-    training, batchwise: BatchedAugmentation, tiny: tuple[ImageSet, ImageSet], way: str
+@pytest.mark.parametrize("augmented_by", ["image", "batch"])
+def test_the_preview_shows_the_first_images_of_the_first_epoch(
+    training, augment_batch: BatchedAugmentation, tiny: tuple[ImageSet, ImageSet], augmented_by: str
 ) -> None:
     batches = training(0)
-    if way == "batch":
-        batches = Batches(tiny[0], batches.preprocessing, batch_size=16, shuffle=True, augment_batch=batchwise, seed=3)
+    if augmented_by == "batch":
+        batches = Batches(
+            tiny[0], batches.preprocessing, batch_size=16, shuffle=True, augment_batch=augment_batch, seed=3
+        )
     before, after = batches.preview(20)
     assert before.shape == after.shape == (20, 32, 32, 3)
     assert before.dtype == after.dtype == np.uint8
     first = torch.cat([batch.images for batch in islice(batches.epoch(0), 2)])[:20]
     assert torch.equal(batches.preprocessing.normalize(torch.from_numpy(after)), first)
-    assert (before == tiny[0].images[order_of(of(50, seed=3), 0)[:20]]).all()
+    assert (before == tiny[0].images[order_of(batches_of(50, seed=3), 0)[:20]]).all()
     assert (before != after).any(axis=(1, 2, 3)).all()
 
 
-def test_a_preview_of_more_images_than_there_are_shows_all() -> None:
-    before, after = of(5).preview(30)
+def test_a_preview_of_more_images_than_the_set_has_shows_all() -> None:
+    before, after = batches_of(5).preview(30)
     assert len(before) == len(after) == 5
     assert sorted(before[:, 0, 0, 0].tolist()) == list(range(5))
 
 
-def test_batches_take_their_sizes_in_turn_each_for_an_equal_part_of_the_epochs() -> None:
+def test_sizes_are_used_in_turn_each_for_an_equal_part_of_the_steps() -> None:
     images = ImageSet(np.zeros((40, 32, 32, 3), np.uint8), np.zeros(40, np.int64), ("one", "two"))
-    batches = Batches(images, AS_THEY_ARE, batch_size=8, sizes=(24, 28, 32), epochs=3)
+    batches = Batches(images, UNCHANGED, batch_size=8, sizes=(24, 28, 32), epochs=3)
     sides = [[batch.images.shape[2] for batch in batches.epoch(epoch)] for epoch in range(4)]
-    assert sides == [[24] * 5, [28] * 5, [32] * 5, [32] * 5], "and the last for whatever comes after"
-    two = Batches(images, AS_THEY_ARE, batch_size=8, sizes=(24, 32), epochs=3)
-    assert [[batch.images.shape[2] for batch in two.epoch(epoch)] for epoch in range(3)] == [
+    assert sides == [[24] * 5, [28] * 5, [32] * 5, [32] * 5], "later epochs have the last size"
+    two_sizes = Batches(images, UNCHANGED, batch_size=8, sizes=(24, 32), epochs=3)
+    assert [[batch.images.shape[2] for batch in two_sizes.epoch(epoch)] for epoch in range(3)] == [
         [24] * 5,
         [24] * 3 + [32] * 2,
         [32] * 5,
     ]
     assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches.epoch(0))
     assert {batch.images.shape[2] for batch in batches.at_last_size().epoch(0)} == {32}
-    assert next(iter(batches.epoch(0))).images.shape[2] == 24, "and these stay as they are"
+    assert next(iter(batches.epoch(0))).images.shape[2] == 24, "at_last_size leaves the original unchanged"
 
 
-def test_the_order_says_which_images_are_in_the_batches() -> None:
-    batches = of(50, seed=3)
+def test_order_lists_the_images_of_the_batches() -> None:
+    batches = batches_of(50, seed=3)
     for epoch in (0, 1):
         assert batches.order(epoch).tolist() == order_of(batches, epoch)
     assert batches.order(0).tolist() != batches.order(1).tolist()

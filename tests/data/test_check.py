@@ -13,7 +13,7 @@ from onecycle.data.check import check
 
 @pytest.fixture
 def copied(image_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(image_folder, tmp_path / "pictures"))
+    return Path(shutil.copytree(image_folder, tmp_path / "images"))
 
 
 def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -34,45 +34,47 @@ def test_every_kind_of_data_can_be_checked(data: str, python_archive: Path, caps
     assert capsys.readouterr().out.endswith("\nSafe to train on\n")
 
 
-def test_each_conversion_is_told_with_the_files_it_is_made_in(copied: Path) -> None:
+def test_each_conversion_is_listed_with_its_files(copied: Path) -> None:
     folder = copied / "train" / "0"
     noise(0).save(folder / "animated.gif", save_all=True, append_images=[noise(1), noise(2)])
     exif = Image.Exif()
     exif[0x0112] = 6
-    noise(3).save(folder / "turned.jpg", exif=exif)
+    noise(3).save(folder / "rotated.jpg", exif=exif)
     Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60).save(folder / "deep.png")
     noise(4, "CMYK").save(folder / "print.jpg")
-    noise(5, "RGBA").save(folder / "glass.png")
-    noise(6, "L").save(folder / "grey.png")
-    noise(7).save(folder / "liar.png", "JPEG")
+    noise(5, "RGBA").save(folder / "transparent.png")
+    noise(6, "L").save(folder / "gray.png")
+    noise(7).save(folder / "jpeg.png", "JPEG")
     found = check(copied)
     assert not found.problems
-    told = {what: [Path(name).name for name in names] for what, names in found.converted.items()}
-    assert told == {
+    converted = {what: [Path(name).name for name in names] for what, names in found.converted.items()}
+    assert converted == {
         "CMYK: converted to RGB": ["print.jpg"],
-        "L: converted to RGB": ["grey.png"],
-        "animated: the first frame is used": ["animated.gif"],
+        "L: converted to RGB": ["gray.png"],
+        "animated: only the first frame is used": ["animated.gif"],
         "more than 8 bits a channel: scaled to 8": ["deep.png"],
-        "of another format than their name says": ["liar.png"],
-        "turned upright, as their EXIF tag says": ["turned.jpg"],
-    } | {what: names for what, names in told.items() if what.startswith(("P:", "transparent"))}
+        "in a different format than the suffix says": ["jpeg.png"],
+        "rotated as their EXIF tag says": ["rotated.jpg"],
+    } | {what: names for what, names in converted.items() if what.startswith(("P:", "transparent"))}
     assert found.dangers() == []
 
 
-def test_a_photograph_with_a_preview_is_no_animation(copied: Path) -> None:
+def test_a_photograph_with_a_preview_is_not_an_animation(copied: Path) -> None:
     noise(0).save(copied / "train" / "0" / "camera.jpg", "MPO", save_all=True, append_images=[noise(1)])
-    assert "animated: the first frame is used" not in check(copied).converted
+    assert "animated: only the first frame is used" not in check(copied).converted
 
 
-@pytest.mark.parametrize(("count", "ending"), [(3, "grey-2.png)"), (4, "grey-2.png, …)")])
-def test_three_files_of_a_conversion_are_named_and_more_are_hinted_at(copied: Path, count: int, ending: str) -> None:
+@pytest.mark.parametrize(("count", "ending"), [(3, "gray-2.png)"), (4, "gray-2.png, …)")])
+def test_three_files_of_a_conversion_are_named_and_an_ellipsis_stands_for_more(
+    copied: Path, count: int, ending: str
+) -> None:
     for number in range(count):
-        noise(number, "L").save(copied / "train" / "0" / f"grey-{number}.png")
+        noise(number, "L").save(copied / "train" / "0" / f"gray-{number}.png")
     (line,) = [line for line in check(copied).lines() if "L: converted to RGB" in line]
     assert line.strip().startswith(f"{count} L: converted") and line.endswith(ending)
 
 
-def test_the_same_picture_twice_is_found_within_and_across_train_and_test(copied: Path) -> None:
+def test_copies_of_an_image_are_found_within_and_across_splits(copied: Path) -> None:
     first, second = (sorted((copied / "train" / "1").iterdir())[i] for i in range(2))
     shutil.copy(first, copied / "train" / "1" / "again.png")
     shutil.copy(second, copied / "train" / "2" / "other-label.png")
@@ -85,14 +87,14 @@ def test_the_same_picture_twice_is_found_within_and_across_train_and_test(copied
     }
     assert (found.shared(), found.contradicted()) == (1, 2)
     assert found.dangers() == [
-        "1 of 21 test images are in the training set, too",
-        "2 of 52 training images are there again with another label",
+        "1 of 21 test images are also in the training set",
+        "2 of 52 training images have a copy with another label",
     ]
     lines = found.lines()
     same = f"{copied}/train/1/again.png (1)", f"{copied}/test/1/leaked.png (1)"
     assert any(all(name in line for name in same) for line in lines)
 
 
-def test_a_set_that_is_none_is_refused_as_in_training(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_refused_as_in_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         check(tmp_path / "nothing")

@@ -15,40 +15,40 @@ from onecycle.data import ImageSet
 from onecycle.data.preprocessing import Preprocessing, resize, to_square
 from onecycle.data.readers.cifar10 import read_cifar10
 
-pictures = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
+any_images = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
 image_sets = arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda s: (*s, s[1], 3)))
 
 
 def reopened(image: Image.Image, kind: str, **options: object) -> Image.Image:
-    """`image` as it is read from a file."""
+    """`image` after saving it to a file and opening it again."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Image.open(file)
 
 
 def gradient(height: int, width: int) -> np.ndarray:
-    """A smooth picture, uint8 `[height,width,3]`: red grows to the right, green downwards."""
+    """A smooth uint8 image `[height,width,3]`: red grows to the right, green downwards."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 0 * x + 128], -1).astype(np.uint8)
 
 
-@given(pictures, st.integers(1, 40))
-def test_a_picture_of_any_size_becomes_a_square_of_the_asked_size(pixels: np.ndarray, size: int) -> None:
+@given(any_images, st.integers(1, 40))
+def test_an_image_of_any_size_becomes_a_square_of_the_given_size(pixels: np.ndarray, size: int) -> None:
     square = to_square(Image.fromarray(pixels), size)
     assert (square.dtype, square.shape) == (np.uint8, (size, size, 3))
 
 
 @given(arrays.arrays(np.uint8, st.integers(1, 20).map(lambda size: (size, size, 3))))
-def test_a_picture_that_has_the_size_keeps_its_pixels(pixels: np.ndarray) -> None:
+def test_an_image_of_the_given_size_keeps_its_pixels(pixels: np.ndarray) -> None:
     assert (to_square(Image.fromarray(pixels), len(pixels)) == pixels).all()
 
 
-def test_the_short_side_is_resized_and_the_centre_cropped() -> None:
+def test_the_short_side_is_resized_and_the_center_cropped() -> None:
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200
     for pixels in (wide, wide.transpose(1, 0, 2)):
         square = to_square(Image.fromarray(pixels), 10).astype(int)
-        assert square[1:-1, 1:-1].min() >= 199  # bicubic reaches over the edge of the crop by a pixel
+        assert square[1:-1, 1:-1].min() >= 199  # bicubic resampling uses a pixel beyond the crop
 
 
 def test_shrinking_averages_what_it_leaves_out() -> None:
@@ -58,7 +58,7 @@ def test_shrinking_averages_what_it_leaves_out() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparency_is_put_on_white(mode: str) -> None:
+def test_transparency_is_blended_with_white(mode: str) -> None:
     clear = Image.new("RGBA", (8, 8), (10, 10, 10, 0))
     clear.paste((10, 10, 10, 255), (0, 0, 4, 8))
     square = to_square(clear.convert(mode), 8)
@@ -66,18 +66,18 @@ def test_transparency_is_put_on_white(mode: str) -> None:
     assert (square[:, 4:] == 255).all()
 
 
-def test_a_palette_that_holds_the_transparency_itself_is_put_on_white() -> None:
+def test_transparency_in_the_palette_itself_is_blended_with_white() -> None:
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0)).quantize(8)
     assert (clear.mode, clear.info) == ("P", {})
     assert (to_square(clear, 8) == 255).all()
 
 
-def test_half_transparent_is_half_white() -> None:
+def test_a_half_transparent_pixel_becomes_half_white() -> None:
     assert to_square(Image.new("RGBA", (4, 4), (0, 100, 200, 128)), 4)[0, 0].tolist() == [127, 177, 227]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_a_palette_with_a_transparent_entry_is_put_on_white(kind: str) -> None:
+def test_a_transparent_palette_entry_is_blended_with_white(kind: str) -> None:
     image = Image.new("P", (8, 8), 0)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.paste(1, (0, 0, 4, 8))
@@ -86,16 +86,16 @@ def test_a_palette_with_a_transparent_entry_is_put_on_white(kind: str) -> None:
     assert (square[:, 4:] == 255).all()
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("RGB", (7, 8, 9)), ("L", 7)])
-def test_the_one_transparent_colour_of_a_picture_without_alpha_is_put_on_white(mode: str, colour: object) -> None:
-    image = Image.new(mode, (8, 8), colour)
+@pytest.mark.parametrize(("mode", "color"), [("RGB", (7, 8, 9)), ("L", 7)])
+def test_the_transparent_color_of_an_image_without_alpha_is_blended_with_white(mode: str, color: object) -> None:
+    image = Image.new(mode, (8, 8), color)
     image.paste(tuple([50] * 3) if mode == "RGB" else 50, (0, 0, 4, 8))
-    square = to_square(reopened(image, "PNG", transparency=colour), 8)
+    square = to_square(reopened(image, "PNG", transparency=color), 8)
     assert (square[:, :4] == 50).all()
     assert (square[:, 4:] == 255).all()
 
 
-def test_a_palette_grey_and_black_and_white_keep_their_colours() -> None:
+def test_palette_gray_and_black_and_white_images_keep_their_colors() -> None:
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 200, 100, 50])
     assert to_square(palette, 4)[0, 0].tolist() == [200, 100, 50]
@@ -103,14 +103,14 @@ def test_a_palette_grey_and_black_and_white_keep_their_colours() -> None:
     assert to_square(Image.new("1", (4, 4), 1), 4)[0, 0].tolist() == [255, 255, 255]
 
 
-def test_cmyk_is_read_as_the_colours_it_prints() -> None:
+def test_cmyk_is_read_as_the_colors_it_prints() -> None:
     image = reopened(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "TIFF")
     assert image.mode == "CMYK"
     assert to_square(image, 16)[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_grey_of_16_bits_is_scaled_to_8(kind: str) -> None:
+def test_gray_of_16_bits_is_scaled_to_8(kind: str) -> None:
     values = (np.arange(256) * 257).astype(np.uint16).reshape(16, 16)
     image = reopened(Image.fromarray(values), kind)
     assert image.mode.startswith("I")
@@ -118,19 +118,19 @@ def test_grey_of_16_bits_is_scaled_to_8(kind: str) -> None:
     assert (square == np.arange(256).reshape(16, 16, 1)).all()
 
 
-def test_a_dark_picture_of_16_bits_stays_dark() -> None:
+def test_a_dark_image_of_16_bits_stays_dark() -> None:
     image = reopened(Image.fromarray(np.full((8, 8), 200, np.uint16)), "PNG")
-    assert to_square(image, 8).max() <= 1  # 200 of 65,535
+    assert to_square(image, 8).max() <= 1  # 200 of 65,535 is less than 1 of 255
 
 
-def test_wide_numbers_that_fit_8_bits_are_taken_as_they_are() -> None:
+def test_32_bit_values_that_fit_in_8_bits_stay_unchanged() -> None:
     values = np.arange(256).reshape(16, 16)
     for dtype in (np.int32, np.float32):
         assert (to_square(Image.fromarray(values.astype(dtype)), 16)[..., 0] == values).all()
 
 
 @pytest.mark.parametrize(
-    ("orientation", "turned"),
+    ("orientation", "rotated"),
     [
         (1, lambda p: p),
         (2, lambda p: p[:, ::-1]),
@@ -142,15 +142,15 @@ def test_wide_numbers_that_fit_8_bits_are_taken_as_they_are() -> None:
         (8, lambda p: np.rot90(p)),
     ],
 )
-def test_the_orientation_a_camera_noted_is_obeyed(orientation: int, turned) -> None:
+def test_the_exif_orientation_is_applied(orientation: int, rotated) -> None:
     pixels = gradient(16, 16)
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = reopened(Image.fromarray(pixels), "PNG", exif=exif)
-    assert (to_square(image, 16) == turned(pixels)).all()
+    assert (to_square(image, 16) == rotated(pixels)).all()
 
 
-def test_the_statistics_are_those_of_the_channels(tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_mean_and_std_are_those_of_the_channels(tiny: tuple[ImageSet, ImageSet]) -> None:
     found = Preprocessing.of(tiny[0].images)
     scaled = tiny[0].images / 255
     assert found.input_size == 32
@@ -159,7 +159,7 @@ def test_the_statistics_are_those_of_the_channels(tiny: tuple[ImageSet, ImageSet
 
 
 @given(image_sets)
-def test_the_statistics_of_any_images_are_numpys_and_a_constant_channel_has_deviation_1(images: np.ndarray) -> None:
+def test_mean_and_std_equal_those_of_numpy_and_a_constant_channel_has_std_1(images: np.ndarray) -> None:
     found = Preprocessing.of(images)
     scaled = images / 255
     assert found.input_size == images.shape[1]
@@ -169,9 +169,9 @@ def test_the_statistics_of_any_images_are_numpys_and_a_constant_channel_has_devi
 
 
 @pytest.mark.parametrize("count", [4095, 4096, 4097, 9000])
-def test_the_statistics_of_more_images_than_are_counted_at_once_are_those_of_all(count: int, tmp_path: Path) -> None:
+def test_mean_and_std_cover_all_images_if_they_are_summed_in_parts(count: int, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    # The later, the brighter: images left out, or counted twice, would show.
+    # Later images are brighter, so omitting or repeating images would change the mean.
     images = (generator.random((count, 5, 5, 3)) * np.linspace(1, 255, count)[:, None, None, None]).astype(np.uint8)
     images.tofile(tmp_path / "images")
     on_disk = np.memmap(tmp_path / "images", np.uint8, "r", shape=images.shape)
@@ -181,8 +181,8 @@ def test_the_statistics_of_more_images_than_are_counted_at_once_are_those_of_all
         assert np.abs(np.array(found.std) - scaled.std((0, 1, 2))).max() < 1e-12
 
 
-def test_the_statistics_of_images_that_are_mapped_from_a_file_need_no_copy_of_all(tmp_path: Path) -> None:
-    size = 120_000 * 6 * 6 * 3  # 13 MB; counting takes 8 bytes a pixel and channel of 4,096 images
+def test_mean_and_std_of_memory_mapped_images_need_no_copy_of_all_images(tmp_path: Path) -> None:
+    size = 120_000 * 6 * 6 * 3  # 13 MB; the code sums 4,096 images at a time
     np.zeros(size, np.uint8).tofile(tmp_path / "images")
     on_disk = np.memmap(tmp_path / "images", np.uint8, "r", shape=(120_000, 6, 6, 3))
     tracemalloc.start()
@@ -194,7 +194,7 @@ def test_the_statistics_of_images_that_are_mapped_from_a_file_need_no_copy_of_al
     assert most < size / 4
 
 
-def test_a_channel_that_never_varies_is_only_centred() -> None:
+def test_a_constant_channel_is_only_centered() -> None:
     for value in range(256):
         images = np.full((3, 5, 5, 3), value, np.uint8)
         found = Preprocessing.of(images)
@@ -202,7 +202,7 @@ def test_a_channel_that_never_varies_is_only_centred() -> None:
         assert found.normalize(torch.from_numpy(images)).abs().max() < 1e-6
 
 
-def test_the_statistics_of_cifar10_are_the_known_ones(real_data: Path) -> None:
+def test_mean_and_std_of_cifar10_are_the_known_values(real_data: Path) -> None:
     train, _, _ = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary")
     assert len(train) == 50_000
     found = Preprocessing.of(train.images)
@@ -211,7 +211,7 @@ def test_the_statistics_of_cifar10_are_the_known_ones(real_data: Path) -> None:
 
 
 def test_normalized_images_have_mean_0_and_variance_1_in_each_channel(tiny: tuple[ImageSet, ImageSet]) -> None:
-    # The digits are grey: tint them, so that the channels differ.
+    # The digits are gray. Tint them, so that the channels differ.
     images = (tiny[0].images * np.array([1.0, 0.6, 0.3]) + [0, 40, 90]).astype(np.uint8)
     normalized = Preprocessing.of(images).normalize(torch.from_numpy(images)).double()
     assert normalized.mean((0, 2, 3)).abs().max() < 1e-5
@@ -228,14 +228,14 @@ def test_normalized_images_are_float32_channels_first_in_channels_last_memory(ti
     assert np.abs(normalized.numpy().transpose(0, 2, 3, 1) - expected).max() < 1e-5
 
 
-def test_normalizing_leaves_pixels_that_are_floats_alone_too(tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_normalizing_does_not_change_float_pixels(tiny: tuple[ImageSet, ImageSet]) -> None:
     pixels = torch.from_numpy(tiny[0].images).float()
     before = pixels.clone()
     Preprocessing.of(tiny[0].images).normalize(pixels)
     assert torch.equal(pixels, before)
 
 
-def test_normalizing_leaves_the_pixels_alone_and_no_image_depends_on_its_neighbours(
+def test_normalizing_does_not_change_the_pixels_and_treats_each_image_alone(
     tiny: tuple[ImageSet, ImageSet],
 ) -> None:
     images = torch.from_numpy(tiny[0].images)
@@ -253,15 +253,15 @@ def test_normalizing_leaves_the_pixels_alone_and_no_image_depends_on_its_neighbo
         std=st.tuples(*[st.floats(1e-6, 1)] * 3),
     )
 )
-def test_a_preprocessing_written_as_json_comes_back_equal(preprocessing: Preprocessing) -> None:
+def test_a_preprocessing_survives_a_round_trip_through_json(preprocessing: Preprocessing) -> None:
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
 
 
 @pytest.mark.parametrize("size", [16, 24, 28, 40])
-def test_a_resized_batch_is_what_pillow_makes_of_its_images(tiny: tuple[ImageSet, ImageSet], size: int) -> None:
+def test_a_resized_batch_equals_its_images_resized_by_pillow(tiny: tuple[ImageSet, ImageSet], size: int) -> None:
     resized = resize(torch.from_numpy(tiny[0].images), size)
     assert (resized.dtype, resized.shape) == (torch.uint8, (50, size, size, 3))
-    for image, made in zip(tiny[0].images, resized.numpy(), strict=True):
+    for image, ours in zip(tiny[0].images, resized.numpy(), strict=True):
         expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-        assert np.abs(made.astype(int) - expected).max() <= 1
+        assert np.abs(ours.astype(int) - expected).max() <= 1
     assert torch.equal(resize(resized, size), resized)

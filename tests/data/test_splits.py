@@ -5,25 +5,25 @@ from hypothesis import strategies as st
 
 from onecycle.core.errors import InputError
 from onecycle.data import ImageSet
-from onecycle.data.splits import cut_limit, cut_validation, stratified
+from onecycle.data.splits import limit_images, split_validation, stratified
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda labels: np.array(labels, np.int64))
 seeds = st.integers(0, 2**32)
 
 
 def _set_of(labels: np.ndarray, classes: int = 5) -> ImageSet:
-    """Images that carry their own position, so that they can be followed."""
+    """Images whose first pixel is their own index."""
     images = np.zeros((len(labels), 1, 1, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels))
     return ImageSet(images, labels, tuple("abcdefghij"[:classes]))
 
 
 @given(label_lists, st.data(), seeds)
-def test_a_stratified_sample_has_its_size_and_every_class_within_one_of_its_share(labels, data, seed) -> None:
+def test_a_stratified_sample_has_its_size_and_each_class_is_within_one_of_its_share(labels, data, seed) -> None:
     size = data.draw(st.integers(0, len(labels)))
     chosen = stratified(labels, size, seed=seed)
     assert len(chosen) == size
-    assert (np.diff(chosen) > 0).all()  # ascending, so none twice
+    assert (np.diff(chosen) > 0).all()  # ascending, so there are no duplicates
     exact = np.bincount(labels, minlength=5) * size / len(labels)
     counts = np.bincount(labels[chosen], minlength=5)
     assert (np.abs(counts - exact) < 1).all()
@@ -49,15 +49,16 @@ def test_another_seed_chooses_other_images() -> None:
     assert (stratified(labels, 50, seed=0) != stratified(labels, 50, seed=1)).any()
 
 
-def test_remainders_go_to_the_largest_first() -> None:
+def test_the_largest_remainders_are_rounded_up_first() -> None:
     labels = np.repeat([0, 1, 2], [6, 3, 1])
-    assert np.bincount(labels[stratified(labels, 5, seed=0)], minlength=3).tolist() == [3, 2, 0]  # shares 3, 1.5, 0.5
+    # The exact shares are 3, 1.5 and 0.5.
+    assert np.bincount(labels[stratified(labels, 5, seed=0)], minlength=3).tolist() == [3, 2, 0]
 
 
 @given(st.integers(0, 200), seeds)
-def test_training_and_validation_sets_are_disjoint_and_lose_nothing(size, seed) -> None:
+def test_training_and_validation_sets_are_disjoint_and_hold_all_images(size, seed) -> None:
     whole = _set_of(np.arange(210) % 5)
-    train, validation = cut_validation(whole, max(size, 5), seed=seed)
+    train, validation = split_validation(whole, max(size, 5), seed=seed)
     parts = [part.images[:, 0, 0, 0].tolist() for part in (train, validation)]
     assert len(parts[1]) == max(size, 5)
     assert sorted(parts[0] + parts[1]) == list(range(210))
@@ -66,35 +67,35 @@ def test_training_and_validation_sets_are_disjoint_and_lose_nothing(size, seed) 
 
 
 @pytest.mark.parametrize("size", [-1, 4, 46, 50, 51])
-def test_a_validation_set_without_room_for_every_class_on_both_sides_is_refused(size: int) -> None:
+def test_a_validation_size_that_leaves_a_class_out_of_either_set_is_refused(size: int) -> None:
     with pytest.raises(InputError, match=f"^--validation is {size}; .* it must be from 5 to 45"):
-        cut_validation(_set_of(np.arange(50) % 5), size, seed=0)
+        split_validation(_set_of(np.arange(50) % 5), size, seed=0)
 
 
 @pytest.mark.parametrize("size", [-3, 0, 4])
-def test_a_limit_without_room_for_every_class_is_refused(size: int) -> None:
-    with pytest.raises(InputError, match=f"^--limit is {size}; for 5 classes it must be at least that many$"):
-        cut_limit(_set_of(np.arange(50) % 5), size, seed=0)
+def test_a_limit_below_the_number_of_classes_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"^--limit is {size}; it must be at least 5, the number of classes$"):
+        limit_images(_set_of(np.arange(50) % 5), size, seed=0)
 
 
 @pytest.mark.parametrize("size", [50, 51, 10**9])
-def test_a_limit_of_no_fewer_images_than_there_are_keeps_the_whole_set(size: int) -> None:
+def test_a_limit_of_the_set_size_or_more_keeps_the_whole_set(size: int) -> None:
     whole = _set_of(np.arange(50) % 5)
-    assert cut_limit(whole, size, seed=0).fingerprint == whole.fingerprint
+    assert limit_images(whole, size, seed=0).fingerprint == whole.fingerprint
 
 
 @pytest.mark.parametrize("size", [5, 23, 49])
-def test_a_limit_keeps_that_many_evenly_from_the_classes(size: int) -> None:
-    kept = cut_limit(_set_of(np.arange(50) % 5), size, seed=0)
+def test_a_limit_keeps_its_number_of_images_balanced_by_class(size: int) -> None:
+    kept = limit_images(_set_of(np.arange(50) % 5), size, seed=0)
     assert len(kept) == size
     assert np.ptp(np.bincount(kept.labels, minlength=5)) <= 1
 
 
 def test_a_limit_keeps_the_order_of_the_set() -> None:
-    kept = cut_limit(_set_of(np.arange(50) % 5), 20, seed=3)
+    kept = limit_images(_set_of(np.arange(50) % 5), 20, seed=3)
     assert (np.diff(kept.images[:, 0, 0, 0].astype(int)) > 0).all()
 
 
-def test_a_sample_larger_than_the_set_is_a_mistake_of_the_caller() -> None:
+def test_a_sample_larger_than_the_set_raises_a_value_error() -> None:
     with pytest.raises(ValueError, match="size is 4; it must be from 0 to 3"):
         stratified(np.array([0, 1, 2]), 4, seed=0)

@@ -1,4 +1,4 @@
-"""Runs of several real processes, as a person starts them, and what they come to."""
+"""Start training commands with several real processes, and wait for their results."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from studies import Running, ranks_of
+from studies import StartedCommand, ranks_of
 
 from onecycle.storage.run_folder import RunFolder
 
@@ -17,30 +17,30 @@ PATIENCE = 600.0  # seconds
 
 
 def small(**changes: object) -> list[str]:
-    """The options of a run of seconds."""
+    """The options of a run that takes seconds."""
     values = {"data": "digits", "limit": 90, "epochs": 3, "batch_size": 26, "shards": 4, **changes}
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items()]
     return ["--no-report", *(word for pair in pairs for word in pair)]
 
 
-class Command(Running):
-    """A command that may start processes which compute."""
+class Command(StartedCommand):
+    """A command that may start training processes."""
 
-    def wait_until_said(self, text: str) -> None:
+    def wait_for_output(self, text: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        while text not in self.said:
-            assert self.process.poll() is None and time.monotonic() < deadline, self.said
+        while text not in self.output:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
             time.sleep(0.05)
 
     def ranks(self) -> dict[int, int]:
-        """The numbers of the processes that compute, by rank."""
+        """The process ids of the training processes, by rank."""
         return ranks_of(self.process.pid)
 
     def kill(self) -> None:
-        """End it, with all of its processes, as a machine does that has no power any more."""
-        for number in (self.process.pid, *self.ranks().values()):
+        """Kill the command and its training processes at once, as a power failure would."""
+        for process_id in (self.process.pid, *self.ranks().values()):
             with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+                os.kill(process_id, signal.SIGKILL)
         self.process.wait()
 
     def end(self, seconds: float = PATIENCE) -> int:
@@ -48,26 +48,26 @@ class Command(Running):
 
 
 def start(folder: Path, *words: str, threads: int = 1, **environment: str) -> Command:
-    """A Python module with its arguments, in the working folder `folder`."""
+    """Run `python -m` with `words` in the working folder `folder`."""
     folder.mkdir(exist_ok=True)
     log = folder / f"log-{len(list(folder.glob('log-*')))}"
-    kept = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **environment}
+    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **environment}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=folder,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=kept,
+            env=variables,
             start_new_session=True,
         )
     return Command(process, log)
 
 
 def train(folder: Path, *options: str, threads: int = 1) -> RunFolder:
-    """The folder of a run that came to its end."""
+    """Train with `options` in the working folder `folder`, and return the folder of the complete run."""
     command = start(folder, "onecycle", "train", *options, threads=threads)
-    assert command.end() == 0, command.said
+    assert command.end() == 0, command.output
     return run_in(folder)
 
 

@@ -1,4 +1,4 @@
-"""Functions that are called in several processes at once, as torchrun would start them."""
+"""Start processes as torchrun does, and call a function in each of them."""
 
 import multiprocessing
 import os
@@ -10,11 +10,12 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
 
-from onecycle.core.errors import InputError, Silent
+from onecycle.core.errors import OnecycleError, ReportedElsewhere
 from onecycle.core.signals import watched
-from onecycle.distributed import peers, ranks
+from onecycle.distributed import heartbeat, process_group
 
-PATIENCE, SOON = 60.0, 5.0  # seconds
+PATIENCE, SOON = 60.0, 5.0  # seconds to wait for the first result and for each later result
+SILENT = "reported elsewhere"  # the result of a process that leaves the error to the main process
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -22,47 +23,52 @@ def in_processes(
     count: int,
     work: Callable[..., Any],
     *arguments: Any,
-    silent_seconds: float = 8.0,  # for 55, so that all of it takes a few
+    silent_seconds: float = 8.0,  # the default outside tests is 55
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Any]:
-    """What `work` returns in each process, by rank: its value, or the text of the error that is told for it."""
+    """Call `work` with the process group and `arguments` in each of `count` processes. Returns one result per rank.
+
+    A result is the value that `work` returns, the error that the process reports, or `SILENT`. It is None if the
+    process was killed or does not answer.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes, processes = [], []
     for rank in range(count):
         receiver, sender = _context.Pipe(duplex=False)
-        told_by_torchrun = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables = {name: str(value) for name, value in told_by_torchrun.items()} | dict(environment)
+        described = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {name: str(value) for name, value in described.items()} | dict(environment)
         task = (variables, sender, silent_seconds, work, arguments)
         processes.append(_context.Process(target=_one, args=task))
         pipes.append(receiver)
         processes[-1].start()
         sender.close()
-    told: list[Any] = []
+    results: list[Any] = []
     for pipe in pipes:
-        answer = None
-        with suppress(EOFError):  # it was killed
-            if pipe.poll(SOON if told else PATIENCE):  # one that was stopped never answers
-                answer = pipe.recv()
-        told.append(answer)
+        result = None
+        with suppress(EOFError):  # the process was killed
+            if pipe.poll(SOON if results else PATIENCE):  # a suspended process never sends a result
+                result = pipe.recv()
+        results.append(result)
     for process in processes:
         process.kill()
         process.join()
-    return told
+    return results
 
 
 def _one(
-    variables: dict[str, str], sender: Connection, silent_seconds: float, work: Callable[..., Any], given: Any
+    variables: dict[str, str], sender: Connection, silent_seconds: float, work: Callable[..., Any], arguments: Any
 ) -> None:
     os.environ |= variables
-    peers.SILENT_SECONDS, peers.BEAT_SECONDS = silent_seconds, min(peers.BEAT_SECONDS, silent_seconds / 8)
+    heartbeat.SILENT_SECONDS = silent_seconds
+    heartbeat.HEARTBEAT_SECONDS = min(heartbeat.HEARTBEAT_SECONDS, silent_seconds / 8)
     try:
-        with watched(), ranks.joined():
-            sender.send(work(*given))
+        with watched(), process_group.init() as group:
+            sender.send(work(group, *arguments))
             time.sleep(PATIENCE)
-    except InputError as error:
-        sender.send(f"told: {error}")
-    except Silent:
-        sender.send("silent")
-    time.sleep(PATIENCE)  # until it is killed: the first has the store, and may not go before the others
+    except OnecycleError as error:
+        sender.send(f"{type(error).__name__}: {error}")
+    except ReportedElsewhere:
+        sender.send(SILENT)
+    time.sleep(PATIENCE)  # wait to be killed: rank 0 hosts the TCP store, so it must not end first

@@ -4,27 +4,27 @@ from onecycle.distributed import job
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_process_that_torchrun_did_not_start_is_no_part_of_anything() -> None:
+def test_a_process_that_torchrun_did_not_start_has_no_job() -> None:
     assert not job.is_part()
     assert job.name() is None
-    assert not job.may_have_begun()
+    assert not job.may_have_started_before()
 
 
 @pytest.mark.parametrize(
-    ("name", "restarts", "may_have_begun"),
+    ("name", "restarts", "may_have_started_before"),
     [("none", "0", False), ("none", "1", True), ("night", "0", True), ("night", "2", True)],
 )
-def test_a_job_may_have_begun_where_it_has_a_name_or_was_restarted(
-    monkeypatch: pytest.MonkeyPatch, name: str, restarts: str, may_have_begun: bool
+def test_a_job_may_have_started_before_if_it_has_a_name_or_was_restarted(
+    monkeypatch: pytest.MonkeyPatch, name: str, restarts: str, may_have_started_before: bool
 ) -> None:
-    given = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": name, "TORCHELASTIC_RESTART_COUNT": restarts}
-    for variable, value in given.items():
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": name, "TORCHELASTIC_RESTART_COUNT": restarts}
+    for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     assert job.is_part()
     assert job.name() == name
-    assert job.may_have_begun() is may_have_begun
+    assert job.may_have_started_before() is may_have_started_before

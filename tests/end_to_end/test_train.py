@@ -20,8 +20,8 @@ from networks import FINDABLE, NARROW
 from PIL import Image
 
 from onecycle.cli import main
-from onecycle.compute.plan import Acceleration
-from onecycle.core.config import FAST
+from onecycle.compute.plan import ComputePlan
+from onecycle.core.recipes import FAST
 from onecycle.data import ImageSet, load_dataset
 from onecycle.models import Architecture
 from onecycle.predict.predictor import Predictor, load
@@ -37,14 +37,14 @@ FILES = {
     "environment.json",
     "history.jsonl",
     "interpretation.npz",
-    "mistakes.npz",
+    "misclassified.npz",
     "network.json",
-    "pictures/accuracy.png",
-    "pictures/augmentations.png",
-    "pictures/confusion_matrix.png",
-    "pictures/incorrect_predictions.png",
-    "pictures/learning_rate.png",
-    "pictures/loss.png",
+    "plots/accuracy.png",
+    "plots/augmentations.png",
+    "plots/confusion_matrix.png",
+    "plots/incorrect_predictions.png",
+    "plots/learning_rate.png",
+    "plots/loss.png",
     "predictions.npz",
     "report.html",
     "result.json",
@@ -73,7 +73,7 @@ def only_run(out: Path) -> RunFolder:
 
 
 def trained(out: Path, *arguments: str | Path) -> RunFolder:
-    """The folder of a run that went well."""
+    """Train, require success, and return the run folder."""
     outcome = onecycle("train", *arguments, "--out", out)
     assert (outcome.code, outcome.err) == (0, "")
     return only_run(out)
@@ -88,9 +88,10 @@ def history_of(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def assert_same_run(one: RunFolder, other: RunFolder) -> None:
-    """That both came to the same, bit for bit; only the clock may differ."""
-    assert one.read_json(one.environment)["acceleration"] == other.read_json(other.environment)["acceleration"]
-    for name in ("weights", "predictions", "mistakes"):
+    """Check that both runs have the same results, bit for bit. Only durations may differ."""
+    plans = [folder.read_json(folder.environment)["compute_plan"] for folder in (one, other)]
+    assert plans[0] == plans[1]
+    for name in ("weights", "predictions", "misclassified"):
         one_digest, other_digest = (sha256(getattr(run, name).read_bytes()).hexdigest() for run in (one, other))
         assert one_digest == other_digest, name
     histories = [
@@ -101,7 +102,7 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Outcome]:
-    """A run whose rates were given, and what it said. Copy it to change it."""
+    """A finished run with given learning rates, and its output. A test that changes the run folder copies it first."""
     out = tmp_path_factory.mktemp("finished")
     outcome = onecycle("train", *OPTIONS, *RATES, "--out", out)
     assert (outcome.code, outcome.err) == (0, "")
@@ -120,11 +121,11 @@ def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def with_finder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The smallest run that found its rates."""
+    """The smallest run that finds its learning rates."""
     return trained(tmp_path_factory.mktemp("finder"), *TWO_STEPS)
 
 
-# What a run leaves
+# The run folder
 
 
 def test_a_run_has_a_folder_of_its_own_with_exactly_its_files(run: RunFolder) -> None:
@@ -132,8 +133,8 @@ def test_a_run_has_a_folder_of_its_own_with_exactly_its_files(run: RunFolder) ->
     assert files_of(run) == FILES
 
 
-def test_a_run_that_found_its_rates_has_the_curve_and_its_picture_too(with_finder: RunFolder) -> None:
-    assert files_of(with_finder) == FILES | {"lr_finder.json", "pictures/lr_finder.png"}
+def test_a_run_that_finds_its_learning_rates_also_has_the_curve_and_its_plot(with_finder: RunFolder) -> None:
+    assert files_of(with_finder) == FILES | {"lr_finder.json", "plots/lr_finder.png"}
     curve, result = with_finder.read_json(with_finder.lr_finder), with_finder.read_json(with_finder.result)
     assert (result["lr_min"], result["lr_max"]) == (curve["lr_min"], curve["lr_max"])
     assert 0 < curve["lr_min"] < curve["lr_max"] < 1
@@ -146,27 +147,27 @@ def test_the_screen_shows_data_device_every_epoch_and_the_result(finished: tuple
     assert re.match(r"Computing on cpu with \d+ threads?: ", lines[1])
     rows = [line.split() for line in lines if re.match(r" +\d/3 ", line)]
     assert [row[0] for row in rows] == ["1/3", "2/3", "3/3"]
-    assert [row[5] for row in rows] == [f"{record['test_accuracy']:.2%}" for record in history_of(folder)]
-    assert lines[-1].startswith(f"test accuracy {result['test_accuracy']:.2%} at the last epoch (best ")
+    assert [row[5] for row in rows] == [f"{record['eval_accuracy']:.2%}" for record in history_of(folder)]
+    assert lines[-1].startswith(f"test accuracy {result['eval_accuracy']:.2%} at the last epoch (best ")
     assert lines[-1].endswith(f"in {folder.path}")
     assert all(character.isprintable() for line in lines for character in line)
 
 
-def test_the_history_has_a_line_an_epoch_with_exactly_these_fields(run: RunFolder) -> None:
+def test_the_history_has_one_line_per_epoch_with_exactly_these_fields(run: RunFolder) -> None:
     history = history_of(run)
     fields = [
         "epoch",
         "lr",
         "train_loss",
         "train_accuracy",
-        "test_loss",
-        "test_accuracy",
+        "eval_loss",
+        "eval_accuracy",
         "seconds",
         "training_seconds",
     ]
     assert [list(record) for record in history] == [fields] * 3
     assert [record["epoch"] for record in history] == [1, 2, 3]
-    # 12 steps; the peak is where 5/24 of them are done, step 1 (0-based), and 10 more lead back.
+    # Of the 12 steps, the peak is at 5/24, which is step 1 (0-based). The rate then falls for 10 steps.
     down = (0.002 - 1e-5) / 10
     assert [record["lr"] for record in history] == pytest.approx([0.002 - 2 * down, 0.002 - 6 * down, 1e-5])
 
@@ -180,23 +181,23 @@ def test_the_result_agrees_with_history_predictions_and_data(run: RunFolder) -> 
     assert logits.shape == (50, 10) and logits.dtype == np.float32
     accuracy = (logits.argmax(axis=1) == labels).mean()
     loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
-    assert result["test_accuracy"] == history[-1]["test_accuracy"] == accuracy
-    assert result["test_loss"] == history[-1]["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert result["eval_accuracy"] == history[-1]["eval_accuracy"] == accuracy
+    assert result["eval_loss"] == history[-1]["eval_loss"] == pytest.approx(float(loss), rel=1e-5)
     assert result["train_accuracy"] == history[-1]["train_accuracy"]
-    accuracies = [record["test_accuracy"] for record in history]
-    assert result["best_test_accuracy"] == max(accuracies)
+    accuracies = [record["eval_accuracy"] for record in history]
+    assert result["best_eval_accuracy"] == max(accuracies)
     assert result["best_epoch"] == accuracies.index(max(accuracies)) + 1
-    assert all(0 <= record[name] <= 1 for record in history for name in ("train_accuracy", "test_accuracy"))
+    assert all(0 <= record[name] <= 1 for record in history for name in ("train_accuracy", "eval_accuracy"))
     assert result["seconds"] > sum(record["seconds"] for record in history)
     assert result["images_per_second"] == pytest.approx(150 / sum(record["seconds"] for record in history))
     assert result["peak_memory_gib"] > 0.1
-    known = {
+    expected = {
         "recipe": "baseline",
         "dataset": "digits",
         "fingerprint": digits.fingerprint,
         "evaluated_on": "test",
         "train_images": 50,
-        "test_images": 50,
+        "eval_images": 50,
         "notes": [],
         "seed": 0,
         "parameters": 5_096,
@@ -204,32 +205,32 @@ def test_the_result_agrees_with_history_predictions_and_data(run: RunFolder) -> 
         "lr_max": 0.002,
         "epochs": 3,
     }
-    assert {name: result[name] for name in known} == known
+    assert {name: result[name] for name in expected} == expected
 
 
-def test_the_mistakes_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:
-    mistakes, digits = run.read_mistakes(), load_dataset("digits", limit=50).evaluation
+def test_the_misclassified_images_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:
+    misclassified, digits = run.read_misclassified(), load_dataset("digits", limit=50).evaluation
     with np.load(run.predictions) as arrays:
         probabilities = torch.softmax(torch.from_numpy(arrays["logits"]), dim=1).numpy()
     predictions = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predictions != digits.labels)
     assert len(wrong) > 0
-    assert len(mistakes.indices) == min(40, len(wrong))
-    assert set(mistakes.indices) <= set(wrong)
-    np.testing.assert_array_equal(mistakes.images, digits.images[mistakes.indices])
-    np.testing.assert_array_equal(mistakes.labels, digits.labels[mistakes.indices])
-    np.testing.assert_array_equal(mistakes.predictions, predictions[mistakes.indices])
-    confidence = mistakes.probabilities.max(axis=1)
+    assert len(misclassified.indices) == min(40, len(wrong))
+    assert set(misclassified.indices) <= set(wrong)
+    np.testing.assert_array_equal(misclassified.images, digits.images[misclassified.indices])
+    np.testing.assert_array_equal(misclassified.labels, digits.labels[misclassified.indices])
+    np.testing.assert_array_equal(misclassified.predictions, predictions[misclassified.indices])
+    confidence = misclassified.probabilities.max(axis=1)
     assert (np.diff(confidence) <= 0).all()
     assert confidence == pytest.approx(np.sort(probabilities[wrong].max(axis=1))[::-1][:40], abs=1e-6)
 
 
-def test_configuration_environment_and_fingerprint_are_kept(run: RunFolder) -> None:
+def test_configuration_environment_and_fingerprint_are_recorded(run: RunFolder) -> None:
     config, environment = run.read_json(run.config), run.read_json(run.environment)
     assert config["data"] == "digits" and config["limit"] == 50 and config["lr_max"] == 0.002
     assert config["out"] == str(run.path.parent)
     assert environment["dataset"]["fingerprint"] == run.read_json(run.result)["fingerprint"]
-    assert environment["acceleration"]["threads"] == environment["hardware"]["cores"]
+    assert environment["compute_plan"]["threads"] == environment["hardware"]["cores"]
     assert environment["autotune"][0]["milliseconds"]["float32"] > 0
     assert environment["versions"]["torch"] == torch.__version__
 
@@ -245,55 +246,58 @@ def test_classes_input_size_and_normalization_travel_with_the_weights(run: RunFo
     assert metadata["preprocessing"]["std"] == pytest.approx(channels.std(axis=0))
 
 
-# The same again
+# Evaluation and repetition
 
 
 def test_evaluating_a_run_gives_its_result_to_the_last_digit(run: RunFolder) -> None:
-    outcome = onecycle("evaluate", run.path)
+    outcome = onecycle("evaluate", "--run", run.path)
     result = run.read_json(run.result)
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"test accuracy {result['test_accuracy']}, loss {result['test_loss']}\n" in outcome.out
-    assert "to the last digit" in outcome.out
+    assert f"test accuracy {result['eval_accuracy']}, loss {result['eval_loss']}\n" in outcome.out
+    assert outcome.out.endswith("agrees with the recorded result\n")
 
 
-@pytest.mark.parametrize("field", ["test_accuracy", "test_loss"])
-def test_a_result_that_was_altered_does_not_stand(copied: RunFolder, field: str) -> None:
+@pytest.mark.parametrize("field", ["eval_accuracy", "eval_loss"])
+def test_evaluate_detects_a_result_that_was_altered(copied: RunFolder, field: str) -> None:
     result = copied.read_json(copied.result)
     copied.write_json(copied.result, {**result, field: result[field] + 1e-6})
-    outcome = onecycle("evaluate", copied.path)
+    outcome = onecycle("evaluate", "--run", copied.path)
     assert outcome.code == 1
-    assert "these differ" in outcome.err
+    assert outcome.err.startswith("differs from the recorded result: test accuracy ")
 
 
 def test_evaluating_on_other_data_is_refused(run: RunFolder, image_folder: Path) -> None:
-    outcome = onecycle("evaluate", run.path, "--data", image_folder)
+    outcome = onecycle("evaluate", "--run", run.path, "--data", image_folder)
     assert (outcome.code, outcome.out) == (2, "")
-    assert re.fullmatch(r"onecycle: .* was trained on other data: fingerprint [0-9a-f]{12}, and .*\n", outcome.err)
+    assert re.fullmatch(
+        r"onecycle: .* was trained on other data: its fingerprint is [0-9a-f]{12}, that of .* is [0-9a-f]{12}; .*\n",
+        outcome.err,
+    )
 
 
-# Of a machine with one core torch says that two are many; from Python 3.12 on a fork beside threads warns.
+# torch warns about two workers on a machine with one core. Python 3.12 warns about a fork in a process with threads.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_runs_configuration_repeats_it_bit_for_bit_with_any_number_of_workers(run: RunFolder, tmp_path: Path) -> None:
     again = trained(tmp_path / "again", "--config", run.config, "--workers", "2")
     assert_same_run(again, run)
-    told = [{**folder.read_json(folder.config), "workers": 0, "out": ""} for folder in (again, run)]
-    assert told[0] == told[1]
+    configs = [{**folder.read_json(folder.config), "workers": 0, "out": ""} for folder in (again, run)]
+    assert configs[0] == configs[1]
 
 
-def test_found_rates_given_by_hand_make_the_same_run_and_another_seed_makes_another(
+def test_a_found_pair_given_by_hand_makes_the_same_run_and_another_seed_a_different_one(
     with_finder: RunFolder, tmp_path: Path
 ) -> None:
     found = with_finder.read_json(with_finder.lr_finder)
     rates = ["--lr-min", repr(found["lr_min"]), "--lr-max", repr(found["lr_max"])]
     by_hand = trained(tmp_path / "by hand", *TWO_STEPS, *rates)
-    assert_same_run(by_hand, with_finder)  # that the rates were found changes nothing else
+    assert_same_run(by_hand, with_finder)  # finding the learning rates changes nothing else
     assert files_of(by_hand) == FILES
     other = trained(tmp_path / "other", *TWO_STEPS, *rates, "--seed", "1")
     assert other.weights.read_bytes() != by_hand.weights.read_bytes()
 
 
-def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finder: RunFolder, tmp_path: Path) -> None:
+def test_find_lr_writes_the_curve_that_training_finds_and_its_plot(with_finder: RunFolder, tmp_path: Path) -> None:
     outcome = onecycle("find-lr", "--config", with_finder.config, "--out", tmp_path / "out")
     folder = only_run(tmp_path / "out")
     assert (outcome.code, outcome.err) == (0, "")
@@ -304,13 +308,13 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finde
         "environment.json",
         "lr_finder.json",
         "network.json",
-        "pictures/augmentations.png",
-        "pictures/lr_finder.png",
+        "plots/augmentations.png",
+        "plots/lr_finder.png",
     }
     assert folder.lr_finder.read_bytes() == with_finder.lr_finder.read_bytes()
-    picture = "pictures/lr_finder.png"
-    assert (folder.path / picture).read_bytes() == (with_finder.path / picture).read_bytes()
-    assert outcome.out.splitlines()[-2:] == [str(folder.lr_finder), str(folder.path / picture)]
+    plot = "plots/lr_finder.png"
+    assert (folder.path / plot).read_bytes() == (with_finder.path / plot).read_bytes()
+    assert outcome.out.splitlines()[-2:] == [str(folder.lr_finder), str(folder.path / plot)]
     curve = folder.read_json(folder.lr_finder)
     assert f"LR min {curve['lr_min']:.2e}, LR max {curve['lr_max']:.2e}" in outcome.out
     assert all(f"{name} {lr:.2e}" in outcome.out for name, lr in curve["suggestions"].items())
@@ -320,9 +324,9 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_picture(with_finde
 
 
 def killed_after_its_first_epoch(out: Path, *options: str) -> RunFolder:
-    """The folder of a run that was killed when its first checkpoint was there; of the run of `finished` by default."""
-    words = ["train", *(options or (*OPTIONS, *RATES)), "--out", str(out)]
-    process = multiprocessing.get_context("forkserver").Process(target=onecycle, args=words)
+    """The folder of a run that was killed after its first checkpoint. The default options are those of `finished`."""
+    arguments = ["train", *(options or (*OPTIONS, *RATES)), "--out", str(out)]
+    process = multiprocessing.get_context("forkserver").Process(target=onecycle, args=arguments)
     process.start()
     try:
         while not list(out.glob("*/checkpoint.safetensors")):
@@ -337,7 +341,7 @@ def killed_after_its_first_epoch(out: Path, *options: str) -> RunFolder:
 def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(run: RunFolder, tmp_path: Path) -> None:
     killed = killed_after_its_first_epoch(tmp_path / "out")
     assert killed.checkpoint.exists() and not killed.result.exists()
-    killed.history.unlink(missing_ok=True)  # the kill may come before it is written
+    killed.history.unlink(missing_ok=True)  # the kill may come before the history is written
     outcome = onecycle("train", "--resume", killed.path)
     assert (outcome.code, outcome.err) == (0, "")
     assert re.search(r"Resuming .* after epoch [12](, step \d+)?\n", outcome.out)
@@ -349,58 +353,49 @@ def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     ]
     assert results[0] == results[1]
     for name in ("accuracy", "loss", "learning_rate", "confusion_matrix", "incorrect_predictions", "augmentations"):
-        assert (killed.pictures / f"{name}.png").read_bytes() == (run.pictures / f"{name}.png").read_bytes()
+        assert (killed.plots / f"{name}.png").read_bytes() == (run.plots / f"{name}.png").read_bytes()
 
 
-def test_a_recipe_for_the_impatient_goes_all_the_way_and_can_be_killed(tmp_path: Path) -> None:
+def test_the_fast_recipe_trains_to_the_end_and_resumes_after_a_kill(tmp_path: Path) -> None:
     options = (
-        "--recipe",
-        "fast",
-        *NARROW[2:],
-        "--data",
-        "digits",
-        "--limit",
-        "90",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "30",
+        *("--recipe", "fast", *NARROW[2:], "--data", "digits", "--limit", "90"),
+        *("--epochs", "3", "--batch-size", "30"),
     )
     run = trained(tmp_path / "whole", *options)
     result = run.read_result()
     assert (result.recipe, result.lr_max, result.lr_min) == ("fast", FAST.lr_max, 0)
     assert result.tta_accuracy is not None and 0 <= result.tta_accuracy <= 1
-    assert not run.lr_finder.exists(), "the rates are part of the recipe"
+    assert not run.lr_finder.exists(), "the learning rates are part of the recipe"
     killed = killed_after_its_first_epoch(tmp_path / "killed", *options)
     assert onecycle("train", "--resume", killed.path).code == 0
     assert_same_run(killed, run)
     assert killed.read_result().tta_accuracy == result.tta_accuracy
-    assert onecycle("evaluate", run.path).code == 0
+    assert onecycle("evaluate", "--run", run.path).code == 0
     assert Predictor.load(run.weights).architecture == Architecture.of(replace(FAST, widths=(8, 8, 8)))
 
 
 @pytest.fixture
 def begun(run: RunFolder, tmp_path: Path) -> RunFolder:
-    """The folder of the same run as `finished`, as it was before its first epoch."""
+    """A run folder as the run `finished` had it before its first epoch."""
     begun = RunFolder(tmp_path / "begun")
-    begun.pictures.mkdir(parents=True)
+    begun.plots.mkdir(parents=True)
     for name in ("config.json", "environment.json", "network.json", "augmentations.npz"):
         shutil.copy(run.path / name, begun.path)
     return begun
 
 
-def test_resume_and_evaluation_compute_the_way_that_the_run_began(begun: RunFolder) -> None:
+def test_resume_and_evaluation_use_the_compute_plan_of_the_run(begun: RunFolder) -> None:
     environment = begun.read_json(begun.environment)
-    way = Acceleration(small_map_products=True, threads=1)  # which no machine would choose
-    begun.write_json(begun.environment, {**environment, "acceleration": way.to_json()})
+    plan = ComputePlan(im2col_gemm=True, threads=1)  # no machine would choose this plan
+    begun.write_json(begun.environment, {**environment, "compute_plan": plan.to_json()})
     outcome = onecycle("train", "--resume", begun.path)
     assert (outcome.code, outcome.err) == (0, "")
-    assert "Computing on cpu with 1 thread: float32, small maps as products\n" in outcome.out
-    assert "to the last digit" in onecycle("evaluate", begun.path).out
+    assert "Computing on cpu with 1 thread: float32, im2col GEMM\n" in outcome.out
+    assert onecycle("evaluate", "--run", begun.path).out.endswith("agrees with the recorded result\n")
 
 
-def test_a_run_that_did_not_reach_its_first_epoch_begins_anew(begun: RunFolder, run: RunFolder) -> None:
-    # What a kill in the middle of a write leaves.
+def test_a_run_that_was_stopped_before_its_first_epoch_starts_again(begun: RunFolder, run: RunFolder) -> None:
+    # A kill in the middle of a write leaves this file.
     (begun.path / f".{begun.checkpoint.name}.4711.tmp").write_bytes(b"half a ch")
     outcome = onecycle("train", "--resume", begun.path)
     assert (outcome.code, outcome.err) == (0, "")
@@ -415,33 +410,33 @@ def test_a_complete_run_is_not_resumed(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "told"),
+    ("options", "reason"),
     [
-        (["--epochs", "5"], "epochs was 3 and is 5 (the rate of every step depends on their number"),
+        (["--epochs", "5"], "epochs was 3 and is 5 (the learning rate of every step depends on it"),
         (["--lr-max", "0.1", "--seed", "2"], "lr_max was 0.002 and is 0.1; seed was 0 and is 2"),
         (["--recipe", "quick"], "recipe was baseline and is quick"),
-        (["--config", "config.json"], "--resume goes on as it was configured; leave out --config"),
+        (["--config", "config.json"], "--resume uses the saved configuration; remove --config"),
     ],
 )
-def test_a_run_is_resumed_as_it_was_configured(copied: RunFolder, others: list[str], told: str) -> None:
+def test_a_run_resumes_only_with_its_own_configuration(copied: RunFolder, options: list[str], reason: str) -> None:
     copied.result.unlink()
-    outcome = onecycle("train", "--resume", copied.path, *others)
+    outcome = onecycle("train", "--resume", copied.path, *options)
     assert (outcome.code, outcome.out) == (2, "")
-    assert told in outcome.err
+    assert reason in outcome.err
 
 
-def test_a_run_begun_before_and_interrupted_is_offered(tmp_path: Path) -> None:
+def test_an_interrupted_run_with_the_same_configuration_is_mentioned(tmp_path: Path) -> None:
     killed = killed_after_its_first_epoch(tmp_path / "out")
     outcome = onecycle("train", *OPTIONS, *RATES, "--out", tmp_path / "out")
     assert outcome.code == 0
-    offer = f"The same run was begun before and interrupted: `onecycle train --resume {killed.path}` goes on with it."
-    assert offer in outcome.out
-    assert killed.checkpoint.exists(), "it is still there"
+    mention = f"The same run was interrupted before; `onecycle train --resume {killed.path}` goes on with it."
+    assert mention in outcome.out
+    assert killed.checkpoint.exists(), "the interrupted run is unchanged"
     other = onecycle("train", *OPTIONS, *RATES, "--seed", "1", "--out", tmp_path / "out")
-    assert "was begun before" not in other.out
+    assert "was interrupted before" not in other.out
 
 
-def test_a_run_whose_data_changed_is_not_resumed(copied: RunFolder) -> None:
+def test_a_run_whose_data_has_changed_is_not_resumed(copied: RunFolder) -> None:
     copied.result.unlink()
     copied.write_json(copied.config, {**copied.read_json(copied.config), "limit": 40})
     outcome = onecycle("train", "--resume", copied.path)
@@ -449,10 +444,10 @@ def test_a_run_whose_data_changed_is_not_resumed(copied: RunFolder) -> None:
     assert "was trained on other data" in outcome.err
 
 
-# Other ways to train
+# Other data
 
 
-def test_validation_images_are_held_out_of_training_and_said_to_be_so(tmp_path: Path) -> None:
+def test_validation_images_are_held_out_of_training_and_named_in_the_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = onecycle("train", *TWO_STEPS, *RATES, "--validation", "100", "--out", out)
     assert (outcome.code, outcome.err) == (0, "")
@@ -465,17 +460,19 @@ def test_validation_images_are_held_out_of_training_and_said_to_be_so(tmp_path: 
     assert "20 training images, 20 validation images" in outcome.out
     assert "val loss" in outcome.out and "test loss" not in outcome.out
     assert outcome.out.splitlines()[-1].startswith("validation accuracy ")
-    assert onecycle("evaluate", folder.path).out.startswith("validation accuracy ")
+    assert onecycle("evaluate", "--run", folder.path).out.startswith("validation accuracy ")
 
 
-def test_without_cifar10_and_network_digits_stand_in_and_nobody_can_miss_it(
+def test_without_cifar10_and_network_digits_are_used_with_a_prominent_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = [option if option != "digits" else "auto" for option in TWO_STEPS]
     outcome = onecycle("train", *options, *RATES, "--out", "out")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.startswith("!!! THIS IS NOT CIFAR-10: scikit-learn's handwritten digits stand in for it")
+    assert outcome.out.startswith(
+        "!!! THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits, so the accuracy says nothing"
+    )
     folder = only_run(tmp_path / "out")
     assert folder.path.name.startswith("baseline-digits-")
     for notes in (folder.read_json(folder.result)["notes"], folder.read_json(folder.environment)["dataset"]["notes"]):
@@ -484,34 +481,34 @@ def test_without_cifar10_and_network_digits_stand_in_and_nobody_can_miss_it(
     assert folder.read_json(folder.result)["dataset"] == "digits"
 
 
-def test_ones_own_folder_of_images_is_trained_on_and_named(image_folder: Path, tmp_path: Path) -> None:
+def test_a_run_on_an_image_folder_has_the_name_of_the_folder(image_folder: Path, tmp_path: Path) -> None:
     options = [*NARROW, "--data", image_folder, "--epochs", "1", "--batch-size", "25", "--workers", "0", *RATES]
     folder = trained(tmp_path / "out", *options)
     result = folder.read_json(folder.result)
     assert folder.path.name.startswith("baseline-handwritten-")
-    assert (result["dataset"], result["train_images"], result["test_images"]) == ("handwritten", 50, 20)
+    assert (result["dataset"], result["train_images"], result["eval_images"]) == ("handwritten", 50, 20)
     moved = Path(shutil.copytree(image_folder, tmp_path / "moved"))
-    assert onecycle("evaluate", folder.path, "--data", moved).code == 0
+    assert onecycle("evaluate", "--run", folder.path, "--data", moved).code == 0
 
 
 # Prediction
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, tiny: tuple[ImageSet, ImageSet]) -> list[Path]:
+def images(tmp_path: Path, tiny: tuple[ImageSet, ImageSet]) -> list[Path]:
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, pixels in zip(paths, tiny[1].images, strict=False):
         Image.fromarray(pixels).save(path)
     return paths
 
 
-def test_predict_prints_file_class_and_probability(run: RunFolder, pictures: list[Path]) -> None:
-    outcome = onecycle("predict", "--run", run.path, "--top", 1, *pictures)
+def test_predict_prints_file_class_and_probability(run: RunFolder, images: list[Path]) -> None:
+    outcome = onecycle("predict", "--run", run.path, "--top", 1, *images)
     assert (outcome.code, outcome.err) == (0, "")
-    expected = load(run.path).predict(pictures)
+    expected = load(run.path).predict(images)
     assert [line.split("\t") for line in outcome.out.splitlines()] == [
-        [str(path), prediction.label, f"{prediction.probability:.2%}"]
-        for path, prediction in zip(pictures, expected, strict=True)
+        [str(path), prediction.class_name, f"{prediction.probability:.2%}"]
+        for path, prediction in zip(images, expected, strict=True)
     ]
 
 
@@ -519,34 +516,32 @@ def test_predict_agrees_with_the_evaluation_of_the_run(run: RunFolder) -> None:
     digits = load_dataset("digits", limit=50).evaluation
     predictions = Predictor.load(run.weights).predict([Image.fromarray(pixels) for pixels in digits.images])
     recorded = torch.softmax(torch.from_numpy(run.read_arrays(run.predictions)["logits"]), dim=1).numpy()
-    # The run may have been computed in bfloat16, which has 8 bits; prediction is in float32.
+    # The run may have computed in bfloat16, which has 8 bits of precision. This prediction is in float32.
     np.testing.assert_allclose([p.probabilities for p in predictions], recorded, atol=0.05)
 
 
-def test_an_unreadable_picture_does_not_keep_the_others_from_their_names(
-    run: RunFolder, pictures: list[Path], tmp_path: Path
+def test_an_unreadable_image_does_not_stop_the_prediction_of_the_others(
+    run: RunFolder, images: list[Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "text.jpg").write_text("this is no picture")
-    outcome = onecycle(
-        "predict", "--run", run.path, pictures[0], tmp_path / "text.jpg", tmp_path / "gone.png", pictures[1]
-    )
+    (tmp_path / "text.jpg").write_text("this is not an image")
+    outcome = onecycle("predict", "--run", run.path, images[0], tmp_path / "text.jpg", tmp_path / "gone.png", images[1])
     assert outcome.code == 2
-    assert [line.split("\t")[0] for line in outcome.out.splitlines()] == [str(path) for path in pictures[:2]]
+    assert [line.split("\t")[0] for line in outcome.out.splitlines()] == [str(path) for path in images[:2]]
     assert outcome.err.splitlines() == [
-        f"onecycle: {tmp_path / 'text.jpg'}: not a picture (18 bytes); replace or remove it",
+        f"onecycle: {tmp_path / 'text.jpg'}: not an image (20 bytes); replace or remove it",
         f"onecycle: there is no file {tmp_path / 'gone.png'}; check the name",
         "onecycle: 2 of 4 could not be read",
     ]
 
 
-def test_predict_with_weights_that_are_damaged_is_refused(copied: RunFolder, pictures: list[Path]) -> None:
+def test_predict_with_weights_that_are_damaged_is_refused(copied: RunFolder, images: list[Path]) -> None:
     copied.weights.write_bytes(copied.weights.read_bytes()[:1000])
-    outcome = onecycle("predict", "--run", copied.path, *pictures)
+    outcome = onecycle("predict", "--run", copied.path, *images)
     assert (outcome.code, outcome.out) == (2, "")
     assert re.fullmatch(r"onecycle: .*weights\.safetensors (cannot be read|is damaged).*\n", outcome.err)
 
 
-# A run folder that was meddled with
+# Damaged run folders
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")], ids=["gone", "{}"])
@@ -555,7 +550,7 @@ def test_a_record_that_is_lost_or_damaged_is_named_in_one_line(
     copied: RunFolder, name: str, damage: Callable[[Path], object]
 ) -> None:
     damage(copied.path / name)
-    outcome = onecycle("evaluate", copied.path)
+    outcome = onecycle("evaluate", "--run", copied.path)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("onecycle: ") and outcome.err.count("\n") == 1
     assert name in outcome.err

@@ -1,4 +1,4 @@
-"""What the tests of faults share; the figures that `make faults` publishes."""
+"""Fixtures for tests/faults, and the figures that `make faults` publishes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from planted import Fault
 from shared import made_once
-from small_runs import PATIENCE, SMALL, Place, Reference, bits
+from small_runs import PATIENCE, SMALL, Reference, Workspace, bits
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import PLAIN
+from onecycle.compute.plan import EAGER
 from onecycle.run import environment
 
 RECORD = Path(__file__).parents[2] / "results" / "reliability.json"
@@ -21,7 +21,7 @@ _counted: dict[str, Any] = {BAD_INPUTS: 0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--whole", action="store_true", help="all faults, not a few; writes results/reliability.json")
+    parser.addoption("--whole", action="store_true", help="test all faults; write results/reliability.json")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -36,44 +36,44 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def figures(request: pytest.FixtureRequest, whole: bool) -> Iterator[dict[str, Any]]:
-    """What the tests have counted; a whole suite that passes writes it down."""
+    """Counts that the tests add up. They are written to `RECORD` when the whole suite passes."""
     yield _counted
     if whole and not request.session.testsfailed and not request.config.option.keyword:
-        described = environment.describe(hardware.detect(), PLAIN)
-        del described["acceleration"]  # each run has its own
+        described = environment.describe(hardware.detect(), EAGER)
+        del described["compute_plan"]  # each run has a compute plan of its own
         RECORD.write_text(json.dumps({**_counted, "environment": described}, indent=2) + "\n")
 
 
 @pytest.fixture
-def new_place(tmp_path: Path) -> Callable[[object], Place]:
-    """Makes a working folder of that name."""
+def new_workspace(tmp_path: Path) -> Callable[[object], Workspace]:
+    """A function that creates a workspace with the given name."""
 
-    def make(name: object) -> Place:
+    def make(name: object) -> Workspace:
         path = tmp_path / str(name)
         path.mkdir()
-        return Place(path)
+        return Workspace(path)
 
     return make
 
 
 @pytest.fixture
-def place(new_place: Callable[[object], Place]) -> Place:
-    return new_place("place")
+def workspace(new_workspace: Callable[[object], Workspace]) -> Workspace:
+    return new_workspace("workspace")
 
 
 @pytest.fixture(scope="session")
 def reference(for_all_workers: Path) -> Reference:
     def make(folder: Path) -> None:
-        first, second = Place(folder / "first"), Place(folder / "second")
+        first, second = Workspace(folder / "first"), Workspace(folder / "second")
         first.path.mkdir()
-        assert first.onecycle(*SMALL).code == 0  # it measures how to compute, and remembers
+        assert first.onecycle(*SMALL).code == 0  # the first run measures compute plans and caches the fastest plan
         second.path.mkdir()
         noted = [Fault("os.replace", "note"), Fault("os.fsync", "note")]
         ended = second.onecycle(*SMALL, faults=noted, save_seconds=PATIENCE)
-        assert ended.code == 0, ended.said
-        assert bits(first) == bits(second), "two runs with one seed differ"
+        assert ended.code == 0, ended.output
+        assert bits(first) == bits(second), "two runs with the same seed differ"
         (folder / "seconds").write_text(str(ended.seconds))
 
     folder = made_once(for_all_workers / "reference", make)
-    place = Place(folder / "second")
-    return Reference(bits(place), float((folder / "seconds").read_text()), place)
+    workspace = Workspace(folder / "second")
+    return Reference(bits(workspace), float((folder / "seconds").read_text()), workspace)

@@ -1,4 +1,4 @@
-"""A command line in a process of its own, with faults planted in it: it is killed there, or told to stop."""
+"""Run `onecycle` in a process of its own with planted faults: a kill, a signal, an error, a hang."""
 
 import errno
 import importlib
@@ -13,20 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onecycle.distributed import peers
+from onecycle.distributed import heartbeat
 
-LIMIT = 8192  # bytes
-CALLS_NOTED, HANGS = "calls", "hangs"  # files in the run's working folder
+LIMIT = 8192  # bytes: the largest file that the fault "limit" allows
+CALLS_NOTED, HANGS = "calls", "hangs"  # files in the working folder of the run
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens when the function `at` is called for the `call`-th time, just before it does its work.
+    """A fault that happens at call number `call` of the function `at`, just before the function does its work.
 
-    It `does` "kill", "tear" (cut the file to be flushed, then kill), "note" (every call), or it has the name of a
-    signal, with "to all" if the process's children get it first, or of an error of the operating system. It may also
-    "vanish" the folder of runs, "limit" files to so few bytes that no checkpoint fits, or "hang" for good, which is
-    then noticed after a few seconds.
+    `does` is one of:
+        "kill": kill the process.
+        "tear": truncate the file that is about to be flushed, then kill the process.
+        "note": record every call of the function in a file.
+        "vanish": remove the folder `runs`.
+        "limit": limit the size of files to `LIMIT`, so that no checkpoint can be written.
+        "hang": hang until the watchdog ends the process after a few seconds.
+        the name of a signal, such as "SIGINT": send the signal to the process.
+        the name of a signal and "to all": send the signal to the children of the process, then to the process.
+        the name of an errno, such as "ENOSPC": raise an OSError with that errno.
     """
 
     at: str
@@ -37,13 +43,13 @@ class Fault:
 def run(
     arguments: Sequence[str], folder: Path, environment: dict[str, str], faults: Sequence[Fault], save_seconds: float
 ) -> None:
-    """What the process runs: `onecycle` with `arguments`, in `folder`. A file beside it takes what it prints."""
+    """Run `onecycle` with `arguments` in this process, in `folder`. The output goes into a file beside the folder."""
     os.chdir(folder)
     os.environ |= environment
-    descriptor = os.open(said_by(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(output_file(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background jobs ignore SIGINT
     from onecycle import cli
     from onecycle.run import autosave
 
@@ -52,21 +58,21 @@ def run(
         plant(fault)
     code = cli.main(arguments)
     sys.stdout.flush()
-    ended_with(folder).write_text(str(code))
+    exit_code_file(folder).write_text(str(code))
     sys.exit(code)
 
 
-def said_by(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.said")
+def output_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.output")
 
 
-def ended_with(folder: Path) -> Path:
+def exit_code_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.code")
 
 
 def plant(fault: Fault) -> None:
     owner_name, _, name = fault.at.rpartition(".")
-    owner = named(owner_name)
+    owner = resolved(owner_name)
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
@@ -83,12 +89,13 @@ def plant(fault: Fault) -> None:
     setattr(owner, name, faulty)
 
 
-def named(name: str) -> Any:
+def resolved(name: str) -> Any:
+    """The module or attribute with the dotted `name`."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         owner, _, last = name.rpartition(".")
-        return getattr(named(owner), last)
+        return getattr(resolved(owner), last)
 
 
 def happen(what: str, arguments: Sequence[Any]) -> None:
@@ -101,7 +108,7 @@ def happen(what: str, arguments: Sequence[Any]) -> None:
     elif what == "vanish":
         shutil.rmtree("runs")
     elif what == "hang":
-        peers.SILENT_SECONDS = 4
+        heartbeat.SILENT_SECONDS = 4
         Path(HANGS).touch()
         time.sleep(1000)
     elif what == "limit":

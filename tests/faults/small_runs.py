@@ -1,4 +1,4 @@
-"""Small, real runs in processes of their own, which can be killed and hindered."""
+"""Small training runs in separate processes, which tests can kill and disturb."""
 
 import multiprocessing
 import os
@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import studies
-from planted import CALLS_NOTED, Fault, ended_with, run, said_by
+from planted import CALLS_NOTED, Fault, exit_code_file, output_file, run
 
 from onecycle.storage.run_folder import RunFolder
 
-# A network that learns in a second, by the same loop as every other; the images augmented one by one, in workers.
+# A run that trains a small network in a second. Worker processes augment the images one by one.
 REPORTED = [
     *("train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60"),
     *("--epochs", "3", "--batch-size", "12", "--out", "runs"),
-    *("--augmentation", "albumentations", "--padding", "4", "--hole", "8", "--flip", "random"),
+    *("--augmentation", "albumentations", "--padding", "4", "--cutout", "8", "--flip", "random"),
 ]
 SMALL = [*REPORTED, "--no-report"]
-SOON = 0.1  # seconds between two savings within an epoch, so that short runs have some
+SOON = 0.1  # seconds between checkpoints within an epoch: short enough that a small run saves some
 PATIENCE = 600  # seconds
 
 processes = multiprocessing.get_context("forkserver")
@@ -35,20 +35,20 @@ Result = TypeVar("Result")
 
 
 def two_at_a_time(work: Callable[[Case], Result], cases: Iterable[Case]) -> list[Result]:
-    """What `work` says to each case. A small run leaves a core idle for much of its time."""
+    """The results of `work` for all `cases`. Two cases run at a time, because a small run leaves a core mostly idle."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(work, cases))
 
 
 @dataclass(frozen=True)
 class Ended:
-    code: int  # minus the number of the signal that killed it
-    said: str
+    code: int  # the exit code, or minus the number of the signal that killed the process
+    output: str
     seconds: float
 
     @property
     def last_line(self) -> str:
-        return self.said.splitlines()[-1] if self.said.strip() else ""
+        return self.output.splitlines()[-1] if self.output.strip() else ""
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,25 @@ class Started:
     began: float
 
     def end(self, *, kill_after: float | None = None) -> Ended:
-        """Wait for it, or kill it so many seconds after its start."""
+        """Wait until the process ends. If it still runs `kill_after` seconds after its start, kill it."""
         self.process.join(PATIENCE if kill_after is None else max(0, self.began + kill_after - time.perf_counter()))
         if self.process.is_alive():
-            assert kill_after is not None, said_by(self.folder).read_text()
+            assert kill_after is not None, output_file(self.folder).read_text()
             self.process.kill()
             self.process.join()
         code = self.process.exitcode
-        if code == 255:  # by which multiprocessing means that it lost the code
-            code = int(ended_with(self.folder).read_text())
+        if code == 255:  # multiprocessing did not get the exit code
+            code = int(exit_code_file(self.folder).read_text())
         assert code is not None
-        said = said_by(self.folder).read_text() if said_by(self.folder).exists() else ""
-        # What is killed may have been cut off in saying that a worker was, which Python does by a traceback.
-        assert code == -9 or "Traceback" not in said, said
-        return Ended(code, said, time.perf_counter() - self.began)
+        output = output_file(self.folder).read_text() if output_file(self.folder).exists() else ""
+        # A process that was killed may already have printed a traceback about a killed worker.
+        assert code == -9 or "Traceback" not in output, output
+        return Ended(code, output, time.perf_counter() - self.began)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A working folder for the commands of one story, and its single run folder."""
+class Workspace:
+    """A working folder for the commands of one test. It contains at most one run folder."""
 
     path: Path
 
@@ -87,9 +87,9 @@ class Place:
         save_seconds: float = SOON,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Started:
-        kept = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "https_proxy": "http://127.0.0.1:9", **environment}
-        process = processes.Process(target=run, args=(arguments, self.path, kept, faults, save_seconds))
-        ended_with(self.path).unlink(missing_ok=True)
+        variables = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "https_proxy": "http://127.0.0.1:9", **environment}
+        process = processes.Process(target=run, args=(arguments, self.path, variables, faults, save_seconds))
+        exit_code_file(self.path).unlink(missing_ok=True)
         began = time.perf_counter()
         process.start()
         return Started(process, self.path, began)
@@ -98,38 +98,39 @@ class Place:
         return self.start(*arguments, faults=faults, save_seconds=save_seconds).end()
 
     def calls(self, at: str) -> int:
-        """How often `at` was called in a run in which that was noted."""
+        """The number of calls of the function `at`. The run must have had the fault "note" at that function."""
         return (self.path / CALLS_NOTED).read_text().splitlines().count(at)
 
     @property
     def run(self) -> RunFolder | None:
-        """The run's folder; None where it was not made."""
+        """The run folder, or None if there is none yet."""
         found = [RunFolder(path.parent) for path in self.path.glob("runs/*/config.json")]
         return found[0] if found else None
 
     @property
     def resume(self) -> list[str]:
-        """The command that goes on: with the run's folder, or anew where there is none."""
+        """The command that resumes the run, or starts it if there is no run folder."""
         run = self.run
         return ["train", "--resume", str(run.path.relative_to(self.path))] if run else SMALL
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nothing disturbed, and how long it took."""
+    """A run without faults, and its duration."""
 
     bits: dict[str, Any]
     seconds: float
-    place: Place
+    workspace: Workspace
 
 
-def bits(place: Place) -> dict[str, Any]:
-    """All that a run came to, without the clock, and its pictures."""
-    run = place.run
-    assert run is not None and run.complete
-    assert {path.name for path in run.path.rglob(".*")} <= {".lock"}, "nothing else is left lying about"
+def bits(workspace: Workspace) -> dict[str, Any]:
+    """All results of the run, including its plots, but without durations."""
+    run = workspace.run
+    assert run is not None and run.is_complete
+    assert {path.name for path in run.path.rglob(".*")} <= {".lock"}, "the run leaves no temporary file behind"
+    arrays = run.read_arrays(run.misclassified)
     return {
         **studies.bits(run),
-        "mistakes": {name: np.asarray(array).tobytes() for name, array in run.read_arrays(run.mistakes).items()},
-        "pictures": {path.name: path.read_bytes() for path in sorted(run.pictures.iterdir())},
+        "misclassified": {name: np.asarray(array).tobytes() for name, array in arrays.items()},
+        "plots": {path.name: path.read_bytes() for path in sorted(run.plots.iterdir())},
     }

@@ -1,4 +1,4 @@
-"""Mutated files: whatever is in them, a reader gives what they hold or says in one line that it cannot."""
+"""A reader of a mutated file returns the content or raises a one-line error."""
 
 import io
 import tarfile
@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onecycle.core.errors import InputError
-from onecycle.data.preprocessing import conversions, open_picture, to_square
+from onecycle.data.preprocessing import conversions, open_image, to_square
 from onecycle.data.readers.entries import entries_of
 from onecycle.data.readers.loading import load_dataset
 from onecycle.storage.checkpoint import load_tensors, save_tensors
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 FRAMES = [Image.fromarray(np.roll(PIXELS, turn, axis=0)) for turn in range(3)]
-TURNED = Image.Exif()
-TURNED[0x0112] = 6
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
 
 
 def encoded(format: str, **options: Any) -> bytes:
@@ -31,38 +31,38 @@ def encoded(format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-PICTURES = {
+IMAGES = {
     **{format: encoded(format) for format in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")},
-    **{f"turned {format}": encoded(format, exif=TURNED.tobytes()) for format in ("JPEG", "PNG", "WEBP")},
+    **{f"rotated {format}": encoded(format, exif=ROTATED.tobytes()) for format in ("JPEG", "PNG", "WEBP")},
     "animated GIF": encoded("GIF", save_all=True, append_images=FRAMES[1:]),
     "animated PNG": encoded("PNG", save_all=True, append_images=FRAMES[1:]),
     "animated WEBP": encoded("WEBP", save_all=True, append_images=FRAMES[1:]),
 }
 
-# Where a file is changed, as a part of its length, and what is put there.
+# The position of a change as a fraction of the file's length, the new bytes, and whether to insert or overwrite.
 Mutation = tuple[float, bytes, bool]
 mutations = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8), st.booleans()), max_size=6)
 
 
 def mutated(content: bytes, changes: list[Mutation], kept: float) -> bytes:
     changed = bytearray(content)
-    for place, put, inserted in changes:
+    for place, new, inserted in changes:
         start = int(place * len(changed))
-        changed[start : start if inserted else start + len(put)] = put
+        changed[start : start if inserted else start + len(new)] = new
     return bytes(changed[: int(kept * len(changed))])
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGES)
 @settings(max_examples=25)
 @given(changes=mutations, kept=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]))
-def test_a_mutated_picture(kind: str, changes: list[Mutation], kept: float) -> None:
+def test_a_mutated_image_is_read_or_refused_in_one_line(kind: str, changes: list[Mutation], kept: float) -> None:
     try:
-        image = open_picture(mutated(PICTURES[kind], changes, kept), "picture.png")
+        image = open_image(mutated(IMAGES[kind], changes, kept), "image.png")
     except InputError as error:
-        assert str(error).startswith("picture.png: ") and "\n" not in str(error)
+        assert str(error).startswith("image.png: ") and "\n" not in str(error)
     else:
         assert to_square(image, 32).shape == (32, 32, 3)
-        conversions(image, "picture.png")
+        conversions(image, "image.png")
 
 
 def a_tar(files: dict[str, bytes], mode: str) -> bytes:
@@ -88,18 +88,16 @@ ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "tar.gz": lambda files: a_tar(files, "w:gz"),
     "zip": a_zip,
 }
-FILES = {
-    f"{split}/{name}/{row}.png": PICTURES["PNG"] for split in ("train", "test") for name in "ab" for row in range(2)
-}
+FILES = {f"{split}/{name}/{row}.png": IMAGES["PNG"] for split in ("train", "test") for name in "ab" for row in range(2)}
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
 @settings(max_examples=25)
 @given(changes=mutations, kept=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]))
-def test_a_mutated_archive(
+def test_a_mutated_archive_is_read_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[Mutation], kept: float
 ) -> None:
-    path = tmp_path_factory.mktemp("archive") / f"pictures.{kind}"
+    path = tmp_path_factory.mktemp("archive") / f"images.{kind}"
     path.write_bytes(mutated(ARCHIVES[kind](FILES), changes, kept))
     try:
         for entry in entries_of(path):
@@ -114,7 +112,7 @@ def test_a_mutated_archive(
 
 @settings(max_examples=50)
 @given(changes=mutations.filter(bool), kept=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]))
-def test_a_mutated_file_of_weights(
+def test_mutated_weights_are_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, changes: list[Mutation], kept: float
 ) -> None:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"

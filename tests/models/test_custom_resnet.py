@@ -48,7 +48,7 @@ def network() -> CustomResNet:
     return CustomResNet()
 
 
-def test_it_inherits_the_composite() -> None:
+def test_it_inherits_model_composite() -> None:
     assert CustomResNet.__mro__[1] is ModelComposite
 
 
@@ -64,20 +64,20 @@ def test_its_totals_and_sizes_are_those_of_the_specification(network: CustomResN
     assert [round(size, 2) for size in sizes] == [0.01, 6.45, 25.07, 31.53]
 
 
-def test_an_image_costs_the_multiplications_of_its_table(network: CustomResNet) -> None:
-    of_the_table = 0
+def test_an_image_costs_the_multiplications_of_the_table(network: CustomResNet) -> None:
+    multiplications = 0
     for layer, shape, parameters in TABLE:
         if layer.startswith(("Conv2d", "Linear")):
-            of_the_table += parameters * (shape[1] * shape[2] if len(shape) == 3 else 1)
+            multiplications += parameters * (shape[1] * shape[2] if len(shape) == 3 else 1)
     with FlopCounterMode(display=False) as counter:
         network.predict(torch.zeros(1, 3, 32, 32))
-    assert counter.get_total_flops() == 2 * of_the_table  # a multiplication and an addition each
+    assert counter.get_total_flops() == 2 * multiplications  # each multiplication comes with an addition
 
 
-def test_it_computes_what_the_specification_draws(network: CustomResNet) -> None:
-    """The network once more, in plain functions: pooling before the norm, and both branches added after their ReLU."""
+def test_it_computes_what_the_specification_defines(network: CustomResNet) -> None:
+    """The expected logits come from plain functions: pooling precedes the norm, and branches are added after ReLU."""
     values = iter(network.state_dict().values())
-    # Norms with statistics of their own, that a wrong order would show.
+    # Give the norms different statistics, so that a wrong order changes the logits.
     torch.manual_seed(1)
     network.train()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_residual_adds_its_branch_to_its_input() -> None:
     assert torch.equal(features.grad, torch.ones_like(features))
 
 
-def test_no_convolution_and_not_the_last_layer_has_a_bias(network: CustomResNet) -> None:
+def test_neither_convolutions_nor_the_linear_layer_have_a_bias(network: CustomResNet) -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             assert module.bias is None
@@ -129,7 +129,7 @@ def test_it_takes_any_number_of_classes(classes: int) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64])
-def test_it_takes_other_sizes_of_images_with_the_same_parameters(size: int) -> None:
+def test_it_takes_other_image_sizes_with_the_same_parameters(size: int) -> None:
     network = CustomResNet(input_size=size)
     summary = network.summary((3, size, size))
     assert summary.parameters == 6_573_120
@@ -139,24 +139,24 @@ def test_it_takes_other_sizes_of_images_with_the_same_parameters(size: int) -> N
 
 @pytest.mark.parametrize("size", [7, 1, 0, -32])
 def test_images_too_small_to_be_halved_three_times_are_refused(size: int) -> None:
-    with pytest.raises(InputError, match=f"images of {size}×{size} are too small, use 8×8 or more"):
+    with pytest.raises(InputError, match=f"images of {size}×{size} are too small: .*; use 8×8 or more"):
         CustomResNet(input_size=size)
 
 
 @pytest.mark.parametrize("classes", [1, 0, -1])
 def test_fewer_than_two_classes_are_refused(classes: int) -> None:
-    with pytest.raises(InputError, match=f"asked for {classes} classes; it needs at least 2"):
+    with pytest.raises(InputError, match=f"needs at least 2 classes, not {classes}$"):
         CustomResNet(classes)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 32, 31), (2, 1, 32, 32), (3, 32, 32), (2, 32, 32, 3)])
 def test_images_of_another_shape_are_refused(network: CustomResNet, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"takes images \[B,3,32,32\] and was given \[") as caught:
+    with pytest.raises(InputError, match=r"takes images \[B,3,32,32\], not \[") as error:
         network(torch.zeros(shape))
-    assert str(list(shape)) in str(caught.value)
+    assert str(list(shape)) in str(error.value)
 
 
-def test_the_seed_decides_the_first_weights() -> None:
+def test_the_seed_determines_the_initial_weights() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return torch.cat([p.flatten() for p in CustomResNet(input_size=8).parameters()])

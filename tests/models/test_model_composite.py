@@ -12,7 +12,7 @@ from onecycle.models import Batch, CustomResNet, ModelComposite, as_composite
 
 
 def small_network() -> nn.Sequential:
-    """Convolution, norm, dropout: a network that behaves differently in training and evaluation."""
+    """A network with a norm and dropout, which work differently in training and evaluation."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(256, 10)
@@ -38,19 +38,19 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def test_a_training_step_gives_the_mean_cross_entropy_and_its_logits_to_differentiate(
+def test_a_training_step_returns_the_mean_cross_entropy_and_logits_with_gradients(
     model: ModelComposite, batch: Batch
 ) -> None:
     model.train()
     loss, logits = model.training_step(batch)
     assert (loss.shape, logits.shape) == ((), (50, 10))
-    picked = logits.log_softmax(dim=1)[torch.arange(50), batch.labels]
-    assert loss.item() == pytest.approx(-picked.mean().item(), rel=1e-6)
+    of_labels = logits.log_softmax(dim=1)[torch.arange(50), batch.labels]
+    assert loss.item() == pytest.approx(-of_labels.mean().item(), rel=1e-6)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_few_training_steps_learn_the_tiny_set(model: ModelComposite, batch: Batch) -> None:
+def test_a_few_training_steps_fit_the_tiny_set(model: ModelComposite, batch: Batch) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     before = model.eval().evaluation_step(batch).loss.item()
     model.train()
@@ -97,7 +97,7 @@ def test_predictions_are_probabilities_in_evaluation_mode_and_change_nothing(
     assert probabilities.min() >= 0
     assert (probabilities.sum(dim=1) - 1).abs().max() < 1e-5
     assert torch.equal(probabilities, model.predict(batch.images))  # dropout is off
-    assert torch.allclose(probabilities[:1], model.predict(batch.images[:1]), atol=1e-6)  # and no batch statistics
+    assert torch.allclose(probabilities[:1], model.predict(batch.images[:1]), atol=1e-6)  # no batch statistics are used
     assert state_of(model) == before
     assert all(module.training is training for module in model.modules())
 
@@ -109,14 +109,14 @@ def test_predictions_are_float32_under_bfloat16_autocast(model: ModelComposite, 
     assert (probabilities.sum(dim=1) - 1).abs().max() < 1e-5
 
 
-def test_a_prediction_that_fails_restores_the_mode_too(model: ModelComposite) -> None:
+def test_a_failed_prediction_restores_the_mode_too(model: ModelComposite) -> None:
     model.train()
     with pytest.raises(RuntimeError):
         model.predict(torch.zeros(1, 1, 1, 1))
     assert model.training
 
 
-def test_a_part_that_its_owner_froze_in_evaluation_mode_stays_frozen(model: ModelComposite, batch: Batch) -> None:
+def test_a_module_in_evaluation_mode_stays_in_evaluation_mode(model: ModelComposite, batch: Batch) -> None:
     model.train()
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     norm.eval()
@@ -128,7 +128,7 @@ def test_a_part_that_its_owner_froze_in_evaluation_mode_stays_frozen(model: Mode
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_summary_leaves_mode_hooks_gradients_and_statistics_as_they_were(training: bool) -> None:
+def test_a_summary_does_not_change_mode_hooks_gradients_and_statistics(training: bool) -> None:
     model = CustomResNet(input_size=8).train(training)
     model.linear.register_forward_hook(lambda module, inputs, output: None)
     before, hooks, random = state_of(model), hooks_of(model), torch.get_rng_state()
@@ -141,17 +141,17 @@ def test_a_summary_leaves_mode_hooks_gradients_and_statistics_as_they_were(train
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_a_summary_that_fails_takes_its_hooks_away(model: ModelComposite) -> None:
+def test_a_failed_summary_removes_its_hooks(model: ModelComposite) -> None:
     with pytest.raises(RuntimeError):
         model.summary((1, 5, 5))
     assert hooks_of(model) == 0
 
 
-def test_a_summary_counts_frozen_parameters_apart_and_leaves_the_criterion_out(model: ModelComposite) -> None:
+def test_a_summary_counts_frozen_parameters_apart_and_excludes_the_criterion(model: ModelComposite) -> None:
     list(model.parameters())[0].requires_grad_(False)
     summary = model.summary((3, 32, 32))
-    kinds = [row.layer for row in summary.layers]
-    assert kinds == ["Conv2d-1", "BatchNorm2d-2", "ReLU-3", "Dropout-4", "Flatten-5", "Linear-6"]
+    names = [row.layer for row in summary.layers]
+    assert names == ["Conv2d-1", "BatchNorm2d-2", "ReLU-3", "Dropout-4", "Flatten-5", "Linear-6"]
     assert summary.parameters - summary.trainable_parameters == 4 * 3 * 3 * 3
     assert summary.parameters == sum(row.parameters for row in summary.layers)
 
@@ -172,11 +172,11 @@ def test_any_module_becomes_a_composite_that_shares_its_parameters(batch: Batch)
     assert all((network.state_dict()[name] != value).any() for name, value in before.items() if value.ndim)
 
 
-def test_a_composite_is_taken_as_it_is(model: ModelComposite) -> None:
+def test_as_composite_returns_a_composite_itself(model: ModelComposite) -> None:
     assert as_composite(model) is model
 
 
-def test_a_model_may_learn_by_another_criterion(batch: Batch) -> None:
+def test_a_model_may_have_another_criterion(batch: Batch) -> None:
     class Smoothed(ModelComposite):
         def __init__(self) -> None:
             super().__init__()

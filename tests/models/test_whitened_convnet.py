@@ -15,18 +15,21 @@ def network() -> WhitenedConvNet:
 
 
 @pytest.mark.parametrize("size", [9, 16, 24, 28, 32, 33])
-def test_images_of_any_size_from_the_smallest_up_become_logits(network: WhitenedConvNet, size: int) -> None:
+def test_it_takes_images_of_any_size_from_9_pixels_up(network: WhitenedConvNet, size: int) -> None:
     assert network(torch.randn(2, 3, size, size)).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("classes", "size", "line"), [(1, 32, "at least 2"), (10, 8, "use 9×9 or more")])
-def test_what_it_cannot_be_is_refused(classes: int, size: int, line: str) -> None:
-    with pytest.raises(InputError, match=line):
+@pytest.mark.parametrize(
+    ("classes", "size", "message"),
+    [(1, 32, "at least 2 classes, not 1"), (10, 8, "8×8 are too small: .*; use 9×9 or more")],
+)
+def test_one_class_and_too_small_images_are_refused(classes: int, size: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         WhitenedConvNet(classes, size)
 
 
-def test_the_widths_of_airbench_have_its_number_of_parameters() -> None:
-    """Of which the norms' scales, 2 × (64 + 256 + 256), and the whitening filters are not learned."""
+def test_it_has_as_many_parameters_as_airbench_with_the_same_widths() -> None:
+    """The scales of the norms, 2 × (64 + 256 + 256), and the whitening filters are frozen."""
     network = WhitenedConvNet()
     network.whiten(torch.randn(4, 3, 32, 32))
     summary = network.summary((3, 32, 32))
@@ -36,36 +39,36 @@ def test_the_widths_of_airbench_have_its_number_of_parameters() -> None:
     assert summary.parameters == summary.trainable_parameters + biases + 24 * 12
 
 
-def test_whitened_it_sees_uncorrelated_channels_and_their_opposites(
+def test_whitening_gives_uncorrelated_channels_and_their_negatives(
     network: WhitenedConvNet, tiny: tuple[ImageSet, ImageSet]
 ) -> None:
     pixels = torch.from_numpy(tiny[0].images)
     images = Preprocessing.of(tiny[0].images).normalize(pixels)
     network.whiten(images)
-    seen = functional.conv2d(images, network.whitening.weight)  # [N,24,31,31]
-    assert torch.allclose(seen[:, :12], -seen[:, 12:], atol=1e-4)
-    rows = seen[:, :12].transpose(0, 1).flatten(1).double()
+    outputs = functional.conv2d(images, network.whitening.weight)  # [N,24,31,31]
+    assert torch.allclose(outputs[:, :12], -outputs[:, 12:], atol=1e-4)
+    rows = outputs[:, :12].transpose(0, 1).flatten(1).double()
     covariance = rows @ rows.T / rows.shape[1]
-    off = covariance - torch.diag(covariance.diagonal())
-    assert float(off.abs().max()) < 0.02
+    off_diagonal = covariance - torch.diag(covariance.diagonal())
+    assert float(off_diagonal.abs().max()) < 0.02
     assert not network.whitening.weight.requires_grad
 
 
-def test_passed_on_inputs_come_out_of_every_convolution_unchanged(network: WhitenedConvNet) -> None:
-    network.pass_inputs_on()
+def test_identity_initialization_passes_inputs_through_every_convolution(network: WhitenedConvNet) -> None:
+    network.initialize_as_identity()
     for layer in network.groups.modules():
         if isinstance(layer, torch.nn.Conv2d):
             inputs = torch.randn(1, layer.in_channels, 5, 5)
             outputs = functional.conv2d(inputs, layer.weight, padding=1)
-            kept = min(layer.in_channels, layer.out_channels)
-            assert torch.equal(outputs[:, :kept], inputs[:, :kept])
+            passed = min(layer.in_channels, layer.out_channels)
+            assert torch.equal(outputs[:, :passed], inputs[:, :passed])
 
 
-def test_an_architecture_is_built_again_from_its_json() -> None:
-    wanted = Architecture(network="whitened_convnet", widths=(8, 16, 24), activation="hardswish")
-    again = Architecture.from_json(wanted.to_json())
-    assert again == wanted
-    built = again.build(5, 32)
+def test_an_architecture_is_rebuilt_from_its_json() -> None:
+    architecture = Architecture(network="whitened_convnet", widths=(8, 16, 24), activation="hardswish")
+    loaded = Architecture.from_json(architecture.to_json())
+    assert loaded == architecture
+    built = loaded.build(5, 32)
     assert isinstance(built, WhitenedConvNet)
     assert built.linear.weight.shape == (5, 24)
     assert sum(isinstance(layer, torch.nn.Hardswish) for layer in built.modules()) == 7
@@ -76,6 +79,6 @@ def test_an_architecture_is_built_again_from_its_json() -> None:
 @pytest.mark.parametrize(
     "changes", [{"network": "resnet"}, {"widths": [8, 16]}, {"widths": [8, 16, "x"]}, {"activation": "gelu"}]
 )
-def test_an_architecture_that_there_is_not_is_refused(changes: dict[str, object]) -> None:
+def test_an_unknown_architecture_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"^there is no (network|activation) "):
         Architecture.from_json(Architecture().to_json() | changes)

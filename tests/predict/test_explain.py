@@ -3,17 +3,17 @@ import pytest
 import torch
 from torch import nn
 
-from onecycle.core.config import BASELINE, QUICK
+from onecycle.core.recipes import BASELINE, QUICK
 from onecycle.data import Dataset, ImageSet, load_dataset
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, CustomResNet, ModelComposite
-from onecycle.predict.explain import SHOWN, grad_cam, interpret
+from onecycle.predict.explain import KEPT, grad_cam, interpret
 from onecycle.predict.predictor import Predictor
 from onecycle.storage.records import Interpretation
 
 
 class Sums(ModelComposite):
-    """A network whose class c is how much there is of channel c, wherever it is."""
+    """A network whose logit of class c is the sum of channel c."""
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.relu(images)
@@ -22,16 +22,16 @@ class Sums(ModelComposite):
         return features.sum(dim=(2, 3))
 
 
-def test_grad_cam_looks_where_the_evidence_is() -> None:
+def test_grad_cam_highlights_the_evidence_for_the_class() -> None:
     features = torch.zeros(2, 3, 4, 4)
     features[0, 1, 2, 3] = 5.0  # evidence for class 1
-    features[0, 2, 0, 0] = 9.0  # and for another
-    heat = grad_cam(Sums(), features, torch.tensor([1, 0]))
-    assert heat[0, 2, 3] == 1 and heat[0].sum() == 1
-    assert heat[1].sum() == 0, "nothing speaks for this class"
+    features[0, 2, 0, 0] = 9.0  # evidence for class 2
+    heatmaps = grad_cam(Sums(), features, torch.tensor([1, 0]))
+    assert heatmaps[0, 2, 3] == 1 and heatmaps[0].sum() == 1
+    assert heatmaps[1].sum() == 0, "nothing supports this class"
 
 
-def test_grad_cam_leaves_out_what_speaks_against_the_class() -> None:
+def test_grad_cam_ignores_evidence_against_the_class() -> None:
     class Against(Sums):
         def classify(self, features: torch.Tensor) -> torch.Tensor:
             return super().classify(features) * torch.tensor([1.0, -1.0, 1.0])
@@ -45,18 +45,18 @@ def test_grad_cam_is_the_formula_of_its_source() -> None:
     with torch.no_grad():
         features = model.features(torch.randn(4, 3, 32, 32))
     classes = torch.tensor([0, 3, 3, 9])
-    heat = grad_cam(model, features, classes)
-    for image, chosen in enumerate(classes.tolist()):
-        single = features[image : image + 1].clone().requires_grad_()
+    heatmaps = grad_cam(model, features, classes)
+    for row, chosen in enumerate(classes.tolist()):
+        single = features[row : row + 1].clone().requires_grad_()
         model.classify(single)[0, chosen].backward()
         assert single.grad is not None
         weights = single.grad.mean(dim=(2, 3))[0]
-        by_hand = torch.relu((weights[:, None, None] * features[image]).sum(dim=0))
-        torch.testing.assert_close(heat[image], by_hand / by_hand.max().clamp(min=1e-30))
+        expected = torch.relu((weights[:, None, None] * features[row]).sum(dim=0))
+        torch.testing.assert_close(heatmaps[row], expected / expected.max().clamp(min=1e-30))
 
 
 @pytest.mark.parametrize("recipe", [BASELINE, QUICK])
-def test_the_parts_of_a_network_are_the_network(recipe) -> None:  # type: ignore[no-untyped-def]
+def test_features_and_classify_together_equal_the_network(recipe) -> None:  # type: ignore[no-untyped-def]
     model = Architecture.of(recipe).build(10, 32).eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
@@ -80,21 +80,24 @@ def predictor(digits: Dataset) -> Predictor:
     )
 
 
-def found(predictor: Predictor, digits: Dataset, logits: np.ndarray) -> Interpretation:
+def interpreted(predictor: Predictor, digits: Dataset, logits: np.ndarray) -> Interpretation:
     margins = np.linspace(1, -1, len(digits.train), dtype=np.float32)
     return interpret(predictor, digits, logits, margins)
 
 
-def test_what_is_kept_belongs_together(predictor: Predictor, digits: Dataset) -> None:
+def test_the_arrays_of_an_interpretation_are_consistent(predictor: Predictor, digits: Dataset) -> None:
     evaluated, train = digits.evaluation, digits.train
     logits = np.random.default_rng(0).normal(size=(len(evaluated), 10)).astype(np.float32)
-    made = found(predictor, digits, logits)
-    assert (logits[made.mistakes].argmax(axis=1) != evaluated.labels[made.mistakes]).all()
-    assert np.array_equal(made.mistake_images, evaluated.images[made.mistakes])
-    assert made.heat.shape[0] == len(made.mistakes) and made.heat.dtype == np.uint8 and made.heat.max() == 255
-    assert made.train_suspects[0] == len(train) - 1, "the lowest margin comes first"
-    assert np.array_equal(made.train_suspect_images, train.images[made.train_suspects[:SHOWN]])
-    assert (made.train_suspect_guesses != made.train_suspect_labels[:SHOWN]).all(), "the label is no guess"
+    made = interpreted(predictor, digits, logits)
+    assert (logits[made.misclassified].argmax(axis=1) != evaluated.labels[made.misclassified]).all()
+    assert np.array_equal(made.misclassified_images, evaluated.images[made.misclassified])
+    assert made.heatmaps.shape[0] == len(made.misclassified)
+    assert made.heatmaps.dtype == np.uint8 and made.heatmaps.max() == 255
+    assert made.train_label_issues[0] == len(train) - 1, "the lowest margin comes first"
+    assert np.array_equal(made.train_label_issue_images, train.images[made.train_label_issues[:KEPT]])
+    assert (made.train_label_issue_predictions != made.train_label_issue_labels[:KEPT]).all(), (
+        "the label itself is left out"
+    )
     ours, theirs = made.duplicates.T
     assert np.array_equal(made.duplicate_labels, np.stack([evaluated.labels[ours], train.labels[theirs]], axis=1))
     assert (np.diff(made.duplicate_similarities) <= 0).all()
@@ -102,19 +105,19 @@ def test_what_is_kept_belongs_together(predictor: Predictor, digits: Dataset) ->
 
 def test_wrong_labels_in_the_evaluated_split_come_first(predictor: Predictor, digits: Dataset) -> None:
     images = digits.evaluation
-    logits = 5 * np.eye(10, dtype=np.float32)[images.labels]  # a network that knows every digit
+    logits = 5 * np.eye(10, dtype=np.float32)[images.labels]  # logits of a perfect network
     wrong = images.labels.copy()
     wrong[[7, 70]] = (wrong[[7, 70]] + 1) % 10
-    mislabelled = Dataset(
+    mislabeled = Dataset(
         name="digits",
         train=digits.train,
         evaluation=ImageSet(images.images, wrong, images.classes),
         evaluated_on="test",
         source="",
     )
-    assert set(found(predictor, mislabelled, logits).suspects[:2].tolist()) == {7, 70}
+    assert set(interpreted(predictor, mislabeled, logits).label_issues[:2].tolist()) == {7, 70}
 
 
-def test_a_network_without_mistakes_has_no_heat(predictor: Predictor, digits: Dataset) -> None:
-    made = found(predictor, digits, 5 * np.eye(10, dtype=np.float32)[digits.evaluation.labels])
-    assert len(made.mistakes) == len(made.heat) == len(made.mistake_images) == 0
+def test_a_network_that_misclassifies_nothing_has_no_heatmaps(predictor: Predictor, digits: Dataset) -> None:
+    made = interpreted(predictor, digits, 5 * np.eye(10, dtype=np.float32)[digits.evaluation.labels])
+    assert len(made.misclassified) == len(made.heatmaps) == len(made.misclassified_images) == 0

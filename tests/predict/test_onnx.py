@@ -1,4 +1,4 @@
-"""A network as ONNX: it answers like the network, where there is no torch."""
+"""Export to ONNX: the file predicts like the network, without torch."""
 
 import json
 import re
@@ -8,30 +8,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import yaml
+from photographs import PHOTOGRAPHS, SHOWN
 from PIL import Image
 from rich.console import Console
 
 from onecycle.cli import main
-from onecycle.core.config import BASELINE, QUICK
+from onecycle.core import extras
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import BASELINE, QUICK
 from onecycle.predict import onnx
-from onecycle.predict.predictor import Predictor
+from onecycle.predict.predictor import SHIPPED, Predictor
+from onecycle.report.model_card import write_card
 from onecycle.run import experiment
-from onecycle.run.export import write_card
+from onecycle.run.export import export_onnx
 from onecycle.storage.run_folder import RunFolder
 
-ALONE = """
+WITHOUT_TORCH = """
 import json, sys
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-(answer,) = session.run(None, {"images": np.load(sys.argv[2])})
-np.save(sys.argv[3], answer)
-about = session.get_modelmeta().custom_metadata_map
-shapes = [[part.name, part.shape, part.type] for part in (*session.get_inputs(), *session.get_outputs())]
-print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads(about["classes"]), shapes]))
+(probabilities,) = session.run(None, {"images": np.load(sys.argv[2])})
+np.save(sys.argv[3], probabilities)
+metadata = session.get_modelmeta().custom_metadata_map
+shapes = [[value.name, value.shape, value.type] for value in (*session.get_inputs(), *session.get_outputs())]
+print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads(metadata["classes"]), shapes]))
 """
 
 
@@ -51,28 +55,33 @@ def run(request: pytest.FixtureRequest, cache_home: Path, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def exported(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    from onecycle.run.export import export_onnx
-
     return export_onnx(run.path, tmp_path_factory.mktemp("onnx") / "new")
 
 
-def test_onnxruntime_alone_answers_like_the_network(
+def test_onnxruntime_alone_predicts_like_the_network(
     run: RunFolder, exported: tuple[Path, float], tmp_path: Path
 ) -> None:
     predictor = Predictor.load(run.weights)
     images = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    command = [sys.executable, "-c", ALONE, exported[0], tmp_path / "images.npy", tmp_path / "answer.npy"]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_TORCH,
+        exported[0],
+        tmp_path / "images.npy",
+        tmp_path / "probabilities.npy",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     imported, classes, shapes = json.loads(done.stdout)
     assert imported == []
     assert classes == list(predictor.classes)
     assert shapes == [["images", ["N", 32, 32, 3], "tensor(uint8)"], ["probabilities", ["N", 10], "tensor(float)"]]
     expected = [prediction.probabilities for prediction in predictor.predict_images(images)]
-    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-5)
 
 
-def test_the_difference_that_is_told_is_small_and_was_looked_for(exported: tuple[Path, float]) -> None:
+def test_the_returned_difference_is_within_the_tolerance(exported: tuple[Path, float]) -> None:
     assert 0 <= exported[1] <= onnx.TOLERANCE
 
 
@@ -84,60 +93,60 @@ def test_a_file_that_differs_is_an_error_and_is_not_kept(
             return super().forward(images) + 2 * onnx.TOLERANCE
 
     monkeypatch.setattr(onnx, "Deployed", Wrong)
-    assert main(["export", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
+    assert main(["export", "--run", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
     assert "was not written: its probabilities differ from the network's by up to" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_says_where_and_how_exact(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(run.path), "--to", "onnx"]) == 0
+def test_export_prints_the_file_and_the_largest_difference(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--run", str(run.path), "--to", "onnx"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines()[0] == str(run.path / "onnx" / "model.onnx")
-    assert re.search(r"largest difference from the network over 1,000 made-up images: \d\.\de-\d\d", out)
-    assert main(["export", str(run.path), "--to", "onnx"]) == 2
-    assert "model.onnx is there already; remove it, or name another folder" in capsys.readouterr().err
+    assert re.search(r"largest difference from the network on 1,000 synthetic images: \d\.\de-\d\d", out)
+    assert main(["export", "--run", str(run.path), "--to", "onnx"]) == 2
+    assert "model.onnx exists already; remove it, or give another folder with --out" in capsys.readouterr().err
 
 
-def test_a_card_that_is_there_is_not_written_over(run: RunFolder, tmp_path: Path) -> None:
+def test_an_existing_card_is_not_overwritten(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("another project")
-    assert main(["export", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
+    assert main(["export", "--run", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "another project")]
 
 
-def test_what_the_exporter_raises_is_told_in_one_line(
+def test_an_error_of_the_exporter_is_reported_in_one_line(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(onnx, "_OPSET", "none")
-    assert main(["export", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
+    assert main(["export", "--run", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "model.onnx cannot be made: " in line and "try other versions" in line
+    assert "model.onnx cannot be exported: " in line and "try other versions" in line
 
 
 def test_the_example_on_the_card_runs_as_printed(run: RunFolder, exported: tuple[Path, float], tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (exported[0].parent / "README.md").read_text(), re.DOTALL)
     (tmp_path / "model.onnx").write_bytes(exported[0].read_bytes())
-    Image.new("L", (50, 40), 90).save(tmp_path / "picture.jpg")
+    Image.new("L", (50, 40), 90).save(tmp_path / "image.jpg")
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
-    label, probability = done.stdout.split()
-    expected = Predictor.load(run.weights).predict([tmp_path / "picture.jpg"])[0]
-    assert label == expected.label and float(probability) == pytest.approx(expected.probability, abs=1e-4)
+    class_name, probability = done.stdout.split()
+    expected = Predictor.load(run.weights).predict([tmp_path / "image.jpg"])[0]
+    assert class_name == expected.class_name and float(probability) == pytest.approx(expected.probability, abs=1e-4)
 
 
-def test_the_cards_head_is_metadata_as_the_hub_has_them(run: RunFolder, exported: tuple[Path, float]) -> None:
-    _, head, text = (exported[0].parent / "README.md").read_text().split("---\n", 2)
-    metadata, result = yaml.safe_load(head), run.read_result()
+def test_the_front_matter_of_the_card_is_metadata_for_the_hub(run: RunFolder, exported: tuple[Path, float]) -> None:
+    _, front_matter, text = (exported[0].parent / "README.md").read_text().split("---\n", 2)
+    metadata, result = yaml.safe_load(front_matter), run.read_result()
     assert metadata["library_name"] == "onnx" and metadata["license"] == "mit"
     assert metadata["pipeline_tag"] == "image-classification"
     (measured,) = metadata["model-index"][0]["results"]
     assert measured["dataset"] == {"name": "the embedded digits", "type": "digits", "split": "test"}
     accuracy, low, high = (metric["value"] for metric in measured["metrics"])
-    assert low < accuracy < high and accuracy == pytest.approx(result.test_accuracy, abs=1e-4)
-    for heading in ("Use", "How good it is", "What it is trained on", "Limits", "Licence"):
+    assert low < accuracy < high and accuracy == pytest.approx(result.eval_accuracy, abs=1e-4)
+    for heading in ("Use", "Accuracy", "Training data", "Limits", "Training", "License"):
         assert f"## {heading}\n" in text
 
 
-def test_names_that_mean_something_in_yaml_or_markdown_are_only_names(run: RunFolder, tmp_path: Path) -> None:
+def test_special_characters_of_yaml_and_markdown_in_names_are_escaped(run: RunFolder, tmp_path: Path) -> None:
     odd = RunFolder(tmp_path / "run")
     odd.path.mkdir()
     for path in run.path.iterdir():
@@ -150,21 +159,46 @@ def test_names_that_mean_something_in_yaml_or_markdown_are_only_names(run: RunFo
     metadata = yaml.safe_load(card.split("---\n", 2)[1])
     assert "datasets" not in metadata and metadata["license"] == "unknown"
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == 'photos: "a|b" # no'
-    assert "Not stated: whoever owns the pictures decides" in card
+    assert "Not stated: the owner of the images decides" in card
 
 
-def test_a_run_that_is_not_complete_is_not_exported(
-    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_incomplete_run_is_not_exported(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(run.config.read_text())
-    assert main(["export", str(tmp_path), "--to", "onnx"]) == 2
+    assert main(["export", "--run", str(tmp_path), "--to", "onnx"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has no result.json: the run did not get that far" in line
+    assert "has no result.json: the run did not get this far" in line
 
 
-def test_a_missing_library_is_told_with_what_installs_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onecycle.run import export
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(InputError, match=r"this needs onnxscript; run pip install 'onecycle\[export\]'"):
+        export_onnx(run.path)
 
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(InputError, match=r"needs onnxscript, not installed; pip install onnxscript"):
-        export.export_onnx(run.path)
+
+# The network that comes with the package
+
+
+def test_export_without_a_run_exports_the_shipped_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(onnx, "VERIFIED", 20)
+    assert main(["export"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    file, difference, card = out.splitlines()
+    assert (file, card) == (str(Path("onnx", "model.onnx")), str(Path("onnx", "README.md")))
+    assert 0 <= float(difference.rpartition(" ")[2]) <= onnx.TOLERANCE
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"images": PHOTOGRAPHS})
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert [classes[best] for best in probabilities.argmax(axis=1)] == SHOWN
+    text, shipped = Path(card).read_text(), (SHIPPED.parent / "README.md").read_text()
+    assert text.partition("## Accuracy")[2] == shipped.partition("## Accuracy")[2]
+    assert "library_name: onnx\n" in text
+    assert 'onnxruntime.InferenceSession("model.onnx")' in text
+    assert "cifar10.safetensors" not in text
+    assert main(["export"]) == 2
+    assert "model.onnx exists already" in capsys.readouterr().err

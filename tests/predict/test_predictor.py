@@ -17,14 +17,14 @@ from onecycle.data import ImageSet
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, CustomResNet
-from onecycle.predict.predictor import Predictor, read_picture
-from onecycle.storage.checkpoint import load_tensors, save_state, save_tensors
+from onecycle.predict.predictor import Predictor, read_image
+from onecycle.storage.checkpoint import load_tensors, save_checkpoint, save_tensors
 from onecycle.train.loop import Evaluation, fit
 
 
 @pytest.fixture(scope="module")
 def trained(tiny: tuple[ImageSet, ImageSet]) -> tuple[Predictor, Evaluation]:
-    """A network after a little training in float32, and its evaluation from that time on the test images."""
+    """A predictor whose network was trained for one epoch in float32, and the evaluation after that epoch."""
     torch.manual_seed(0)
     train, test = tiny
     preprocessing = Preprocessing.of(train.images)
@@ -57,7 +57,7 @@ def predictor(weights: Path) -> Predictor:
     return Predictor.load(weights)
 
 
-def test_a_predictor_is_one_file_and_comes_back_whole(
+def test_a_predictor_is_saved_in_one_file_and_loaded_complete(
     trained: tuple[Predictor, Evaluation], predictor: Predictor
 ) -> None:
     saved = trained[0]
@@ -89,34 +89,34 @@ def test_predictions_equal_those_of_the_evaluation_during_training(
     assert [list(prediction.probabilities) for prediction in predictions] == expected.tolist()
     for prediction, logits in zip(predictions, evaluation.logits, strict=True):
         best = int(logits.argmax())
-        assert prediction.label == predictor.classes[best]
+        assert prediction.class_name == predictor.classes[best]
         assert prediction.probability == prediction.probabilities[best] == max(prediction.probabilities)
 
 
-def test_a_picture_is_named_the_same_alone_and_among_others(
+def test_the_prediction_of_an_image_does_not_depend_on_its_batch(
     predictor: Predictor, tiny: tuple[ImageSet, ImageSet]
 ) -> None:
-    pictures = [Image.fromarray(pixels) for pixels in tiny[1].images[:5]]
-    alone = [predictor.predict([picture])[0] for picture in pictures]
-    for one, among in zip(alone, predictor.predict(pictures), strict=True):
-        assert one.label == among.label
-        assert one.probabilities == pytest.approx(among.probabilities, rel=1e-4, abs=1e-7)
+    images = [Image.fromarray(pixels) for pixels in tiny[1].images[:5]]
+    alone = [predictor.predict([image])[0] for image in images]
+    for single, batched in zip(alone, predictor.predict(images), strict=True):
+        assert single.class_name == batched.class_name
+        assert single.probabilities == pytest.approx(batched.probabilities, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (500, 3), (33, 640), (224, 224)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_pictures_of_any_size_and_mode_are_named(predictor: Predictor, size: tuple[int, int], mode: str) -> None:
+def test_images_of_any_size_and_mode_are_predicted(predictor: Predictor, size: tuple[int, int], mode: str) -> None:
     (prediction,) = predictor.predict([Image.new(mode, size)])
-    assert prediction.label in predictor.classes
+    assert prediction.class_name in predictor.classes
     assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
     assert len(prediction.probabilities) == 10
 
 
-def test_predicting_nothing_gives_nothing(predictor: Predictor) -> None:
+def test_no_images_give_no_predictions(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 
 
-def test_predicting_leaves_the_network_as_it_was(predictor: Predictor) -> None:
+def test_predicting_does_not_change_the_network(predictor: Predictor) -> None:
     before = {name: tensor.clone() for name, tensor in predictor.model.state_dict().items()}
     was_training = predictor.model.training
     predictor.predict([Image.new("RGB", (32, 32), "red")])
@@ -124,27 +124,27 @@ def test_predicting_leaves_the_network_as_it_was(predictor: Predictor) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in predictor.model.state_dict().items())
 
 
-def test_threads_that_predict_at_once_do_not_disturb_each_other(weights: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
-    predictor = Predictor.load(weights)  # which is in training mode, as every new network
+def test_concurrent_threads_predict_the_same_as_one(weights: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
+    predictor = Predictor.load(weights)  # its network is in training mode, like every new network
     before = {name: tensor.clone() for name, tensor in predictor.model.state_dict().items()}
     expected = predictor.predict_images(tiny[1].images)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(predictor.predict_images, [tiny[1].images] * 16))
-    assert all(answer == expected for answer in answers)
+        results = list(pool.map(predictor.predict_images, [tiny[1].images] * 16))
+    assert all(predictions == expected for predictions in results)
     assert all(torch.equal(before[name], tensor) for name, tensor in predictor.model.state_dict().items())
 
 
-def test_a_picture_alone_or_other_pixels_are_refused(predictor: Predictor) -> None:
+def test_a_single_image_and_pixels_of_another_kind_are_refused(predictor: Predictor) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
-    for alone in ("cat.jpg", Path("cat.jpg"), Image.fromarray(pixels), pixels):
-        with pytest.raises(TypeError, match="several pictures; put the one into a list"):
-            predictor.predict(alone)  # type: ignore[arg-type]
+    for single in ("cat.jpg", Path("cat.jpg"), Image.fromarray(pixels), pixels):
+        with pytest.raises(TypeError, match="takes a list of images; put a single image into a list"):
+            predictor.predict(single)  # type: ignore[arg-type]
     for wrong in (pixels.astype(np.float32), pixels[..., 0], pixels.transpose(2, 0, 1)):
         with pytest.raises(ValueError, match=r"they must be uint8 \[H,W,3\]"):
             predictor.predict([wrong])
 
 
-def test_weights_too_large_for_half_precision_are_not_written_in_it(
+def test_weights_too_large_for_half_precision_are_refused(
     trained: tuple[Predictor, Evaluation], tmp_path: Path
 ) -> None:
     large = copy.deepcopy(trained[0])
@@ -155,14 +155,14 @@ def test_weights_too_large_for_half_precision_are_not_written_in_it(
     assert not list(tmp_path.iterdir())
 
 
-def test_large_images_go_through_the_network_few_at_a_time(predictor: Predictor) -> None:
+def test_batches_of_large_images_are_smaller(predictor: Predictor) -> None:
     def of_size(size: int) -> Predictor:
         return replace(predictor, preprocessing=replace(predictor.preprocessing, input_size=size))
 
-    assert [of_size(size).at_once for size in (32, 64, 224, 2000)] == [250, 62, 5, 1]
+    assert [of_size(size).batch_size for size in (32, 64, 224, 2000)] == [250, 62, 5, 1]
 
 
-def test_the_input_size_travels_with_the_weights(trained: tuple[Predictor, Evaluation], tmp_path: Path) -> None:
+def test_the_input_size_is_saved_with_the_weights(trained: tuple[Predictor, Evaluation], tmp_path: Path) -> None:
     small = replace(
         trained[0],
         model=CustomResNet(classes=3, input_size=16),
@@ -179,67 +179,67 @@ def test_the_input_size_travels_with_the_weights(trained: tuple[Predictor, Evalu
 
 
 @pytest.mark.parametrize("keep", [0, 1000, 0.5, -1])
-def test_weights_that_are_cut_short_are_an_input_error(weights: Path, tmp_path: Path, keep: float) -> None:
+def test_truncated_weights_are_an_input_error(weights: Path, tmp_path: Path, keep: float) -> None:
     content = weights.read_bytes()
-    cut = tmp_path / "weights.safetensors"
-    cut.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(InputError, match="weights.safetensors (cannot be read|is damaged)"):
-        Predictor.load(cut)
+    truncated = tmp_path / "weights.safetensors"
+    truncated.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(InputError, match="weights.safetensors (is damaged|has no checksum)"):
+        Predictor.load(truncated)
 
 
-def test_weights_that_are_not_there_or_not_ours_are_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no weights.safetensors: the run did not get that far"):
+def test_missing_weights_and_those_of_another_program_are_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no weights.safetensors: the run did not get this far"):
         Predictor.load(tmp_path / "weights.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "theirs")
-    with pytest.raises(InputError, match="theirs cannot be read"):
+    with pytest.raises(InputError, match="theirs has no checksum, so it is damaged or of another kind"):
         Predictor.load(tmp_path / "theirs")
 
 
-def test_the_state_of_a_run_is_no_predictor(tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_a_predictor(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    save_state(tmp_path / "state", model, Adam(model.parameters()), {"history": []})
-    with pytest.raises(InputError, match="state"):
-        Predictor.load(tmp_path / "state")
+    save_checkpoint(tmp_path / "checkpoint", model, Adam(model.parameters()), {"history": []})
+    with pytest.raises(InputError, match="checkpoint is damaged or of another kind"):
+        Predictor.load(tmp_path / "checkpoint")
 
 
-def test_metadata_that_do_not_fit_the_weights_are_an_input_error(weights: Path, tmp_path: Path) -> None:
+def test_metadata_that_contradict_the_weights_are_an_input_error(weights: Path, tmp_path: Path) -> None:
     tensors, metadata = load_tensors(weights)
     save_tensors(tmp_path / "weights", tensors, {**metadata, "classes": ["one", "two"]})
-    with pytest.raises(InputError, match="holds the weights of another network"):
+    with pytest.raises(InputError, match="has the weights of another network"):
         Predictor.load(tmp_path / "weights")
 
 
-# Pictures in files
+# Image files
 
 
-def test_a_picture_is_read_whole(tmp_path: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_an_image_file_is_read_completely(tmp_path: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
     pixels = tiny[0].images[0]
     Image.fromarray(pixels).save(tmp_path / "digit.png")
-    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "digit.png")), pixels)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "digit.png")), pixels)
 
 
-def test_a_file_that_is_no_picture_is_an_input_error(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("this is no picture")
+def test_a_file_that_is_not_an_image_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("this is not an image")
     (tmp_path / "empty.png").touch()
-    for name, reason in (("text.jpg", "not a picture"), ("empty.png", "the file is empty")):
+    for name, reason in (("text.jpg", "not an image"), ("empty.png", "the file is empty")):
         with pytest.raises(InputError, match=f"{name}: {reason}"):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
     with pytest.raises(InputError, match="there is no file .*nowhere.png"):
-        read_picture(tmp_path / "nowhere.png")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_picture(tmp_path)
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match="is not a file; give an image file"):
+        read_image(tmp_path)
 
 
 def test_a_truncated_jpeg_is_an_input_error(tmp_path: Path, tiny: tuple[ImageSet, ImageSet]) -> None:
     path = tmp_path / "digit.jpg"
     Image.fromarray(tiny[0].images[0]).save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="digit.jpg: the picture cannot be read .*truncated"):
-        read_picture(path)
+    with pytest.raises(InputError, match="digit.jpg: the image cannot be read .*truncated"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
-def test_wherever_a_picture_is_cut_it_is_read_or_an_input_error(
+def test_an_image_truncated_anywhere_is_read_or_an_input_error(
     tmp_path: Path, tiny: tuple[ImageSet, ImageSet], kind: str
 ) -> None:
     encoded = io.BytesIO()
@@ -248,7 +248,7 @@ def test_wherever_a_picture_is_cut_it_is_read_or_an_input_error(
     for end in range(0, len(content), max(1, len(content) // 60)):
         path.write_bytes(content[:end])
         try:
-            assert read_picture(path).size == (32, 32)
+            assert read_image(path).size == (32, 32)
         except InputError as error:
             assert str(path) in str(error)
             refused += 1

@@ -1,4 +1,4 @@
-"""Prediction by the thousand, and the network that comes with the package, as the command line has them."""
+"""`onecycle predict` on many files, and the network that comes with the package."""
 
 import csv
 import io
@@ -20,9 +20,10 @@ from onecycle.data import load_dataset, preprocessing
 from onecycle.data.batches import Batches
 from onecycle.predict import stream
 from onecycle.predict.predictor import SHIPPED, Predictor
-from onecycle.predict.stream import files_of, label
+from onecycle.predict.stream import NamedFile, files_of, predict_files
+from onecycle.report.model_card import write_card
 from onecycle.run import environment
-from onecycle.run.export import write_card
+from onecycle.run.finished import evaluate_shipped
 from onecycle.train.loop import evaluate
 
 
@@ -32,9 +33,9 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight photographs of CIFAR-10, by their number."""
-    folder = tmp_path_factory.mktemp("pictures")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with eight CIFAR-10 photographs, `0.png` to `7.png`."""
+    folder = tmp_path_factory.mktemp("photographs")
     for number, pixels in enumerate(PHOTOGRAPHS):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
@@ -43,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # The network that comes with the package
 
 
-def test_the_shipped_network_is_small_and_in_half_precision_but_for_its_norms(predictor: Predictor) -> None:
+def test_the_shipped_network_is_small_and_in_half_precision_except_its_norms(predictor: Predictor) -> None:
     from onecycle.storage.checkpoint import load_tensors
 
     assert SHIPPED.stat().st_size <= 14e6
@@ -54,18 +55,18 @@ def test_the_shipped_network_is_small_and_in_half_precision_but_for_its_norms(pr
 
 
 def test_the_shipped_network_is_as_accurate_as_its_recorded_run(real_data: Path) -> None:
-    how = environment.recorded_acceleration(RECORD).for_evaluation()
-    predictor = Predictor.load(SHIPPED, how)
+    plan = environment.recorded_plan(RECORD).for_evaluation()
+    predictor = Predictor.load(SHIPPED, plan)
     dataset = load_dataset(real_data / "cifar-10-binary.tar.gz")
     assert dataset.fingerprint == RECORD.read_result().fingerprint
     batches = Batches(dataset.evaluation, predictor.preprocessing, batch_size=500)
-    accuracy = evaluate(predictor.model, batches, acceleration=how).accuracy
-    assert abs(accuracy - RECORD.read_result().test_accuracy) <= 0.0005
+    accuracy = evaluate(predictor.model, batches, plan=plan).accuracy
+    assert abs(accuracy - RECORD.read_result().eval_accuracy) <= 0.0005
 
 
-def test_the_recorded_accuracy_in_half_precision_is_the_runs() -> None:
+def test_half_precision_keeps_the_recorded_accuracy() -> None:
     record = json.loads((RECORD.path.parent / "shipped_network.json").read_text())
-    assert record["recorded"]["accuracy"] == RECORD.read_result().test_accuracy
+    assert record["recorded"]["accuracy"] == RECORD.read_result().eval_accuracy
     assert record["recorded"]["tta_accuracy"] == RECORD.read_result().tta_accuracy
     shipped = record["shipped"]["as onecycle.load computes"]
     for name, accuracy in record["recorded"].items():
@@ -78,81 +79,123 @@ def test_its_card_is_that_of_the_recorded_run(predictor: Predictor, tmp_path: Pa
     assert (SHIPPED.parent / "README.md").read_text() == card.read_text()
 
 
-def test_from_python_it_takes_files_arrays_and_pictures(predictor: Predictor, pictures: Path) -> None:
-    files = sorted(pictures.iterdir())
+def test_predict_takes_files_arrays_and_pillow_images(predictor: Predictor, photographs: Path) -> None:
+    files = sorted(photographs.iterdir())
     arrays = [np.asarray(Image.open(file)) for file in files]
-    for given in (files, [str(file) for file in files], arrays, [Image.open(file) for file in files]):
-        predictions = predictor.predict(given)
-        assert [prediction.label for prediction in predictions] == SHOWN
-        assert predictions[0].top(1) == [(predictions[0].label, predictions[0].probability)]
+    for images in (files, [str(file) for file in files], arrays, [Image.open(file) for file in files]):
+        predictions = predictor.predict(images)
+        assert [prediction.class_name for prediction in predictions] == SHOWN
+        assert predictions[0].top(1) == [(predictions[0].class_name, predictions[0].probability)]
         assert len(predictions[0].top(99)) == 10
     with pytest.raises(InputError, match="there is no file"):
         predictor.predict(["nowhere.png"])
 
 
+@pytest.mark.long
+def test_evaluate_without_a_run_agrees_with_the_recorded_accuracy(
+    real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--data", str(real_data / "cifar-10-binary.tar.gz")]) == 0
+    evaluated, verdict = capsys.readouterr().out.splitlines()
+    assert evaluated.startswith("test accuracy 0.93") and "accuracy with test-time augmentation 0.94" in evaluated
+    assert verdict == "agrees with the recorded result"
+
+
+def test_the_accuracy_beside_the_shipped_network_is_that_of_the_recorded_run() -> None:
+    result = RECORD.read_result()
+    recorded = {"accuracy": result.eval_accuracy, "tta_accuracy": result.tta_accuracy}
+    assert json.loads(SHIPPED.with_suffix(".json").read_text()) == recorded
+
+
+def test_evaluate_without_a_run_reports_a_different_accuracy(
+    predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    images = [*zip(SHOWN, PHOTOGRAPHS, strict=True), *zip(predictor.classes, noise, strict=True)]
+    for split in ("train", "test"):
+        for number, (name, pixels) in enumerate(images):
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+    assert main(["evaluate", "--data", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert 8 <= round(18 * float(out.split()[2].rstrip(","))) <= 12, "all photographs, and noise by chance"
+    recorded = "test accuracy 0.9334, accuracy with test-time augmentation 0.9436"
+    assert err == f"differs from the recorded result: {recorded}\n"
+
+
+def test_the_shipped_network_is_not_evaluated_on_other_classes() -> None:
+    with pytest.raises(InputError, match=r"other classes than the included network \(airplane, .*\); use CIFAR-10"):
+        evaluate_shipped("digits")
+
+
 # The command
 
 
-def test_a_line_a_file_with_the_likeliest_classes(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", str(pictures)]) == 0
+def test_text_output_has_one_line_per_file_with_the_most_likely_classes(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(photographs)]) == 0
     out, err = capsys.readouterr()
     lines = [line.split("\t") for line in out.splitlines()]
-    assert [line[0] for line in lines] == [str(pictures / f"{number}.png") for number in range(8)]
+    assert [line[0] for line in lines] == [str(photographs / f"{number}.png") for number in range(8)]
     assert [line[1] for line in lines] == SHOWN
     assert all(len(line) == 7 and line[2].endswith("%") for line in lines)
-    assert err.startswith("onecycle: by the network that comes with it (airplane, ") and err.count("\n") == 1
+    assert err.startswith("onecycle: using the included network (airplane, ") and err.count("\n") == 1
 
 
-def test_it_works_without_a_run_or_a_checkout(pictures: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "onecycle", "predict", "--top", "1", str(pictures / "4.png")]
+def test_predict_works_without_a_run_or_a_checkout(photographs: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "onecycle", "predict", "--top", "1", str(photographs / "4.png")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split("\t")[1] == "cat"
     assert not list(tmp_path.iterdir())
 
 
-def test_json_is_an_object_a_line(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "--json", "--top", "2", str(pictures / "*.png")]) == 0
+def test_json_output_has_one_object_per_line(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--json", "--top", "2", str(photographs / "*.png")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert sorted(line["file"] for line in lines) == [str(pictures / f"{number}.png") for number in range(8)]
+    assert sorted(line["file"] for line in lines) == [str(photographs / f"{number}.png") for number in range(8)]
     assert all(len(line["predictions"]) == 2 and line["predictions"][0]["probability"] > 0.3 for line in lines)
 
 
-def test_csv_has_a_head_and_quotes_names(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / 'a, "b".png').write_bytes((pictures / "2.png").read_bytes())
+def test_csv_output_has_a_header_and_quotes_names(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'a, "b".png').write_bytes((photographs / "2.png").read_bytes())
     assert main(["predict", "--csv", "--top", "1", str(tmp_path)]) == 0
-    head, row = csv.reader(io.StringIO(capsys.readouterr().out))
-    assert head == ["file", "class_1", "probability_1"]
+    header, row = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header == ["file", "class_1", "probability_1"]
     assert row[:2] == [str(tmp_path / 'a, "b".png'), "truck"] and 0.9 < float(row[2]) < 1
 
 
-def test_what_cannot_be_read_is_named_and_counted_and_keeps_nothing_from_it(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_unreadable_files_are_named_and_counted_and_the_others_are_predicted(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.png").write_text("this is no picture")
-    (tmp_path / "cut.png").write_bytes((pictures / "0.png").read_bytes()[:-100])
+    (tmp_path / "text.png").write_text("this is not an image")
+    (tmp_path / "truncated.png").write_bytes((photographs / "0.png").read_bytes()[:-100])
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    bad = [str(tmp_path / name) for name in ("text.png", "cut.png", "empty.jpg", "nowhere.png", "folder", "pipe.png")]
-    assert main(["predict", bad[0], str(pictures / "4.png"), *bad[1:], str(tmp_path / "no*.png"), "\n"]) == 2
+    names = ("text.png", "truncated.png", "empty.jpg", "nowhere.png", "folder", "pipe.png")
+    bad = [str(tmp_path / name) for name in names]
+    assert main(["predict", bad[0], str(photographs / "4.png"), *bad[1:], str(tmp_path / "no*.png"), "\n"]) == 2
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
-    assert line.startswith(f"{pictures / '4.png'}\tcat\t")
+    assert line.startswith(f"{photographs / '4.png'}\tcat\t")
     lines = err.splitlines()[1:]
     assert len(lines) == 9 and lines[-1] == "onecycle: 8 of 9 could not be read"
-    for name in ("text.png", "cut.png", "empty.jpg", "nowhere.png", "folder", "pipe.png", "no*.png", r"'\n'"):
+    for name in (*names, "no*.png", r"'\n'"):
         assert sum(name in line for line in lines) == 1, name
 
 
-def test_of_a_folder_only_pictures_are_read_at_any_depth(predictor: Predictor, pictures: Path, tmp_path: Path) -> None:
-    content = (pictures / "0.png").read_bytes()
+def test_folders_are_searched_for_images_at_any_depth(predictor: Predictor, photographs: Path, tmp_path: Path) -> None:
+    content = (photographs / "0.png").read_bytes()
     for name in ("b/x.PNG", "a/y.jpg", "a/deep/z.webp", "top.tif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     for name in (".hidden.png", ".git/no.png", "notes.txt", "b/table.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("not read")
-    assert [str(path.relative_to(tmp_path)) for path, _ in label(predictor, [str(tmp_path)])] == [
+    assert [str(path.relative_to(tmp_path)) for path, _ in predict_files(predictor, [str(tmp_path)])] == [
         "top.tif",
         "a/y.jpg",
         "a/deep/z.webp",
@@ -160,25 +203,27 @@ def test_of_a_folder_only_pictures_are_read_at_any_depth(predictor: Predictor, p
     ]
 
 
-def test_patterns_reach_into_folders(pictures: Path) -> None:
-    found = files_of([str(pictures)[:-1] + "?/**/[12].png"])
-    assert sorted(path.name for path in found if isinstance(path, Path)) == ["1.png", "2.png"]
+def test_patterns_search_folders(photographs: Path) -> None:
+    found = files_of([str(photographs)[:-1] + "?/**/[12].png"])
+    assert sorted(file.path.name for file in found if file.problem is None) == ["1.png", "2.png"]
 
 
-def test_a_file_whose_name_is_like_a_pattern_is_that_file(pictures: Path, tmp_path: Path) -> None:
+def test_an_existing_file_whose_name_looks_like_a_pattern_is_that_file(photographs: Path, tmp_path: Path) -> None:
     odd = tmp_path / "cat[1].png"
-    odd.write_bytes((pictures / "4.png").read_bytes())
-    assert list(files_of([str(odd)])) == [odd]
+    odd.write_bytes((photographs / "4.png").read_bytes())
+    assert list(files_of([str(odd)])) == [NamedFile(odd)]
 
 
-def test_more_views_are_looked_at_where_they_are_asked_for(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tta_changes_only_the_probabilities_of_uncertain_images(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     outputs = []
     for options in ([], ["--tta"]):
-        assert main(["predict", "--json", *options, str(pictures / "1.png"), str(pictures / "2.png")]) == 0
+        assert main(["predict", "--json", *options, str(photographs / "1.png"), str(photographs / "2.png")]) == 0
         outputs.append([json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()])
-    (unsure, sure), (unsure_over_views, sure_over_views) = outputs
-    assert unsure[0]["label"] == unsure_over_views[0]["label"] and unsure != unsure_over_views
-    assert sure[0]["probability"] == pytest.approx(sure_over_views[0]["probability"], abs=0.01)
+    (uncertain, certain), (uncertain_with_tta, certain_with_tta) = outputs
+    assert uncertain[0]["class_name"] == uncertain_with_tta[0]["class_name"] and uncertain != uncertain_with_tta
+    assert certain[0]["probability"] == pytest.approx(certain_with_tta[0]["probability"], abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +234,7 @@ def test_more_views_are_looked_at_where_they_are_asked_for(pictures: Path, capsy
         (["--run", "nowhere", "x.png"], "there is no run folder nowhere"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(
+def test_wrong_options_are_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert main(["predict", *options]) == 2
@@ -198,23 +243,23 @@ def test_wrong_options_are_told_in_one_line(
 
 
 def test_files_are_neither_read_nor_kept_far_ahead(
-    predictor: Predictor, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are: what is read but not answered yet stays below two batches."""
+    """At any time, at most about two batches of files are read but not yet predicted."""
     read = 0
 
-    def counted(path: Path) -> bytes:
+    def count_read(path: Path) -> bytes:
         nonlocal read
         read += 1
         return content
 
-    content = (pictures / "0.png").read_bytes()
-    monkeypatch.setattr(stream, "read_file", counted)
-    monkeypatch.setattr(stream, "files_of", lambda _: (Path(f"{number}.png") for number in range(2000)))
+    content = (photographs / "0.png").read_bytes()
+    monkeypatch.setattr(stream, "read_file", count_read)
+    monkeypatch.setattr(stream, "files_of", lambda _: (NamedFile(Path(f"{number}.png")) for number in range(2000)))
     most = 0
-    for answered, _ in enumerate(label(predictor, []), start=1):
-        most = max(most, read - answered)
-    assert answered == read == 2000
+    for predicted, _ in enumerate(predict_files(predictor, []), start=1):
+        most = max(most, read - predicted)
+    assert predicted == read == 2000
     assert most < 600
 
 
@@ -222,14 +267,18 @@ def test_files_are_neither_read_nor_kept_far_ahead(
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"])
-def test_whatever_pillow_reads_is_named(predictor: Predictor, pictures: Path, tmp_path: Path, kind: str) -> None:
+def test_every_format_that_pillow_reads_is_predicted(
+    predictor: Predictor, photographs: Path, tmp_path: Path, kind: str
+) -> None:
     options = {"sizes": [(32, 32)]} if kind == "ICO" else {}
-    Image.open(pictures / "2.png").save(tmp_path / "truck", kind, **options)
-    assert predictor.predict([tmp_path / "truck"])[0].label == "truck"
+    Image.open(photographs / "2.png").save(tmp_path / "truck", kind, **options)
+    assert predictor.predict([tmp_path / "truck"])[0].class_name == "truck"
 
 
-def test_what_would_start_another_program_is_not_read(predictor: Predictor, pictures: Path, tmp_path: Path) -> None:
+def test_a_format_that_starts_another_program_is_refused(
+    predictor: Predictor, photographs: Path, tmp_path: Path
+) -> None:
     assert ".eps" not in preprocessing.suffixes()
-    Image.open(pictures / "2.png").save(tmp_path / "truck.eps")
-    with pytest.raises(InputError, match=r"truck\.eps: not a picture"):
+    Image.open(photographs / "2.png").save(tmp_path / "truck.eps")
+    with pytest.raises(InputError, match=r"truck\.eps: not an image"):
         predictor.predict([tmp_path / "truck.eps"])

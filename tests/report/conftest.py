@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from shared import made_once
 
-from onecycle.core.config import QUICK
+from onecycle.core.recipes import QUICK
 from onecycle.run import experiment
 from onecycle.storage.run_folder import RunFolder
 
@@ -17,7 +17,7 @@ SMALL = replace(QUICK, widths=(8, 8, 8), data="digits", limit=300, epochs=2, bat
 
 @pytest.fixture(scope="session")
 def runs(for_all_workers: Path) -> tuple[RunFolder, RunFolder]:
-    """Complete runs with the seeds 0 and 1, which keep their weights. Copy them to change them."""
+    """Two complete runs, with the seeds 0 and 1. Tests must not change them."""
 
     def make(folder: Path) -> None:
         for seed in (0, 1):
@@ -29,6 +29,6 @@ def runs(for_all_workers: Path) -> tuple[RunFolder, RunFolder]:
 
 @pytest.fixture
 def copy_of(tmp_path: Path, runs: tuple[RunFolder, RunFolder]) -> RunFolder:
-    """The first run, to be changed."""
+    """A copy of the first run, which a test may change."""
     shutil.copytree(runs[0].path, tmp_path / "copy")
     return RunFolder(tmp_path / "copy")

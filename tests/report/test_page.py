@@ -17,21 +17,21 @@ BASELINE = Path(__file__).parents[2] / "results" / "baseline-cifar10"
 
 
 def text_of(path: Path) -> str:
-    """What the page says, without its sheets, styles and marks."""
+    """The text of the page, without styles, scripts and tags."""
     html = re.sub(r"<(style|script).*?</\1>", "", path.read_text(), flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", html).replace("&nbsp;", " ").split())
 
 
-def test_it_tells_what_the_run_came_to(runs: tuple[RunFolder, RunFolder]) -> None:
+def test_the_report_states_the_result_of_the_run(runs: tuple[RunFolder, RunFolder]) -> None:
     run = runs[0]
     result, words = run.read_result(), text_of(run.report)
     arrays = run.read_arrays(run.predictions)
     wrong = int((arrays["logits"].argmax(axis=1) != arrays["labels"]).sum())
-    assert f"{result.test_accuracy:.2%}".replace("%", " %") + " on the embedded digits" in words
+    assert f"{result.eval_accuracy:.2%}".replace("%", " %") + " on the embedded digits" in words
     low, high = accuracy_interval(300 - wrong, 300)
     interval = f"{low:.2%} to {high:.2%}".replace("%", " %")
     assert (
-        f"{300 - wrong} of 300 test images are classified correctly (95 % interval {interval}) after 2 epochs" in words
+        f"{300 - wrong} of 300 test images were classified correctly (95 % interval {interval}) after 2 epochs" in words
     )
     assert result.fingerprint in words and "seed 0" in words
     assert "onecycle train --config" in words
@@ -42,7 +42,7 @@ def test_it_is_written_again_from_the_folder_alone_to_the_same_bytes(copy_of: Ru
     before = report.write(copy_of).read_bytes()
     copy_of.weights.unlink()
     copy_of.report.unlink()
-    assert main(["report", str(copy_of.path)]) == 0
+    assert main(["report", "--run", str(copy_of.path)]) == 0
     assert copy_of.report.read_bytes() == before
 
 
@@ -50,18 +50,18 @@ def test_a_run_without_a_report_gets_one_later_with_the_same_interpretation(copy
     before = copy_of.read_arrays(copy_of.interpretation)
     copy_of.interpretation.unlink()
     copy_of.report.unlink()
-    assert main(["report", str(copy_of.path)]) == 0
+    assert main(["report", "--run", str(copy_of.path)]) == 0
     after = copy_of.read_arrays(copy_of.interpretation)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_whose_weights_are_gone_gets_a_page_without_interpretation(copy_of: RunFolder) -> None:
+def test_a_run_without_weights_gets_a_page_without_interpretation(copy_of: RunFolder) -> None:
     copy_of.interpretation.unlink()
     copy_of.weights.unlink()
-    assert main(["report", str(copy_of.path)]) == 0
+    assert main(["report", "--run", str(copy_of.path)]) == 0
     words = text_of(copy_of.report)
-    assert "Calibration" in words and "Suspicious data" not in words
+    assert "Calibration" in words and "Data issues" not in words
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -73,83 +73,83 @@ def test_a_run_that_was_stopped_gets_a_page_that_says_so(copy_of: RunFolder, epo
         copy_of.write_history(history[:epochs])
     copy_of.write_json(copy_of.stopped, {"why": "It was interrupted by SIGTERM."})
     words = text_of(report.write(copy_of))
-    assert "This run has not come to its end" in words
-    assert f"{epochs} of 2 epochs are recorded" in words and "It was interrupted by SIGTERM." in words
+    assert "This run is not complete" in words
+    assert f"{epochs} of 2 epochs are done" in words and "It was interrupted by SIGTERM." in words
     assert ("Accuracy by epoch" in words) == bool(epochs)
 
 
-def test_an_older_run_gets_a_page_too(tmp_path: Path) -> None:
-    """It has no interpretation, no margins, no table of its network."""
+def test_an_older_run_gets_a_page(tmp_path: Path) -> None:
+    """An older run has older field names. It has no interpretation, no margins and no table of the network."""
     older = RunFolder(tmp_path / "run")
     shutil.copytree(BASELINE, older.path)
     for path in (older.interpretation, older.training_margins, older.network):
         path.unlink(missing_ok=True)
-    assert main(["report", str(older.path)]) == 0
+    assert main(["report", "--run", str(older.path)]) == 0
     accuracy = json.loads((BASELINE / "result.json").read_text())["test_accuracy"]
     assert f"{accuracy:.2%}".replace("%", " %") in text_of(older.report)
 
 
-def test_without_its_data_a_run_gets_what_can_be_had_and_a_line(
+def test_without_its_data_a_run_gets_a_page_without_interpretation_and_a_message(
     copy_of: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_of.interpretation.unlink()
     copy_of.report.unlink()
-    assert main(["report", str(copy_of.path), "--data", str(tmp_path / "nowhere")]) == 2
+    assert main(["report", "--run", str(copy_of.path), "--data", str(tmp_path / "nowhere")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "report.html lacks what needs the network and the data: " in line and "nowhere" in line
+    assert "report.html is written without the interpretation: " in line and "nowhere" in line
     assert "Calibration" in text_of(copy_of.report)
 
 
-def test_a_thousand_mistakes_fit_even_if_they_are_noise(copy_of: RunFolder) -> None:
+def test_a_thousand_misclassified_images_fit_even_if_they_are_noise(copy_of: RunFolder) -> None:
     generator = np.random.default_rng(0)
     arrays = copy_of.read_arrays(copy_of.interpretation)
     noise = generator.integers(0, 256, (1000, 32, 32, 3), dtype=np.uint8)
     images = len(copy_of.read_arrays(copy_of.predictions)["labels"])
     arrays |= {
-        "mistakes": generator.integers(0, images, 1000),
-        "mistake_images": noise,
-        "heat": generator.integers(0, 256, (1000, 4, 4), dtype=np.uint8),
-        "suspect_images": noise[:100],
-        "train_suspect_images": noise[:100],
-        "train_suspects": np.arange(2500),
-        "train_suspect_labels": np.zeros(2500, np.int64),
-        "train_suspect_margins": np.zeros(2500, np.float32),
-        "train_suspect_guesses": np.ones(100, np.int64),
-        "suspects": generator.integers(0, images, 500),
+        "misclassified": generator.integers(0, images, 1000),
+        "misclassified_images": noise,
+        "heatmaps": generator.integers(0, 256, (1000, 4, 4), dtype=np.uint8),
+        "label_issue_images": noise[:100],
+        "train_label_issue_images": noise[:100],
+        "train_label_issues": np.arange(2500),
+        "train_label_issue_labels": np.zeros(2500, np.int64),
+        "train_label_issue_margins": np.zeros(2500, np.float32),
+        "train_label_issue_predictions": np.ones(100, np.int64),
+        "label_issues": generator.integers(0, images, 500),
         "duplicate_images": np.stack([noise[:100], noise[100:200]], axis=1),
     }
     copy_of.write_arrays(copy_of.interpretation, **Interpretation.from_arrays(arrays).to_arrays())
     assert report.write(copy_of).stat().st_size < 3_000_000
 
 
-def test_names_of_classes_are_text_and_nothing_else(copy_of: RunFolder) -> None:
-    arrays = copy_of.read_arrays(copy_of.mistakes)
+def test_class_names_are_escaped(copy_of: RunFolder) -> None:
+    arrays = copy_of.read_arrays(copy_of.misclassified)
     hostile = ['<script>alert("1")</script>', "$x$ & 'y'", *(f"class {number}" for number in range(8))]
-    copy_of.write_arrays(copy_of.mistakes, **{**arrays, "classes": np.array(hostile)})
+    copy_of.write_arrays(copy_of.misclassified, **{**arrays, "classes": np.array(hostile)})
     page = report.write(copy_of).read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
 
 
-def test_long_names_of_classes_neither_fill_the_page_nor_run_over(copy_of: RunFolder) -> None:
-    arrays = copy_of.read_arrays(copy_of.mistakes)
+def test_long_class_names_do_not_fill_the_page(copy_of: RunFolder) -> None:
+    arrays = copy_of.read_arrays(copy_of.misclassified)
     names = np.array([f"{number} " + "very long name " * 20 for number in range(10)])
     before = report.write(copy_of).stat().st_size
-    copy_of.write_arrays(copy_of.mistakes, **{**arrays, "classes": names})
+    copy_of.write_arrays(copy_of.misclassified, **{**arrays, "classes": names})
     assert report.write(copy_of).stat().st_size < before + 150_000
 
 
-def test_a_hundred_classes_get_a_picture_for_a_matrix(copy_of: RunFolder) -> None:
+def test_a_confusion_matrix_of_a_hundred_classes_is_a_plot(copy_of: RunFolder) -> None:
     arrays = copy_of.read_arrays(copy_of.predictions)
     logits = np.pad(arrays["logits"], ((0, 0), (0, 90)), constant_values=-20)
     copy_of.write_arrays(copy_of.predictions, logits=logits, labels=arrays["labels"])
-    mistakes = copy_of.read_arrays(copy_of.mistakes)
-    copy_of.write_arrays(copy_of.mistakes, **{**mistakes, "classes": np.array([f"c{n}" for n in range(100)])})
+    misclassified = copy_of.read_arrays(copy_of.misclassified)
+    copy_of.write_arrays(copy_of.misclassified, **{**misclassified, "classes": np.array([f"c{n}" for n in range(100)])})
     page = report.write(copy_of).read_text()
-    assert 'class="matrix"' not in page and "taken for c" in page
+    assert 'class="matrix"' not in page and "predicted as c" in page
 
 
-def test_a_resume_that_is_refused_leaves_the_page_that_says_how_to_go_on(copy_of: RunFolder, tmp_path: Path) -> None:
+def test_a_refused_resume_keeps_the_page_that_says_how_to_resume(copy_of: RunFolder, tmp_path: Path) -> None:
     copy_of.result.unlink()
     copy_of.write_json(copy_of.stopped, {"why": "It was interrupted by SIGTERM."})
     before = report.write(copy_of).read_bytes()
@@ -157,19 +157,19 @@ def test_a_resume_that_is_refused_leaves_the_page_that_says_how_to_go_on(copy_of
     assert copy_of.report.read_bytes() == before and copy_of.stopped.exists()
 
 
-def test_a_damaged_folder_is_one_clear_line(copy_of: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_record_is_reported_in_one_line(copy_of: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     copy_of.interpretation.write_bytes(b"PK\x03\x04 and nothing more")
     before = copy_of.report.read_bytes()
-    assert main(["report", str(copy_of.path)]) == 2
+    assert main(["report", "--run", str(copy_of.path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("onecycle: ") and "interpretation.npz cannot be read" in line
-    assert copy_of.report.read_bytes() == before, "the page that was there stays"
+    assert line.startswith("onecycle: ") and "interpretation.npz is damaged or of another kind" in line
+    assert copy_of.report.read_bytes() == before, "the old page stays"
 
 
-def test_there_must_be_a_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a run folder"):
         RunFolder.open(tmp_path)
-    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert main(["report", "--run", str(tmp_path / "nothing")]) == 2
 
 
 def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +183,6 @@ def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monke
             main([*command, "--epochs", "2", "--batch-size", "30", "--out", str(tmp_path)])
     (path,) = tmp_path.iterdir()
     run = RunFolder(path)
-    assert "It was ended by an error: MemoryError: no more of it." in text_of(run.report)
+    assert "It ended with an error: MemoryError: no more of it." in text_of(run.report)
     assert main(["train", "--resume", str(path)]) == 0
-    assert "It was ended by an error" not in text_of(run.report) and not run.stopped.exists()
+    assert "It ended with an error" not in text_of(run.report) and not run.stopped.exists()

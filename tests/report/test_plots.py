@@ -15,7 +15,7 @@ from onecycle.run import experiment
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.lr_finder import read_curve
 
-OF_EVERY_RUN = {
+PLOTS_OF_EVERY_RUN = {
     "accuracy.png",
     "augmentations.png",
     "confusion_matrix.png",
@@ -27,7 +27,7 @@ OF_EVERY_RUN = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The smallest of runs, its two rates given."""
+    """A very small run with given learning rates."""
     short = {"limit": 10, "epochs": 2, "batch_size": 5, "lr_min": 1e-5, "lr_max": 1e-4}
     config = replace(NARROW_CONFIG, **short, out=tmp_path_factory.mktemp("runs"))
     return experiment.run(config, Console(file=io.StringIO()))
@@ -35,58 +35,56 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture
 def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
-    """The folder alone, elsewhere, without its pictures and weights."""
+    """A copy of the run folder in another place, without plots and weights."""
     folder = RunFolder(tmp_path / "copy")
     shutil.copytree(finished.path, folder.path)
-    shutil.rmtree(folder.pictures)
+    shutil.rmtree(folder.plots)
     folder.weights.unlink()
     return folder
 
 
 def drawn(folder: RunFolder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.pictures.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.plots.iterdir()}
 
 
-def test_every_picture_is_drawn_again_from_the_folder_alone_byte_for_byte(
-    finished: RunFolder, copied: RunFolder
-) -> None:
+def test_every_plot_is_drawn_again_from_the_folder_alone_byte_for_byte(finished: RunFolder, copied: RunFolder) -> None:
     before = drawn(finished)
-    assert before.keys() == OF_EVERY_RUN
+    assert before.keys() == PLOTS_OF_EVERY_RUN
     plots.draw(copied)
     assert drawn(copied) == before
 
 
-def test_every_picture_is_a_picture_and_none_is_blank(finished: RunFolder) -> None:
-    for path in finished.pictures.iterdir():
+def test_every_plot_is_an_image_and_none_is_blank(finished: RunFolder) -> None:
+    for path in finished.plots.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 100
             assert len(np.unique(np.asarray(image.convert("L")))) > 20, path.name
 
 
-def test_a_curve_is_drawn_where_there_is_one(copied: RunFolder) -> None:
+def test_the_lr_finder_curve_is_drawn_if_it_is_recorded(copied: RunFolder) -> None:
     curve = read_curve(np.geomspace(1e-6, 1, 50).tolist(), np.linspace(2.3, 0.5, 50).tolist())
     copied.write_json(copied.lr_finder, curve.to_json())
     plots.draw(copied)
-    assert drawn(copied).keys() == OF_EVERY_RUN | {"lr_finder.png"}
+    assert drawn(copied).keys() == PLOTS_OF_EVERY_RUN | {"lr_finder.png"}
 
 
-def test_before_there_is_a_result_only_what_is_known_is_drawn(copied: RunFolder) -> None:
+def test_without_a_result_only_the_augmentations_are_drawn(copied: RunFolder) -> None:
     copied.result.unlink()
     plots.draw(copied)
     assert drawn(copied).keys() == {"augmentations.png"}
 
 
-def test_drawing_again_replaces_what_was_drawn_and_leaves_nothing_else(copied: RunFolder) -> None:
-    copied.pictures.mkdir()
-    (copied.pictures / "loss.png").write_text("half a pict")
+def test_drawing_again_replaces_the_plots_and_leaves_nothing_else(copied: RunFolder) -> None:
+    copied.plots.mkdir()
+    (copied.plots / "loss.png").write_text("half a plot")
     plots.draw(copied)
-    assert drawn(copied).keys() == OF_EVERY_RUN
-    with Image.open(copied.pictures / "loss.png") as image:
+    assert drawn(copied).keys() == PLOTS_OF_EVERY_RUN
+    with Image.open(copied.plots / "loss.png") as image:
         image.load()
 
 
-@pytest.mark.parametrize("name", ["history.jsonl", "mistakes.npz", "predictions.npz"])
-def test_a_record_that_is_lost_or_damaged_is_named(copied: RunFolder, name: str) -> None:
+@pytest.mark.parametrize("name", ["history.jsonl", "misclassified.npz", "predictions.npz"])
+def test_a_missing_or_damaged_record_is_named(copied: RunFolder, name: str) -> None:
     (copied.path / name).write_bytes(b"\x00")
     with pytest.raises(InputError, match=name):
         plots.draw(copied)

@@ -23,17 +23,17 @@ from onecycle.report.visualizations import (
     confusion_matrix,
     grad_cam_overlays,
     incorrect_predictions,
+    label_issues,
     learning_rate_curve,
     loss_curves,
     lr_finder_curve,
-    most_alike_pairs,
+    near_duplicates,
     reliability_diagram,
     save_png,
-    suspected_labels,
     to_svg,
 )
 from onecycle.report.visualizations.style import shorten, spread, text_inches
-from onecycle.storage.records import EpochRecord, History, LRCurve, Mistakes
+from onecycle.storage.records import EpochRecord, History, LRCurve, Misclassified
 
 DIGITS = load_digits()
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -41,17 +41,17 @@ LABELS = DIGITS.target.astype(np.int64)  # [1797]
 
 
 def digit_images(count: int) -> np.ndarray:
-    """The first `count` digits as uint8 [count,8,8,3]."""
-    grey = (DIGITS.images[:count] * 255 / 16).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=3)
+    """The first `count` digits as uint8 `[count,8,8,3]`."""
+    gray = (DIGITS.images[:count] * 255 / 16).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=3)
 
 
-def digit_mistakes(count: int) -> Mistakes:
-    """`count` digits, each taken for the next with a falling probability."""
+def misclassified_digits(count: int) -> Misclassified:
+    """`count` digits, each predicted as the next higher digit, with falling probabilities."""
     predictions = (LABELS[:count] + 1) % 10
     probabilities = np.zeros((count, 10), np.float32)
     probabilities[np.arange(count), predictions] = np.linspace(0.999, 0.3, count)
-    return Mistakes(
+    return Misclassified(
         indices=np.arange(count),
         images=digit_images(count),
         labels=LABELS[:count],
@@ -68,8 +68,8 @@ def history(*test_accuracies: float) -> History:
             lr=0.01,
             train_loss=2 / epoch,
             train_accuracy=accuracy - 0.01,
-            test_loss=2.5 / epoch,
-            test_accuracy=accuracy,
+            eval_loss=2.5 / epoch,
+            eval_accuracy=accuracy,
             seconds=1.0,
         )
         for epoch, accuracy in enumerate(test_accuracies, start=1)
@@ -77,7 +77,7 @@ def history(*test_accuracies: float) -> History:
 
 
 def sweep(**changes: object) -> LRCurve:
-    """100 steps over 1e-7..1: flat, a descent around 1e-3, and a steep end."""
+    """An LR curve with 100 rates from 1e-7 to 1. It is flat, falls around 1e-3, and rises steeply at the end."""
     lrs = np.logspace(-7, 0, 100)
     x = np.log10(lrs)
     smoothed = 2.3 - 0.8 / (1 + np.exp(-3 * (x + 3))) + np.where(x > -1, np.exp(6 * (x + 1)) - 1, 0)
@@ -105,8 +105,8 @@ def images(figure: Figure) -> list[AxesImage]:
 def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
     """Pairs of texts in `figure` whose boxes share more than a pixel."""
     figure.draw_without_rendering()
-    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
+    visible = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in visible]
     return [
         (first, second)
         for (first, a), (second, b) in combinations(boxes, 2)
@@ -116,9 +116,9 @@ def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
 
 def texts_outside(figure: Figure) -> list[str]:
     figure.draw_without_rendering()
-    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    visible = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     edge = figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in visible]
     return [name for name, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > edge.x1 or box.y1 > edge.y1]
 
 
@@ -139,17 +139,17 @@ def test_the_best_epoch_is_marked_as_not_the_result() -> None:
     assert "Accuracy by epoch: 93.4 % at the last (test)" in texts(figure)
 
 
-def test_the_best_epoch_is_said_to_be_the_last_where_it_is() -> None:
+def test_a_best_epoch_that_is_the_last_is_marked_so() -> None:
     assert "best epoch: 3, the last" in texts(accuracy_curves(history(0.5, 0.8, 0.9)))
 
 
 def test_accuracy_names_the_split_it_was_evaluated_on() -> None:
-    shown = texts(accuracy_curves(history(0.5, 0.8), evaluated_on="validation"))
-    assert "validation 80.0 %" in shown
-    assert not any("test" in text for text in shown)
+    written = texts(accuracy_curves(history(0.5, 0.8), evaluated_on="validation"))
+    assert "validation 80.0 %" in written
+    assert not any("test" in text for text in written)
 
 
-def test_a_reference_is_a_named_level_inside_the_picture() -> None:
+def test_a_reference_is_a_named_level_inside_the_plot() -> None:
     figure = accuracy_curves(history(0.5, 0.6), reference=("best published run", 0.9326))
     assert "best published run: 93.26 %" in texts(figure)
     assert figure.axes[0].get_ylim()[1] > 93.26
@@ -161,9 +161,9 @@ def test_loss_is_drawn_for_both_splits() -> None:
     assert {"test 1.250", "train 1.000", "Loss by epoch: 1.250 at the last (test)"} <= set(texts(figure))
 
 
-def test_a_loss_that_is_not_finite_is_named_and_the_rest_drawn() -> None:
+def test_a_loss_that_is_not_finite_is_named_and_the_others_are_drawn() -> None:
     diverged = history(0.5, 0.8, 0.1)
-    diverged[-1] = replace(diverged[-1], train_loss=float("nan"), test_loss=float("inf"))
+    diverged[-1] = replace(diverged[-1], train_loss=float("nan"), eval_loss=float("inf"))
     figure = loss_curves(diverged)
     assert {"test inf", "train nan"} <= set(texts(figure))
     assert np.isfinite(figure.axes[0].get_ylim()).all()
@@ -193,14 +193,14 @@ def test_the_schedule_peaks_at_the_end_of_its_epoch_and_ends_at_its_minimum() ->
     assert figure.axes[0].get_xlabel() == "epochs completed"
 
 
-def test_a_peak_inside_an_epoch_is_given_in_parts_of_epochs() -> None:
+def test_a_peak_inside_an_epoch_is_given_as_a_fraction_of_epochs() -> None:
     figure = learning_rate_curve(lr_min=0.001, lr_max=0.01, total_steps=97, peak_step=80, steps_per_epoch=98)
     assert "LR max 0.01 after 0.83 epochs" in texts(figure)
     assert not overlapping_texts(figure)
     assert not texts_outside(figure)
 
 
-def test_a_rate_that_only_falls_is_no_cycle() -> None:
+def test_a_learning_rate_that_only_falls_is_not_called_a_cycle() -> None:
     figure = learning_rate_curve(lr_min=0, lr_max=0.215, total_steps=200, peak_step=0, steps_per_epoch=50)
     assert "LR max 0.215 at the first step" in texts(figure)
     assert figure.axes[0].get_title(loc="left") == "Learning rate by epoch: straight from 0.215 to 0"
@@ -265,18 +265,18 @@ def test_the_confusion_matrix_counts_every_pair_of_classes() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     cells = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
     assert cells == {(0, 0): "3", (1, 0): "1", (0, 1): "1", (1, 1): "1"}
-    np.testing.assert_allclose(axes.images[0].get_array(), [[75, 25], [50, 50]])  # percent of the row
+    np.testing.assert_allclose(axes.images[0].get_array(), [[75, 25], [50, 50]])  # percent of each row
     assert "Confusion matrix: 4 of 6 correct (66.7 %)" in texts(figure)
-    assert "most frequent mistake: cat taken for dog, 1 time" in texts(figure)
+    assert "most frequent error: cat predicted as dog, 1 time" in texts(figure)
 
 
-def test_a_class_that_was_never_seen_has_an_empty_row() -> None:
+def test_a_class_without_images_has_an_empty_row() -> None:
     figure = confusion_matrix(np.array([0, 1]), np.array([0, 1]), ("$5", "ten", "unseen"))
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array()[2], [0, 0, 0])
-    assert {"$5", "no mistakes"} <= set(texts(figure))
+    assert {"$5", "no errors"} <= set(texts(figure))
 
 
-def test_more_than_twenty_classes_are_shown_by_colour_only() -> None:
+def test_more_than_twenty_classes_have_colors_only() -> None:
     labels = np.arange(1000) % 100
     figure = confusion_matrix(labels, labels, tuple(f"class {i}" for i in range(100)))
     assert not figure.axes[0].texts
@@ -291,52 +291,53 @@ def test_no_text_of_the_confusion_matrix_overlaps_or_is_cut_off(count: int) -> N
     assert not texts_outside(figure)
 
 
-def test_the_confusion_matrix_refuses_what_does_not_belong_together() -> None:
+def test_the_confusion_matrix_refuses_unequal_lengths_and_unknown_classes() -> None:
     with pytest.raises(ValueError, match="2 labels and 1 predictions"):
         confusion_matrix(np.array([0, 1]), np.array([0]), ("cat", "dog"))
     with pytest.raises(ValueError, match="predictions run from 0 to 2; with 2 classes: 0 to 1"):
         confusion_matrix(np.array([0, 1]), np.array([0, 2]), ("cat", "dog"))
 
 
-def test_each_mistake_shows_its_pixels_classes_and_probability() -> None:
-    mistakes = digit_mistakes(3)
-    figure = incorrect_predictions(mistakes)
+def test_each_incorrect_prediction_has_its_pixels_classes_and_probability() -> None:
+    misclassified = misclassified_digits(3)
+    figure = incorrect_predictions(misclassified)
     assert len(images(figure)) == 3
-    for shown, pixels in zip(images(figure), mistakes.images, strict=True):
-        np.testing.assert_array_equal(shown.get_array(), pixels)
-        assert shown.get_interpolation() == "nearest"
-    shown_texts = texts(figure)
-    assert shown_texts[-9:] == [
-        *("zero", "→ one", "99.90 % sure"),
-        *("one", "→ two", "64.95 % sure"),
-        *("two", "→ three", "30.00 % sure"),
+    for image, pixels in zip(images(figure), misclassified.images, strict=True):
+        np.testing.assert_array_equal(image.get_array(), pixels)
+        assert image.get_interpolation() == "nearest"
+    assert texts(figure)[-9:] == [
+        *("zero", "→ one", "99.90 %"),
+        *("one", "→ two", "64.95 %"),
+        *("two", "→ three", "30.00 %"),
     ]
     colors = {text.get_text(): text.get_color() for text in figure.findobj(Text)}
     assert colors["zero"] == colors["true class"] != colors["→ one"] == colors["→ predicted class"]
 
 
-def test_the_gallery_shows_as_many_as_asked_for() -> None:
-    figure = incorrect_predictions(digit_mistakes(50), count=17)
+def test_the_number_of_incorrect_predictions_can_be_chosen() -> None:
+    figure = incorrect_predictions(misclassified_digits(50), count=17)
     assert len(images(figure)) == 17
     assert "Incorrect predictions, most confident first: 17 shown" in texts(figure)
     with pytest.raises(ValueError, match="count is 0"):
-        incorrect_predictions(digit_mistakes(1), count=0)
+        incorrect_predictions(misclassified_digits(1), count=0)
 
 
-def test_a_gallery_without_mistakes_says_so_in_a_figure_notebooks_show() -> None:
-    figure = incorrect_predictions(digit_mistakes(0))
+def test_a_figure_without_incorrect_predictions_says_so_and_notebooks_show_it() -> None:
+    figure = incorrect_predictions(misclassified_digits(0))
     assert "Incorrect predictions: none" in texts(figure)
     assert figure.axes  # IPython shows nothing for a figure without axes
 
 
 def test_long_class_names_stay_inside_their_cell() -> None:
-    mistakes = replace(digit_mistakes(9), classes=tuple(f"a very long folder name of {name}" for name in CLASSES))
-    figure = incorrect_predictions(mistakes)
+    misclassified = replace(
+        misclassified_digits(9), classes=tuple(f"a very long folder name of {name}" for name in CLASSES)
+    )
+    figure = incorrect_predictions(misclassified)
     assert not overlapping_texts(figure)
     assert not texts_outside(figure)
 
 
-def test_originals_stand_above_their_augmentations() -> None:
+def test_originals_are_above_their_augmentations() -> None:
     originals = digit_images(8)
     augmented = originals[:, :, ::-1]
     figure = augmentations(originals, augmented)
@@ -351,18 +352,18 @@ def test_originals_stand_above_their_augmentations() -> None:
     assert not texts_outside(figure)
 
 
-def test_augmentations_refuses_images_that_do_not_pair() -> None:
-    with pytest.raises(ValueError, match="3 originals and 2 augmented"):
+def test_augmentations_refuses_unequal_numbers_of_images() -> None:
+    with pytest.raises(ValueError, match="3 original and 2 augmented"):
         augmentations(digit_images(3), digit_images(2))
 
 
 def predictions(images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [N,10] that are about as sure as they may be, and labels [N]."""
+    """Well-calibrated probabilities `[images,10]` and labels `[images]`."""
     generator = np.random.default_rng(0)
-    sure = generator.uniform(0.11, 1, images)
-    probabilities = np.tile((1 - sure[:, None]) / 9, 10)
-    probabilities[:, 0] = sure
-    return probabilities, np.where(generator.random(images) < sure, 0, 1)
+    confidences = generator.uniform(0.11, 1, images)
+    probabilities = np.tile((1 - confidences[:, None]) / 9, 10)
+    probabilities[:, 0] = confidences
+    return probabilities, np.where(generator.random(images) < confidences, 0, 1)
 
 
 def test_a_reliability_diagram_has_a_bar_for_every_bin_that_has_images() -> None:
@@ -371,7 +372,7 @@ def test_a_reliability_diagram_has_a_bar_for_every_bin_that_has_images() -> None
     assert len(figure.axes[0].patches) == (found.counts > 0).sum()
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_allclose(heights, 100 * found.accuracies[found.counts > 0])
-    assert f"Calibration: off by {100 * found.error:.1f} points in the mean (ECE)" in texts(figure)
+    assert f"Calibration: expected calibration error {100 * found.error:.1f} points" in texts(figure)
 
 
 @pytest.mark.parametrize("images", [1, 30, 5000, 1_000_000])
@@ -381,7 +382,7 @@ def test_no_text_of_a_reliability_diagram_overlaps_or_is_cut_off(images: int) ->
     assert not texts_outside(figure)
 
 
-def test_compared_runs_end_in_their_names_each_at_its_last_epoch() -> None:
+def test_each_compared_run_has_its_name_at_its_last_epoch() -> None:
     figure = compared_accuracies({"A": history(0.9, 0.92), "B": history(0.9, 0.91, 0.93)})
     assert {"A", "B", "Accuracy by epoch (test)"} <= set(texts(figure))
     assert [len(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) > 1] == [2, 3]
@@ -392,35 +393,35 @@ def test_compared_runs_end_in_their_names_each_at_its_last_epoch() -> None:
         compared_accuracies({"A": []})
 
 
-def test_what_was_looked_at_is_tinted_and_the_rest_left_as_it_is() -> None:
-    pixels, heat = digit_images(2), np.zeros((2, 2, 2), np.uint8)
-    heat[1] = 255
-    shown = [image.get_array() for image in images(grad_cam_overlays(pixels, heat))]
-    np.testing.assert_array_equal(shown[2], pixels[0])
-    assert (np.asarray(shown[3], int)[..., 0] - shown[3][..., 2]).min() > 100, "all of it is vermillion"
-    with pytest.raises(ValueError, match="2 images and 1 maps"):
-        grad_cam_overlays(pixels, heat[:1])
+def test_high_heatmap_values_are_tinted_and_zeros_leave_the_image_unchanged() -> None:
+    pixels, heatmaps = digit_images(2), np.zeros((2, 2, 2), np.uint8)
+    heatmaps[1] = 255
+    drawn = [image.get_array() for image in images(grad_cam_overlays(pixels, heatmaps))]
+    np.testing.assert_array_equal(drawn[2], pixels[0])
+    assert (np.asarray(drawn[3], int)[..., 0] - drawn[3][..., 2]).min() > 100, "all of it is vermillion"
+    with pytest.raises(ValueError, match="2 images and 1 heatmaps"):
+        grad_cam_overlays(pixels, heatmaps[:1])
 
 
-def test_pairs_stand_above_each_other_and_say_how_alike_they_are() -> None:
+def test_near_duplicates_are_above_each_other_with_their_similarities() -> None:
     pairs = np.stack([digit_images(10), digit_images(10)[::-1]], axis=1)
-    figure = most_alike_pairs(pairs, np.linspace(0.99, 0.9, 20, dtype=np.float32))
+    figure = near_duplicates(pairs, np.linspace(0.99, 0.9, 20, dtype=np.float32))
     assert len(images(figure)) == 16
     np.testing.assert_array_equal(images(figure)[8].get_array(), pairs[0, 1])
-    assert texts(figure)[0] == "Most alike: 99.0 % to 95.7 %" and {"test", "training"} <= set(texts(figure))
+    assert texts(figure)[0] == "Most similar: 99.0 % to 95.7 %" and {"test", "training"} <= set(texts(figure))
     with pytest.raises(ValueError, match="0 pairs"):
-        most_alike_pairs(pairs[:0], np.array([], np.float32))
+        near_duplicates(pairs[:0], np.array([], np.float32))
 
 
-def test_suspected_labels_show_the_label_and_the_guess() -> None:
-    figure = suspected_labels(digit_images(3), LABELS[:9], LABELS[1:10], CLASSES)
+def test_label_issues_have_the_label_and_the_predicted_class() -> None:
+    figure = label_issues(digit_images(3), LABELS[:9], LABELS[1:10], CLASSES)
     assert {"zero", "→ one", "two", "→ three"} <= set(texts(figure))
     assert not overlapping_texts(figure) and not texts_outside(figure)
     with pytest.raises(ValueError, match="no images"):
-        suspected_labels(digit_images(0), LABELS, LABELS, CLASSES)
+        label_issues(digit_images(0), LABELS, LABELS, CLASSES)
 
 
-def test_a_figure_as_svg_is_the_same_each_time_and_its_text_is_text() -> None:
+def test_equal_figures_give_equal_svg_whose_text_is_text() -> None:
     first, second = (to_svg(accuracy_curves(history(0.5, 0.8))) for _ in range(2))
     assert first == second
     assert ">test 80.0 %<" in first and "matplotlib.org" not in first
@@ -435,10 +436,10 @@ def test_equal_records_give_equal_files(tmp_path: Path) -> None:
     draw_twice(lambda: accuracy_curves(history(0.5, 0.8)))
     draw_twice(lambda: lr_finder_curve(sweep()))
     draw_twice(lambda: confusion_matrix(LABELS, LABELS, CLASSES))
-    draw_twice(lambda: incorrect_predictions(digit_mistakes(2)))
+    draw_twice(lambda: incorrect_predictions(misclassified_digits(2)))
 
 
-def test_a_saved_picture_holds_no_version_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_saved_plot_holds_no_version_and_leaves_no_other_file(tmp_path: Path) -> None:
     save_png(loss_curves(history(0.5, 0.8)), tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
         assert image.size == (1200, 675)
@@ -446,7 +447,7 @@ def test_a_saved_picture_holds_no_version_and_leaves_nothing_beside_it(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_the_users_settings_neither_change_nor_matter(tmp_path: Path) -> None:
+def test_matplotlib_settings_do_not_change_and_have_no_effect(tmp_path: Path) -> None:
     def save(name: str) -> bytes:
         save_png(accuracy_curves(history(0.5, 0.8)), tmp_path / name)
         return (tmp_path / name).read_bytes()
@@ -458,7 +459,7 @@ def test_the_users_settings_neither_change_nor_matter(tmp_path: Path) -> None:
         assert dict(matplotlib.rcParams) == before
 
 
-def test_pictures_need_neither_torch_nor_pyplot() -> None:
+def test_plots_need_neither_torch_nor_pyplot() -> None:
     code = (
         "import sys, onecycle.report.visualizations\nsys.exit(bool({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
@@ -466,7 +467,7 @@ def test_pictures_need_neither_torch_nor_pyplot() -> None:
 
 
 @given(st.lists(st.floats(-100, 100), max_size=6), st.floats(0.1, 10))
-def test_spread_positions_keep_their_order_and_their_distance(positions: list[float], gap: float) -> None:
+def test_spread_positions_keep_their_order_and_distance(positions: list[float], gap: float) -> None:
     moved = spread(positions, gap)
     order = np.argsort(positions, kind="stable")
     assert (np.diff(np.array(moved)[order]) >= gap - 1e-9).all()

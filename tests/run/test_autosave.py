@@ -1,4 +1,4 @@
-"""What a run measures as it goes; that it is saved and goes on is tested by tests/faults."""
+"""Tests of the margins that a run records. tests/faults has the tests of saving and resuming."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +8,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from onecycle.core.config import QUICK, Config
+from onecycle.core.config import Config
 from onecycle.core.metrics import margins_of
+from onecycle.core.recipes import QUICK
 from onecycle.run import experiment
 from onecycle.storage.run_folder import RunFolder
-from onecycle.train.loop import StepOutcome, training_steps
+from onecycle.train.loop import training_steps
+from onecycle.train.train_step import StepResult
 
-# Nothing is drawn for an image, and the rate is too low to change a weight: every epoch sees the same logits.
-STILL = replace(
+# There is no random augmentation, and the learning rate is too low to change a weight. So all epochs have the same
+# logits.
+CONSTANT = replace(
     QUICK,
     data="digits",
     limit=50,
@@ -31,47 +34,52 @@ STILL = replace(
 )
 
 
-def run_noting_logits(
+def run_recording_margins(
     config: Config, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunFolder, dict[int, list[float]]]:
-    """A run, and every margin that each training image had in it, by the pixels that the network was shown."""
-    seen: dict[int, list[float]] = {}
+    """Run `config`. Returns the run, and for each training image the list of its margins.
+
+    The key of an image is the sum of its normalized pixels, times 1000 and rounded.
+    """
+    recorded: dict[int, list[float]] = {}
     original = training_steps
 
-    def noting(running, optimizer, batches, *rest, **options):  # type: ignore[no-untyped-def]
-        def noted():  # type: ignore[no-untyped-def]
+    def recording(prepared, optimizer, batches, *rest, **options):  # type: ignore[no-untyped-def]
+        def recorded_batches():  # type: ignore[no-untyped-def]
             for batch in batches:
-                last.append(batch)
+                seen.append(batch)
                 yield batch
 
-        last: list = []
-        handle = running.register_forward_hook(lambda module, inputs, logits: shown.append(logits.detach().float()))
-        shown: list[torch.Tensor] = []
-        for outcome in original(running, optimizer, noted(), *rest, **options):
-            assert isinstance(outcome, StepOutcome)
-            margins = margins_of(shown[-1].numpy(), last[-1].labels.numpy())
-            for image, margin in zip(last[-1].images, margins, strict=True):
-                # Flipped in every other epoch: what does not change is the sum.
-                seen.setdefault(round(float(image.double().sum()) * 1000), []).append(float(margin))
-            yield outcome
+        seen: list = []
+        logits_of_steps: list[torch.Tensor] = []
+        handle = prepared.register_forward_hook(
+            lambda module, inputs, logits: logits_of_steps.append(logits.detach().float())
+        )
+        for step, result in original(prepared, optimizer, recorded_batches(), *rest, **options):
+            assert isinstance(result, StepResult)
+            margins = margins_of(logits_of_steps[-1].numpy(), seen[-1].labels.numpy())
+            for image, margin in zip(seen[-1].images, margins, strict=True):
+                # Images are flipped in every other epoch, but a flip does not change the sum of the pixels.
+                recorded.setdefault(round(float(image.double().sum()) * 1000), []).append(float(margin))
+            yield step, result
         handle.remove()
 
     with monkeypatch.context() as patch:
-        patch.setattr("onecycle.train.loop.training_steps", noting)
-        return experiment.run(config, Console(quiet=True), out / "run"), seen
+        patch.setattr("onecycle.train.loop.training_steps", recording)
+        return experiment.run(config, Console(quiet=True), out / "run"), recorded
 
 
 def test_each_training_image_has_the_mean_of_its_own_margins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, seen = run_noting_logits(STILL, tmp_path, monkeypatch)
+    run, recorded = run_recording_margins(CONSTANT, tmp_path, monkeypatch)
     margins = run.read_arrays(run.training_margins)["margins"]
     assert margins.dtype == np.float32 and margins.shape == (50,)
     from onecycle.data.preprocessing import Preprocessing
     from onecycle.run.build import load_data
 
-    train = load_data(STILL).train
+    train = load_data(CONSTANT).train
     images = Preprocessing.of(train.images).normalize(torch.from_numpy(train.images))
     for image, margin in zip(images, margins, strict=True):
-        mine = seen[round(float(image.double().sum()) * 1000)]
-        if len(mine) == 3:  # else two images have one sum
-            assert margin == pytest.approx(np.mean(mine), rel=1e-5, abs=1e-6)
-    assert sum(len(mine) == 3 for mine in seen.values()) > 40
+        of_image = recorded[round(float(image.double().sum()) * 1000)]
+        if len(of_image) == 3:  # one margin per epoch; if there are more, several images have the same key
+            assert margin == pytest.approx(np.mean(of_image), rel=1e-5, abs=1e-6)
+    assert sum(len(of_image) == 3 for of_image in recorded.values()) > 40

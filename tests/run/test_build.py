@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.optim import Adam
 
-from onecycle.compute.plan import PLAIN, Acceleration
-from onecycle.core.config import BASELINE, FAST, QUICK, Config
+from onecycle.compute.plan import EAGER, ComputePlan
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import BASELINE, FAST, QUICK
 from onecycle.models import CustomResNet, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.run.build import Experiment, assemble
 from onecycle.train.optimizers import Muon
@@ -14,51 +15,51 @@ from onecycle.train.optimizers import Muon
 TINY = {"data": "digits", "limit": 60, "batch_size": 20}
 
 
-def made(config: Config, **changes: object) -> Experiment:
-    return assemble(replace(config, **TINY, **changes), PLAIN)
+def build(config: Config, **changes: object) -> Experiment:
+    return assemble(replace(config, **TINY, **changes), EAGER)
 
 
-def rates(experiment: Experiment) -> dict[str, float]:
-    """The rate, to that of the schedule, of each parameter by name."""
+def lr_scales(experiment: Experiment) -> dict[str, float]:
+    """By parameter name, the factor by which the scheduled learning rate is multiplied."""
     names = {id(parameter): name for name, parameter in experiment.model.named_parameters()}
     groups = experiment.optimizer.param_groups
     return {names[id(p)]: group.get("lr_scale", 1) for group in groups for p in group["params"]}
 
 
 def test_the_baseline_is_the_custom_resnet_with_adam_and_plain_cross_entropy() -> None:
-    experiment = made(BASELINE, augmentation="batched")
+    experiment = build(BASELINE, augmentation="batched")
     assert isinstance(experiment.model, CustomResNet)
     assert isinstance(experiment.optimizer, Adam)
     assert type(experiment.model.criterion) is torch.nn.CrossEntropyLoss
-    assert set(rates(experiment).values()) == {1}
+    assert set(lr_scales(experiment).values()) == {1}
 
 
-def test_every_learned_parameter_of_a_recipe_is_in_one_group_and_no_other_is() -> None:
-    experiment = made(FAST)
+def test_every_trainable_parameter_is_in_exactly_one_group_and_no_frozen_one_is() -> None:
+    experiment = build(FAST)
     assert isinstance(experiment.model, WhitenedConvNet)
     assert isinstance(experiment.optimizer, Muon)
-    found = rates(experiment)
-    assert found.keys() == {name for name, p in experiment.model.named_parameters() if p.requires_grad}
-    assert "whitening.weight" not in found
-    assert sum(len(group["params"]) for group in experiment.optimizer.param_groups) == len(found)
+    scales = lr_scales(experiment)
+    assert scales.keys() == {name for name, p in experiment.model.named_parameters() if p.requires_grad}
+    assert "whitening.weight" not in scales
+    assert sum(len(group["params"]) for group in experiment.optimizer.param_groups) == len(scales)
 
 
-def test_biases_learn_so_many_times_faster_than_the_linear_layer() -> None:
-    found = rates(made(FAST, bias_lr_scale=10))
-    assert found["groups.0.2.bias"] == pytest.approx(10 * found["linear.weight"])
-    assert found["groups.0.0.weight"] == 1
+def test_bias_lr_scale_is_the_rate_of_biases_relative_to_the_linear_layer() -> None:
+    scales = lr_scales(build(FAST, bias_lr_scale=10))
+    assert scales["groups.0.2.bias"] == pytest.approx(10 * scales["linear.weight"])
+    assert scales["groups.0.0.weight"] == 1
 
 
-@pytest.mark.parametrize("how", [None, replace(PLAIN, threads=1)], ids=["measured", "given"])
-def test_the_first_weights_are_those_of_the_runs_threads_whatever_the_process_computed_with_before(
-    how: Acceleration | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("plan", [None, replace(EAGER, threads=1)], ids=["measured", "given"])
+def test_the_initial_weights_do_not_depend_on_the_earlier_thread_count_of_the_process(
+    plan: ComputePlan | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
 
     def whitening(threads: int) -> torch.Tensor:
         torch.set_num_threads(threads)
-        return assemble(replace(QUICK, widths=(8, 8, 8), **TINY), how).model.whitening.weight.clone()  # type: ignore
+        return assemble(replace(QUICK, widths=(8, 8, 8), **TINY), plan).model.whitening.weight.clone()  # type: ignore
 
     try:
         assert torch.equal(whitening(threads=4), whitening(threads=1))
@@ -66,38 +67,38 @@ def test_the_first_weights_are_those_of_the_runs_threads_whatever_the_process_co
         torch.set_num_threads(before)
 
 
-def test_the_rate_of_what_sgd_trains_grows_with_the_batch() -> None:
-    assert rates(made(FAST))["linear.weight"] == pytest.approx(20 * 0.0035)
+def test_the_rate_of_sgd_is_proportional_to_the_batch_size() -> None:
+    assert lr_scales(build(FAST))["linear.weight"] == pytest.approx(20 * 0.0035)
 
 
-def test_the_biases_of_the_whitening_layer_learn_in_so_many_epochs_only() -> None:
-    experiment = made(FAST, whitening_epochs=1)
+def test_the_biases_of_the_whitening_layer_are_trained_for_whitening_epochs_only() -> None:
+    experiment = build(FAST, whitening_epochs=1)
     (group,) = (group for group in experiment.optimizer.param_groups if group.get("epochs") is not None)
     assert group["epochs"] == 1
     assert [id(parameter) for parameter in group["params"]] == [id(experiment.model.whitening.bias)]
-    assert rates(experiment) == rates(made(FAST, whitening_epochs=None))
+    assert lr_scales(experiment) == lr_scales(build(FAST, whitening_epochs=None))
 
 
-def test_with_sgd_filters_learn_like_the_linear_layer_and_are_not_orthogonalized() -> None:
-    experiment = made(FAST, optimizer="sgd")
-    found = rates(experiment)
-    assert found["groups.0.0.weight"] == found["linear.weight"]
+def test_with_sgd_filters_have_the_rate_of_the_linear_layer_and_are_not_orthogonalized() -> None:
+    experiment = build(FAST, optimizer="sgd")
+    scales = lr_scales(experiment)
+    assert scales["groups.0.0.weight"] == scales["linear.weight"]
     assert not any(group["orthogonalize"] for group in experiment.optimizer.param_groups)
 
 
-def test_a_network_that_is_not_whitened_learns_its_first_layer() -> None:
-    found = rates(made(FAST, whitening=False))
-    assert found["whitening.weight"] == 1
+def test_without_whitening_the_first_layer_is_trained() -> None:
+    scales = lr_scales(build(FAST, whitening=False))
+    assert scales["whitening.weight"] == 1
 
 
-def test_a_first_layer_that_is_learned_is_not_fixed() -> None:
-    experiment = made(FAST, whitening=False)
+def test_without_whitening_no_parameter_is_frozen_later() -> None:
+    experiment = build(FAST, whitening=False)
     assert not any(group["params"] for group in experiment.optimizer.param_groups if group.get("epochs") is not None)
-    assert rates(experiment).keys() == {name for name, p in experiment.model.named_parameters() if p.requires_grad}
+    assert lr_scales(experiment).keys() == {name for name, p in experiment.model.named_parameters() if p.requires_grad}
 
 
 def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
-    criterion = made(FAST, label_smoothing=0.2).model.criterion
+    criterion = build(FAST, label_smoothing=0.2).model.criterion
     assert isinstance(criterion, TrainingCrossEntropy)
     logits, labels = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0])
     plain = torch.nn.functional.cross_entropy(logits, labels)
@@ -106,8 +107,8 @@ def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
     assert torch.equal(criterion.eval()(logits, labels), plain)
 
 
-def test_weighed_classes_count_alike_in_training_and_evaluation_does_not_weigh() -> None:
-    experiment = assemble(replace(BASELINE, **{**TINY, "limit": 61}, class_weights=True), PLAIN)
+def test_class_weights_balance_the_classes_in_training_and_not_in_evaluation() -> None:
+    experiment = assemble(replace(BASELINE, **{**TINY, "limit": 61}, class_weights=True), EAGER)
     labels = torch.from_numpy(experiment.dataset.train.labels)
     counts = labels.bincount()
     assert sorted(counts.tolist()) == [6] * 9 + [7]
@@ -120,7 +121,7 @@ def test_weighed_classes_count_alike_in_training_and_evaluation_does_not_weigh()
     assert not [name for name in experiment.model.state_dict() if "criterion" in name]
 
 
-@pytest.mark.parametrize(("option", "value"), [("hole", 33), ("padding", 32)])
-def test_an_augmentation_larger_than_the_images_is_refused(option: str, value: int) -> None:
-    with pytest.raises(InputError, match=f"--{option} is {value}; it must be .* the images' side, which is 32"):
-        made(FAST, **{option: value})
+@pytest.mark.parametrize(("option", "value"), [("cutout", 33), ("padding", 32)])
+def test_padding_and_cutout_larger_than_the_images_are_refused(option: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"--{option} is {value}; it must be .* the size of the images, which is 32"):
+        build(FAST, **{option: value})

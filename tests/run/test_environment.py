@@ -10,41 +10,41 @@ from pathlib import Path
 import pytest
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import Acceleration
+from onecycle.compute.plan import ComputePlan
 from onecycle.run import environment
 
 
-def test_it_says_what_a_run_was_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_has_command_versions_hardware_and_compute_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/some/where/onecycle", "train", "--data", "digits"])
-    machine, how = hardware.detect(), Acceleration(precision="bfloat16", threads=2)
-    described = environment.describe(machine, how)
+    machine, plan = hardware.detect(), ComputePlan(precision="bfloat16", threads=2)
+    described = environment.describe(machine, plan)
     assert json.loads(json.dumps(described)) == described
-    assert described.keys() == {"command", "commit", "date", "versions", "system", "hardware", "acceleration"}
+    assert described.keys() == {"command", "commit", "date", "versions", "system", "hardware", "compute_plan"}
     assert described["command"] == "onecycle train --data digits"
     assert described["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert described["versions"]["torch"] == version("torch")
     assert {"onecycle", "numpy", "albumentations", "pillow", "safetensors"} <= described["versions"].keys()
     assert described["hardware"] == machine.to_json()
-    assert Acceleration.from_json(described["acceleration"]) == how
+    assert ComputePlan.from_json(described["compute_plan"]) == plan
 
 
-def test_the_date_is_now_with_its_distance_to_utc() -> None:
-    date = environment.describe(hardware.detect(), Acceleration())["date"]
+def test_the_date_is_now_with_its_offset_from_utc() -> None:
+    date = environment.describe(hardware.detect(), ComputePlan())["date"]
     seconds = time.mktime(time.strptime(date[:19], "%Y-%m-%d %H:%M:%S"))
     assert abs(seconds - time.time()) < 10
     assert date[20:] == time.strftime("%z")
 
 
-def test_python_m_onecycle_is_named_by_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_of_python_m_onecycle_is_onecycle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/onecycle/__main__.py", "summary"])
-    assert environment.describe(hardware.detect(), Acceleration())["command"] == "onecycle summary"
+    assert environment.describe(hardware.detect(), ComputePlan())["command"] == "onecycle summary"
 
 
 def test_the_command_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["onecycle", "train", "--data", "my pictures/a & b"])
-    command = environment.describe(hardware.detect(), Acceleration())["command"]
+    monkeypatch.setattr(sys, "argv", ["onecycle", "train", "--data", "my images/a & b"])
+    command = environment.describe(hardware.detect(), ComputePlan())["command"]
     words = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
-    assert words.stdout.splitlines() == ["onecycle", "train", "--data", "my pictures/a & b"]
+    assert words.stdout.splitlines() == ["onecycle", "train", "--data", "my images/a & b"]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -54,29 +54,29 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def commit_told_in(folder: Path) -> str | None:
-    """The commit that a package in `folder` tells."""
+def commit_recorded_in(folder: Path) -> str | None:
+    """The commit that `environment.describe` records when its module is in `folder`."""
     path = shutil.copy(environment.__file__, folder)
     spec = importlib.util.spec_from_file_location("copied_environment", path)
     assert spec and spec.loader
     copied = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copied)
-    commit: str | None = copied.describe(hardware.detect(), Acceleration())["commit"]
+    commit: str | None = copied.describe(hardware.detect(), ComputePlan())["commit"]
     return commit
 
 
-def test_the_commit_is_that_of_the_checkout_and_marked_where_files_differ(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_checkout_and_marked_dirty_if_files_differ(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     shutil.copy(environment.__file__, tmp_path)
     (tmp_path / "other.py").write_text("")
     git(tmp_path, "add", "other.py", "environment.py")
     git(tmp_path, "commit", "--quiet", "--message", "First")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert commit_told_in(tmp_path) == commit
+    assert commit_recorded_in(tmp_path) == commit
     (tmp_path / "other.py").write_text("changed")
-    assert commit_told_in(tmp_path) == f"{commit}-dirty"
+    assert commit_recorded_in(tmp_path) == f"{commit}-dirty"
 
 
-def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_commit_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commit_told_in(tmp_path) is None
+    assert commit_recorded_in(tmp_path) is None

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from onecycle.run.progress import REFRESH_SECONDS, RunProgress, clock
 from onecycle.storage.records import EpochRecord
-from onecycle.train.loop import StepReport, Totals
+from onecycle.train.loop import EpochTotals, StepReport
 
 STEPS = 4
-TOTALS = Totals(loss=torch.tensor(1234.0), correct=torch.tensor(567), images=1000)
+TOTALS = EpochTotals(loss=torch.tensor(1234.0), correct=torch.tensor(567), images=1000)
 
 
 def record(epoch: int) -> EpochRecord:
@@ -21,8 +21,8 @@ def record(epoch: int) -> EpochRecord:
         lr=0.00125,
         train_loss=2.5 / epoch,
         train_accuracy=0.1234 * epoch,
-        test_loss=1.5 / epoch,
-        test_accuracy=0.4321 * epoch,
+        eval_loss=1.5 / epoch,
+        eval_accuracy=0.4321 * epoch,
         seconds=61.4,
     )
 
@@ -32,7 +32,7 @@ def report(step: int) -> StepReport:
 
 
 def draw(console: Console, *, evaluated_on: str = "test", first_epoch: int = 0) -> str:
-    """What a run of two epochs writes."""
+    """Show the progress of a run with a sweep and two epochs, and return the output."""
     with RunProgress(console) as progress:
         progress.say("Data: [red]digits[/red], 3.14")
         progress.warn("THIS IS NOT CIFAR-10")
@@ -57,19 +57,19 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=120)
 
 
-def test_where_there_is_no_terminal_it_writes_plain_lines_a_header_and_a_row_an_epoch() -> None:
-    written = draw(Console(file=io.StringIO()))
-    assert written.splitlines() == [
+def test_without_a_terminal_the_output_is_plain_lines_with_a_header_and_a_row_per_epoch() -> None:
+    output = draw(Console(file=io.StringIO()))
+    assert output.splitlines() == [
         "Data: [red]digits[/red], 3.14",
         "!!! THIS IS NOT CIFAR-10",
         "  epoch        lr  train loss  train acc  test loss  test acc    time",
         "    1/2  1.25e-03      2.5000     12.34%     1.5000    43.21%    1:01",
         "    2/2  1.25e-03      1.2500     24.68%     0.7500    86.42%    1:01",
     ]
-    assert all(character.isprintable() for line in written.splitlines() for character in line)
+    assert all(character.isprintable() for line in output.splitlines() for character in line)
 
 
-def test_long_lines_are_not_broken_where_there_is_no_terminal() -> None:
+def test_long_lines_are_not_wrapped_without_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=40)
     with RunProgress(console) as progress:
         progress.say("a line of words " * 20)
@@ -78,19 +78,19 @@ def test_long_lines_are_not_broken_where_there_is_no_terminal() -> None:
     assert len(console.file.getvalue().splitlines()) == 2
 
 
-def test_validation_is_said_to_be_validation() -> None:
+def test_the_header_names_the_validation_split() -> None:
     header = draw(Console(file=io.StringIO()), evaluated_on="validation").splitlines()[2]
     assert header.split() == ["epoch", "lr", "train", "loss", "train", "acc", "val", "loss", "val", "acc", "time"]
 
 
 def test_a_terminal_gets_a_bar_with_loss_accuracy_rate_speed_and_time_left(terminal: Console) -> None:
-    written = draw(terminal)
-    assert "\x1b" in written
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+    output = draw(terminal)
+    assert "\x1b" in output
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
     assert re.search(r"epoch 2/2 +━+ +4/4 +loss 1\.234  acc 56\.7%  lr 1\.5e-03  [\d,]+ images/s  0:00 left", text), (
         text
     )
-    assert "    2/2  1.25e-03" in text  # the rows stay
+    assert "    2/2  1.25e-03" in text  # the rows of the table stay on the screen
 
 
 def test_a_bar_fits_a_terminal_of_80_columns_with_its_time_left(terminal: Console) -> None:
@@ -105,7 +105,7 @@ def test_a_bar_fits_a_terminal_of_80_columns_with_its_time_left(terminal: Consol
     assert re.search(r"loss 1\.234.*\d:\d\d left$", lines[-1]), lines
 
 
-def test_the_lr_finder_has_a_bar_that_goes_when_it_is_done(terminal: Console) -> None:
+def test_the_lr_finder_has_a_bar(terminal: Console) -> None:
     with RunProgress(terminal) as progress:
         progress.start_sweep(3)
         progress.sweep_step(0, 1.5e-3, 2.125)
@@ -113,53 +113,53 @@ def test_the_lr_finder_has_a_bar_that_goes_when_it_is_done(terminal: Console) ->
     assert re.search(r"LR finder.*1/3.*lr 1\.5e-03  loss 2\.12", terminal.file.getvalue())
 
 
-def test_speed_and_time_left_of_a_resumed_run_count_only_what_was_done_since(terminal: Console) -> None:
+def test_the_time_left_of_a_resumed_run_counts_only_the_steps_since_then(terminal: Console) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", draw(terminal, first_epoch=1))
     assert "epoch 1/2" not in text
     assert re.search(r"epoch 2/2.*4/4.*0:00 left", text)
 
 
-class Watched:
-    """A loss that notes when it is read, which on a GPU would wait for all that was sent there."""
+class RecordingLoss:
+    """A loss that records when it is read. On a GPU, reading a loss makes the CPU wait for the GPU."""
 
-    def __init__(self, step: int, seen: list[int]) -> None:
-        self.step, self.seen = step, seen
+    def __init__(self, step: int, steps_read: list[int]) -> None:
+        self.step, self.steps_read = step, steps_read
 
     def __float__(self) -> float:
-        self.seen.append(self.step)
+        self.steps_read.append(self.step)
         return 1234.0
 
 
-def steps_read(monkeypatch: pytest.MonkeyPatch, console: Console, seconds_a_step: float) -> list[int]:
-    """The steps of two epochs of ten whose loss is read, when steps take so long."""
-    now, seen = 1000.0, []
+def steps_read(monkeypatch: pytest.MonkeyPatch, console: Console, seconds_per_step: float) -> list[int]:
+    """The steps whose loss is read in two epochs of ten steps. Each step takes `seconds_per_step`."""
+    now, read = 1000.0, []
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     with RunProgress(console) as progress:
         progress.start_training(2, 10, "test")
         for step in range(20):
-            now += seconds_a_step
-            totals = TOTALS._replace(loss=Watched(step, seen))
+            now += seconds_per_step
+            totals = TOTALS._replace(loss=RecordingLoss(step, read))
             progress.step(StepReport(epoch=step // 10 + 1, step=step, images=32, lr=1e-3, totals=totals, seconds=1.0))
-    return seen
+    return read
 
 
 @pytest.mark.parametrize(
-    ("steps_a_refresh", "read"),
+    ("steps_per_refresh", "read"),
     [
-        (0.5, list(range(20))),  # slow steps: each is shown
-        (4, [0, 4, 8, 9, 13, 17, 19]),  # every fourth, and the last of an epoch
+        (0.5, list(range(20))),  # slow steps: the loss of every step
+        (4, [0, 4, 8, 9, 13, 17, 19]),  # every fourth step, and the last step of each epoch
         (1000, [0, 9, 19]),
     ],
 )
-def test_the_bar_is_refreshed_now_and_then_and_at_the_last_step_of_an_epoch(
-    terminal: Console, monkeypatch: pytest.MonkeyPatch, steps_a_refresh: float, read: list[int]
+def test_the_bar_is_refreshed_every_half_second_and_at_the_last_step_of_an_epoch(
+    terminal: Console, monkeypatch: pytest.MonkeyPatch, steps_per_refresh: float, read: list[int]
 ) -> None:
-    assert steps_read(monkeypatch, terminal, REFRESH_SECONDS / steps_a_refresh) == read
+    assert steps_read(monkeypatch, terminal, REFRESH_SECONDS / steps_per_refresh) == read
 
 
-def test_where_there_is_no_terminal_no_loss_is_read() -> None:
-    nowhere = torch.zeros((), device="meta")  # has no value: reading it raises
-    unreadable = Totals(loss=nowhere, correct=nowhere, images=32)
+def test_no_loss_is_read_without_a_terminal() -> None:
+    valueless = torch.zeros((), device="meta")  # reading its value raises RuntimeError
+    unreadable = EpochTotals(loss=valueless, correct=valueless, images=32)
     with pytest.raises(RuntimeError):
         _ = replace(report(0), totals=unreadable).totals.mean_loss
     console = Console(file=io.StringIO())
@@ -168,11 +168,11 @@ def test_where_there_is_no_terminal_no_loss_is_read() -> None:
         for step in range(2 * STEPS):
             progress.step(replace(report(step), totals=unreadable))
     assert isinstance(console.file, io.StringIO)
-    assert len(console.file.getvalue().splitlines()) == 1  # the header
+    assert len(console.file.getvalue().splitlines()) == 1  # only the header
 
 
 @pytest.mark.parametrize(
-    ("seconds", "read"),
+    ("seconds", "text"),
     [
         (0, "0:00"),
         (0.4, "0:00"),
@@ -185,5 +185,5 @@ def test_where_there_is_no_terminal_no_loss_is_read() -> None:
         (100 * 3600, "100:00:00"),
     ],
 )
-def test_durations_read_like_a_clock(seconds: float, read: str) -> None:
-    assert clock(seconds) == read
+def test_durations_are_formatted_like_a_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

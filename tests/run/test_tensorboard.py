@@ -1,19 +1,19 @@
-import builtins
 import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onecycle.cli import main
+from onecycle.core import extras
 from onecycle.storage.run_folder import RunFolder
 
 SMALL = ["train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--no-report"]
 
 
 def events(run: RunFolder) -> EventAccumulator:
-    """What TensorBoard itself reads."""
+    """The events of the run, as TensorBoard reads them."""
     reader = EventAccumulator(str(run.tensorboard), size_guidance={"images": 0, "scalars": 0})
     reader.Reload()
     return reader
@@ -21,7 +21,7 @@ def events(run: RunFolder) -> EventAccumulator:
 
 @pytest.fixture(scope="module")
 def run(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    out = tmp_path_factory.mktemp("tracked")
+    out = tmp_path_factory.mktemp("tensorboard")
     command = [*SMALL, "--tensorboard", "--epochs", "3", "--batch-size", "12", "--out", str(out)]
     assert main(command) == 0
     (path,) = out.iterdir()
@@ -31,9 +31,9 @@ def run(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
 def test_tensorboard_reads_the_scalars_of_every_epoch(run: RunFolder) -> None:
     reader, history = events(run), run.read_history()
     for name, values in {
-        "accuracy/test": [record.test_accuracy for record in history],
+        "accuracy/test": [record.eval_accuracy for record in history],
         "accuracy/train": [record.train_accuracy for record in history],
-        "loss/test": [record.test_loss for record in history],
+        "loss/test": [record.eval_loss for record in history],
         "loss/train": [record.train_loss for record in history],
         "learning rate": [record.lr for record in history],
     }.items():
@@ -42,9 +42,7 @@ def test_tensorboard_reads_the_scalars_of_every_epoch(run: RunFolder) -> None:
         assert [scalar.value for scalar in scalars] == pytest.approx(values, rel=1e-6)
 
 
-def test_a_run_that_was_stopped_and_resumed_has_every_epoch_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_has_every_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(Exception):
         pass
 
@@ -61,7 +59,7 @@ def test_a_run_that_was_stopped_and_resumed_has_every_epoch_once(
     assert [scalar.step for scalar in events(RunFolder(path)).Scalars("loss/test")] == [1, 2, 3]
 
 
-def test_tensorboard_reads_the_pictures(run: RunFolder) -> None:
+def test_tensorboard_reads_the_plots(run: RunFolder) -> None:
     reader = events(run)
     assert set(reader.Tags()["images"]) == {"augmentations", "confusion_matrix", "incorrect_predictions"}
     (image,) = reader.Images("confusion_matrix")
@@ -72,7 +70,7 @@ def test_tensorboard_reads_the_hyper_parameters(run: RunFolder) -> None:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     reader = events(run)
-    assert reader.Scalars("result/accuracy")[0].value == pytest.approx(run.read_result().test_accuracy)
+    assert reader.Scalars("result/accuracy")[0].value == pytest.approx(run.read_result().eval_accuracy)
     content = reader.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
     assert start.hparams["epochs"].number_value == 3
@@ -83,20 +81,13 @@ def test_tensorboard_reads_the_hyper_parameters(run: RunFolder) -> None:
 def test_without_tensorboard_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    imported = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("tensorboard"):
-            raise ImportError(name)
-        return imported(name, *rest)
-
-    monkeypatch.setattr("onecycle.run.tensorboard.import_module", without)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "tensorboard" else find_spec(name))
     assert main([*SMALL, "--tensorboard", "--out", str(tmp_path / "runs")]) == 2
-    assert capsys.readouterr().err == "onecycle: --tensorboard needs TensorBoard: pip install tensorboard\n"
+    assert capsys.readouterr().err == "onecycle: this needs tensorboard; run pip install 'onecycle[tensorboard]'\n"
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_without_it_writes_no_events(tmp_path: Path) -> None:
+def test_a_run_without_tensorboard_writes_no_events(tmp_path: Path) -> None:
     assert main([*SMALL, "--epochs", "2", "--batch-size", "30", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     assert not RunFolder(path).tensorboard.exists()

@@ -1,4 +1,4 @@
-"""The service as a process of its own, and the pictures of CIFAR-10 that the record of its network holds."""
+"""The service in a process of its own, and CIFAR-10 photographs to send to it."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ run(load(), "CIFAR-10", host="127.0.0.1", port=0, limits=Limits(**eval(sys.argv[
 
 
 class Service:
-    """A service that is running."""
+    """A running service."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
@@ -34,10 +34,10 @@ class Service:
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     def files(self) -> list[str]:
-        """Those that are open, but for libraries and sockets."""
+        """The files that the process has open, without sockets and pipes."""
         targets = []
         for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed since
+            with suppress(FileNotFoundError):  # the file was closed meanwhile
                 targets.append(os.readlink(link))
         return [target for target in targets if target.startswith("/")]
 
@@ -63,14 +63,14 @@ def started(*command: str) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """The network that comes with the package, as `onecycle serve` serves it."""
+    """`onecycle serve` with the network that comes with the package."""
     with started("-m", "onecycle", "serve", "--port", "0") as service:
         yield service
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight photographs, enlarged, whose classes are `SHOWN`."""
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight enlarged photographs. Their classes are `SHOWN`."""
     folder = tmp_path_factory.mktemp("served")
     paths = []
     for number, pixels in enumerate(PHOTOGRAPHS):

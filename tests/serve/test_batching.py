@@ -1,4 +1,4 @@
-"""Requests of many clients are computed together, and what becomes of one does not touch the others."""
+"""The service computes requests of many clients in one batch. An error in one batch does not affect other batches."""
 
 import asyncio
 import threading
@@ -14,8 +14,8 @@ from onecycle.serve.batching import MOST_AT_ONCE, Batcher, BusyError
 Squares = Batcher[int, int]
 
 
-def working(test: Callable[[Squares], Awaitable[None]], batcher: Squares) -> None:
-    """Run `test` while `batcher` works."""
+def run_test(test: Callable[[Squares], Awaitable[None]], batcher: Squares) -> None:
+    """Run `test` while `batcher` runs."""
 
     async def both() -> None:
         work = asyncio.create_task(batcher.run())
@@ -26,11 +26,11 @@ def working(test: Callable[[Squares], Awaitable[None]], batcher: Squares) -> Non
             with suppress(asyncio.CancelledError):
                 await work
 
-    with ThreadPoolExecutor(1) as pool:  # the browser of other tests has its loop in this thread
+    with ThreadPoolExecutor(1) as pool:  # the browser of other tests has an event loop in this thread
         pool.submit(asyncio.run, both()).result()
 
 
-def test_what_comes_within_milliseconds_is_computed_together_and_in_order() -> None:
+def test_items_within_milliseconds_are_computed_together_and_in_order() -> None:
     batches: list[list[int]] = []
 
     def squares(items: Sequence[int]) -> list[int]:
@@ -41,14 +41,14 @@ def test_what_comes_within_milliseconds_is_computed_together_and_in_order() -> N
         count = MOST_AT_ONCE + 10
         assert await asyncio.gather(*map(batcher.submit, range(count))) == [item**2 for item in range(count)]
         assert [len(batch) for batch in batches] == [MOST_AT_ONCE, 10]
-        began = time.perf_counter()
+        started = time.perf_counter()
         assert await batcher.submit(5) == 25
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - started < 1
 
-    working(test, Batcher(squares, room=1000))
+    run_test(test, Batcher(squares, room=1000))
 
 
-def test_one_too_many_is_refused_and_the_others_are_answered() -> None:
+def test_a_full_queue_refuses_an_item_and_answers_the_others() -> None:
     free = threading.Event()
 
     def squares(items: Sequence[int]) -> list[int]:
@@ -57,7 +57,7 @@ def test_one_too_many_is_refused_and_the_others_are_answered() -> None:
 
     async def test(batcher: Squares) -> None:
         first = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.1)  # it is being computed
+        await asyncio.sleep(0.1)  # item 1 is being computed
         waiting = [asyncio.create_task(batcher.submit(item)) for item in (2, 3)]
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
@@ -65,10 +65,10 @@ def test_one_too_many_is_refused_and_the_others_are_answered() -> None:
         free.set()
         assert await asyncio.gather(first, *waiting) == [1, 4, 9]
 
-    working(test, Batcher(squares, room=2))
+    run_test(test, Batcher(squares, room=2))
 
 
-def test_an_error_is_that_of_its_batch_alone() -> None:
+def test_an_error_affects_only_its_own_batch() -> None:
     def squares(items: Sequence[int]) -> list[int]:
         if 0 in items:
             raise ZeroDivisionError
@@ -79,10 +79,10 @@ def test_an_error_is_that_of_its_batch_alone() -> None:
         assert [type(answer) for answer in answers] == [ZeroDivisionError] * 2
         assert await batcher.submit(2) == 4
 
-    working(test, Batcher(squares, room=10))
+    run_test(test, Batcher(squares, room=10))
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
+def test_a_canceled_item_is_not_computed() -> None:
     free, computed = threading.Event(), []
 
     def squares(items: Sequence[int]) -> list[int]:
@@ -93,11 +93,11 @@ def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
     async def test(batcher: Squares) -> None:
         first = asyncio.create_task(batcher.submit(1))
         await asyncio.sleep(0.1)
-        gone, last = (asyncio.create_task(batcher.submit(item)) for item in (2, 3))
+        canceled, last = (asyncio.create_task(batcher.submit(item)) for item in (2, 3))
         await asyncio.sleep(0)
-        gone.cancel()
+        canceled.cancel()
         free.set()
         assert await asyncio.gather(first, last) == [1, 9]
         assert computed == [1, 3]
 
-    working(test, Batcher(squares, room=10))
+    run_test(test, Batcher(squares, room=10))

@@ -1,4 +1,4 @@
-"""What programs are answered, and what they are refused."""
+"""The HTTP API: its responses, and requests that it refuses."""
 
 import base64
 import io
@@ -33,45 +33,45 @@ def post(service: Service, *contents: bytes, **query: object) -> requests.Respon
     return requests.post(service.url + "predict", params=query, files=files, timeout=60)
 
 
-def test_one_or_many_pictures_are_named_like_by_predict(service: Service, pictures: list[Path]) -> None:
-    response = post(service, *(path.read_bytes() for path in pictures))
+def test_one_or_many_images_get_the_predictions_of_the_library(service: Service, image_files: list[Path]) -> None:
+    response = post(service, *(path.read_bytes() for path in image_files))
     assert response.status_code == 200
-    answers = response.json()["pictures"]
+    answers = response.json()["images"]
     assert [answer["file"] for answer in answers] == [f"{number}.png" for number in range(8)]
-    assert [answer["predictions"][0]["label"] for answer in answers] == SHOWN
+    assert [answer["predictions"][0]["class_name"] for answer in answers] == SHOWN
     assert all(len(answer["predictions"]) == 5 and answer["explanation"] is None for answer in answers)
-    expected = onecycle.load().predict(pictures)
+    expected = onecycle.load().predict(image_files)
     for answer, prediction in zip(answers, expected, strict=True):
         assert answer["predictions"][0]["probability"] == pytest.approx(prediction.probability, abs=0.02)
-    (alone,) = post(service, pictures[4].read_bytes(), top=1).json()["pictures"]
-    assert [one["label"] for one in alone["predictions"]] == ["cat"]
+    (single,) = post(service, image_files[4].read_bytes(), top=1).json()["images"]
+    assert [one["class_name"] for one in single["predictions"]] == ["cat"]
 
 
-def test_an_explanation_has_what_the_network_saw_and_where_it_looked(service: Service, pictures: list[Path]) -> None:
-    (answer,) = post(service, pictures[2].read_bytes(), explain=True).json()["pictures"]
-    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["seen"]))))
-    assert (seen == onecycle.load().to_input(pictures[2])).all()
-    heat = np.array(answer["explanation"]["heat"])
-    assert heat.shape == (3, 3) and heat.min() >= 0 and heat.max() == 1
+def test_an_explanation_has_the_input_pixels_and_the_heatmap(service: Service, image_files: list[Path]) -> None:
+    (answer,) = post(service, image_files[2].read_bytes(), explain=True).json()["images"]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["pixels"]))))
+    assert (pixels == onecycle.load().to_input(image_files[2])).all()
+    heatmap = np.array(answer["explanation"]["heatmap"])
+    assert heatmap.shape == (3, 3) and heatmap.min() >= 0 and heatmap.max() == 1
 
 
-def test_a_file_that_is_no_picture_keeps_nothing_from_the_others(service: Service, pictures: list[Path]) -> None:
-    response = post(service, b"no picture", pictures[0].read_bytes(), pictures[1].read_bytes()[:-50])
+def test_an_unreadable_file_does_not_affect_the_others(service: Service, image_files: list[Path]) -> None:
+    response = post(service, b"plain text", image_files[0].read_bytes(), image_files[1].read_bytes()[:-50])
     assert response.status_code == 200
-    text, picture, cut = response.json()["pictures"]
-    assert text["error"] == "this file: not a picture (10 bytes); replace or remove it" and not text["predictions"]
-    assert picture["predictions"][0]["label"] == "horse" and picture["error"] is None
-    assert "cannot be read" in cut["error"]
-    assert post(service, b"no picture").status_code == 422
+    text, image, truncated = response.json()["images"]
+    assert text["error"] == "this file: not an image (10 bytes); replace or remove it" and not text["predictions"]
+    assert image["predictions"][0]["class_name"] == "horse" and image["error"] is None
+    assert "cannot be read" in truncated["error"]
+    assert post(service, b"plain text").status_code == 422
 
 
-def test_it_is_up_and_says_what_it_knows(service: Service) -> None:
+def test_health_names_the_network_and_its_classes(service: Service) -> None:
     health = requests.get(service.url + "health", timeout=10).json()
     assert health["status"] == "ok" and health["network"] == "CIFAR-10" and len(health["classes"]) == 10
 
 
 @pytest.mark.parametrize("path", ["", "docs", "page.js", "openapi.json", "health", "nowhere", "swagger/swagger-ui.css"])
-def test_every_answer_forbids_what_a_page_does_not_need(service: Service, path: str) -> None:
+def test_every_response_has_security_headers(service: Service, path: str) -> None:
     response = requests.get(service.url + path, timeout=10)
     assert response.status_code == (404 if path == "nowhere" else 200)
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
@@ -83,41 +83,41 @@ def test_every_answer_forbids_what_a_page_does_not_need(service: Service, path: 
     assert "server" not in response.headers
 
 
-def test_the_pages_have_no_script_or_style_within(service: Service) -> None:
+def test_the_pages_have_no_inline_script_or_style(service: Service) -> None:
     for path in ("", "docs"):
         page = requests.get(service.url + path, timeout=10).text
         assert not re.search(r"<style|style=|<script>|<script [^>]*>[^<]|\son\w+=|https?://", page)
 
 
-def test_a_page_of_another_name_is_not_answered(service: Service) -> None:
+def test_another_host_name_is_refused(service: Service) -> None:
     response = requests.get(service.url + "health", headers={"Host": "elsewhere.example"}, timeout=10)
     assert response.status_code == 400
 
 
-def test_only_this_machine_is_listened_to(service: Service) -> None:
+def test_the_service_listens_on_this_machine_only(service: Service) -> None:
     assert service.url.startswith("http://127.0.0.1:")
     with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", service.port))
 
 
-# What it refuses
+# Refused requests
 
 
 @pytest.mark.parametrize(
     ("status", "options", "detail"),
     [
-        (415, {"data": b"\x89PNG", "headers": {"Content-Type": "image/png"}}, "send pictures as files of a form"),
-        (415, {}, "send pictures as files of a form"),
+        (415, {"data": b"\x89PNG", "headers": {"Content-Type": "image/png"}}, "send images as files of a form"),
+        (415, {}, "send images as files of a form"),
         (415, {"headers": {"Content-Type": "multipart/form-data"}}, "the form has no boundary"),
         (422, {"data": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}, ""),
-        (422, {"files": [("others", ("a.png", b"x"))]}, "there is no file in the form; send one or more as `files`"),
+        (422, {"files": [("others", ("a.png", b"x"))]}, "the form has no file; send one or more as `files`"),
         (422, {"files": [("files", (None, "text"))]}, "`files` must be files"),
         (422, {"files": [("files", (f"{n}.png", b"x")) for n in range(33)]}, "Too many files"),
         (422, {"params": {"top": 0}, "files": [("files", ("a.png", b"x"))]}, ""),
     ],
     ids=["raw", "empty", "no boundary", "no form", "other field", "no file", "33 files", "top 0"],
 )
-def test_a_request_that_is_not_as_it_must_be_is_told(
+def test_a_malformed_request_is_refused_with_a_reason(
     service: Service, status: int, options: dict[str, object], detail: str
 ) -> None:
     response = requests.post(service.url + "predict", timeout=10, **options)  # type: ignore[arg-type]
@@ -125,68 +125,68 @@ def test_a_request_that_is_not_as_it_must_be_is_told(
     assert detail in str(response.json())
 
 
-def test_files_and_requests_that_are_too_large_are_refused(service: Service, pictures: list[Path]) -> None:
+def test_files_and_requests_that_are_too_large_are_refused(service: Service, image_files: list[Path]) -> None:
     before = service.memory_mib()
-    response = post(service, pictures[0].read_bytes() + bytes(17 * 2**20), pictures[0].read_bytes())
-    large, small = response.json()["pictures"]
+    response = post(service, image_files[0].read_bytes() + bytes(17 * 2**20), image_files[0].read_bytes())
+    large, small = response.json()["images"]
     assert large["error"] == "this file is larger than 16 MiB; make it smaller" and small["predictions"]
     huge = post(service, bytes(80 * 2**20))
-    assert (huge.status_code, huge.json()["detail"]) == (413, "the request is too large; 64 MiB is the most")
-    assert post(service, pictures[0].read_bytes()).status_code == 200
+    assert (huge.status_code, huge.json()["detail"]) == (413, "the request is too large; the limit is 64 MiB")
+    assert post(service, image_files[0].read_bytes()).status_code == 200
     assert service.memory_mib() < before + 300
 
 
 @pytest.mark.parametrize(
     ("side", "words"), [(8_000, "8000×8000 pixels are more than 30,000,000"), (50_000, "decompression bomb")]
 )
-def test_a_decompression_bomb_is_refused_by_its_head(service: Service, side: int, words: str) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(service: Service, side: int, words: str) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    bomb = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(2**24))) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(2**24))) + chunk(b"IEND", b"")
     before = service.memory_mib()
-    (answer,) = post(service, bomb).json()["pictures"]
+    (answer,) = post(service, bomb).json()["images"]
     assert words in answer["error"]
     assert service.memory_mib() < before + 100
 
 
 @pytest.mark.parametrize("kind", ["ICO", "TGA", "PCX"])
-def test_only_usual_formats_are_decoded(service: Service, kind: str) -> None:
+def test_only_common_formats_are_decoded(service: Service, kind: str) -> None:
     content = io.BytesIO()
     Image.new("RGB", (32, 32)).save(content, kind)
-    assert "not a picture" in post(service, content.getvalue()).json()["pictures"][0]["error"]
+    assert "not an image" in post(service, content.getvalue()).json()["images"][0]["error"]
 
 
-def test_nothing_that_is_sent_is_written_to_a_disk(service: Service) -> None:
-    """A large upload would be spooled into a temporary file, if it were left to the form's reader."""
-    seen: set[str] = set()
+def test_uploads_are_not_written_to_a_disk(service: Service) -> None:
+    """By default, the form parser would write a large upload to a temporary file."""
+    opened: set[str] = set()
     done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            seen.update(service.files())
+            opened.update(service.files())
             time.sleep(0.001)
 
-    watching = threading.Thread(target=watch)
-    watching.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(noise).save(content, "PNG", compress_level=0)
     for _ in range(3):
         assert post(service, content.getvalue()).status_code == 200
     done.set()
-    watching.join()
-    assert [name for name in seen if not name.startswith("/dev/")] == []
+    watcher.join()
+    assert [name for name in opened if not name.startswith("/dev/")] == []
 
 
-# Clients that wait, or do not
+# Slow and hostile clients
 
 
 @pytest.fixture(scope="module")
 def strict() -> object:
-    """A service with limits that a test can reach."""
-    limits = {"requests": 6, "upload_seconds": 4.0, "header_seconds": 1.0, "connections": 40, "waiting_pictures": 4}
+    """A service whose limits are so low that a test can reach them."""
+    limits = {"requests": 6, "upload_seconds": 4.0, "header_seconds": 1.0, "connections": 40, "waiting_images": 4}
     with started("-c", WITH_LIMITS, repr(limits)) as service:
         yield service
 
@@ -203,7 +203,7 @@ def form(content: bytes) -> bytes:
 
 
 def status_of(client: socket.socket) -> int:
-    """Of the next answer, which is read to its end."""
+    """Read the next response to its end, and return its status."""
     response = HTTPResponse(client)
     response.begin()
     response.read()
@@ -213,73 +213,75 @@ def status_of(client: socket.socket) -> int:
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 
 
-@pytest.mark.parametrize("bit", [b"", b"GET / HT"], ids=["nothing", "half a line"])
-def test_a_client_that_does_not_finish_its_head_is_left(strict: Service, bit: bytes) -> None:
-    began = time.monotonic()
-    with connected(strict, bit) as client:
+@pytest.mark.parametrize("part", [b"", b"GET / HT"], ids=["nothing", "half a line"])
+def test_a_client_that_does_not_finish_its_header_is_disconnected(strict: Service, part: bytes) -> None:
+    started_at = time.monotonic()
+    with connected(strict, part) as client:
         assert client.recv(100) == b""
-    assert 0.5 < time.monotonic() - began < 5
+    assert 0.5 < time.monotonic() - started_at < 5
 
 
-def test_a_client_that_sends_its_head_byte_by_byte_is_left(strict: Service) -> None:
+def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(strict: Service) -> None:
     with connected(strict, b"GET / HTTP/1.1\r\n") as client:
-        began = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(OSError):
             for byte in b"X-Slow: " + b"a" * 1000:
                 client.sendall(bytes([byte]))
                 time.sleep(0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started_at < 5
 
 
-def test_a_client_that_does_not_finish_its_upload_is_told_and_left(strict: Service) -> None:
+def test_a_client_that_does_not_finish_its_upload_gets_408(strict: Service) -> None:
     with connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n") as client, client.makefile("rb") as answer:
-        whole = answer.read()  # to the end: it is closed
+        whole = answer.read()  # returns because the service closes the connection
     assert whole.startswith(b"HTTP/1.1 408 ") and b"longer than 4 seconds" in whole
 
 
-def test_slow_clients_do_not_keep_others_from_it_and_too_many_are_told(strict: Service, pictures: list[Path]) -> None:
-    assert post(strict, pictures[0].read_bytes()).status_code == 200  # the first takes longer
+def test_slow_clients_do_not_block_others_and_too_many_get_503(strict: Service, image_files: list[Path]) -> None:
+    assert post(strict, image_files[0].read_bytes()).status_code == 200  # the first request takes longer
     slow = [connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n") for _ in range(5)]
     time.sleep(0.3)
-    assert post(strict, pictures[0].read_bytes()).status_code == 200
+    assert post(strict, image_files[0].read_bytes()).status_code == 200
     slow.append(connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n"))
     time.sleep(0.3)
-    busy = post(strict, pictures[0].read_bytes())
+    busy = post(strict, image_files[0].read_bytes())
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
     assert requests.get(strict.url + "health", timeout=10).status_code == 200
     for client in slow:
         client.close()
     time.sleep(1)
-    assert post(strict, pictures[0].read_bytes()).status_code == 200
+    assert post(strict, image_files[0].read_bytes()).status_code == 200
     assert requests.get(strict.url + "health", timeout=10).json()["requests"] == 0
 
 
-def test_a_full_queue_is_told(strict: Service, pictures: list[Path]) -> None:
-    response = post(strict, *[pictures[0].read_bytes()] * 30)
+def test_a_full_queue_gets_503(strict: Service, image_files: list[Path]) -> None:
+    response = post(strict, *[image_files[0].read_bytes()] * 30)
     assert response.status_code == 503
-    assert post(strict, pictures[0].read_bytes()).status_code == 200
+    assert post(strict, image_files[0].read_bytes()).status_code == 200
 
 
-def test_a_flood_of_connections_is_cut_off_and_leaves_it_answering(strict: Service) -> None:
+def test_a_flood_of_connections_does_not_stop_the_service(strict: Service) -> None:
     flood = [socket.create_connection(("127.0.0.1", strict.port)) for _ in range(60)]
     time.sleep(0.3)
-    cut = 0
+    closed = 0
     for client in flood:
         client.setblocking(False)
-        with suppress(BlockingIOError):  # it is still waited for
+        with suppress(BlockingIOError):  # raised if the connection is still open
             with suppress(ConnectionResetError):
                 assert client.recv(1) == b""
-            cut += 1
-    assert cut == 20  # 40 is the most
-    time.sleep(2)  # the heads of the others do not come
+            closed += 1
+    assert closed == 20  # of 60 connections, with a limit of 40
+    time.sleep(2)  # the other connections reach the time limit for the header
     assert requests.get(strict.url + "health", timeout=10).status_code == 200
     for client in flood:
         client.close()
 
 
-def test_a_client_that_was_refused_too_early_may_go_on(strict: Service, pictures: list[Path]) -> None:
-    """It sends its body late, as usual clients do, and then something else, and is not cut off."""
-    body = form(pictures[0].read_bytes())
+def test_a_client_that_is_refused_before_its_body_keeps_its_connection(
+    strict: Service, image_files: list[Path]
+) -> None:
+    """The client sends its body after the refusal, as most clients do, and then sends more requests."""
+    body = form(image_files[0].read_bytes())
     refused = HEAD.replace(b"multipart/form-data", b"text/plain") + b"Content-Length: %d\r\n\r\n" % len(body)
     with connected(strict, refused) as client:
         assert status_of(client) == 415
@@ -292,60 +294,60 @@ def test_a_client_that_was_refused_too_early_may_go_on(strict: Service, pictures
 
 
 @pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "latin-1"])
-def test_a_client_does_not_choose_how_names_are_decoded(service: Service, charset: str) -> None:
+def test_a_client_cannot_choose_the_decoder_of_file_names(service: Service, charset: str) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + b"a" * 500_000 + b"\r\n--b--\r\n"
     kind = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
     response = requests.post(service.url + "predict", data=body, headers=kind, timeout=10)
     assert response.status_code == 415
 
 
-def test_a_name_that_is_no_text_is_answered(service: Service) -> None:
-    body = form(b"no picture").replace(b'filename="a"', b'filename="\xed\xa0\x80"')
+def test_a_file_name_that_is_not_text_gets_a_response(service: Service) -> None:
+    body = form(b"plain text").replace(b'filename="a"', b'filename="\xed\xa0\x80"')
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     assert requests.post(service.url + "predict", data=body, headers=kind, timeout=10).status_code == 422
 
 
-def test_a_client_that_asks_first_is_refused_before_it_sends(service: Service) -> None:
+def test_a_client_that_expects_100_continue_is_refused_before_it_sends(service: Service) -> None:
     with connected(service, HEAD + b"Content-Length: 100000000\r\nExpect: 100-continue\r\n\r\n") as client:
         assert client.recv(4000).startswith(b"HTTP/1.1 413 ")
 
 
-def test_it_stops_in_silence_while_something_is_sent() -> None:
+def test_the_service_stops_silently_during_an_upload() -> None:
     with started("-m", "onecycle", "serve", "--port", "0") as service:
         client = connected(service, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n")
         time.sleep(0.3)
     client.close()
 
 
-def test_a_client_that_is_answered_before_it_has_sent_all_is_left(strict: Service) -> None:
+def test_a_client_that_does_not_finish_an_answered_request_is_disconnected(strict: Service) -> None:
     with connected(strict, b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n") as client:
         assert status_of(client) == 200
         client.sendall(b"a")
-        began = time.monotonic()
+        started_at = time.monotonic()
         assert client.recv(4000) == b""
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - started_at < 4
 
 
-def test_a_client_that_does_not_take_its_answers_is_left() -> None:
-    asked, path = 20, "swagger/swagger-ui-bundle.js"
+def test_a_client_that_does_not_read_its_responses_is_disconnected() -> None:
+    count, path = 20, "swagger/swagger-ui-bundle.js"
     with started("-c", WITH_LIMITS, repr({"write_seconds": 1.0})) as service:
         size = len(requests.get(f"{service.url}{path}", timeout=10).content)
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", service.port))
         with client:
-            client.sendall(f"GET /{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * asked)
+            client.sendall(f"GET /{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * count)
             time.sleep(3)
-            taken = 0
+            received = 0
             with suppress(ConnectionResetError):
                 while content := client.recv(2**20):
-                    taken += len(content)
-        assert taken < asked * size
+                    received += len(content)
+        assert received < count * size
         assert requests.get(service.url + "health", timeout=10).status_code == 200
 
 
-def test_clients_that_go_away_leave_nothing_behind(strict: Service, pictures: list[Path]) -> None:
-    body = form(pictures[0].read_bytes())
+def test_requests_of_closed_connections_end(strict: Service, image_files: list[Path]) -> None:
+    body = form(image_files[0].read_bytes())
     for _ in range(20):
         connected(strict, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body).close()
     time.sleep(1)
@@ -355,7 +357,7 @@ def test_clients_that_go_away_leave_nothing_behind(strict: Service, pictures: li
 # The command
 
 
-def test_ctrl_c_stops_it_at_once() -> None:
+def test_ctrl_c_stops_the_service_at_once() -> None:
     command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
@@ -368,16 +370,16 @@ def test_ctrl_c_stops_it_at_once() -> None:
     assert (process.returncode, out, err) == (0, "Stopped\n", "")
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported_in_one_line(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", str(service.port)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"cannot listen at 127.0.0.1, port {service.port}: Address already in use; give another" in line
+    assert f"cannot listen at 127.0.0.1, port {service.port}: Address already in use; use another" in line
     for options in (["--port", "99999"], ["--host", "no.such.host.invalid"], ["--host", "a..b"]):
         assert main(["serve", *options]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_description_names_every_answer(service: Service) -> None:
+def test_the_openapi_description_has_every_response(service: Service) -> None:
     description = json.loads(requests.get(service.url + "openapi.json", timeout=10).text)
     assert set(description["paths"]) == {"/predict", "/health"}
     assert {"200", "408", "413", "415", "422", "503"} <= description["paths"]["/predict"]["post"]["responses"].keys()

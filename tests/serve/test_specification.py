@@ -1,4 +1,4 @@
-"""Whatever a program sends that the description allows, or does not: no server error, and only described answers."""
+"""Generated requests, valid and invalid, never cause a server error. Every response matches the OpenAPI description."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,20 +27,22 @@ CHECKS = [
     [
         ("/predict", "POST", GenerationMode.POSITIVE),
         ("/predict", "POST", GenerationMode.NEGATIVE),
-        ("/health", "GET", GenerationMode.POSITIVE),  # which takes nothing, and so nothing that is wrong
+        ("/health", "GET", GenerationMode.POSITIVE),  # takes no parameters, so no request is invalid
     ],
 )
-def test_every_answer_is_one_that_is_described(service: Service, path: str, method: str, mode: GenerationMode) -> None:
-    def answered() -> None:
+def test_every_response_matches_the_openapi_description(
+    service: Service, path: str, method: str, mode: GenerationMode
+) -> None:
+    def check() -> None:
         description = schemathesis.openapi.from_url(service.url + "openapi.json")
         operation = description[path][method]
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-        def each(case: Case) -> None:
+        def check_case(case: Case) -> None:
             case.call_and_validate(checks=CHECKS)
 
-        each()
+        check_case()
 
-    with ThreadPoolExecutor(1) as pool:  # the browser of other tests has its loop in this thread
-        pool.submit(answered).result()
+    with ThreadPoolExecutor(1) as pool:  # the browser of other tests has an event loop in this thread
+        pool.submit(check).result()

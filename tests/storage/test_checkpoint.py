@@ -11,7 +11,14 @@ from torch.optim import SGD, Adam, Optimizer
 
 from onecycle.core.errors import InputError
 from onecycle.data import ImageSet
-from onecycle.storage.checkpoint import State, load_state, load_tensors, load_weights, save_state, save_tensors
+from onecycle.storage.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_tensors,
+    load_weights,
+    save_checkpoint,
+    save_tensors,
+)
 
 
 def network() -> nn.Module:
@@ -36,8 +43,8 @@ def step(model: nn.Module, optimizer: Optimizer, tiny: tuple[ImageSet, ImageSet]
     optimizer.step()
 
 
-def loaded(path: Path) -> State:
-    state = load_state(path, path.with_name("before"))
+def loaded(path: Path) -> Checkpoint:
+    state = load_checkpoint(path, path.with_name("before"))
     assert state is not None
     return state
 
@@ -49,11 +56,11 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
 @pytest.fixture
 def state(tiny: tuple[ImageSet, ImageSet], tmp_path: Path) -> Path:
     path = tmp_path / "state.safetensors"
-    save_state(path, *trained(tiny), {"history": [{"epoch": 1}], "seconds": 2.5})
+    save_checkpoint(path, *trained(tiny), {"history": [{"epoch": 1}], "seconds": 2.5})
     return path
 
 
-def test_equal_states_make_equal_files_whatever_their_order(tmp_path: Path) -> None:
+def test_equal_tensors_make_equal_files_in_any_order(tmp_path: Path) -> None:
     tensors = {name: torch.arange(4) + number for number, name in enumerate("abcdefgh")}
     metadata: dict[str, Any] = {name: [name] * 3 for name in "pqrstuv"}
     save_tensors(tmp_path / "one", tensors, metadata)
@@ -61,11 +68,11 @@ def test_equal_states_make_equal_files_whatever_their_order(tmp_path: Path) -> N
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_equal_runs_make_equal_states(tiny: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+def test_equal_runs_make_equal_checkpoints(tiny: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
     for name in ("one", "other"):
-        save_state(tmp_path / name, *trained(tiny), {"seconds": 1.0})
+        save_checkpoint(tmp_path / name, *trained(tiny), {"seconds": 1.0})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-    save_state(tmp_path / "more", *trained(tiny, steps=4), {"seconds": 1.0})
+    save_checkpoint(tmp_path / "more", *trained(tiny, steps=4), {"seconds": 1.0})
     assert (tmp_path / "more").read_bytes() != (tmp_path / "one").read_bytes()
 
 
@@ -73,15 +80,15 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     tensors = {"weights": torch.randn(2, 3), "count": torch.tensor(7), "half": torch.randn(5).bfloat16()}
     metadata = {"classes": ["ä", "b"], "nested": {"mean": [0.25, 1e-300], "none": None}}
     save_tensors(tmp_path / "file", tensors, metadata)
-    loaded, told = load_tensors(tmp_path / "file")
+    loaded, loaded_metadata = load_tensors(tmp_path / "file")
     assert loaded.keys() == tensors.keys()
     assert all(
         torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items()
     )
-    assert told == metadata
+    assert loaded_metadata == metadata
 
 
-def test_channels_last_weights_survive(tmp_path: Path) -> None:
+def test_channels_last_weights_are_saved_like_contiguous_ones(tmp_path: Path) -> None:
     weights = torch.randn(8, 3, 5, 5).to(memory_format=torch.channels_last)
     save_tensors(tmp_path / "channels_last", {"weights": weights}, {})
     save_tensors(tmp_path / "contiguous", {"weights": weights.contiguous()}, {})
@@ -89,7 +96,7 @@ def test_channels_last_weights_survive(tmp_path: Path) -> None:
     assert (tmp_path / "channels_last").read_bytes() == (tmp_path / "contiguous").read_bytes()
 
 
-def test_loading_keeps_the_layout_of_the_network_it_loads_into(tiny: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+def test_loading_keeps_the_memory_layout_of_the_network(tiny: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
     model, _ = trained(tiny)
     save_tensors(tmp_path / "weights", model.state_dict(), {})
     other = network().to(memory_format=torch.channels_last)
@@ -98,13 +105,13 @@ def test_loading_keeps_the_layout_of_the_network_it_loads_into(tiny: tuple[Image
     assert other[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_state_restores_network_optimizer_random_state_and_progress_exactly(
+def test_a_checkpoint_restores_network_optimizer_random_state_and_progress_exactly(
     tiny: tuple[ImageSet, ImageSet], tmp_path: Path
 ) -> None:
     model, optimizer = trained(tiny)
     torch.manual_seed(5)
-    save_state(tmp_path / "state", model, optimizer, {"history": [], "seconds": 2.5})
-    drawn = torch.rand(3)
+    save_checkpoint(tmp_path / "state", model, optimizer, {"history": [], "seconds": 2.5})
+    random_numbers = torch.rand(3)
 
     torch.manual_seed(6)
     other = network()
@@ -112,7 +119,7 @@ def test_a_state_restores_network_optimizer_random_state_and_progress_exactly(
     state = loaded(tmp_path / "state")
     assert (state.progress["history"], state.progress["seconds"], state.damaged) == ([], 2.5, None)
     state.restore(other, restored)
-    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(torch.rand(3), random_numbers)
     assert json.dumps(restored.state_dict()["param_groups"], sort_keys=True) == json.dumps(
         optimizer.state_dict()["param_groups"], sort_keys=True
     )
@@ -135,16 +142,16 @@ def test_another_optimizer_is_restored_too(
     model, other = network(), network()
     optimizer, restored = (SGD(m.parameters(), lr=0.1, **options) for m in (model, other))
     step(model, optimizer, tiny)
-    save_state(tmp_path / "state", model, optimizer, {})
+    save_checkpoint(tmp_path / "state", model, optimizer, {})
     restore(tmp_path / "state", other, restored)
     step(model, optimizer, tiny)
     step(other, restored, tiny)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_a_state_before_the_first_step_is_restored_too(tmp_path: Path) -> None:
+def test_a_checkpoint_before_the_first_step_is_restored_too(tmp_path: Path) -> None:
     model, other = network(), network()
-    save_state(tmp_path / "state", model, Adam(model.parameters()), {})
+    save_checkpoint(tmp_path / "state", model, Adam(model.parameters()), {})
     restore(tmp_path / "state", other, Adam(other.parameters()))
     assert torch.equal(model[3].weight, other[3].weight)
 
@@ -155,8 +162,7 @@ def test_nothing_is_pickled_the_file_is_a_json_header_and_plain_numbers(state: P
     header = json.loads(content[8 : 8 + length])
     metadata = header.pop("__metadata__")
     assert metadata.keys() == {"onecycle"}
-    told = json.loads(metadata["onecycle"])
-    assert told.keys() == {"checksum", "history", "seconds", "param_groups"}
+    assert json.loads(metadata["onecycle"]).keys() == {"checksum", "history", "seconds", "param_groups"}
     assert {entry["dtype"] for entry in header.values()} == {"F32", "I64", "U8"}
     assert sum(end - start for start, end in (entry["data_offsets"] for entry in header.values())) == len(
         content[8 + length :]
@@ -172,7 +178,7 @@ def test_a_missing_file_is_named() -> None:
 def test_a_truncated_file_is_an_input_error(state: Path, keep: float) -> None:
     content = state.read_bytes()
     state.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(InputError, match="state.safetensors (cannot be read|is damaged)"):
+    with pytest.raises(InputError, match="state.safetensors (is damaged|has no checksum, so it is damaged)"):
         load_tensors(state)
 
 
@@ -182,48 +188,48 @@ def test_a_folder_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_files_that_onecycle_did_not_write_are_input_errors(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("these are no weights, however long the text may be")
+    (tmp_path / "text").write_text("this text is long enough to be a header, but it holds no weights")
     save_file({"a": torch.zeros(2)}, tmp_path / "bare")
     save_file({"a": torch.zeros(2)}, tmp_path / "theirs", {"format": "pt"})
     save_file({"a": torch.zeros(2)}, tmp_path / "not json", {"onecycle": "{"})
     torch.save({"a": torch.zeros(2)}, tmp_path / "pickled")
     for name in ("text", "bare", "theirs", "not json", "pickled"):
-        with pytest.raises(InputError, match=f"{name} cannot be read"):
+        with pytest.raises(InputError, match=f"{name} has no checksum, so it is damaged or of another kind"):
             load_tensors(tmp_path / name)
 
 
-def test_weights_alone_are_no_state_to_go_on_from(tmp_path: Path) -> None:
+def test_weights_alone_are_not_a_checkpoint(tmp_path: Path) -> None:
     model = network()
     save_tensors(tmp_path / "weights", model.state_dict(), {"classes": ["a", "b"]})
     with pytest.raises(InputError):
         restore(tmp_path / "weights", model, Adam(model.parameters()))
 
 
-def test_the_state_of_another_network_is_refused(state: Path) -> None:
+def test_the_checkpoint_of_another_network_is_refused(state: Path) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-    with pytest.raises(InputError, match="holds the weights of another network") as error:
+    with pytest.raises(InputError, match="has the weights of another network") as error:
         restore(state, other, Adam(other.parameters()))
     assert "\n" not in str(error.value)
 
 
-def test_the_state_of_another_optimizer_is_refused(state: Path) -> None:
+def test_the_checkpoint_of_another_optimizer_is_refused(state: Path) -> None:
     model = network()
     parameters = list(model.parameters())
     optimizer = Adam([{"params": parameters[:1]}, {"params": parameters[1:]}])
-    with pytest.raises(InputError, match="holds the state of another optimizer: .*parameter group"):
+    with pytest.raises(InputError, match="has the state of another optimizer: .*parameter group"):
         restore(state, model, optimizer)
 
 
-def test_a_save_that_fails_leaves_the_last_state_as_it_was(state: Path) -> None:
+def test_a_failed_save_leaves_the_last_checkpoint_unchanged(state: Path) -> None:
     before = state.read_bytes()
     model = network()
     with pytest.raises(TypeError):
-        save_state(state, model, Adam(model.parameters()), {"not json": object()})
+        save_checkpoint(state, model, Adam(model.parameters()), {"not json": object()})
     assert state.read_bytes() == before
     assert list(state.parent.iterdir()) == [state]
 
 
-def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(state: Path) -> None:
+def test_the_checksum_is_computed_with_zeros_in_its_place(state: Path) -> None:
     content = state.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     checksum = json.loads(header["__metadata__"]["onecycle"])["checksum"]
@@ -232,33 +238,35 @@ def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(state: Path) -
 
 
 @pytest.mark.parametrize("place", [0, 3, 8, 30, 60, 100, 1000, -1, -1000])
-def test_a_flipped_bit_is_noticed_wherever_it_is(state: Path, place: int) -> None:
+def test_a_flipped_bit_is_detected_anywhere(state: Path, place: int) -> None:
     content = bytearray(state.read_bytes())
     content[place] ^= 1
     state.write_bytes(content)
-    with pytest.raises(InputError, match="state.safetensors (cannot be read|is damaged)"):
+    with pytest.raises(InputError, match="state.safetensors (is damaged|has no checksum, so it is damaged)"):
         load_tensors(state)
 
 
-def test_the_state_before_is_kept_and_taken_where_the_newest_is_damaged(
+def test_the_checkpoint_before_is_kept_and_loaded_if_the_newest_is_damaged(
     tiny: tuple[ImageSet, ImageSet], tmp_path: Path
 ) -> None:
     newest, before = tmp_path / "state", tmp_path / "before"
-    assert load_state(newest, before) is None
+    assert load_checkpoint(newest, before) is None
     for number in range(3):
-        save_state(newest, *trained(tiny), {"number": number}, keep=before)
-    state = load_state(newest, before)
+        save_checkpoint(newest, *trained(tiny), {"number": number}, keep=before)
+    state = load_checkpoint(newest, before)
     assert state and (state.path, state.progress["number"], state.damaged) == (newest, 2, None)
     newest.write_bytes(newest.read_bytes()[:-1])
-    state = load_state(newest, before)
+    state = load_checkpoint(newest, before)
     assert state and (state.path, state.progress["number"]) == (before, 1)
-    assert state.damaged == f"{newest} is damaged: its checksum is not that of its content"
+    assert state.damaged == f"{newest} is damaged: its checksum does not match its content"
     newest.unlink()
-    state = load_state(newest, before)
+    state = load_checkpoint(newest, before)
     assert state and state.damaged == f"{newest} is missing"
     before.write_bytes(b"")
-    with pytest.raises(InputError, match="no checkpoint is whole, so the run cannot go on: .*begin a new run"):
-        load_state(newest, before)
+    with pytest.raises(
+        InputError, match="the run cannot go on because all its checkpoints are damaged: .*; start a new run"
+    ):
+        load_checkpoint(newest, before)
 
 
 def test_no_number_loses_precision(tmp_path: Path) -> None:
@@ -271,7 +279,7 @@ def test_no_number_loses_precision(tmp_path: Path) -> None:
         "int64": torch.tensor([2**62 + 1]),
     }
     save_tensors(tmp_path / "file", tensors, {"values": values})
-    loaded, told = load_tensors(tmp_path / "file")
+    loaded, loaded_metadata = load_tensors(tmp_path / "file")
     for name, tensor in tensors.items():
         assert torch.equal(loaded[name].view(torch.uint8), tensor.view(torch.uint8))
-    assert [value.hex() for value in told["values"]] == [value.hex() for value in values]
+    assert [value.hex() for value in loaded_metadata["values"]] == [value.hex() for value in values]

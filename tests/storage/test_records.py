@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from onecycle.core.errors import InputError
 from onecycle.data import ImageSet
-from onecycle.storage.records import EpochRecord, LayerSummary, LRCurve, Mistakes, NetworkSummary, RunResult
+from onecycle.storage.records import EpochRecord, LayerSummary, LRCurve, Misclassified, NetworkSummary, RunResult
 from onecycle.storage.run_folder import RunFolder
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -39,10 +39,10 @@ def curves(draw: st.DrawFn) -> LRCurve:
     )
 
 
-def plain_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
-    """A strategy for each field of `record` that is a number."""
-    kinds = {field.name: field.type for field in dataclasses.fields(record)}
-    return {name: counts if kind is int else numbers for name, kind in kinds.items() if kind in (int, float)}
+def number_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
+    """A strategy for each numeric field of `record`."""
+    types = {field.name: field.type for field in dataclasses.fields(record)}
+    return {name: counts if type is int else numbers for name, type in types.items() if type in (int, float)}
 
 
 results = st.builds(
@@ -52,7 +52,7 @@ results = st.builds(
     fingerprint=st.text(),
     evaluated_on=st.sampled_from(["test", "validation"]),
     notes=st.lists(st.text(), max_size=3).map(tuple),
-    **plain_fields(RunResult),
+    **number_fields(RunResult),
 )
 
 
@@ -66,18 +66,18 @@ def test_a_result_written_as_json_comes_back_equal(result: RunResult) -> None:
     assert RunResult.from_json(through_json(result.to_json())) == result
 
 
-@given(st.builds(EpochRecord, **plain_fields(EpochRecord)))
+@given(st.builds(EpochRecord, **number_fields(EpochRecord)))
 def test_an_epoch_written_as_json_comes_back_equal(record: EpochRecord) -> None:
     assert EpochRecord(**through_json(dataclasses.asdict(record))) == record
 
 
-def test_records_cannot_be_changed() -> None:
+def test_records_are_frozen() -> None:
     layer = LayerSummary(layer="Linear-1", output_shape=(10,), parameters=5120)
     with pytest.raises(dataclasses.FrozenInstanceError):
         layer.parameters = 0  # type: ignore[misc]
 
 
-def test_the_sizes_of_a_network_count_each_output_twice_and_four_bytes_a_number() -> None:
+def test_the_size_of_a_network_counts_each_output_twice_and_four_bytes_per_number() -> None:
     layers = tuple(
         LayerSummary(layer=name, output_shape=shape, parameters=0)
         for name, shape in [("Conv2d-1", (64, 32, 32)), ("Flatten-2", (65536,)), ("Linear-3", (10,))]
@@ -98,7 +98,7 @@ def test_the_sizes_of_a_network_count_each_output_twice_and_four_bytes_a_number(
     assert written["layers"][0] == {"layer": "Conv2d-1", "output_shape": [64, 32, 32], "parameters": 0}
 
 
-def _equal(one: Mistakes, other: Mistakes) -> bool:
+def _equal(one: Misclassified, other: Misclassified) -> bool:
     for name, value in vars(one).items():
         again = getattr(other, name)
         if isinstance(value, np.ndarray):
@@ -110,11 +110,11 @@ def _equal(one: Mistakes, other: Mistakes) -> bool:
 
 
 @st.composite
-def mistakes(draw: st.DrawFn) -> Mistakes:
+def misclassified(draw: st.DrawFn) -> Misclassified:
     count = draw(st.integers(0, 3))
     names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5)
     classes = tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True)))
-    return Mistakes(
+    return Misclassified(
         indices=draw(arrays.arrays(np.int64, count)),
         images=draw(arrays.arrays(np.uint8, (count, 4, 4, 3))),
         labels=draw(arrays.arrays(np.int64, count)),
@@ -124,25 +124,25 @@ def mistakes(draw: st.DrawFn) -> Mistakes:
     )
 
 
-@given(mistakes())
-def test_mistakes_come_back_from_their_file_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, mistakes: Mistakes
+@given(misclassified())
+def test_misclassified_images_come_back_from_their_file_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, misclassified: Misclassified
 ) -> None:
     folder = RunFolder(tmp_path_factory.getbasetemp())
-    folder.write_mistakes(mistakes)
-    loaded = folder.read_mistakes()
-    assert _equal(mistakes, loaded)
+    folder.write_misclassified(misclassified)
+    loaded = folder.read_misclassified()
+    assert _equal(misclassified, loaded)
     assert isinstance(loaded.classes, tuple)
 
 
-def test_a_file_of_mistakes_that_holds_objects_is_refused_and_nothing_is_unpickled(
+def test_a_file_with_objects_is_refused_and_nothing_is_unpickled(
     tiny: tuple[ImageSet, ImageSet], tmp_path: Path
 ) -> None:
-    made = tmp_path / "made"
+    harm = tmp_path / "harm"
 
     class Harm:
         def __reduce__(self) -> object:
-            return made.mkdir, ()
+            return harm.mkdir, ()
 
     test = tiny[1]
     values = {
@@ -152,11 +152,11 @@ def test_a_file_of_mistakes_that_holds_objects_is_refused_and_nothing_is_unpickl
         "predictions": test.labels,
         "probabilities": np.zeros((20, 10), np.float32),
     }
-    path = tmp_path / "mistakes.npz"
+    path = tmp_path / "misclassified.npz"
     np.savez(path, **values, classes=np.array([Harm()], dtype=object))
     with pytest.raises(InputError, match="allow_pickle=False"):
-        RunFolder(tmp_path).read_mistakes()
-    assert not made.exists()
+        RunFolder(tmp_path).read_misclassified()
+    assert not harm.exists()
     with np.load(path, allow_pickle=True) as arrays_of_objects:
         arrays_of_objects["classes"]
-    assert made.exists()  # so the pickle was a real one
+    assert harm.exists()  # if it is loaded, the pickle creates the folder

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from onecycle.core.config import Config
-from onecycle.core.errors import InputError
-from onecycle.storage.records import EpochRecord, History, Mistakes
+from onecycle.core.errors import InputError, StorageError
+from onecycle.storage.records import EpochRecord, History, Misclassified
 from onecycle.storage.run_folder import RunFolder, new_folder
 
 
@@ -24,8 +24,8 @@ def history() -> History:
             lr=0.1 / 3**epoch,
             train_loss=2.0 / epoch,
             train_accuracy=epoch / 7,
-            test_loss=1.0 / 3,
-            test_accuracy=epoch / 9,
+            eval_loss=1.0 / 3,
+            eval_accuracy=epoch / 9,
             seconds=0.1,
         )
         for epoch in (1, 2, 3)
@@ -35,7 +35,7 @@ def history() -> History:
 # Writing
 
 
-def test_what_is_written_can_be_read_by_whoever_may_read_the_folder(folder: RunFolder) -> None:
+def test_all_files_of_a_run_have_the_same_permissions(folder: RunFolder) -> None:
     from onecycle.storage.checkpoint import save_tensors
 
     folder.write_history(history())
@@ -44,36 +44,37 @@ def test_what_is_written_can_be_read_by_whoever_may_read_the_folder(folder: RunF
     assert len(set(modes.values())) == 1, modes
 
 
-# Making and opening
+# Creating and opening
 
 
-def test_runs_that_begin_within_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_that_start_within_one_second_have_different_folders(tmp_path: Path) -> None:
     folders = [new_folder(tmp_path / "new" / "runs", "baseline-digits") for _ in range(4)]
     assert len(set(folders)) == 4
     for folder in folders:
         assert folder.parent == tmp_path / "new" / "runs"
         assert folder.name.startswith("baseline-digits-2")
         RunFolder.create(folder)
-        assert [path.name for path in folder.iterdir()] == ["pictures"]
+        assert [path.name for path in folder.iterdir()] == ["plots"]
 
 
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="--out .*file"):
+    file = tmp_path / "file"
+    file.write_text("")
+    for out in (file, file / "below"):
+        with pytest.raises(InputError, match=f"^cannot create a folder in --out {out}: {file} is a file; give another"):
             new_folder(out, "a-run")
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
 def test_out_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(InputError, match="cannot make a folder in --out /proc/self/runs: "):
+    with pytest.raises(StorageError, match="cannot create a folder in --out /proc/self/runs: .*; give another one"):
         new_folder(Path("/proc/self/runs"), "a-run")
-    with pytest.raises(InputError, match="cannot make the run folder /proc/self/runs: "):
+    with pytest.raises(StorageError, match="cannot create the run folder /proc/self/runs: "):
         RunFolder.create(Path("/proc/self/runs"))
 
 
-def test_opening_tells_what_is_no_run_folder(tmp_path: Path, folder: RunFolder) -> None:
+def test_a_path_that_is_no_run_folder_cannot_be_opened(tmp_path: Path, folder: RunFolder) -> None:
     assert RunFolder.open(folder.path).path == folder.path
     with pytest.raises(InputError, match="there is no run folder .*nowhere"):
         RunFolder.open(tmp_path / "nowhere")
@@ -83,7 +84,7 @@ def test_opening_tells_what_is_no_run_folder(tmp_path: Path, folder: RunFolder) 
         RunFolder.open(folder.config)
 
 
-# Reading what was written
+# Reading
 
 
 def test_configuration_and_history_come_back(folder: RunFolder) -> None:
@@ -116,12 +117,12 @@ def test_objects_are_neither_written_nor_read(folder: RunFolder) -> None:
     assert not folder.predictions.exists()
     with folder.predictions.open("wb") as file:
         np.savez(file, labels=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match="predictions.npz cannot be read"):
+    with pytest.raises(InputError, match="predictions.npz is damaged or of another kind"):
         folder.read_arrays(folder.predictions)
 
 
-def test_mistakes_come_back(folder: RunFolder) -> None:
-    mistakes = Mistakes(
+def test_misclassified_images_come_back(folder: RunFolder) -> None:
+    misclassified = Misclassified(
         indices=np.array([3, 1]),
         images=np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3),
         labels=np.array([0, 1]),
@@ -129,47 +130,47 @@ def test_mistakes_come_back(folder: RunFolder) -> None:
         probabilities=np.array([[0.1, 0.9], [0.6, 0.4]], np.float32),
         classes=("ä", "b"),
     )
-    folder.write_mistakes(mistakes)
-    read = folder.read_mistakes()
-    assert read.classes == mistakes.classes
+    folder.write_misclassified(misclassified)
+    read = folder.read_misclassified()
+    assert read.classes == misclassified.classes
     for name in ("indices", "images", "labels", "predictions", "probabilities"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(mistakes, name), strict=True)
+        np.testing.assert_array_equal(getattr(read, name), getattr(misclassified, name), strict=True)
 
 
-def test_a_file_the_run_did_not_get_to_is_named(folder: RunFolder) -> None:
+def test_a_missing_file_of_an_unfinished_run_is_named(folder: RunFolder) -> None:
     assert folder.read_lr_curve() is None
-    with pytest.raises(InputError, match="has no result.json: the run did not get that far"):
+    with pytest.raises(InputError, match="has no result.json: the run did not get this far"):
         folder.read_result()
-    with pytest.raises(InputError, match="has no predictions.npz: the run did not get that far"):
+    with pytest.raises(InputError, match="has no predictions.npz: the run did not get this far"):
         folder.read_arrays(folder.predictions)
-    with pytest.raises(InputError, match="mistakes.npz"):
-        folder.read_mistakes()
+    with pytest.raises(InputError, match="has no misclassified.npz"):
+        folder.read_misclassified()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", "ÿ"], ids=["empty", "cut", "list", "null", "latin-1"])
-def test_json_that_is_damaged_is_an_input_error(folder: RunFolder, content: str) -> None:
+def test_damaged_json_is_an_input_error(folder: RunFolder, content: str) -> None:
     folder.environment.write_bytes(content.encode("latin-1"))
-    with pytest.raises(InputError, match="environment.json cannot be read"):
+    with pytest.raises(InputError, match="environment.json is damaged or of another kind"):
         folder.read_json(folder.environment)
 
 
 @pytest.mark.parametrize("values", [{}, {"notes": [], "accuracy": 1.0}], ids=["empty", "other fields"])
-def test_a_result_that_is_not_one_is_an_input_error(folder: RunFolder, values: dict[str, object]) -> None:
+def test_a_result_with_wrong_fields_is_an_input_error(folder: RunFolder, values: dict[str, object]) -> None:
     folder.write_json(folder.result, values)
     with pytest.raises(InputError, match="result.json"):
         folder.read_result()
 
 
 @pytest.mark.parametrize("content", ["{", '{"epoch": 1}\n'], ids=["cut", "other fields"])
-def test_a_history_that_is_damaged_is_an_input_error(folder: RunFolder, content: str) -> None:
+def test_a_damaged_history_is_an_input_error(folder: RunFolder, content: str) -> None:
     folder.history.write_text(content)
     with pytest.raises(InputError, match="history.jsonl"):
         folder.read_history()
 
 
 @pytest.mark.parametrize("keep", [0, 10, 300, -30])
-def test_arrays_that_are_cut_short_are_input_errors(folder: RunFolder, keep: int) -> None:
+def test_truncated_arrays_are_input_errors(folder: RunFolder, keep: int) -> None:
     folder.write_arrays(folder.predictions, logits=np.random.default_rng(0).normal(size=(50, 10)))
     folder.predictions.write_bytes(folder.predictions.read_bytes()[:keep])
-    with pytest.raises(InputError, match="predictions.npz cannot be read"):
+    with pytest.raises(InputError, match="predictions.npz is damaged or of another kind"):
         folder.read_arrays(folder.predictions)

@@ -1,4 +1,4 @@
-"""Studies on the embedded digits: planned, run, interrupted, gone on with, and summed up."""
+"""Plan, run, interrupt, resume and summarize studies on the embedded digits."""
 
 import json
 import subprocess
@@ -14,8 +14,9 @@ from networks import NARROW_CONFIG
 from rich.console import Console
 
 from onecycle.cli import main
-from onecycle.core.config import FAST, Config
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import FAST
 from onecycle.storage.run_folder import RunFolder
 from onecycle.study import study
 from onecycle.study.summary import summarize, table
@@ -33,7 +34,7 @@ def silent() -> Console:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Inside, another process is at work on `folder`."""
+    """A context in which another process holds the lock of `folder`."""
     program = "import sys; from pathlib import Path; from onecycle.core.files import locked\n"
     program += "with locked(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     words = [sys.executable, "-c", program, str(folder)]
@@ -54,194 +55,194 @@ def test_a_grid_makes_every_combination_and_vary_each_value_alone(quick: Config)
     alone = study.plan(quick, seeds=2, vary=["batch-size=10", "precision=float32"])
     assert list(alone.variants) == ["baseline", "batch_size=10", "precision=float32"]
     runs = alone.runs()
-    assert [config.seed for _, config in runs] == [0, 0, 0, 1, 1, 1], "pairs are near to each other in time"
+    assert [config.seed for _, config in runs] == [0, 0, 0, 1, 1, 1], "the runs of a pair are close in time"
     assert [config.batch_size for _, config in runs] == [20, 10, 20] * 2
 
 
 def test_another_recipe_is_a_variant_on_the_same_data(quick: Config) -> None:
     planned = study.plan(quick, seeds=1, vary=["recipe=fast", "epochs=2"])
-    (_, own), (name, other), _ = planned.runs()
+    (_, first), (name, other), _ = planned.runs()
     assert name == "recipe=fast"
-    assert own == quick
+    assert first == quick
     assert (other.network, other.epochs, other.lr_max) == (FAST.network, FAST.epochs, FAST.lr_max)
     assert (other.data, other.limit, other.out) == (quick.data, quick.limit, quick.out)
 
 
-def test_one_size_is_a_list_of_one() -> None:
+def test_a_single_size_is_a_list_of_one() -> None:
     planned = study.plan(replace(FAST, data="digits"), seeds=1, vary=["sizes=32,16-32"])
     assert [config.sizes for _, config in planned.runs()] == [FAST.sizes, (32,), (16, 32)]
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "message"),
     [
-        ("batch_size", "is no variation"),
-        ("colour=red", "is no variation"),
-        ("seed=1,2", "is no variation"),
+        ("batch_size", "is not of the form field=value,value"),
+        ("color=red", "is not of the form field=value,value"),
+        ("seed=1,2", "is not of the form field=value,value"),
         ("batch_size=0", "--batch-size is 0"),
         ("batch_size=many", "--batch-size is 'many'; it must be a whole number"),
         ("precision=half", "--precision is 'half'"),
         ("recipe={}", "--recipe is {}"),
         ("recipe=fastest", "--recipe is 'fastest'"),
-        ("data=digits", "is no variation"),
+        ("data=digits", "is not of the form field=value,value"),
     ],
 )
-def test_what_cannot_be_varied_is_refused_before_anything_is_run(quick: Config, text: str, line: str) -> None:
-    with pytest.raises(InputError, match=line):
+def test_an_impossible_variation_is_refused_before_any_run(quick: Config, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         study.plan(quick, seeds=1, grid=[text])
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"vary": ["flip=random"]},  # which it is
+        {"vary": ["flip=random"]},  # the recipe already has this value
         {"vary": ["epochs=2,2"]},
-        {"vary": ["bias_lr_scale=1"]},  # a whole number, where the configuration has a fraction
+        {"vary": ["bias_lr_scale=1"]},  # equals the 1.0 of the recipe
     ],
 )
-def test_a_run_that_would_be_made_twice_is_refused(quick: Config, arguments: dict[str, list[str]]) -> None:
+def test_two_identical_runs_are_refused(quick: Config, arguments: dict[str, list[str]]) -> None:
     with pytest.raises(InputError, match="are the same run"):
         study.plan(quick, seeds=1, **arguments)
 
 
 @pytest.mark.parametrize("grid", [["epochs=2", "epochs=3"], ["precision=auto,float32", "precision=bfloat16"]])
-def test_a_field_is_named_once(quick: Config, grid: list[str]) -> None:
-    with pytest.raises(InputError, match="--grid names a field twice"):
+def test_a_field_that_the_grid_lists_twice_is_refused(quick: Config, grid: list[str]) -> None:
+    with pytest.raises(InputError, match="--grid lists a field twice"):
         study.plan(quick, seeds=1, grid=grid)
 
 
-def test_none_is_a_value(quick: Config) -> None:
+def test_none_is_an_allowed_value(quick: Config) -> None:
     planned = study.plan(quick, seeds=1, vary=["lr_max=none"])
     assert [config.lr_max for _, config in planned.runs()] == [1e-3, None]
 
 
-def test_a_grid_and_values_alone_exclude_each_other(quick: Config) -> None:
-    with pytest.raises(InputError, match="give one of them"):
+def test_grid_and_vary_exclude_each_other(quick: Config) -> None:
+    with pytest.raises(InputError, match="use only one of them"):
         study.plan(quick, seeds=1, grid=["epochs=2"], vary=["batch_size=10"])
 
 
 @pytest.mark.parametrize(("name", "value"), [("seeds", 0), ("threshold", 0.0), ("threshold", 90.0)])
-def test_seeds_and_threshold_must_make_sense(quick: Config, name: str, value: float) -> None:
+def test_impossible_seeds_and_thresholds_are_refused(quick: Config, name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"--{name} is"):
         study.plan(quick, **{"seeds": 1, name: value})  # type: ignore[arg-type]
 
 
-def test_a_study_is_a_folder_of_run_folders_and_says_what_they_say_together(quick: Config) -> None:
+def test_a_study_is_a_folder_of_run_folders_with_a_summary(quick: Config) -> None:
     planned = study.plan(quick, seeds=2, vary=["lr_max=5e-4"], threshold=0.05)
-    path = study.begin(planned, silent())
-    told = json.loads((path / "summary.json").read_text())
-    assert told["variants"].keys() == {"baseline", "lr_max=0.0005"}
-    for name, variant in told["variants"].items():
+    path = study.start(planned, silent())
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["variants"].keys() == {"baseline", "lr_max=0.0005"}
+    for name, variant in summary["variants"].items():
         assert variant["seeds"] == [0, 1]
         results = [json.loads((path / name / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
-        assert variant["accuracy"]["values"] == [result["test_accuracy"] for result in results]
+        assert variant["accuracy"]["values"] == [result["eval_accuracy"] for result in results]
         assert variant["images"]["images"] == 40
         assert variant["by_class"].keys() == set("0123456789")
         assert variant["tta_accuracy"] is None
         assert 0 < variant["training_seconds"]["mean"] < variant["seconds"]["mean"]
-    first, second = told["variants"].values()
+    first, second = summary["variants"].values()
     difference = second["against_the_first"]["accuracy"]
     assert difference["values"] == pytest.approx(
         [b - a for a, b in zip(first["accuracy"]["values"], second["accuracy"]["values"], strict=True)]
     )
-    assert difference["resolved"] is False, "two seeds resolve nothing"
+    assert difference["significant"] is False, "two seeds are too few"
 
 
-def test_an_interrupted_study_goes_on_and_comes_to_the_same(quick: Config) -> None:
+def test_an_interrupted_study_goes_on_to_the_same_result(quick: Config) -> None:
     planned = study.plan(quick, seeds=2)
-    whole = study.begin(planned, silent())
+    whole = study.start(planned, silent())
     expected = json.loads((whole / "summary.json").read_text())
-    again = study.begin(planned, silent())
+    again = study.start(planned, silent())
     kept = (again / "baseline" / "seed-0" / "result.json").stat().st_mtime_ns
-    (again / "baseline" / "seed-1" / "result.json").unlink()  # as if it had been killed early in its second run
-    study.go_on(again, silent())
-    told = json.loads((again / "summary.json").read_text())
-    assert told["variants"]["baseline"]["accuracy"] == expected["variants"]["baseline"]["accuracy"]
+    (again / "baseline" / "seed-1" / "result.json").unlink()  # as if the study had been killed early in its second run
+    study.resume(again, silent())
+    summary = json.loads((again / "summary.json").read_text())
+    assert summary["variants"]["baseline"]["accuracy"] == expected["variants"]["baseline"]["accuracy"]
     assert (again / "baseline" / "seed-0" / "result.json").stat().st_mtime_ns == kept, "it was not run again"
 
 
-def test_the_same_study_again_goes_on_with_the_one_that_was_stopped(quick: Config) -> None:
+def test_starting_the_same_study_again_goes_on_with_the_stopped_one(quick: Config) -> None:
     planned, console = study.plan(quick, seeds=1), silent()
-    stopped = study.begin(planned, console)
-    (stopped / "baseline" / "seed-0" / "result.json").unlink()  # as if it had been killed early in its only run
+    stopped = study.start(planned, console)
+    (stopped / "baseline" / "seed-0" / "result.json").unlink()  # as if the study had been killed early in its only run
     with held(stopped):
-        assert study.begin(planned, console) != stopped, "one that another process is at work on is left alone"
+        assert study.start(planned, console) != stopped, "a study that another process holds is left alone"
     assert "goes on" not in console.file.getvalue()  # type: ignore[attr-defined]
-    assert study.begin(planned, console) == stopped
-    assert "This study was begun before, and goes on." in console.file.getvalue()  # type: ignore[attr-defined]
+    assert study.start(planned, console) == stopped
+    assert "This study was started before. It goes on." in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("when", ["no summary", "result and checkpoint"])
-def test_a_study_that_was_stopped_at_its_very_end_is_completed(
+def test_a_study_that_was_stopped_at_its_end_is_completed(
     quick: Config, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = study.begin(study.plan(quick, seeds=2), silent())
+    path = study.start(study.plan(quick, seeds=2), silent())
     expected = json.loads((path / "summary.json").read_text())
     if when == "no summary":
         (path / "summary.json").unlink()
     else:
-        with monkeypatch.context() as killed:
-            killed.setattr(RunFolder, "remove_checkpoints", lambda folder: None)
-            path = study.begin(study.plan(quick, seeds=2), silent())
-        assert not RunFolder(path / "baseline" / "seed-1").complete
-    study.go_on(path, silent())
-    told = json.loads((path / "summary.json").read_text())
-    assert told["variants"]["baseline"]["accuracy"] == expected["variants"]["baseline"]["accuracy"]
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "remove_checkpoints", lambda folder: None)
+            path = study.start(study.plan(quick, seeds=2), silent())
+        assert not RunFolder(path / "baseline" / "seed-1").is_complete
+    study.resume(path, silent())
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["variants"]["baseline"]["accuracy"] == expected["variants"]["baseline"]["accuracy"]
 
 
-def test_one_run_that_fails_does_not_keep_the_others_from_running(quick: Config) -> None:
+def test_a_run_that_fails_does_not_prevent_the_others(quick: Config) -> None:
     path = quick.out / "study"
     with pytest.raises(InputError, match=r"1 of 3 runs failed, the first is lr_max=1e\+30, seed 0: .*not finite"):
-        study.begin(study.plan(replace(quick, out=path), seeds=1, vary=["lr_max=1e30,5e-4"]), silent())
+        study.start(study.plan(replace(quick, out=path), seeds=1, vary=["lr_max=1e30,5e-4"]), silent())
     (folder,) = path.iterdir()
-    told = json.loads((folder / "summary.json").read_text())
-    assert told["variants"].keys() == {"baseline", "lr_max=0.0005"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["variants"].keys() == {"baseline", "lr_max=0.0005"}
 
 
-def test_all_runs_are_evaluated_on_the_same_images_whatever_their_seed(quick: Config) -> None:
-    path = study.begin(study.plan(replace(quick, validation=100, limit=50), seeds=2), silent())
+def test_runs_with_different_seeds_are_evaluated_on_the_same_images(quick: Config) -> None:
+    path = study.start(study.plan(replace(quick, validation=100, limit=50), seeds=2), silent())
     runs = [RunFolder(path / "baseline" / f"seed-{seed}") for seed in (0, 1)]
     assert runs[0].read_result().fingerprint == runs[1].read_result().fingerprint
     labels = [folder.read_arrays(folder.predictions)["labels"] for folder in runs]
     assert (labels[0] == labels[1]).all()
 
 
-def test_runs_on_different_data_are_not_summed_up(quick: Config) -> None:
-    path = study.begin(study.plan(quick, seeds=1), silent())
-    other = study.begin(study.plan(replace(quick, limit=30), seeds=1), silent())
+def test_runs_on_different_data_are_not_summarized(quick: Config) -> None:
+    path = study.start(study.plan(quick, seeds=1), silent())
+    other = study.start(study.plan(replace(quick, limit=30), seeds=1), silent())
     folders = [RunFolder(where / "baseline" / "seed-0") for where in (path, other)]
-    with pytest.raises(InputError, match="made on different data"):
+    with pytest.raises(InputError, match=r"have different data \(fingerprints \w+, \w+\); repeat them"):
         summarize({"both": folders}, 0.9)
 
 
-def test_the_table_tells_both_figures_where_there_are_views(quick: Config) -> None:
+def test_the_table_shows_both_accuracies_with_test_time_augmentation(quick: Config) -> None:
     recipe = replace(
         FAST, widths=(8, 8, 8), data="digits", limit=60, epochs=2, batch_size=20, precision="float32", out=quick.out
     )
     console = Console(file=StringIO(), width=200)
-    path = study.begin(study.plan(recipe, seeds=1, vary=["flip=random"], threshold=0.01), console)
-    told = json.loads((path / "summary.json").read_text())
-    for variant in told["variants"].values():
+    path = study.start(study.plan(recipe, seeds=1, vary=["flip=random"], threshold=0.01), console)
+    summary = json.loads((path / "summary.json").read_text())
+    for variant in summary["variants"].values():
         assert variant["above_threshold"] == 1
         assert f"{100 * variant['accuracy']['mean']:.2f}" in console.file.getvalue()
         assert f"{100 * variant['tta_accuracy']['mean']:.2f}" in console.file.getvalue()
-    assert told["variants"]["flip=random"]["against_the_first"].keys() == {"accuracy", "tta_accuracy"}
+    assert summary["variants"]["flip=random"]["against_the_first"].keys() == {"accuracy", "tta_accuracy"}
 
 
 def test_the_table_shows_a_mean_and_a_difference_with_their_intervals() -> None:
     accuracy = {"mean": 0.9401, "values": [0.94] * 5, "interval_95": [0.9381, 0.9421]}
-    difference = {"mean": 0.0012, "values": [0.001] * 5, "interval_95": [-0.0003, 0.0027], "resolved": False}
+    difference = {"mean": 0.0012, "values": [0.001] * 5, "interval_95": [-0.0003, 0.0027], "significant": False}
     seconds = {"mean": 61.0}
     variant = {"seeds": [0, 1, 2, 3, 4], "accuracy": accuracy, "tta_accuracy": None, "above_threshold": 1.0}
     variant |= {"training_seconds": seconds, "seconds": seconds, "against_the_first": {"accuracy": difference}}
     console = silent()
     console.print(table({"variants": {"flip=random": variant}, "threshold": 0.94}))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "94.01 (93.81 to 94.21)" in shown
-    assert "+0.12 (-0.03 to +0.27), not resolved" in shown
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "94.01 (93.81 to 94.21)" in printed
+    assert "+0.12 (-0.03 to +0.27), not significant" in printed
 
 
-def test_the_command_runs_a_study_and_goes_on_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_runs_and_resumes_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--network whitened_convnet --widths 8 8 8 --data digits --limit 40 --epochs 1 --batch-size 20"
     options += " --lr-max 1e-3 --lr-min 1e-4 --workers 0 --seeds 1"
     assert main(["study", *options.split(), "--out", str(tmp_path)]) == 0
@@ -250,7 +251,7 @@ def test_the_command_runs_a_study_and_goes_on_with_it(tmp_path: Path, capsys: py
     assert main(["study", "--resume", str(path)]) == 0
     assert (path / "summary.json").exists()
     assert main(["study", "--resume", str(path), "--seeds", "3"]) == 2
-    assert main(["study", "--vary", "colour=red", "--out", str(tmp_path)]) == 2
+    assert main(["study", "--vary", "color=red", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
 
 
@@ -270,9 +271,7 @@ def test_the_command_runs_a_study_and_goes_on_with_it(tmp_path: Path, capsys: py
         {"variants": {"baseline": {}, "epochs=2": {"epochs": 3}}},
     ],
 )
-def test_a_damaged_study_is_refused_in_one_line_and_nothing_is_touched(
-    quick: Config, change: dict[str, object]
-) -> None:
+def test_a_damaged_study_is_refused_and_nothing_is_changed(quick: Config, change: dict[str, object]) -> None:
     path = quick.out / "a" / "study"
     path.mkdir(parents=True)
     outside = quick.out / "x" / "seed-0"
@@ -280,31 +279,31 @@ def test_a_damaged_study_is_refused_in_one_line_and_nothing_is_touched(
     values = study.plan(quick, seeds=1).to_json()
     (path / "study.json").write_text(json.dumps({**values, **change}))
     with pytest.raises(InputError):
-        study.go_on(path, silent())
+        study.resume(path, silent())
     assert [file.name for file in path.iterdir()] == ["study.json"]
     assert outside.exists()
 
 
-def test_a_run_of_another_configuration_is_not_taken_for_one_of_the_study(quick: Config) -> None:
-    path = study.begin(study.plan(quick, seeds=1), silent())
+def test_a_run_with_another_configuration_is_not_part_of_the_study(quick: Config) -> None:
+    path = study.start(study.plan(quick, seeds=1), silent())
     changed = study.plan(replace(quick, epochs=2), seeds=2)
     (path / "study.json").write_text(json.dumps(changed.to_json()))
-    with pytest.raises(InputError, match=r"1 of 2 runs failed.*config\.json is not what study\.json asks for; remove"):
-        study.go_on(path, silent())
-    assert RunFolder(path / "baseline" / "seed-1").complete, "the others are run all the same"
+    with pytest.raises(InputError, match=r"1 of 2 runs failed.*config\.json differs from study\.json; remove"):
+        study.resume(path, silent())
+    assert RunFolder(path / "baseline" / "seed-1").is_complete, "the other runs are carried out"
 
 
-def test_a_damaged_run_is_named_after_the_others_are_run(quick: Config) -> None:
-    path = study.begin(study.plan(quick, seeds=2), silent())
+def test_a_damaged_run_is_named_after_the_others_have_run(quick: Config) -> None:
+    path = study.start(study.plan(quick, seeds=2), silent())
     (path / "baseline" / "seed-0" / "predictions.npz").write_bytes(b"half")
     (path / "baseline" / "seed-1" / "result.json").unlink()
-    with pytest.raises(InputError, match=r"seed-0/predictions\.npz cannot be read"):
-        study.go_on(path, silent())
-    assert RunFolder(path / "baseline" / "seed-1").complete
+    with pytest.raises(InputError, match=r"seed-0/predictions\.npz is damaged or of another kind"):
+        study.resume(path, silent())
+    assert RunFolder(path / "baseline" / "seed-1").is_complete
 
 
-def test_going_on_needs_a_study(tmp_path: Path) -> None:
+def test_resume_refuses_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no study folder"):
-        study.go_on(tmp_path / "none", silent())
+        study.resume(tmp_path / "none", silent())
     with pytest.raises(InputError, match=r"study\.json"):
-        study.go_on(tmp_path, silent())
+        study.resume(tmp_path, silent())

@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.data import ImageSet, load_dataset
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Batch, ModelComposite, StepOutput, as_composite
-from onecycle.storage.checkpoint import load_state, save_state
+from onecycle.storage.checkpoint import load_checkpoint, save_checkpoint
 from onecycle.storage.records import EpochRecord, History
-from onecycle.train.loop import Evaluation, StepReport, Totals, evaluate, fit, training_steps
+from onecycle.train.loop import EpochTotals, Evaluation, StepReport, evaluate, fit, training_steps
 from onecycle.train.scheduler import one_cycle, peak_step
 
 RATES = {"lr_min": 1e-4, "lr_max": 1e-2}
@@ -30,8 +30,8 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
 
 
-def rates_of_a_run(images: ImageSet, **options: float) -> list[float]:
-    """The learning rates of a run with batches of 5, step by step."""
+def rates_of_run(images: ImageSet, **options: float) -> list[float]:
+    """The learning rate of each step of a run with batches of 5."""
     model, rates = linear(), []
     fit(
         model,
@@ -49,14 +49,14 @@ def batches(images: ImageSet, batch_size: int, *, shuffle: bool = False) -> Batc
     return Batches(images, Preprocessing.of(images.images), batch_size=batch_size, shuffle=shuffle)
 
 
-def whole(images: ImageSet) -> Batch:
+def single_batch(images: ImageSet) -> Batch:
     (batch,) = batches(images, len(images)).epoch(0)
     return batch
 
 
 @pytest.fixture(scope="module")
 def ten(tiny: tuple[ImageSet, ImageSet]) -> ImageSet:
-    """Ten digits, which are two batches of four and a short one of two."""
+    """Ten digits. With batch size 4, they make two full batches and a short batch."""
     return tiny[0].subset(np.arange(10))
 
 
@@ -67,10 +67,10 @@ def test_fit_trains_any_module_to_more_than_80_percent_on_digits(network: Callab
     train, test = batches(digits.train, 64, shuffle=True), batches(digits.evaluation, 256)
     before = evaluate(model, test)
     history = fit(model, Adam(model.parameters()), train, test, epochs=3, **RATES)
-    assert history[-1].test_accuracy > 0.8 > 0.3 > before.accuracy
-    assert history[-1].test_loss < before.loss / 2
+    assert history[-1].eval_accuracy > 0.8 > 0.3 > before.accuracy
+    assert history[-1].eval_loss < before.loss / 2
     assert history[-1].train_loss < history[0].train_loss
-    assert evaluate(model, test).accuracy == history[-1].test_accuracy  # it is the given model that was trained
+    assert evaluate(model, test).accuracy == history[-1].eval_accuracy  # fit trains the given model, not a copy
 
 
 def test_every_step_has_the_learning_rate_of_the_schedule_with_its_peak_at_the_end_of_epoch_5_of_24(
@@ -89,19 +89,19 @@ def test_every_step_has_the_learning_rate_of_the_schedule_with_its_peak_at_the_e
     assert [report.step for report in reports] == list(range(48))
     assert rates == [report.lr for report in reports]
     assert rates == [one_cycle(step, total_steps=48, peak_step=9, lr_min=1e-5, lr_max=1e-3) for step in range(48)]
-    assert rates.index(max(rates)) == 9  # the last of the ten steps of five epochs
+    assert rates.index(max(rates)) == 9  # the last of the ten steps in five epochs
     assert (rates[0], rates[9], rates[-1]) == (1e-5, 1e-3, 1e-5)
     assert [record.lr for record in history] == rates[1::2]
 
 
-def test_the_peak_can_be_elsewhere(ten: ImageSet) -> None:
-    rates = rates_of_a_run(ten, epochs=4, peak_fraction=0.75)
+def test_fit_puts_the_peak_at_peak_fraction(ten: ImageSet) -> None:
+    rates = rates_of_run(ten, epochs=4, peak_fraction=0.75)
     assert rates.index(max(rates)) == 5 == peak_step(8, 0.75)
 
 
-def test_training_figures_are_means_over_samples_with_the_short_last_batch(ten: ImageSet) -> None:
+def test_training_loss_and_accuracy_are_means_over_images_including_the_short_last_batch(ten: ImageSet) -> None:
     model, reports = linear(), []
-    # A rate of zero changes nothing, so that every image meets the same network.
+    # With a learning rate of zero, the weights are the same for every image.
     (record,) = fit(
         model,
         SGD(model.parameters()),
@@ -112,28 +112,29 @@ def test_training_figures_are_means_over_samples_with_the_short_last_batch(ten: 
         lr_max=0.0,
         after_step=reports.append,
     )
-    images, labels = whole(ten)
+    images, labels = single_batch(ten)
     logits = model(images).detach()
     losses = cross_entropy(logits, labels, reduction="none").numpy()
     correct = (logits.argmax(dim=1) == labels).double().numpy()
     assert [report.images for report in reports] == [4, 4, 2]
-    for report, seen in zip(reports, (4, 8, 10), strict=True):
-        assert report.totals.mean_loss == pytest.approx(losses[:seen].mean(), rel=1e-6)
-        assert report.totals.accuracy == correct[:seen].mean()
-    assert record.train_loss == reports[-1].totals.mean_loss == pytest.approx(record.test_loss, rel=1e-6)
-    assert record.train_accuracy == reports[-1].totals.accuracy == record.test_accuracy
-    assert losses[8:].mean() != pytest.approx(losses[:8].mean(), rel=1e-2)  # else a mean over batches would do as well
+    for report, count in zip(reports, (4, 8, 10), strict=True):
+        assert report.totals.mean_loss == pytest.approx(losses[:count].mean(), rel=1e-6)
+        assert report.totals.accuracy == correct[:count].mean()
+    assert record.train_loss == reports[-1].totals.mean_loss == pytest.approx(record.eval_loss, rel=1e-6)
+    assert record.train_accuracy == reports[-1].totals.accuracy == record.eval_accuracy
+    # If these means were equal, a mean over batches would pass this test, too.
+    assert losses[8:].mean() != pytest.approx(losses[:8].mean(), rel=1e-2)
 
 
-def test_totals_tell_their_means() -> None:
-    totals = Totals(loss=torch.tensor(6.0, dtype=torch.float64), correct=torch.tensor(3), images=4)
+def test_epoch_totals_compute_mean_loss_and_accuracy() -> None:
+    totals = EpochTotals(loss=torch.tensor(6.0, dtype=torch.float64), correct=torch.tensor(3), images=4)
     assert (totals.mean_loss, totals.accuracy) == (1.5, 0.75)
     assert (type(totals.mean_loss), type(totals.accuracy)) == (float, float)
 
 
-def test_a_report_goes_through_json_exactly() -> None:
+def test_a_step_report_survives_json_exactly() -> None:
     loss = torch.tensor(1 / 3, dtype=torch.float64) * 1e-7
-    totals = Totals(loss=loss, correct=torch.tensor(3), images=4)
+    totals = EpochTotals(loss=loss, correct=torch.tensor(3), images=4)
     report = StepReport(epoch=1, step=0, images=4, lr=0.1 + 0.2, totals=totals, seconds=1 / 7)
     again = StepReport.from_json(json.loads(json.dumps(report.to_json())))
     assert again == report
@@ -141,22 +142,23 @@ def test_a_report_goes_through_json_exactly() -> None:
     assert again.totals.loss.dtype == torch.float64
 
 
-def test_a_report_that_is_kept_keeps_its_figures_as_later_steps_come(tiny: tuple[ImageSet, ImageSet]) -> None:
-    model, kept, at_the_time = linear(), [], []
+def test_later_steps_do_not_change_an_earlier_report(tiny: tuple[ImageSet, ImageSet]) -> None:
+    model, reports, figures = linear(), [], []
 
     def after_step(report: StepReport) -> None:
-        kept.append(report)
-        at_the_time.append((report.totals.mean_loss, report.totals.accuracy, report.totals.images))
+        reports.append(report)
+        figures.append((report.totals.mean_loss, report.totals.accuracy, report.totals.images))
 
     train = batches(tiny[0], 16, shuffle=True)  # 50 images in 4 steps
     fit(model, SGD(model.parameters()), train, batches(tiny[1], 16), epochs=2, after_step=after_step, **RATES)
-    assert [(report.totals.mean_loss, report.totals.accuracy, report.totals.images) for report in kept] == at_the_time
-    assert [report.totals.images for report in kept] == [16, 32, 48, 50] * 2
-    assert len(set(at_the_time)) == 8
-    assert {(report.totals.loss.dtype, report.totals.loss.requires_grad) for report in kept} == {(torch.float64, False)}
+    assert [(report.totals.mean_loss, report.totals.accuracy, report.totals.images) for report in reports] == figures
+    assert [report.totals.images for report in reports] == [16, 32, 48, 50] * 2
+    assert len(set(figures)) == 8
+    losses = [report.totals.loss for report in reports]
+    assert {(loss.dtype, loss.requires_grad) for loss in losses} == {(torch.float64, False)}
 
 
-def test_fit_is_the_plain_loop_bit_for_bit(tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_fit_equals_a_hand_written_loop_bit_for_bit(tiny: tuple[ImageSet, ImageSet]) -> None:
     train = batches(tiny[0], 16, shuffle=True)  # 50 images in 4 steps
     model, by_hand = convolutional(), convolutional()
     torch.manual_seed(1)
@@ -178,11 +180,11 @@ def test_fit_is_the_plain_loop_bit_for_bit(tiny: tuple[ImageSet, ImageSet]) -> N
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
 def test_evaluate_counts_every_image_once_whatever_the_batches(ten: ImageSet, batch_size: int) -> None:
     model = convolutional()
-    model(whole(ten).images)  # moves the running statistics off their start
+    model(single_batch(ten).images)  # changes the running statistics
     evaluation = evaluate(model, batches(ten, batch_size))
     model.eval()
     with torch.no_grad():
-        logits = model(whole(ten).images)
+        logits = model(single_batch(ten).images)
     labels = torch.from_numpy(ten.labels)
     assert torch.equal(evaluation.labels, labels)
     assert evaluation.logits.shape == (10, 10)
@@ -192,12 +194,13 @@ def test_evaluate_counts_every_image_once_whatever_the_batches(ten: ImageSet, ba
     assert evaluation.accuracy == int((logits.argmax(dim=1) == labels).sum()) / 10
 
 
-def test_evaluate_counts_the_short_last_batch_no_more_than_its_share() -> None:
+def test_evaluate_weights_the_short_last_batch_by_its_number_of_images() -> None:
     digits = load_dataset("digits", limit=11).evaluation
     model = linear()
     with torch.no_grad():
-        model[1].weight.mul_(100)  # so that the losses of images differ by far
-        losses = cross_entropy(model(whole(digits).images), whole(digits).labels, reduction="none").double()
+        model[1].weight.mul_(100)  # makes the losses of the images differ a lot
+        images, labels = single_batch(digits)
+        losses = cross_entropy(model(images), labels, reduction="none").double()
     assert losses[:10].mean() != pytest.approx(float(losses[10]), rel=0.2)
     for batch_size in (3, 4, 10, 11):
         assert evaluate(model, batches(digits, batch_size)).loss == pytest.approx(float(losses.mean()), rel=1e-6)
@@ -217,7 +220,7 @@ def test_evaluate_leaves_mode_parameters_and_buffers_as_they_were(ten: ImageSet,
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_hooks_are_called_once_a_step_and_once_an_epoch_in_order(ten: ImageSet) -> None:
+def test_hooks_are_called_after_every_step_and_every_epoch_in_order(ten: ImageSet) -> None:
     model, calls = linear(), []
     evaluations: list[Evaluation] = []
 
@@ -237,8 +240,8 @@ def test_hooks_are_called_once_a_step_and_once_an_epoch_in_order(ten: ImageSet) 
     )
     assert calls == [(1, 0), (1, 1), (1, 2), ("epoch", 1), (2, 3), (2, 4), (2, 5), ("epoch", 2)]
     assert [record.epoch for record in history] == [1, 2]
-    assert [record.test_loss for record in history] == [evaluation.loss for evaluation in evaluations]
-    assert [record.test_accuracy for record in history] == [evaluation.accuracy for evaluation in evaluations]
+    assert [record.eval_loss for record in history] == [evaluation.loss for evaluation in evaluations]
+    assert [record.eval_accuracy for record in history] == [evaluation.accuracy for evaluation in evaluations]
     assert all(record.seconds > 0 for record in history)
 
 
@@ -247,7 +250,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stop", range(1, 16))
-def test_a_run_continued_from_any_step_is_the_whole_run_bit_for_bit(
+def test_a_run_resumed_from_any_step_equals_the_uninterrupted_run_bit_for_bit(
     tiny: tuple[ImageSet, ImageSet], tmp_path: Path, stop: int
 ) -> None:
     train, test = batches(tiny[0], 16, shuffle=True), batches(tiny[1], 16)  # 50 images in 4 steps
@@ -256,11 +259,11 @@ def test_a_run_continued_from_any_step_is_the_whole_run_bit_for_bit(
 
     def after_step(report: StepReport) -> None:
         if report.step == stop:
-            save_state(state, model, optimizer, {"last_step": report.to_json()})
+            save_checkpoint(state, model, optimizer, {"last_step": report.to_json()})
             raise Stopped
 
     uninterrupted = convolutional()
-    torch.manual_seed(1)  # dropout draws from it
+    torch.manual_seed(1)  # dropout uses this random state
     expected = fit(uninterrupted, Adam(uninterrupted.parameters()), train, test, epochs=4, **RATES)
 
     model = convolutional()
@@ -281,28 +284,28 @@ def test_a_run_continued_from_any_step_is_the_whole_run_bit_for_bit(
     model = convolutional()
     optimizer = Adam(model.parameters())
     torch.manual_seed(2)
-    saved = load_state(state, before)
+    saved = load_checkpoint(state, before)
     assert saved is not None
     saved.restore(model, optimizer)
     report = StepReport.from_json(saved.progress["last_step"])
     rest = fit(model, optimizer, train, test, epochs=4, first_epoch=len(history), last_step=report, **RATES)
     assert_same_state(model, uninterrupted)
-    assert timeless([*history, *rest]) == timeless(expected)
+    assert without_times([*history, *rest]) == without_times(expected)
 
 
-def test_restored_moments_lie_in_memory_like_their_filters(tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_restored_moments_get_the_memory_layout_of_their_filters(tiny: tuple[ImageSet, ImageSet]) -> None:
     train, test = batches(tiny[0], 16, shuffle=True), batches(tiny[1], 16)
-    how = Acceleration(channels_last=True)
+    plan = ComputePlan(channels_last=True)
 
     def trained(restored: bool) -> nn.Module:
         model = convolutional()
         optimizer = Adam(model.parameters())
         torch.manual_seed(1)
-        fit(model, optimizer, train, test, epochs=1, acceleration=how, **RATES)
-        if restored:  # as a file has them
+        fit(model, optimizer, train, test, epochs=1, plan=plan, **RATES)
+        if restored:  # moments from a checkpoint file are contiguous
             for values in optimizer.state.values():
                 values["exp_avg"] = values["exp_avg"].contiguous()
-        fit(model, optimizer, train, test, epochs=2, first_epoch=1, acceleration=how, **RATES)
+        fit(model, optimizer, train, test, epochs=2, first_epoch=1, plan=plan, **RATES)
         for parameter, values in optimizer.state.items():
             assert values["exp_avg"].stride() == parameter.stride()
         return model
@@ -310,22 +313,22 @@ def test_restored_moments_lie_in_memory_like_their_filters(tiny: tuple[ImageSet,
     assert_same_state(trained(restored=True), trained(restored=False))
 
 
-def test_evaluation_can_be_stopped_between_two_batches(tiny: tuple[ImageSet, ImageSet]) -> None:
+def test_after_batch_can_stop_an_evaluation_between_two_batches(tiny: tuple[ImageSet, ImageSet]) -> None:
     model, test = linear(), batches(tiny[1], 8)  # 20 images in 3 batches
-    seen: list[int] = []
+    calls: list[int] = []
 
     def stop_at_second() -> None:
-        seen.append(1)
-        if len(seen) == 2:
+        calls.append(1)
+        if len(calls) == 2:
             raise Stopped
 
     with pytest.raises(Stopped):
         evaluate(model, test, after_batch=stop_at_second)
-    assert len(seen) == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_fewer_than_two_steps_make_no_cycle(ten: ImageSet, epochs: int) -> None:
+def test_fit_refuses_fewer_than_two_steps(ten: ImageSet, epochs: int) -> None:
     model = linear()
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(ValueError):
@@ -333,12 +336,12 @@ def test_fewer_than_two_steps_make_no_cycle(ten: ImageSet, epochs: int) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-def test_two_steps_are_enough(ten: ImageSet) -> None:
-    rates = rates_of_a_run(ten, epochs=1)
+def test_fit_accepts_two_steps(ten: ImageSet) -> None:
+    rates = rates_of_run(ten, epochs=1)
     assert rates == [1e-2, 1e-4]
 
 
-def test_a_composite_learns_in_its_own_way(ten: ImageSet) -> None:
+def test_fit_uses_the_training_step_and_criterion_of_a_composite(ten: ImageSet) -> None:
     class Smoothed(ModelComposite):
         def __init__(self) -> None:
             super().__init__()
@@ -353,11 +356,11 @@ def test_a_composite_learns_in_its_own_way(ten: ImageSet) -> None:
             return StepOutput(2 * loss, logits)
 
     model = Smoothed()
-    images, labels = whole(ten)
+    images, labels = single_batch(ten)
     with torch.no_grad():
         loss = float(cross_entropy(model(images), labels, label_smoothing=0.5))
     (record,) = fit(model, SGD(model.parameters()), batches(ten, 5), batches(ten, 5), epochs=1, lr_min=0.0, lr_max=0.0)
-    assert record.test_loss == pytest.approx(loss, rel=1e-6)
+    assert record.eval_loss == pytest.approx(loss, rel=1e-6)
     assert record.train_loss == pytest.approx(2 * loss, rel=1e-6)
 
 
@@ -368,35 +371,35 @@ def assert_same_state(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-def timeless(history: History) -> History:
+def without_times(history: History) -> History:
     return [replace(record, seconds=0.0, training_seconds=0.0) for record in history]
 
 
-def test_a_group_with_a_scale_learns_at_so_many_times_the_rate_of_the_step() -> None:
+def test_a_parameter_group_with_lr_scale_learns_at_that_multiple_of_the_rate() -> None:
     network = nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": [network.weight]}, {"params": [network.bias], "lr_scale": 10}], lr=1)
     batch = Batch(torch.ones(3, 2), torch.tensor([0, 1, 0]))
-    list(training_steps(as_composite(network), optimizer, [batch], lambda step: 0.5, acceleration=PLAIN))
+    list(training_steps(as_composite(network), optimizer, [batch], lambda step: 0.5, plan=EAGER))
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 5.0]
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_a_group_with_epochs_learns_in_so_many_only(ten: ImageSet, epochs: int) -> None:
+def test_a_parameter_group_with_epochs_is_frozen_after_that_many(ten: ImageSet, epochs: int) -> None:
     model = linear()
     weight, bias = model[1].weight, model[1].bias
     optimizer = SGD([{"params": [weight]}, {"params": [bias], "epochs": epochs}])
-    seen: list[torch.Tensor] = [bias.detach().clone()]
+    biases: list[torch.Tensor] = [bias.detach().clone()]
 
     def keep(record: EpochRecord, evaluation: Evaluation) -> None:
-        seen.append(bias.detach().clone())
+        biases.append(bias.detach().clone())
 
     images = batches(ten, 5)
     fit(model, optimizer, images, images, epochs=3, after_epoch=keep, peak_fraction=0.0, **RATES)
-    moved = [not torch.equal(before, after) for before, after in pairwise(seen)]
-    assert moved == [epoch < epochs for epoch in range(3)]
+    changed = [not torch.equal(before, after) for before, after in pairwise(biases)]
+    assert changed == [epoch < epochs for epoch in range(3)]
 
 
-def test_what_was_frozen_in_a_group_with_epochs_stays_frozen(ten: ImageSet) -> None:
+def test_a_frozen_parameter_in_a_group_with_epochs_stays_frozen(ten: ImageSet) -> None:
     model = linear()
     weight, bias = model[1].weight, model[1].bias.requires_grad_(False)
     optimizer = SGD([{"params": [weight]}, {"params": [bias], "epochs": 2}])

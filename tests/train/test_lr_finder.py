@@ -24,13 +24,13 @@ from onecycle.train.loop import fit
 from onecycle.train.lr_finder import DIVERGENCE, find_lr, read_curve, smooth
 
 
-def careless(image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
-    """An augmentation that draws from the random states of the whole process."""
+def with_global_randomness(image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
+    """An augmentation that uses the global random states of the process."""
     return image[:, ::-1] if np.random.random() + random.random() > 1 else image
 
 
-def batches(images: ImageSet, *, careful: bool = True) -> Batches:
-    augment = None if careful else careless
+def batches(images: ImageSet, *, global_randomness: bool = False) -> Batches:
+    augment = with_global_randomness if global_randomness else None
     return Batches(images, Preprocessing.of(images.images), batch_size=16, shuffle=True, augment=augment)
 
 
@@ -40,7 +40,7 @@ def train(tiny: tuple[ImageSet, ImageSet]) -> ImageSet:
 
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> list[Any]:
-    """Everything that a sweep could disturb, in a form that can be compared."""
+    """A comparable copy of everything that a sweep could change."""
     return copy.deepcopy(
         [
             [(name, tensor.tolist()) for name, tensor in model.state_dict().items()],
@@ -59,8 +59,8 @@ def state_of(model: nn.Module, optimizer: Optimizer) -> list[Any]:
     )
 
 
-def prepared(train: ImageSet) -> tuple[nn.Module, Optimizer]:
-    """A network with gradients' worth of past: moments in its optimizer, statistics in its buffers."""
+def partly_trained(train: ImageSet) -> tuple[nn.Module, Optimizer]:
+    """A network and an optimizer after one epoch, so that they have running statistics and moments."""
     model = convolutional()
     optimizer = Adam(model.parameters())
     fit(model, optimizer, batches(train), batches(train), epochs=1, lr_min=1e-4, lr_max=1e-3)
@@ -69,28 +69,28 @@ def prepared(train: ImageSet) -> tuple[nn.Module, Optimizer]:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "stopped"), [(1e-5, 1e-1, "completed"), (1e-5, 1e5, "diverged")], ids=["to its end", "early"]
+    ("start", "end", "stopped"), [(1e-5, 1e-1, "completed"), (1e-5, 1e5, "diverged")], ids=["completed", "diverged"]
 )
 def test_a_sweep_leaves_model_optimizer_and_random_states_as_they_were(
     train: ImageSet, start: float, end: float, stopped: str
 ) -> None:
-    model, optimizer = prepared(train)
+    model, optimizer = partly_trained(train)
     before = state_of(model, optimizer)
-    curve = find_lr(model, optimizer, batches(train, careful=False), start=start, end=end, steps=60)
+    curve = find_lr(model, optimizer, batches(train, global_randomness=True), start=start, end=end, steps=60)
     assert curve.stopped == stopped
     assert state_of(model, optimizer) == before
 
 
-def test_a_sweep_that_shows_nothing_leaves_everything_as_it_was_too(train: ImageSet) -> None:
-    model, optimizer = prepared(train)
+def test_a_sweep_without_a_fall_leaves_everything_as_it_was(train: ImageSet) -> None:
+    model, optimizer = partly_trained(train)
     before = state_of(model, optimizer)
     with pytest.raises(InputError, match="did not fall"):
-        find_lr(model, optimizer, batches(train, careful=False), start=1e-12, end=1e-11, steps=20)
+        find_lr(model, optimizer, batches(train, global_randomness=True), start=1e-12, end=1e-11, steps=20)
     assert state_of(model, optimizer) == before
 
 
-def test_a_sweep_that_is_interrupted_leaves_everything_as_it_was_too(train: ImageSet) -> None:
-    model, optimizer = prepared(train)
+def test_an_interrupted_sweep_leaves_everything_as_it_was(train: ImageSet) -> None:
+    model, optimizer = partly_trained(train)
     before = state_of(model, optimizer)
 
     def interrupt(step: int, lr: float, loss: float) -> None:
@@ -98,20 +98,20 @@ def test_a_sweep_that_is_interrupted_leaves_everything_as_it_was_too(train: Imag
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        find_lr(model, optimizer, batches(train, careful=False), after_step=interrupt)
+        find_lr(model, optimizer, batches(train, global_randomness=True), after_step=interrupt)
     assert state_of(model, optimizer) == before
 
 
-def test_training_after_a_sweep_equals_training_with_the_same_pair_given_by_hand(train: ImageSet) -> None:
+def test_training_after_a_sweep_equals_training_with_the_same_pair_given(train: ImageSet) -> None:
     model = convolutional()
     optimizer = Adam(model.parameters())
     curve = find_lr(model, optimizer, batches(train), end=0.1, steps=40)
     found = fit(model, optimizer, batches(train), batches(train), epochs=2, lr_min=curve.lr_min, lr_max=curve.lr_max)
 
-    by_hand = convolutional()
-    given_by_hand = fit(
-        by_hand,
-        Adam(by_hand.parameters()),
+    other = convolutional()
+    given = fit(
+        other,
+        Adam(other.parameters()),
         batches(train),
         batches(train),
         epochs=2,
@@ -119,12 +119,12 @@ def test_training_after_a_sweep_equals_training_with_the_same_pair_given_by_hand
         lr_max=curve.lr_max,
     )
     untimed = {"seconds": 0, "training_seconds": 0}
-    assert [replace(record, **untimed) for record in found] == [replace(record, **untimed) for record in given_by_hand]
+    assert [replace(record, **untimed) for record in found] == [replace(record, **untimed) for record in given]
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, by_hand.state_dict()[name]), name
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
-def test_the_sweep_is_exponential_from_start_to_end_in_the_asked_number_of_steps(train: ImageSet) -> None:
+def test_the_sweep_is_exponential_from_start_to_end_in_the_given_number_of_steps(train: ImageSet) -> None:
     model, calls = convolutional(), []
     curve = find_lr(
         model,
@@ -132,7 +132,7 @@ def test_the_sweep_is_exponential_from_start_to_end_in_the_asked_number_of_steps
         batches(train),
         start=1e-5,
         end=1e-2,
-        steps=31,  # more than the 4 of an epoch
+        steps=31,  # more than the 4 steps of an epoch
         after_step=lambda *call: calls.append(call),
     )
     assert curve.stopped == "completed"
@@ -143,7 +143,7 @@ def test_the_sweep_is_exponential_from_start_to_end_in_the_asked_number_of_steps
     assert curve.lr_max in curve.lrs
 
 
-def test_the_optimizer_really_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
+def test_the_optimizer_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
     model, by_hand = convolutional(), convolutional()
     torch.manual_seed(1)
     curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-2, end=1.0, steps=24)
@@ -160,7 +160,7 @@ def test_the_optimizer_really_steps_at_the_rates_of_the_sweep(train: ImageSet) -
     assert list(curve.losses) == losses
 
 
-def test_a_sweep_that_diverges_stops_and_keeps_what_came_before(train: ImageSet) -> None:
+def test_a_sweep_that_diverges_stops_and_keeps_the_earlier_steps(train: ImageSet) -> None:
     model = convolutional()
     curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-4, end=1e6, steps=100)
     assert curve.stopped == "diverged"
@@ -170,8 +170,8 @@ def test_a_sweep_that_diverges_stops_and_keeps_what_came_before(train: ImageSet)
     assert curve.lr_max < curve.lrs[-1]
 
 
-class Breaks(nn.Module):
-    """A network whose `steps`-th answer, and every later one, is not a number."""
+class BecomesNaN(nn.Module):
+    """A network whose output is NaN from forward pass number `steps` (counted from 1) on."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -183,8 +183,8 @@ class Breaks(nn.Module):
         return self.network(images) * (1.0 if self.left > 0 else float("nan"))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_sweep_which_keeps_what_came_before(train: ImageSet) -> None:
-    model, calls = Breaks(31), []
+def test_a_loss_that_is_nan_stops_the_sweep_and_keeps_the_earlier_steps(train: ImageSet) -> None:
+    model, calls = BecomesNaN(31), []
     curve = find_lr(
         model, Adam(model.parameters()), batches(train), end=0.1, steps=40, after_step=lambda *call: calls.append(call)
     )
@@ -194,26 +194,26 @@ def test_a_loss_that_is_not_a_number_stops_the_sweep_which_keeps_what_came_befor
     assert model.left == 31
 
 
-def test_too_few_points_are_refused_with_the_reason_and_a_way_out(train: ImageSet) -> None:
-    model = Breaks(5)
-    with pytest.raises(InputError, match=r"has 4 points \(not finite\) and needs 10; give --lr-min and --lr-max"):
+def test_the_error_for_too_few_points_gives_the_reason_and_a_way_out(train: ImageSet) -> None:
+    model = BecomesNaN(5)
+    with pytest.raises(InputError, match=r"has 4 points \(not finite\) and needs 10; set --lr-min and --lr-max"):
         find_lr(model, Adam(model.parameters()), batches(train))
 
 
-# The rules, on curves made by hand
+# The rules for choosing the rates, tested on constructed curves
 
 
 LRS = np.geomspace(1e-6, 1, 100)
 
 
 def raw(smoothed: Sequence[float]) -> list[float]:
-    """The losses whose smoothed curve this is."""
+    """The losses whose smoothed curve is `smoothed`."""
     means = [value * (1 - 0.9**step) for step, value in enumerate(smoothed, start=1)]
     return [(mean - 0.9 * before) / 0.1 for mean, before in zip(means, [0.0, *means[:-1]], strict=True)]
 
 
 def valley(start: float, low: float, fall_at: float, rise_at: float) -> NDArray[np.float64]:
-    """Flat at `start`, down to `low` around the rate 10**fall_at, up again around 10**rise_at."""
+    """A loss curve: flat at `start`, falling to `low` around the rate 10**fall_at, and rising around 10**rise_at."""
     x = np.log10(LRS)
     down, up = 1 / (1 + np.exp(-4 * (x - fall_at))), np.exp(3 * (x - rise_at))
     return start - (start - low) * down + up
@@ -241,10 +241,10 @@ def test_the_pair_is_where_a_tenth_and_19_twentieths_of_the_fall_are_done(losses
 
 
 @given(valleys, st.integers(-6, 6), st.floats(0.01, 100))
-def test_other_units_of_loss_change_nothing_and_other_units_of_rate_change_the_pair_alike(
+def test_scaling_the_loss_changes_nothing_and_scaling_the_rates_scales_the_pair(
     losses: NDArray[np.float64], power: int, factor: float
 ) -> None:
-    scale = 2.0**power  # exact, so that no comparison is decided by rounding
+    scale = 2.0**power  # a power of two scales exactly, so rounding changes no comparison
     curve = read_curve(LRS.tolist(), losses.tolist())
     scaled = read_curve(LRS.tolist(), (losses * scale).tolist())
     assert (scaled.lr_min, scaled.lr_max) == (curve.lr_min, curve.lr_max)
@@ -253,26 +253,26 @@ def test_other_units_of_loss_change_nothing_and_other_units_of_rate_change_the_p
     assert (shifted.lr_min, shifted.lr_max) == (curve.lr_min * factor, curve.lr_max * factor)
 
 
-HAND_MADE = [2.0, 2.01, 2.02, 1.9, 1.7, 1.25, 1.0, 0.9, 0.85, 0.82, 0.8, 0.9, 1.0]
+CONSTRUCTED = [2.0, 2.01, 2.02, 1.9, 1.7, 1.25, 1.0, 0.9, 0.85, 0.82, 0.8, 0.9, 1.0]
 
 
-def test_pair_and_suggestions_of_a_curve_made_by_hand() -> None:
+def test_a_constructed_curve_has_the_expected_pair_and_suggestions() -> None:
     lrs = [10.0**power for power in range(-12, 1)]
-    curve = read_curve(lrs, raw(HAND_MADE))
-    assert curve.lr_min == 1e-8  # 1.7 is the first below 2.0 - 10 % of 1.2
-    assert curve.lr_max == 1e-4  # 0.85 is the first below 2.0 - 95 % of 1.2
+    curve = read_curve(lrs, raw(CONSTRUCTED))
+    assert curve.lr_min == 1e-8  # 1.7 is the first loss below 2.0 - 10 % of 1.2
+    assert curve.lr_max == 1e-4  # 0.85 is the first loss below 2.0 - 95 % of 1.2
     assert set(curve.suggestions) == {"steepest", "valley", "minimum/10"}
-    assert curve.suggestions["steepest"] == 1e-7  # 1.7 to 1.0 in two steps
-    assert curve.suggestions["valley"] == 1e-6  # the middle of the way down from 1e-10 to 1e-2
+    assert curve.suggestions["steepest"] == 1e-7  # the loss falls from 1.7 to 1.0 in two steps
+    assert curve.suggestions["valley"] == 1e-6  # the middle of the descent from 1e-10 to 1e-2
     assert curve.suggestions["minimum/10"] == pytest.approx(1e-3)
     assert curve.stopped == "completed"
 
 
-def test_nothing_is_read_beyond_the_lowest_point() -> None:
+def test_nothing_is_read_after_the_minimum() -> None:
     lrs = [10.0**power for power in range(-12, 5)]
-    thrown_up_and_falling = [*HAND_MADE, 9.0, 5.0, 2.0, 0.9]  # steeper and longer than the descent before
-    curve = read_curve(lrs[:13], raw(HAND_MADE))
-    longer = read_curve(lrs, raw(thrown_up_and_falling))
+    with_second_fall = [*CONSTRUCTED, 9.0, 5.0, 2.0, 0.9]  # its second fall is steeper and longer than its first
+    curve = read_curve(lrs[:13], raw(CONSTRUCTED))
+    longer = read_curve(lrs, raw(with_second_fall))
     assert (longer.lr_min, longer.lr_max, longer.suggestions) == (curve.lr_min, curve.lr_max, curve.suggestions)
 
 
@@ -287,8 +287,8 @@ def test_fewer_than_ten_points_are_refused(count: int) -> None:
     [np.full(100, 2.3), np.linspace(2.3, 9.0, 100), 2.3 - np.linspace(0, 0.1, 100), np.zeros(100)],
     ids=["flat", "rising", "falling by less than a twentieth", "zero"],
 )
-def test_a_curve_without_a_fall_is_refused_and_gives_no_numbers(losses: NDArray[np.float64]) -> None:
-    with pytest.raises(InputError, match="did not fall.*give --lr-min and --lr-max"):
+def test_a_curve_without_a_fall_is_refused(losses: NDArray[np.float64]) -> None:
+    with pytest.raises(InputError, match="did not fall.*set --lr-min and --lr-max"):
         read_curve(LRS.tolist(), losses.tolist())
 
 
@@ -305,7 +305,7 @@ loss_lists = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
 
 
 @given(loss_lists)
-def test_smoothing_is_the_exponentially_weighted_mean_of_all_losses_so_far(losses: list[float]) -> None:
+def test_smoothing_is_the_exponentially_weighted_mean_of_all_losses_up_to_each_step(losses: list[float]) -> None:
     expected = []
     for count in range(1, len(losses) + 1):
         weights = 0.9 ** np.arange(count)[::-1]

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from onecycle.compute.plan import PLAIN
+from onecycle.compute.plan import EAGER
 from onecycle.models import Batch, as_composite
 from onecycle.train.loop import training_steps
 from onecycle.train.nonfinite import NonFiniteError, all_finite, weights_finite
 
 
 class Poisoned(nn.Module):
-    """Passes its input on; from call `after` on, its output or what flows back through it is NaN."""
+    """The identity for `after` calls. Then the output is NaN or, with `backward`, the gradient is infinite."""
 
     def __init__(self, *, after: int, backward: bool) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ def batches(count: int) -> list[Batch]:
 @pytest.mark.parametrize(
     ("backward", "where"),
     [
-        (False, "the output of layer network.4 (Poisoned) is the first that is not"),
-        (True, "the gradient of layer network.3 (Linear) is the first that is not"),
+        (False, "the output of layer network.4 (Poisoned) is the first with infinity or NaN"),
+        (True, "the gradient of layer network.3 (Linear) is the first with infinity or NaN"),
     ],
 )
 def test_the_step_and_the_first_layer_are_named_and_the_weights_are_those_of_the_step_before(
@@ -56,20 +56,19 @@ def test_the_step_and_the_first_layer_are_named_and_the_weights_are_those_of_the
 ) -> None:
     model = network(Poisoned(after=3, backward=backward))
     optimizer = Adam(model.parameters())
-    kept: list[dict[str, torch.Tensor]] = []
+    states: list[dict[str, torch.Tensor]] = []
     with pytest.raises(NonFiniteError) as stopped:
-        running = as_composite(model)
-        for outcome in training_steps(running, optimizer, batches(6), lambda step: 1e-3, acceleration=PLAIN):
-            kept.append(copy.deepcopy(model.state_dict()))
-            assert math.isfinite(float(outcome.loss))
+        for _, result in training_steps(as_composite(model), optimizer, batches(6), lambda step: 1e-3, plan=EAGER):
+            states.append(copy.deepcopy(model.state_dict()))
+            assert math.isfinite(float(result.loss))
     assert (stopped.value.step, stopped.value.where) == (3, where)
     assert str(stopped.value) == f"step 3 is not finite: {where}"
-    assert len(kept) == 3
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in kept[-1].items())
+    assert len(states) == 3
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in states[-1].items())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_single_value_is_noticed(value: float) -> None:
+def test_a_single_value_that_is_not_finite_is_detected(value: float) -> None:
     model = network(Poisoned(after=100, backward=False))
     loss = torch.tensor(1.0)
     assert all_finite(loss, model), "without gradients"
@@ -81,19 +80,19 @@ def test_a_single_value_is_noticed(value: float) -> None:
     gradient[5, 2] = value
     assert not all_finite(loss, model)
     gradient[5, 2] = torch.finfo(torch.float32).max
-    assert all_finite(loss, model), "large is not infinite"
+    assert all_finite(loss, model), "a large value is finite"
 
 
-def test_a_rate_that_is_far_too_high_is_noticed() -> None:
+def test_a_learning_rate_that_is_far_too_high_is_detected() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(NonFiniteError):
         for _ in training_steps(
-            as_composite(model), SGD(model.parameters()), batches(50), lambda step: 1e38, acceleration=PLAIN
+            as_composite(model), SGD(model.parameters()), batches(50), lambda step: 1e38, plan=EAGER
         ):
             pass
 
 
-def test_weights_that_are_not_finite_are_noticed() -> None:
+def test_weights_that_are_not_finite_are_detected() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     assert weights_finite(model)
     model[1].running_var[1] = math.inf  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition, and against SGD where it does the same."""
+"""Tests of Muon, which compare it with a singular value decomposition, and with SGD where it does not orthogonalize."""
 
 import pytest
 import torch
@@ -17,34 +17,34 @@ def with_singular_values(rows: int, columns: int, values: torch.Tensor, seed: in
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.floats(1e-3, 1e3), st.integers(0, 1000))
-def test_all_directions_come_out_about_equally_long(rows: int, columns: int, length: float, seed: int) -> None:
+def test_orthogonalized_brings_all_singular_values_near_one(rows: int, columns: int, length: float, seed: int) -> None:
     rank = min(rows, columns)
     values = length * torch.linspace(1, 3, rank)
-    made = orthogonalized(with_singular_values(rows, columns, values, seed), rounds=5)
-    singular = torch.linalg.svdvals(made)
+    result = orthogonalized(with_singular_values(rows, columns, values, seed), rounds=5)
+    singular = torch.linalg.svdvals(result)
     assert float(singular.min()) > 0.6
     assert float(singular.max()) < 1.3
 
 
-def test_the_directions_are_those_of_the_singular_value_decomposition() -> None:
+def test_orthogonalized_keeps_the_singular_vectors() -> None:
     matrix = with_singular_values(24, 60, torch.linspace(1, 4, 24))
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    turned = left.T @ orthogonalized(matrix).float() @ right.T  # diagonal if the directions are the same
-    off = turned - torch.diag(turned.diagonal())
-    assert float(off.abs().max()) < 0.05
-    assert float(turned.diagonal().min()) > 0.5
+    product = left.T @ orthogonalized(matrix).float() @ right.T  # diagonal if the singular vectors are unchanged
+    off_diagonal = product - torch.diag(product.diagonal())
+    assert float(off_diagonal.abs().max()) < 0.05
+    assert float(product.diagonal().min()) > 0.5
 
 
-def test_a_tall_matrix_comes_out_as_the_transposed_wide_one() -> None:
+def test_a_tall_matrix_gives_the_transposed_result_of_the_wide_one() -> None:
     matrix = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(orthogonalized(matrix), orthogonalized(matrix.T).T)
 
 
-def test_a_gradient_of_zero_makes_no_step() -> None:
+def test_a_zero_gradient_makes_no_step() -> None:
     assert not orthogonalized(torch.zeros(3, 5)).any()
 
 
-def test_outside_of_the_orthogonalized_groups_it_is_sgd_with_nesterov() -> None:
+def test_muon_is_nesterov_sgd_for_groups_that_are_not_orthogonalized() -> None:
     ours, theirs = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     muon = Muon([{"params": [ours], "momentum": 0.85}], lr=0.1)
     sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.85, nesterov=True)
@@ -57,21 +57,19 @@ def test_outside_of_the_orthogonalized_groups_it_is_sgd_with_nesterov() -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_filters_are_kept_at_one_length_and_turned_by_an_orthogonal_step(
-    layout: torch.memory_format, precision: str
-) -> None:
+def test_filters_are_rescaled_and_take_an_orthogonal_step(layout: torch.memory_format, precision: str) -> None:
     torch.manual_seed(0)
     weight = nn.Parameter((5 * torch.randn(8, 4, 3, 3)).contiguous(memory_format=layout))
     before = weight.detach().clone()
     weight.grad = torch.randn(8, 4, 3, 3).contiguous(memory_format=layout)
     Muon([{"params": [weight], "orthogonalize": precision}], lr=0.25).step()
-    scaled = before * 8**0.5 / before.norm()
+    rescaled = before * 8**0.5 / before.norm()
     rows = weight.grad.movedim(1, -1).flatten(1).to(getattr(torch, precision))
-    turned = orthogonalized(rows).float().view(8, 3, 3, 4).movedim(-1, 1)
-    assert torch.allclose(weight, scaled - 0.25 * turned, atol=1e-6)
+    step = orthogonalized(rows).float().view(8, 3, 3, 4).movedim(-1, 1)
+    assert torch.allclose(weight, rescaled - 0.25 * step, atol=1e-6)
 
 
-def test_parameters_without_a_gradient_are_left_alone() -> None:
+def test_parameters_without_a_gradient_do_not_change() -> None:
     parameter = nn.Parameter(torch.ones(2))
     Muon([{"params": [parameter]}], lr=0.1).step()
     assert torch.equal(parameter, torch.ones(2))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from onecycle.train.scheduler import one_cycle, peak_step
 
-STEPS, PEAK = 24 * 98, 489  # the recipe: 24 epochs of 98 batches, the peak on the last step of epoch 5
+STEPS, PEAK = 24 * 98, 489  # the recipe has 24 epochs of 98 batches, and its peak at the last step of epoch 5
 
 rates = st.floats(1e-9, 10)
 
@@ -27,7 +27,7 @@ def _curve(cycle: dict) -> list[float]:
 
 
 @pytest.mark.parametrize(("lr_min", "lr_max"), [(0.001, 0.01), (1.3e-5, 0.0371), (0.02, 0.02)])
-def test_every_step_of_the_recipe_has_the_rate_of_torchs_one_cycle(lr_min: float, lr_max: float) -> None:
+def test_every_step_of_the_recipe_has_the_rate_of_torchs_one_cycle_lr(lr_min: float, lr_max: float) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -64,7 +64,7 @@ def test_there_is_no_annihilation_the_rate_falls_by_the_same_amount_to_the_very_
 
 
 @given(cycles())
-def test_any_cycle_climbs_to_its_one_peak_and_falls_to_where_it_began(cycle: dict) -> None:
+def test_any_cycle_climbs_to_one_peak_and_falls_back_to_the_minimum(cycle: dict) -> None:
     curve, peak = _curve(cycle), cycle["peak_step"]
     climb, fall = curve[: peak + 1], curve[peak:]
     assert all(before < after for before, after in zip(climb, climb[1:], strict=False))
@@ -76,14 +76,14 @@ def test_any_cycle_climbs_to_its_one_peak_and_falls_to_where_it_began(cycle: dic
 
 
 @given(cycles(), st.data())
-def test_a_rate_depends_on_the_step_alone_not_on_what_was_asked_before(cycle: dict, data: st.DataObject) -> None:
+def test_a_rate_depends_only_on_the_step_and_not_on_earlier_calls(cycle: dict, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, cycle["total_steps"] - 1))
     alone = one_cycle(step, **cycle)
     assert _curve(cycle)[step] == alone == one_cycle(step, **cycle)
 
 
 @given(cycles())
-def test_equal_rates_make_a_constant(cycle: dict) -> None:
+def test_equal_rates_give_a_constant(cycle: dict) -> None:
     assert set(_curve({**cycle, "lr_max": cycle["lr_min"]})) == {cycle["lr_min"]}
 
 
@@ -101,14 +101,14 @@ def test_a_peak_outside_the_cycle_or_on_its_last_step_is_refused(total: int, pea
 
 
 @given(st.integers(1, 200), st.integers(1, 500))
-def test_the_peak_of_whole_epochs_is_the_last_step_of_the_epoch_that_the_fraction_names(epochs: int, each: int) -> None:
+def test_a_peak_fraction_of_whole_epochs_peaks_on_the_last_step_of_that_epoch(epochs: int, each: int) -> None:
     assume(epochs * each >= 2)
     for complete in {1, (epochs + 1) // 2, epochs - 1} - {0, epochs}:
         assert peak_step(epochs * each, complete / epochs) == complete * each - 1
 
 
 @given(st.integers(2, 10**7), st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_the_peak_lies_inside_of_every_cycle_within_half_a_step_of_the_fraction(total: int, fraction: float) -> None:
+def test_the_peak_is_inside_the_cycle_and_within_half_a_step_of_the_fraction(total: int, fraction: float) -> None:
     peak = peak_step(total, fraction)
     assert 0 <= peak <= total - 2
     assert one_cycle(peak, total_steps=total, peak_step=peak, lr_min=0.1, lr_max=1) == 1

@@ -7,25 +7,30 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from onecycle.cli import inspect, predict, train  # noqa: F401  # they register their commands
+from onecycle.cli import inspect, predict, train  # noqa: F401  # importing them registers their commands
 from onecycle.cli.app import app
-from onecycle.core.errors import InputError, Silent
+from onecycle.cli.options import choose_shown_groups
+from onecycle.core.errors import OnecycleError, ReportedElsewhere
 from onecycle.core.signals import Interrupted, watched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 2 for bad input, with one line that says what is wrong."""
+    """Run the command line and return the exit code. It is 2 for errors that are printed as one line."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     if debug:
         tokens.remove("--debug")
+    all_groups = "--help-all" in tokens
+    if all_groups:
+        tokens[tokens.index("--help-all")] = "--help"
+    choose_shown_groups(tokens[0] if tokens else "", all_groups=all_groups)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+            stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
     try:
         with watched():
             return _run(tokens, debug)
-    except Silent as ended:
+    except ReportedElsewhere as ended:
         return ended.exit_code
     except Interrupted as stopped:
         print("; ".join(["onecycle: interrupted", *filter(None, [str(stopped)])]), file=sys.stderr)
@@ -36,16 +41,16 @@ def _run(tokens: list[str], debug: bool) -> int:
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else 0
-    except (InputError, CycloptsError) as error:
+    except (OnecycleError, CycloptsError) as error:
         if debug:
             raise
         print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if debug:
             raise
-        print(f"onecycle: {error.filename or 'the output'}: {error.strerror}; look there", file=sys.stderr)
+        print(f"onecycle: {error.filename or 'the output'}: {error.strerror}; check it", file=sys.stderr)
         return 2

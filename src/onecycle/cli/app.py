@@ -1,4 +1,4 @@
-"""The command line's application, on which every command is registered."""
+"""The command-line application. Every command is registered on it."""
 
 from importlib.metadata import version
 
@@ -8,8 +8,8 @@ from onecycle.cli.defaults import fill_in
 
 app = App(
     name="onecycle",
-    help="Train a small, strong image classifier with one cycle of the learning rate. With --debug, an error shows its "
-    "traceback.",
+    help="Train a small, strong image classifier with one cycle of the learning rate. Add --debug to see the traceback "
+    "of an error.",
     version=version("onecycle"),
     default_parameter=Parameter(negative_iterable=(), negative_none=(), consume_multiple=True),
     help_format="plaintext",

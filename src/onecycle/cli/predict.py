@@ -1,4 +1,4 @@
-"""The commands that put a trained network to use: `onecycle predict | export | serve`."""
+"""The commands that use a trained network: `onecycle predict | export | serve`."""
 
 import csv
 import json
@@ -13,78 +13,77 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from onecycle.cli.app import app
-from onecycle.cli.engine_options import HERE, Where
+from onecycle.cli.options import DEFAULT_ENGINE, EngineOptions, EngineSettings, Run
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
-from onecycle.core.files import shown
+from onecycle.core.files import printable
 
 Form = Literal["text", "csv", "json"]
 
 
 @app.command
 def predict(
-    *pictures: str,
-    run: Path | None = None,
+    *images: str,
+    run: Run = None,
     top: int = 3,
     tta: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     as_csv: Annotated[bool, Parameter(name="--csv")] = False,
     out: Path | None = None,
-    where: Annotated[Where, Parameter(name="*")] = HERE,
+    engine: EngineSettings = DEFAULT_ENGINE,
 ) -> int:
-    """Name what is in pictures: a line each with file, likeliest classes and their probabilities.
+    """Predict the classes of images: one line per file with the most likely classes and their probabilities.
 
-    Exit code 2 if there are files that cannot be read; the others are named all the same. With --out, the same command
-    goes on where it was stopped.
+    The exit code is 2 if a file cannot be read; all other files are predicted.
+    With --out, repeat the command to go on after an interruption.
 
     Parameters
     ----------
-    pictures
-        Files, folders and patterns such as 'photos/*.jpg'; whatever Pillow reads, of any size.
-    run
-        The run whose network to use; when left out, the one for CIFAR-10 that comes with onecycle.
+    images
+        Files, folders and patterns such as 'photos/*.jpg', in any format and size that Pillow reads.
     top
-        How many classes to name.
+        The number of classes to print.
     tta
-        Look at several views of each picture that the network is not sure of (test-time augmentation).
+        Use test-time augmentation for images that the network is not confident of.
     as_json
-        Print a JSON object a line.
+        Print one JSON object per line.
     as_csv
-        Print a table of comma-separated values, with a head.
+        Print comma-separated values with a header.
     out
-        Write parquet files into this folder instead; pictures may also be in .tar, .tar.gz and .zip archives.
+        Write parquet files into this folder instead; images may also be in .tar, .tar.gz and .zip archives.
     """
-    if not pictures:
-        raise InputError("no picture is given; name files, folders or patterns")
+    if not images:
+        raise InputError("no image is given; give files, folders or patterns")
     if top < 1:
         raise InputError(f"--top is {top}; it must be 1 or more")
     if as_json and as_csv:
-        raise InputError("--json and --csv exclude each other; give one")
+        raise InputError("--json and --csv exclude each other; use one of them")
     if out:
         if as_json or as_csv:
-            raise InputError(f"--out writes parquet; leave out {'--json' if as_json else '--csv'}")
-        return _label_into(out, pictures, run, top=top, tta=tta, where=where)
-    if where.engine == "ray":
-        raise InputError("--engine ray writes files; give --out, too")
-    return _label(pictures, run, top=top, tta=tta, form="json" if as_json else "csv" if as_csv else "text")
+            raise InputError(f"--out writes parquet; remove {'--json' if as_json else '--csv'}")
+        return _predict_into(out, images, run, top=top, tta=tta, engine=engine)
+    if engine.engine == "ray":
+        raise InputError("--engine ray writes files; add --out")
+    return _predict(images, run, top=top, tta=tta, form="json" if as_json else "csv" if as_csv else "text")
 
 
-def _label(pictures: tuple[str, ...], run: Path | None, *, top: int, tta: bool, form: Form) -> int:
-    from onecycle.models.test_time_augmentation import Averaged
+def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, form: Form) -> int:
+    from onecycle.data.store.decode import Unreadable
+    from onecycle.models.test_time_augmentation import TestTimeAugmentation
     from onecycle.predict.predictor import load
-    from onecycle.predict.stream import label
+    from onecycle.predict.stream import predict_files
 
     predictor = load(run)
     if run is None:
-        print(f"onecycle: by the network that comes with it ({', '.join(predictor.classes)})", file=sys.stderr)
+        print(f"onecycle: using the included network ({', '.join(predictor.classes)})", file=sys.stderr)
     if tta:
-        predictor = replace(predictor, model=Averaged(predictor.model))
+        predictor = replace(predictor, model=TestTimeAugmentation(predictor.model))
     write = _writer(form, min(top, len(predictor.classes)))
     files = failed = 0
-    for path, prediction in label(predictor, pictures):
+    for path, prediction in predict_files(predictor, images):
         files += 1
-        if isinstance(prediction, InputError):
-            print(f"onecycle: {prediction}", file=sys.stderr)
+        if isinstance(prediction, Unreadable):
+            print(f"onecycle: {prediction.reason}", file=sys.stderr)
             failed += 1
         else:
             write(path, prediction.top(top))
@@ -93,75 +92,72 @@ def _label(pictures: tuple[str, ...], run: Path | None, *, top: int, tta: bool, 
     return 2 if failed else 0
 
 
-def _label_into(out: Path, pictures: tuple[str, ...], run: Path | None, *, top: int, tta: bool, where: Where) -> int:
-    require("cluster", "pyarrow", *(["ray"] if where.engine == "ray" else []))
-    from onecycle.predict.bulk import label_into
-    from onecycle.predict.engine import LOCAL
+def _predict_into(
+    out: Path, images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, engine: EngineOptions
+) -> int:
+    require("cluster", "pyarrow", *(["ray"] if engine.engine == "ray" else []))
+    from onecycle.predict.bulk import LOCAL_ENGINE, predict_into
     from onecycle.predict.predictor import weights_of
-    from onecycle.predict.ray import PicturesOnRay
+    from onecycle.predict.ray import RayPredictionEngine
 
-    engine = PicturesOnRay(where.address) if where.engine == "ray" else LOCAL
-    counts = label_into(out, pictures, weights_of(run), Console(), tta=tta, top=top, engine=engine)
-    print(f"{counts.pictures:,} pictures, in {out}")
+    chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_ENGINE
+    counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, engine=chosen)
+    print(f"{counts.images:,} images, in {out}")
     if counts.unreadable:
-        unreadable = f"{counts.unreadable:,} of {counts.pictures:,} could not be read: {out / 'unreadable'}"
+        unreadable = f"{counts.unreadable:,} of {counts.images:,} could not be read: {out / 'unreadable'}"
         print(f"onecycle: {unreadable}", file=sys.stderr)
     return 2 if counts.unreadable else 0
 
 
 def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
-    """What prints a line about a file, of its likeliest classes with their probabilities."""
+    """A function that prints one line per file: the most likely classes and their probabilities."""
     table = csv.writer(sys.stdout, lineterminator="\n")
     if form == "csv":
         numbers = range(1, top + 1)
         table.writerow(["file", *(name for n in numbers for name in (f"class_{n}", f"probability_{n}"))])
 
     def text(path: Path, ranked: list[tuple[str, float]]) -> None:
-        print(shown(path), *(f"{label}\t{probability:.2%}" for label, probability in ranked), sep="\t")
+        print(printable(path), *(f"{name}\t{probability:.2%}" for name, probability in ranked), sep="\t")
 
     def row(path: Path, ranked: list[tuple[str, float]]) -> None:
-        table.writerow([path, *(value for label, probability in ranked for value in (label, f"{probability:.6f}"))])
+        table.writerow([path, *(value for name, probability in ranked for value in (name, f"{probability:.6f}"))])
 
     def line(path: Path, ranked: list[tuple[str, float]]) -> None:
-        predictions = [{"label": label, "probability": round(probability, 6)} for label, probability in ranked]
+        predictions = [{"class_name": name, "probability": round(probability, 6)} for name, probability in ranked]
         print(json.dumps({"file": str(path), "predictions": predictions}))
 
     return {"text": text, "csv": row, "json": line}[form]
 
 
 @app.command
-def export(run: Path, /, *, to: Literal["onnx"], out: Path | None = None) -> int:
-    """Write a run's network for other programs, verified against it, with a model card.
+def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = None) -> int:
+    """Export a network for other programs, verified against the original, with a model card.
 
     Parameters
     ----------
-    run
-        The run's folder.
     to
-        The form: onnx takes images uint8 [N,H,W,3] and gives probabilities, with normalization and class names inside.
+        The format. onnx takes uint8 images [N,H,W,3] and returns probabilities, with normalization and classes inside.
     out
-        The folder to write into; onnx/ in the run's folder when left out.
+        The folder to write into; by default onnx/ in the run folder, or here for the included network.
     """
     from onecycle.run.export import export_onnx
 
     file, difference = export_onnx(run, out)
-    print(f"{file}\nlargest difference from the network over 1,000 made-up images: {difference:.1e}")
+    print(f"{file}\nlargest difference from the network on 1,000 synthetic images: {difference:.1e}")
     print(file.parent / "README.md")
     return 0
 
 
 @app.command
-def serve(*, run: Path | None = None, host: str = "127.0.0.1", port: int = 8000) -> int:
-    """Show a page to try a network on, and answer programs (POST /predict), until stopped with Ctrl-C.
+def serve(*, run: Run = None, host: str = "127.0.0.1", port: int = 8000) -> int:
+    """Serve a web page and an HTTP API (POST /predict) for a network. Ctrl-C stops it.
 
     Parameters
     ----------
-    run
-        The run whose network to use; when left out, the one for CIFAR-10 that comes with onecycle.
     host
-        The address to listen at; only this machine reaches 127.0.0.1.
+        The address to listen on; only this machine can reach 127.0.0.1.
     port
-        The port to listen at; 0 takes a free one.
+        The port to listen on; 0 uses a free one.
     """
     from onecycle import serve as service
     from onecycle.core.signals import Interrupted

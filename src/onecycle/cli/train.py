@@ -1,4 +1,4 @@
-"""The commands that train: `onecycle train | find-lr | study`, generated from `Config`."""
+"""The commands that train: `onecycle train | find-lr | study`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,113 +7,112 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from onecycle.cli.app import app
-from onecycle.cli.engine_options import HERE, Where
-from onecycle.core.config import BASELINE, Config
+from onecycle.cli.options import DEFAULT_ENGINE, MORE_OPTIONS, TRAIN_OPTIONS, EngineSettings, RunOptions, Settings
 from onecycle.distributed import job
 
-Settings = Annotated[Config, Parameter(name="*")]
-Saved = Annotated[Path | None, Parameter(name="--config")]
+SavedConfig = Annotated[Path | None, Parameter(name="--config")]
+_DEFAULTS = RunOptions()
 
 
-@app.command
+@app.command(help_epilogue=MORE_OPTIONS)
 def train(
-    *, settings: Settings = BASELINE, config: Saved = None, resume: Path | None = None, processes: int = 1
+    *, settings: Settings = _DEFAULTS, config: SavedConfig = None, resume: Path | None = None, processes: int = 1
 ) -> int:
     """Find the learning rates, train, evaluate, and write a run folder.
 
     Parameters
     ----------
     config
-        Start from the config.json of a run; other options change it.
+        Start from a config.json; other options override it.
     resume
-        Go on with the interrupted run in this folder, as it was configured, from where it was saved.
+        Go on with the interrupted run in this folder.
     processes
-        How many processes on this machine share out the --shards of each batch.
+        Processes on this machine, which share the --shards.
     """
     if processes != 1 and not job.is_part():
-        from onecycle.distributed.launching import launch
+        from onecycle.distributed.launch import launch
 
-        return launch(processes, settings.shards)
+        return launch(processes, settings.config().shards)
     from onecycle.run import experiment
 
     console = Console()
     if resume:
-        # Where another machine has the folder, the run is as that one says.
-        folder = experiment.resume(resume, console, settings if resume.exists() else None)
+        # If the run folder is on another machine, that machine provides the configuration.
+        folder = experiment.resume(resume, console, settings.config() if resume.exists() else None)
     else:
-        folder = experiment.run(settings, console)
-    if not folder.complete:
-        return 0  # another process led, and tells
+        folder = experiment.run(settings.config(), console)
+    if not folder.is_complete:
+        return 0  # the main process prints the result
     result = folder.read_result()
-    averaged = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
+    tta = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
     console.print(
-        f"\n{result.evaluated_on} accuracy {result.test_accuracy:.2%} at the last epoch "
-        f"(best {result.best_test_accuracy:.2%}, epoch {result.best_epoch}), "
-        f"{averaged}train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
+        f"\n{result.evaluated_on} accuracy {result.eval_accuracy:.2%} at the last epoch "
+        f"(best {result.best_eval_accuracy:.2%}, epoch {result.best_epoch}), "
+        f"{tta}train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
         highlight=False,
         soft_wrap=True,
     )
     return 0
 
 
-@app.command(name="find-lr")
-def find_lr(*, settings: Settings = BASELINE, config: Saved = None) -> int:
-    """Run the LR finder alone, and write its curve and picture.
+@app.command(name="find-lr", help_epilogue=TRAIN_OPTIONS)
+def find_lr(*, settings: Settings = _DEFAULTS, config: SavedConfig = None) -> int:
+    """Run only the LR finder, and write its curve and plot.
 
     Parameters
     ----------
     config
-        Start from the config.json of a run; other options change it.
+        Start from a config.json; other options override it.
     """
     from onecycle.run import experiment
 
-    folder = experiment.find_rates(settings, Console())
+    folder = experiment.find_rates(settings.config(), Console())
     if not folder.lr_finder.exists():
-        return 0  # another process led, and tells
-    print(f"{folder.lr_finder}\n{folder.pictures / 'lr_finder.png'}")
+        return 0  # the main process prints the result
+    print(f"{folder.lr_finder}\n{folder.plots / 'lr_finder.png'}")
     return 0
 
 
-@app.command
+@app.command(help_epilogue=TRAIN_OPTIONS)
 def study(
     *,
-    settings: Settings = BASELINE,
-    config: Saved = None,
+    settings: Settings = _DEFAULTS,
+    config: SavedConfig = None,
     seeds: int = 5,
     grid: tuple[str, ...] = (),
     vary: tuple[str, ...] = (),
     threshold: float = 0.9,
     cores: int | None = None,
     resume: Path | None = None,
-    where: Annotated[Where, Parameter(name="*")] = HERE,
+    engine: EngineSettings = DEFAULT_ENGINE,
 ) -> int:
-    """Train with several seeds, and say what all runs come to together: means, intervals, differences.
+    """Train with several seeds and variants; print means, intervals and differences.
 
     Parameters
     ----------
     config
-        Start from the config.json of a run; other options change it.
+        Start from a config.json; other options override it.
     seeds
-        Runs of each variant, with --seed and the seeds that follow it.
+        Runs of each variant, with --seed and the following seeds.
     grid
-        field=value,value: run all combinations of the values of every --grid. Sizes and widths are written 24-28-32.
+        field=value,value: run all combinations of all --grid values. Write sizes and widths as 24-28-32.
     vary
-        field=value,value: run the recipe itself, and with each of the values of every --vary alone.
+        field=value,value: run the recipe itself, and each value of each --vary alone.
     threshold
-        Count the runs that reach this accuracy, a fraction; with test-time augmentation if the recipe has it.
+        Count the runs that reach this accuracy (a fraction), with test-time augmentation if configured.
     cores
-        CPU cores that each run computes with; all of this machine's when left out.
+        CPU cores for each run; by default all of this machine.
     resume
-        Go on with the study in this folder; takes no other option but --engine and --address.
+        Go on with the study in this folder; allows no other option but --engine and --address.
     """
-    from onecycle.study.ray import RunsOnRay
-    from onecycle.study.run import LOCAL
-    from onecycle.study.study import begin, go_on, plan
+    from onecycle.study import study as studies
+    from onecycle.study.ray import RayStudyEngine
+    from onecycle.study.run import LOCAL_ENGINE
 
-    engine = RunsOnRay(where.address) if where.engine == "ray" else LOCAL
+    chosen = RayStudyEngine(engine.address) if engine.engine == "ray" else LOCAL_ENGINE
     if resume:
-        go_on(resume, Console(), engine)
+        studies.resume(resume, Console(), chosen)
     else:
-        planned = plan(settings, seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
-        begin(planned, Console(), engine)
+        planned = studies.plan(settings.config(), seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
+        studies.start(planned, Console(), chosen)
     return 0

@@ -1,1 +1,1 @@
-"""How a model runs on this machine: hardware, precision, kernels, and what is fastest."""
+"""How a model computes on this machine: hardware detection, autotuning, the compute plan, and the kernels."""

@@ -1,4 +1,4 @@
-"""The fastest way to run a model on this machine: measured on the model itself, and remembered."""
+"""Choose the fastest compute plan for a model on this machine. Only this module decides precision and kernels."""
 
 import hashlib
 import json
@@ -15,23 +15,24 @@ from typing import Any
 import torch
 
 from onecycle.compute.hardware import Hardware
-from onecycle.compute.kernels import native, tiles
-from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Trial
-from onecycle.compute.plan import Acceleration, release_memory, require_device
+from onecycle.compute.kernels import amx, native
+from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
+from onecycle.compute.plan import ComputePlan, release_memory, require_device
 from onecycle.core.cache import cache_folder
 from onecycle.core.config import Device, Precision
-from onecycle.core.errors import InputError
-from onecycle.core.files import InUseError, NotWrittenError, locked, replacing
+from onecycle.core.errors import StorageError
+from onecycle.core.files import InUseError, locked, replacing
 from onecycle.models import ModelComposite
 
-BUDGET_SECONDS = 5.0  # for all that is timed on a CPU
-MOST_IMAGES = 512  # more would not tell more
-PASS_SECONDS = 0.4  # on a CPU, where a pass takes longer, it gets fewer images
-ADVANTAGE = 1.05  # a challenger must be so many times as fast
-Change = Callable[[Acceleration], Acceleration]
+BUDGET_SECONDS = 5.0  # for all measurements on a CPU
+MOST_IMAGES = 512  # per timed pass
+PASS_SECONDS = 0.4  # on a CPU; a model with slower passes is timed on fewer images
+ADVANTAGE = 1.05  # a challenger must be more than this many times as fast as the best plan
+Change = Callable[[ComputePlan], ComputePlan]
 
-# How many images a thread to time on, on a CPU, and what to try one after another, each on top of the best so far.
-# Kernels need more images than precisions do to show what they gain.
+# Each round has a number of images per CPU thread, and changes to try one after another. Each change is applied to the
+# best plan so far. Kernels are timed with larger batches than precisions are, because their gain shows only
+# on large batches.
 ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
     (
         8,
@@ -43,9 +44,9 @@ ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
     (
         64,
         (
-            lambda best: replace(best, small_map_products=True),
+            lambda best: replace(best, im2col_gemm=True),
             lambda best: replace(best, native_kernels=True),
-            lambda best: replace(best, matrix_unit=True),
+            lambda best: replace(best, amx=True),
             lambda best: replace(best, torch_compile=True),
         ),
     ),
@@ -54,38 +55,41 @@ ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """Milliseconds of a forward and backward pass of so many images, by the names of the ways, in their order."""
+    """One round of measurements.
+
+    `milliseconds` has the time of a forward and backward pass over `images` images, by plan, in the order of timing.
+    """
 
     images: int
     milliseconds: dict[str, float]
-    best: str  # of the ways
-    failed: dict[str, str]  # the ways that this device, this version or this model cannot go, with the kind of error
+    best: str  # the plan that the next round starts with
+    failed: dict[str, str]  # plans that raised an error, with the error's type
 
     @property
     def gain(self) -> float:
-        """How many times as fast the best is as the way that the round began with."""
+        """The speedup of the round's best plan over the round's first plan."""
         return list(self.milliseconds.values())[0] / self.milliseconds[self.best]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A way to run, and what it was chosen by."""
+    """A compute plan and the measurements behind it."""
 
-    acceleration: Acceleration
+    plan: ComputePlan
     rounds: tuple[Round, ...]
-    remembered: bool = False  # measured by an earlier run
+    remembered: bool = False  # whether an earlier run measured the plan
 
     def __str__(self) -> str:
         first = list(self.rounds[0].milliseconds)[0]
-        if first == str(self.acceleration):
+        if first == str(self.plan):
             return first
         when = "before" if self.remembered else "now"
-        return f"{self.acceleration}; {self.speedup:.1f} times as fast as {first}, measured {when}"
+        return f"{self.plan}; {self.speedup:.1f} times as fast as {first}, measured {when}"
 
     @property
     def speedup(self) -> float:
-        """How many times as fast it is as the way that the measuring began with."""
-        return math.prod(round.gain for round in self.rounds)  # what won a round began the next
+        """The speedup of the chosen plan over the plan that was measured first."""
+        return math.prod(round.gain for round in self.rounds)  # each round starts with the best plan of the last one
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,7 +97,7 @@ class Choice:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Choice":
         rounds = tuple(Round(**round) for round in values["rounds"])
-        return cls(**{**values, "acceleration": Acceleration.from_json(values["acceleration"]), "rounds": rounds})
+        return cls(**{**values, "plan": ComputePlan.from_json(values["plan"]), "rounds": rounds})
 
 
 def choose(
@@ -104,45 +108,54 @@ def choose(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> Choice:
-    """The fastest way to train `model` on images of `input_size`, within what the user asked for.
+    """The fastest plan to train `model` on images of `input_size`, with the requested `device` and `precision`.
 
-    Plain PyTorch begins. Each challenger changes the best so far, and takes its place when it is faster by `ADVANTAGE`
-    and its gradient agrees with that of plain float32 as well as plain PyTorch's does in its precision. The choice is
-    remembered, for models that print alike on the same processor with the same threads and versions, in the folder
-    `autotune` of the user's cache; remove it to measure again. Model and random states are afterwards as before; the
-    process has the threads and the allocator of the choice.
+    The search starts with eager PyTorch. A challenger changes the best plan so far. The challenger wins if it is faster
+    by `ADVANTAGE`, and its gradients are as accurate as the gradients of eager PyTorch in the challenger's precision.
+
+    The choice is cached in the folder `autotune` of the user's cache. It is reused for models with the same printed
+    structure, on the same hardware, with the same number of threads and the same versions. Remove the folder to measure
+    again.
+
+    The model and all random states stay unchanged. The plan's number of threads and allocator settings are applied to
+    this process.
 
     Raises:
         InputError: when the machine does not have the device.
     """
     on = (hardware.gpu_kind or "cpu") if device == "auto" else device
     require_device(hardware, on)
-    start = Acceleration(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
+    start = ComputePlan(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
     start.apply()
 
-    # A CPU that has to emulate bfloat16 may take minutes for a pass: too long to find out by trying.
+    # A CPU that emulates bfloat16 may take minutes for one pass: too long to measure.
     emulated = on == "cpu" and not hardware.fast_bfloat16
     precisions = (start.precision,) if emulated or precision != "auto" else (start.precision, "bfloat16")
-    memory = _memory_file(model, input_size, hardware, start, precisions)
-    choice = _remembered(memory)
+    file = _cache_file(model, input_size, hardware, start, precisions)
+    choice = _cached(file)
     if choice is None:
-        with _alone_in(memory.parent), torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
-            choice = _remembered(memory)
+        with _measuring_alone(file.parent), torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
+            choice = _cached(file)
             if choice is None:
-                choice = _measure(Trial(model, input_size, start), start, precisions)
+                choice = _measure(Microbenchmark(model, input_size, start), start, precisions)
                 release_memory()
-                _remember(memory, choice)
+                _cache(file, choice)
     return choice
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process measures: of runs that begin together all take what the first one finds.
+def prediction_plan(hardware: Hardware) -> ComputePlan:
+    """The plan for prediction on the CPU, without measurements: bfloat16 if the CPU has instructions for it."""
+    return ComputePlan(precision="bfloat16" if hardware.fast_bfloat16 else "float32", channels_last=True)
 
-    Where the cache cannot be written, each measures for itself.
+
+@contextmanager
+def _measuring_alone(folder: Path) -> Iterator[None]:
+    """Inside the block, no other process measures. Runs that start together use the choice of the first run.
+
+    If the cache cannot be written, each process measures for itself.
     """
     with ExitStack() as stack:
-        with suppress(OSError, NotWrittenError):
+        with suppress(OSError, StorageError):
             folder.mkdir(parents=True, exist_ok=True)
             while True:
                 try:
@@ -153,58 +166,58 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _possible(way: Acceleration, precisions: Sequence[str]) -> bool:
-    on_cpu = way.device == "cpu"
-    kernels = on_cpu and way.precision == "bfloat16" and native.compiled() is not None  # they compute in nothing else
+def _is_possible(plan: ComputePlan, precisions: Sequence[str]) -> bool:
+    on_cpu = plan.device == "cpu"
+    kernels = on_cpu and plan.precision == "bfloat16" and native.compiled() is not None  # they need bfloat16
     return (
-        way.precision in precisions
-        and (not way.small_map_products or on_cpu)
-        and (not way.native_kernels or kernels)
-        and (not way.matrix_unit or (kernels and tiles.can_be_used()))
-        and (not way.torch_compile or (way.device == "cuda" and find_spec("triton") is not None))
+        plan.precision in precisions
+        and (not plan.im2col_gemm or on_cpu)
+        and (not plan.native_kernels or kernels)
+        and (not plan.amx or (kernels and amx.is_available()))
+        and (not plan.torch_compile or (plan.device == "cuda" and find_spec("triton") is not None))
     )
 
 
-def _measure(trial: Trial, best: Acceleration, precisions: Sequence[str]) -> Choice:
+def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[str]) -> Choice:
     deadline = time.perf_counter() + BUDGET_SECONDS if best.device == "cpu" else math.inf
-    an_image = trial.seconds(best, 2) / 2
+    seconds_per_image = benchmark.seconds(best, 2) / 2
     rounds: list[Round] = []
     for each, changes in ROUNDS:
         wanted = min(each * (best.threads or 1), MOST_IMAGES)
-        images = max(2, min(wanted, int(PASS_SECONDS / an_image))) if best.device == "cpu" else IMAGES_ON_GPU
-        if rounds and time.perf_counter() + 3 * images * an_image > deadline:
+        images = max(2, min(wanted, int(PASS_SECONDS / seconds_per_image))) if best.device == "cpu" else IMAGES_ON_GPU
+        if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
-        best_seconds = trial.seconds(best, images)
+        best_seconds = benchmark.seconds(best, images)
         measured, failed = {str(best): best_seconds}, {}
         for challenger in (change(best) for change in changes):
-            if challenger == best or not _possible(challenger, precisions):
+            if challenger == best or not _is_possible(challenger, precisions):
                 continue
             if time.perf_counter() + 3 * best_seconds > deadline:
                 break
             try:
                 to_beat = best_seconds / ADVANTAGE
-                seconds = trial.seconds(challenger, images, to_beat=to_beat)
-                wins = seconds < to_beat and trial.agrees(challenger)
+                seconds = benchmark.seconds(challenger, images, to_beat=to_beat)
+                wins = seconds < to_beat and benchmark.agrees(challenger)
             except Exception as error:
                 failed[str(challenger)] = type(error).__name__
                 continue
             measured[str(challenger)] = seconds
             if wins:
                 best, best_seconds = challenger, seconds
-        an_image = best_seconds / images
+        seconds_per_image = best_seconds / images
         milliseconds = {name: round(1000 * seconds, 3) for name, seconds in measured.items()}
         rounds.append(Round(images=images, milliseconds=milliseconds, best=str(best), failed=failed))
-    return Choice(acceleration=best, rounds=tuple(rounds))
+    return Choice(plan=best, rounds=tuple(rounds))
 
 
-def _memory_file(
-    model: ModelComposite, input_size: int, hardware: Hardware, start: Acceleration, precisions: Sequence[str]
+def _cache_file(
+    model: ModelComposite, input_size: int, hardware: Hardware, start: ComputePlan, precisions: Sequence[str]
 ) -> Path:
-    """The file that remembers the choice: its name holds all that the choice depends on."""
+    """The cache file of the choice. Its name is a hash of everything that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
-    kernels = native.identity() if start.device == "cpu" else None
-    versions = [torch.__version__, version("onecycle"), kernels, tiles.can_be_used()]
-    identity = [
+    kernels = native.build_id() if start.device == "cpu" else None
+    versions = [torch.__version__, version("onecycle"), kernels, amx.is_available()]
+    key = [
         hardware.cpu,
         processor,
         versions,
@@ -214,20 +227,20 @@ def _memory_file(
         start.to_json(),
         precisions,
     ]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_folder() / "autotune" / f"{name}.json"
 
 
-def _remembered(memory: Path) -> Choice | None:
+def _cached(file: Path) -> Choice | None:
     try:
-        choice = replace(Choice.from_json(json.loads(memory.read_text())), remembered=True)
+        choice = replace(Choice.from_json(json.loads(file.read_text())), remembered=True)
         return choice if choice.rounds and choice.speedup > 0 else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError):
-        return None  # none yet, or a damaged one: measure again
+        return None  # missing or damaged: measure again
 
 
-def _remember(memory: Path, choice: Choice) -> None:
-    with suppress(OSError, InputError):  # then it is measured again next time
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(memory) as temporary:
+def _cache(file: Path, choice: Choice) -> None:
+    with suppress(OSError, StorageError):  # if this fails, the next run measures again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
             temporary.write_text(json.dumps(choice.to_json(), indent=2) + "\n")

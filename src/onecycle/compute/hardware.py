@@ -1,4 +1,4 @@
-"""What this machine is. Detects only; `autotune` decides what to do with it."""
+"""Detect the hardware of this machine: CPU, cores, memory and GPU."""
 
 import hashlib
 import json
@@ -14,22 +14,22 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The parts of a machine that decide how a network runs best on it."""
+    """The properties of a machine that decide which compute plan is fastest."""
 
     cpu: str
     cores: int
     memory_gib: float
-    fast_bfloat16: bool  # matrix units or vector instructions for bfloat16 on the CPU
+    fast_bfloat16: bool  # the CPU has AMX or AVX-512 instructions for bfloat16
     cpu_features: str
     gpu: str | None  # name of the first GPU
-    gpu_kind: str | None  # torch's device type of it: "cuda" or "mps"
+    gpu_kind: str | None  # torch device type of the GPU: "cuda" or "mps"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def detect() -> Hardware:
-    """The machine this process runs on."""
+    """The hardware that this process runs on."""
     gpu, gpu_kind = None, None
     if torch.cuda.is_available():
         gpu, gpu_kind = torch.cuda.get_device_name(0), "cuda"
@@ -48,18 +48,18 @@ def detect() -> Hardware:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: the least of its affinity mask, a container's CPU quota and `$OMP_NUM_THREADS`."""
+    """Cores this process may use: the minimum of affinity mask, container CPU quota and `$OMP_NUM_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        cores = min(cores, int(asked))
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdecimal() and int(requested) > 0:
+        cores = min(cores, int(requested))
     return max(1, int(min(cores, _cpu_quota(Path("/sys/fs/cgroup")))))
 
 
 def _cpu_quota(cgroup: Path) -> float:
-    """The cores' worth of time that the container with this `cgroup` folder may use; infinite without a limit."""
+    """The CPU quota of the container with this `cgroup` folder, in cores. Infinite without a limit."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()  # version 2
+        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup version 2
     except (OSError, ValueError):
         try:
             quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
@@ -67,17 +67,17 @@ def _cpu_quota(cgroup: Path) -> float:
             return math.inf
     try:
         return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except (ValueError, ZeroDivisionError):  # "max" in version 2; version 1 says -1
+    except (ValueError, ZeroDivisionError):  # no limit is "max" in version 2, and -1 in version 1
         return math.inf
 
 
 def cpu_features() -> str:
-    """A digest, in hex, of the CPU's instruction sets and caches: CPUs of one name may differ in them."""
+    """A hexadecimal hash of the CPU's instruction sets and caches. CPUs with the same name may differ in these."""
     return hashlib.sha256(json.dumps(dict(torch.cpu.get_capabilities()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cpu_name() -> str:
-    """The CPU's model, as its maker calls it."""
+    """The model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -94,9 +94,9 @@ def _memory_bytes() -> int:
 
 
 def peak_memory_gib() -> float:
-    """The most memory this process has held so far; 0 where the system does not tell."""
+    """The peak memory of this process so far, in GiB. 0 if the system does not report it."""
     try:
-        # On Linux a process inherits the figure of `getrusage` from the one that started it, but not this.
+        # On Linux `getrusage` starts with the peak of the parent process; VmHWM does not.
         status = Path("/proc/self/status").read_text()
         return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)  # KiB
     except (OSError, IndexError):

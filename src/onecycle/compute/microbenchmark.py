@@ -1,4 +1,4 @@
-"""Ways to run a model, tried on noise: how long they take, and whether they compute the same."""
+"""Time compute plans on random images, and compare their gradients with the gradients of eager float32."""
 
 import copy
 import math
@@ -8,92 +8,95 @@ from dataclasses import replace
 
 import torch
 
-from onecycle.compute.plan import Acceleration
+from onecycle.compute.plan import ComputePlan
 from onecycle.models import Batch, ModelComposite
 
-PASSES = 6  # that are timed, after one to warm up; the least counts, since whatever disturbs a pass makes it slower
-PASSES_SECONDS = 0.2  # no further pass begins after so long
-HOPELESS = 3.0  # a way whose first pass takes so many times as long as what it is to beat is not timed further
+PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturbances only slow a pass down
+PASSES_SECONDS = 0.2  # no pass starts after this time
+HOPELESS = 3.0  # stop timing a plan that takes this many times as long as the time to beat
 IMAGES_COMPARED = 16
-IMAGES_ON_GPU = 512  # fewer would only show how long it takes to start a kernel
-# A rounding to bfloat16 turns the gradient of a new network by 0.3, because pools take other pixels and ReLUs close; a
-# gradient that is nothing like it is off by 1 and more.
+IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
+# Rounding to bfloat16 changes the gradient of an untrained network by 0.3 of its length, because max-pooling selects
+# other pixels and ReLUs switch off. An unrelated gradient differs by 1 or more.
 LARGEST_ERROR = 0.5
-SMALLEST_GRADIENT = 1e-3  # of the largest; what is below is rounding, as that of a bias before a norm
+# Relative to the largest gradient. A smaller gradient, such as the gradient of a bias before a norm, is rounding noise.
+SMALLEST_GRADIENT = 1e-3
 
 
-class Trial:
-    """Times ways to run a model on noise, and compares their gradients with those of plain PyTorch."""
+class Microbenchmark:
+    """Times compute plans for one model, and compares their gradients with the gradients of eager PyTorch."""
 
-    def __init__(self, model: ModelComposite, input_size: int, start: Acceleration) -> None:
+    def __init__(self, model: ModelComposite, input_size: int, start: ComputePlan) -> None:
         self._model = model
         self._input_size = input_size
-        self._plain = replace(start, precision="float32")
-        self._plain_gradients: list[torch.Tensor] = []
-        self._usual_errors: dict[str, list[float]] = {}  # by precision
+        self._eager = replace(start, precision="float32")
+        self._eager_gradients: list[torch.Tensor] = []
+        self._errors_by_precision: dict[str, list[float]] = {}
 
-    def seconds(self, how: Acceleration, images: int, *, to_beat: float = math.inf) -> float:
-        """The least seconds of a forward and backward pass of so many images."""
-        running, batch = self._prepared(how), self._batch(images, how.device)
-        least = self._pass(running, how, batch)
-        if how.device != "cpu":
-            least = math.inf  # it was compiled, or algorithms were searched for
+    def seconds(self, plan: ComputePlan, images: int, *, to_beat: float = math.inf) -> float:
+        """The seconds of the fastest forward and backward pass over `images` images."""
+        prepared, batch = self._prepare(plan), self._batch(images, plan.device)
+        least = self._pass(prepared, plan, batch)
+        if plan.device != "cpu":
+            least = math.inf  # the first pass includes compiling or searching for algorithms
         elif least > HOPELESS * to_beat:
             return least
-        began = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(PASSES):
-            least = min(least, self._pass(running, how, batch))
-            if time.perf_counter() - began > PASSES_SECONDS:
+            least = min(least, self._pass(prepared, plan, batch))
+            if time.perf_counter() - started > PASSES_SECONDS:
                 break
         return least
 
-    def agrees(self, how: Acceleration) -> bool:
-        """Whether `how` computes the gradient of plain float32 as nearly as plain PyTorch does in its precision.
+    def agrees(self, plan: ComputePlan) -> bool:
+        """Whether the gradients of `plan` are accurate enough.
 
-        That is asked of every parameter: a kernel may serve a single layer.
+        The reference is eager float32. The gradients of `plan` must be about as close to the reference as the gradients
+        of eager PyTorch in the plan's precision. Every parameter must pass, because a kernel may affect only one layer.
         """
-        if how.precision not in self._usual_errors:
-            self._usual_errors[how.precision] = self._errors(replace(self._plain, precision=how.precision))
-        usual = self._usual_errors[how.precision]
-        near = all(ours <= 1.5 * theirs + 0.1 for ours, theirs in zip(self._errors(how), usual, strict=True))
-        return near and statistics.median(usual) < LARGEST_ERROR
+        if plan.precision not in self._errors_by_precision:
+            self._errors_by_precision[plan.precision] = self._errors(replace(self._eager, precision=plan.precision))
+        accepted = self._errors_by_precision[plan.precision]
+        near = all(ours <= 1.5 * theirs + 0.1 for ours, theirs in zip(self._errors(plan), accepted, strict=True))
+        return near and statistics.median(accepted) < LARGEST_ERROR
 
-    def _errors(self, how: Acceleration) -> list[float]:
-        """How far each parameter's gradient is from that of plain float32, relative to its length."""
-        self._plain_gradients = self._plain_gradients or self._gradients(self._plain)
-        lengths = [float(gradient.norm()) for gradient in self._plain_gradients]
+    def _errors(self, plan: ComputePlan) -> list[float]:
+        """For each parameter, the relative distance between the gradient of `plan` and the eager float32 gradient."""
+        self._eager_gradients = self._eager_gradients or self._gradients(self._eager)
+        lengths = [float(gradient.norm()) for gradient in self._eager_gradients]
         least = SMALLEST_GRADIENT * max(lengths)
-        pairs = zip(self._gradients(how), self._plain_gradients, lengths, strict=True)
-        return [float((ours - plain).norm()) / (max(length, least) or 1) for ours, plain, length in pairs]
+        pairs = zip(self._gradients(plan), self._eager_gradients, lengths, strict=True)
+        return [float((ours - eager).norm()) / (max(length, least) or 1) for ours, eager, length in pairs]
 
-    def _gradients(self, how: Acceleration) -> list[torch.Tensor]:
-        running = self._prepared(how)
-        images = IMAGES_COMPARED if how.device == "cpu" else IMAGES_ON_GPU  # what was compiled is for that number
-        self._pass(running, how, self._batch(images, how.device))
-        return [p.grad.double().cpu() for p in running.parameters() if p.grad is not None]
+    def _gradients(self, plan: ComputePlan) -> list[torch.Tensor]:
+        prepared = self._prepare(plan)
+        # On a GPU, use as many images as when timing, because compiled code is specialized for the batch size.
+        images = IMAGES_COMPARED if plan.device == "cpu" else IMAGES_ON_GPU
+        self._pass(prepared, plan, self._batch(images, plan.device))
+        return [p.grad.double().cpu() for p in prepared.parameters() if p.grad is not None]
 
-    def _prepared(self, how: Acceleration) -> ModelComposite:
-        # Of a copy: preparing the model itself would change the memory layout of its weights.
-        return how.prepare(copy.deepcopy(self._model).to(how.device)).train()
+    def _prepare(self, plan: ComputePlan) -> ModelComposite:
+        # Prepare a copy: otherwise the memory layout of the model's weights would change.
+        return plan.prepare(copy.deepcopy(self._model).to(plan.device)).train()
 
     def _batch(self, count: int, device: str) -> Batch:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(count, 3, self._input_size, self._input_size, generator=generator)
-        images = images.contiguous(memory_format=torch.channels_last)  # as batches come
+        images = images.contiguous(memory_format=torch.channels_last)  # as in training
         return Batch(images.to(device), torch.arange(count, device=device) % 2)
 
-    def _pass(self, running: ModelComposite, how: Acceleration, batch: Batch) -> float:
-        running.zero_grad()
-        torch.manual_seed(0)  # dropout, if there is any, drops the same each time
-        _wait_for(how.device)
-        began = time.perf_counter()
-        with how.autocast():
-            loss = running.training_step(batch).loss
+    def _pass(self, prepared: ModelComposite, plan: ComputePlan, batch: Batch) -> float:
+        prepared.zero_grad()
+        torch.manual_seed(0)  # the same dropout mask each time
+        _synchronize(plan.device)
+        started = time.perf_counter()
+        with plan.autocast():
+            loss = prepared.training_step(batch).loss
         loss.backward()  # type: ignore[no-untyped-call]
-        _wait_for(how.device)
-        return time.perf_counter() - began
+        _synchronize(plan.device)
+        return time.perf_counter() - started
 
 
-def _wait_for(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device != "cpu":
         getattr(torch, device).synchronize()

@@ -1,4 +1,4 @@
-"""A way to run a model: device, precision, layout, kernels. It prepares a copy; the network's layers never change."""
+"""The compute plan of a run: device, precision, memory layout and kernels."""
 
 import copy
 import ctypes
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from onecycle.compute.hardware import Hardware
-from onecycle.compute.kernels import native, tiles
+from onecycle.compute.kernels import amx, native
 from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.compute.kernels.convolution import FastConv2d
 from onecycle.compute.kernels.max_pool import MaxPool2x2
@@ -22,92 +22,94 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acceleration:
-    """How a run computes: chosen once, stored in the run, and reused by its LR finder, resume and evaluation.
+class ComputePlan:
+    """How a run computes.
 
-    The defaults are plain PyTorch on the CPU. `autotune` chooses.
+    The plan is chosen once and stored in the run folder. The LR finder, training, resume and evaluation use this plan.
+
+    The defaults are eager PyTorch on the CPU. `autotune.choose` finds the fastest plan.
     """
 
     device: str = "cpu"
     precision: str = "float32"  # of the forward and backward pass; parameters and optimizer are float32
     channels_last: bool = False
-    small_map_products: bool = False  # convolutions on small maps as matrix products
-    native_kernels: bool = False  # batch norm with its activation, and max-pooling, compiled from C for this CPU
-    matrix_unit: bool = False  # of the CPU, for convolutions: also compiled from C
+    im2col_gemm: bool = False  # compute convolutions on small maps by im2col and a matrix product
+    native_kernels: bool = False  # batch norm with activation, and max-pooling, in C compiled for this CPU
+    amx: bool = False  # convolutions in C for AMX, the matrix unit of some x86 CPUs
     torch_compile: bool = False
-    threads: int | None = None  # None: PyTorch's own number
+    threads: int | None = None  # None: PyTorch's default
 
     def __str__(self) -> str:
         parts = {
             "channels-last": self.channels_last,
-            "small maps as products": self.small_map_products,
+            "im2col GEMM": self.im2col_gemm,
             "native kernels": self.native_kernels,
-            "matrix unit": self.matrix_unit,
+            "AMX": self.amx,
             "torch.compile": self.torch_compile,
         }
         return ", ".join([self.precision, *(name for name, used in parts.items() if used)])
 
     def require(self, hardware: Hardware) -> None:
-        """Refuse what this machine cannot do.
+        """Check that this machine can carry out the plan.
 
         Raises:
-            InputError: when it lacks the device, the native kernels or the compiler cannot be had.
+            InputError: when the device, AMX, the C compiler or triton is missing.
         """
         require_device(hardware, self.device)
         if self.torch_compile and find_spec("triton") is None:
-            raise InputError("this was computed with torch.compile, which needs triton; pip install triton")
-        if (self.native_kernels or self.matrix_unit) and native.compiled() is None:
+            raise InputError("this run computes with torch.compile, which needs triton; pip install triton")
+        if (self.native_kernels or self.amx) and native.compiled() is None:
             raise InputError(
-                "this was computed with native kernels, which need a C compiler with OpenMP (gcc) on Linux and a cache "
-                "folder that can be written; install one, or set CC to it"
+                "this run computes with native kernels, which need Linux, a C compiler with OpenMP (gcc) and a "
+                "writable cache folder; install gcc, or set CC to a compiler"
             )
-        if self.matrix_unit and not tiles.can_be_used():
+        if self.amx and not amx.is_available():
             raise InputError(
-                "this was computed on a CPU's matrix unit (AMX), which needs such a CPU, Linux 5.16 and gcc 11; "
-                f"this is {hardware.cpu}"
+                "this run computes with AMX, which needs a CPU that has it, Linux 5.16 and gcc 11; "
+                f"this CPU is {hardware.cpu}"
             )
 
     def apply(self) -> None:
-        """Set this process up: the number of threads, and an allocator that keeps large blocks."""
+        """Set the number of threads of this process, and make its allocator keep freed memory."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         _keep_large_blocks()
-        # The shapes are the same in every step: worth finding the fastest algorithm for.
+        # Every step has the same shapes, so searching for the fastest algorithm pays off.
         torch.backends.cudnn.benchmark = self.device == "cuda"
 
     def prepare(self, model: Model) -> Model:
-        """A copy of `model` that runs the fast way on the same parameters and buffers: training it trains `model`.
+        """A copy of `model` that computes by this plan. Training the copy trains `model`.
 
-        Their values stay as they are; `channels_last` changes how filters lie in memory.
+        The copy and `model` share parameters and buffers. With `channels_last`, the memory layout of the filters
+        changes, but their values stay the same.
         """
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        running = copy.deepcopy(model, shared)  # what the memo knows is shared, not copied
-        if self.small_map_products or self.matrix_unit:
-            _replace_convolutions(running, products=self.small_map_products, matrix_unit=self.matrix_unit)
+        prepared = copy.deepcopy(model, shared)  # deepcopy shares the tensors in its memo
+        if self.im2col_gemm or self.amx:
+            _replace_convolutions(prepared, im2col_gemm=self.im2col_gemm, amx=self.amx)
         if self.native_kernels:
-            _replace_norms_and_pools(running)
+            _replace_norms_and_pools(prepared)
         if not self.channels_last:
-            running.register_forward_pre_hook(_with_contiguous_images)  # batches come channels-last
+            prepared.register_forward_pre_hook(_make_images_contiguous)  # batches arrive channels-last
         else:
-            # Not `running.to(…)`, which would put new tensors in the place of shared buffers.
-            for parameter in running.parameters():
+            # `prepared.to(…)` would replace shared buffers by new tensors.
+            for parameter in prepared.parameters():
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.torch_compile:
-            running.compile(dynamic=False)  # the last batch of an epoch is compiled for, too
-        return running
+            prepared.compile(dynamic=False)  # compiles once more for the short last batch
+        return prepared
 
     def for_evaluation(self) -> Self:
-        """The same without what only training needs, so that a run can be evaluated on other machines.
+        """The plan for evaluation. Other machines can use it, too.
 
-        Norms and pools are PyTorch's own in evaluation, which compiles nothing either. A matrix unit rounds in another
-        order, so where there is none the result may differ in its last digits.
+        Evaluation uses PyTorch's own batch norm and pooling, and compiles nothing. AMX sums in another order, so
+        results on a CPU without AMX may differ in the last digits.
         """
-        matrix_unit = self.matrix_unit and tiles.can_be_used()
-        return replace(self, native_kernels=False, matrix_unit=matrix_unit, torch_compile=False)
+        return replace(self, native_kernels=False, amx=self.amx and amx.is_available(), torch_compile=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which the forward pass runs."""
+        """The autocast context for the forward pass."""
         if self.precision == "bfloat16":
             return torch.autocast(self.device, dtype=torch.bfloat16)
         return nullcontext()
@@ -120,40 +122,40 @@ class Acceleration:
         return cls(**values)
 
 
-PLAIN = Acceleration()
+EAGER = ComputePlan()
 
 
 def require_device(hardware: Hardware, device: str) -> None:
-    """Refuse a device that `hardware` does not have; "auto" is any.
+    """Check that `hardware` has the device `device`. "auto" matches any device.
 
     Raises:
-        InputError: naming the devices it has.
+        InputError: when the device is missing. The message lists the available devices.
     """
     if device not in ("auto", "cpu", hardware.gpu_kind):
         has = f"cpu and {hardware.gpu_kind}" if hardware.gpu_kind else "only cpu"
-        raise InputError(f"device {device} is asked for, and this machine has {has}")
+        raise InputError(f"--device is {device}, but this machine has {has}; use --device auto")
 
 
-def _with_contiguous_images(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _make_images_contiguous(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     images, *others = inputs
     return images.contiguous(), *others
 
 
-def _replace_convolutions(running: nn.Module, *, products: bool, matrix_unit: bool) -> None:
-    for parent in list(running.modules()):
+def _replace_convolutions(prepared: nn.Module, *, im2col_gemm: bool, amx: bool) -> None:
+    for parent in list(prepared.modules()):
         for name, layer in parent.named_children():
             if FastConv2d.replaces(layer):
                 assert isinstance(layer, nn.Conv2d)
-                setattr(parent, name, FastConv2d.sharing(layer, products=products, matrix_unit=matrix_unit))
+                setattr(parent, name, FastConv2d.sharing(layer, im2col_gemm=im2col_gemm, amx=amx))
 
 
-def _replace_norms_and_pools(running: nn.Module) -> None:
-    for parent in list(running.modules()):
+def _replace_norms_and_pools(prepared: nn.Module) -> None:
+    for parent in list(prepared.modules()):
         for name, layer in parent.named_children():
             if MaxPool2x2.replaces(layer):
                 setattr(parent, name, MaxPool2x2().train(layer.training))
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
-            # Here the activation takes what the norm gives, and nothing else, unless a parent reaches for the parts.
+            # In a Sequential, the output of the norm goes only to the activation.
             for place in range(len(parent) - 1):
                 norm, activation = parent[place], parent[place + 1]
                 if BatchNormActivation2d.replaces(norm, activation):
@@ -163,7 +165,7 @@ def _replace_norms_and_pools(running: nn.Module) -> None:
 
 
 def _keep_large_blocks() -> None:
-    """Make glibc's allocator keep freed memory: giving it back and faulting it in again takes a good part of a step."""
+    """Make glibc's allocator keep freed memory. Otherwise page faults take a large part of each step."""
     m_trim_threshold, m_mmap_max = -1, -4
     if libc := _glibc():
         libc.mallopt(m_mmap_max, 0)
@@ -171,7 +173,7 @@ def _keep_large_blocks() -> None:
 
 
 def release_memory() -> None:
-    """Give back what the allocator was made to keep: a process forked from this one would hold a copy of it."""
+    """Return the allocator's free memory to the system. Otherwise forked processes would copy it."""
     if libc := _glibc():
         libc.malloc_trim(0)
 

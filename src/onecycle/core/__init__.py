@@ -1,1 +1,1 @@
-"""What every room uses: configuration, errors, files, signals, caches, metrics and statistics."""
+"""What all other packages use: configuration, recipes, errors, files, signals, caches, metrics and statistics."""

@@ -1,4 +1,4 @@
-"""Where onecycle keeps for its user what took time to make and can be made again."""
+"""The user's cache folder: downloads, decoded images, compiled kernels and measurements."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ import platformdirs
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of onecycle, which may not exist yet."""
+    """onecycle's folder in the user's cache. The folder may not exist yet."""
     return platformdirs.user_cache_path("onecycle")

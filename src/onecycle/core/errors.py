@@ -1,20 +1,28 @@
-"""The errors that are meant for people."""
+"""Errors that the command line prints as one line: bad input, failed writes, lost processes."""
 
 
-class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one line: what is wrong, where, and what to do.
+class OnecycleError(Exception):
+    """Base class of these errors. The message is one line: what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with code 2.
     """
 
 
-class LostError(InputError):
-    """Another process that computes this run has gone, hangs or cannot be reached."""
+class InputError(OnecycleError, ValueError):
+    """An option, a file, a data set or a run folder that the user gave cannot be used."""
 
 
-class Silent(Exception):
-    """This process ends with `exit_code`, and another one tells why."""
+class StorageError(OnecycleError):
+    """A file or a folder cannot be written, or another process has locked it. Existing files stay intact."""
+
+
+class PeerError(OnecycleError):
+    """Another process of this run is lost, stalled or unreachable."""
+
+
+class ReportedElsewhere(Exception):
+    """This process ends with `exit_code`. Another process reports the reason."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("another process tells why")
+        super().__init__("another process reports the reason")
         self.exit_code = exit_code

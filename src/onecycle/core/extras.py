@@ -1,4 +1,4 @@
-"""Packages that only some commands need, named in pyproject.toml as extras."""
+"""Optional packages, which pyproject.toml lists as extras."""
 
 from importlib.util import find_spec
 
@@ -6,10 +6,10 @@ from onecycle.core.errors import InputError
 
 
 def require(extra: str, *packages: str) -> None:
-    """Refuse to go on without `packages`, which the extra installs.
+    """Check that `packages` are importable. `pip install 'onecycle[<extra>]'` installs them.
 
     Raises:
-        InputError: when one is not installed.
+        InputError: when packages are missing. The message lists them.
     """
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise InputError(f"this needs {' and '.join(missing)}; pip install 'onecycle[{extra}]'")
+        raise InputError(f"this needs {' and '.join(missing)}; run pip install 'onecycle[{extra}]'")

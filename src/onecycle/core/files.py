@@ -1,4 +1,4 @@
-"""Files that are whole or not there, even if a process is killed or a disk fills: writing, reading and locking."""
+"""Atomic writes, readable errors and locks for files: a crash or a full disk never leaves half a file."""
 
 import errno
 import os
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError, StorageError
 
-_OF_DAMAGED_FILES = (
+_DAMAGE_ERRORS = (
     OSError,
     EOFError,
     AttributeError,
@@ -20,55 +20,54 @@ _OF_DAMAGED_FILES = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_WAYS_OUT = {
+_ADVICE = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
     errno.EFBIG: "make room there",
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EROFS: "make it writable",
-    errno.ENOENT: "its folder is gone",
+    errno.ENOENT: "its folder is missing",
 }
 
 
-def shown(name: str | Path) -> str:
-    """The name of a file for a line of text: one with control characters or bytes that are no text is escaped."""
+def printable(name: str | Path) -> str:
+    """The file name `name` as printable text: control characters and undecodable bytes are escaped."""
     return str(name) if str(name).isprintable() else ascii(str(name))
 
 
-class NotWrittenError(InputError):
-    """A file cannot be written; what is there is whole."""
-
-
-class InUseError(InputError):
-    """Another process is at work in a folder."""
+class InUseError(StorageError):
+    """Another process has locked a folder."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says to writing `path` into one line about it.
+    """Inside the block, which writes `path`, turn an OSError into an error with a one-line message.
 
     Raises:
-        NotWrittenError: when it cannot be written.
+        StorageError: when `path` cannot be written.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        way_out = _WAYS_OUT.get(error.errno or 0, "look there")
-        raise NotWrittenError(f"{path} cannot be written ({reason}); {way_out}") from error
+        advice = _ADVICE.get(error.errno or 0, "check it")
+        raise StorageError(f"{path} cannot be written ({reason}); {advice}") from error
 
 
 @contextmanager
 def replacing(path: Path, *, keep: Path | None = None, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not.
+    """Yield a temporary path in the folder of `path`. If the block succeeds, the temporary file replaces `path`.
 
-    What was written is on the disk before it has its name, so that after a power cut, too, `path` is the old file or
-    the new one. `check` is called with the temporary path before that, to raise if it is not as it should be. The old
-    file is kept under the name `keep`; a process killed between the two renamings leaves it there, and none at `path`.
+    If the block fails, the temporary file is removed. The content is flushed to disk before the rename. So even after a
+    power failure, `path` is either the complete old file or the complete new file. `check` is called with the temporary
+    path before the rename, and may raise to prevent the rename.
+
+    If `keep` is given, the old file is first renamed to `keep`. A process killed between the two renames leaves the old
+    file at `keep`, and no file at `path`.
 
     Raises:
-        NotWrittenError: when it cannot be written.
+        StorageError: when `path` cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -87,15 +86,15 @@ def replacing(path: Path, *, keep: Path | None = None, check: Callable[[Path], o
 
 
 def flush(path: Path) -> None:
-    """Wait until the file `path`, or the names in the folder `path`, are on the disk."""
+    """Flush `path` to disk: the content of a file, or the directory entries of a folder."""
     is_folder = path.is_dir()
-    if is_folder and os.name == "nt":  # which has no such thing
+    if is_folder and os.name == "nt":  # Windows cannot flush a folder
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not (is_folder and error.errno in (errno.EINVAL, errno.EBADF)):  # as some network file systems answer
+        if not (is_folder and error.errno in (errno.EINVAL, errno.EBADF)):  # some network drives cannot flush folders
             raise
     finally:
         os.close(descriptor)
@@ -103,41 +102,44 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a run's file is read and made sense of into one line about `path`.
+    """Inside the block, which reads the file `path` of a run, turn any error into one with a one-line message.
 
     Raises:
-        InputError: when the run has no such file, or it is damaged or holds something else.
+        InputError: when the file is missing, damaged or of another kind.
     """
     try:
         yield
-    except InputError:
+    except OnecycleError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: the run did not get that far") from None
-    except _OF_DAMAGED_FILES as error:
-        raise InputError(f"{path} cannot be read, it is damaged or of another kind: {error!r}") from error
+        raise InputError(
+            f"{path.parent} has no {path.name}: the run did not get this far; resume it, or give another folder"
+        ) from None
+    except _DAMAGE_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is damaged or of another kind ({reason}); restore it from a copy") from error
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have `folder` to oneself, among processes that ask like this. One that dies, however it does, has it no longer.
+    """Hold an exclusive lock on `folder`. The system releases the lock when the process ends, even if it is killed.
 
     Raises:
-        InUseError: when another process has it.
-        NotWrittenError: when it cannot be written.
+        InUseError: when another process holds the lock.
+        StorageError: when the folder cannot be written.
     """
     path = folder / ".lock"
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with writing(path):
-            alone = _lock(descriptor)
-        if not alone:
+            acquired = _lock(descriptor)
+        if not acquired:
             other = os.read(descriptor, 20).decode(errors="replace").strip()
-            raise InUseError(f"{folder} is in use by process {other}; wait for it, or stop it first")
+            raise InUseError(f"process {other} is using {folder}; wait for it, or stop it first")
         if not _is_at(descriptor, path):
-            raise InUseError(f"{folder} was in use until just now; try again")
-        with suppress(OSError):  # the number is for people
+            raise InUseError(f"another process was using {folder} until just now; try again")
+        with suppress(OSError):  # the process id is only for messages
             os.truncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
         try:
@@ -150,25 +152,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def taking_turns(path: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Have what the file `path` stands for to oneself, when all others that ask like this are done, or are dead.
+def waiting_for_lock(path: Path, before_waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`. Wait while another process holds the lock.
 
-    `waits` is called where there are others. Processes that are forked inside have it, too: it is not free before they
-    have ended.
+    `before_waiting` is called before such a wait. Processes that are forked inside the block share the lock, and it is
+    released when all of them have ended.
 
     Raises:
-        OSError: when the file cannot be made.
+        OSError: when the file cannot be created.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            with suppress(ImportError):  # Windows: two processes are not noticed
+            with suppress(ImportError):  # Windows: there is no lock
                 import fcntl
 
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    waits()
+                    before_waiting()
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not _is_at(descriptor, path):
                 continue
@@ -183,7 +185,7 @@ def taking_turns(path: Path, waits: Callable[[], None]) -> Iterator[None]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one at `path`, which another process removes as it ends."""
+    """Whether the open file is still the file at `path`. The previous owner of the lock may have removed that file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -191,13 +193,14 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock the file for this process alone; whether that could be done.
+    """Try to lock the file for this process. Returns whether this succeeded.
 
-    A record lock: workers, which are forked from this process, do not hold it, and may outlive it by seconds.
+    Forked worker processes may outlive this process by seconds. They do not inherit the lock, because it is a POSIX
+    record lock.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: two processes in one folder are not noticed
+    except ImportError:  # Windows: there is no lock
         return True
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

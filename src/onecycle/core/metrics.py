@@ -1,4 +1,4 @@
-"""What the predictions of one network say, beyond their accuracy. Everything is counted, nothing is fitted."""
+"""Metrics of one network's predictions: margins, confusion counts, per-class metrics and calibration."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def margins_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """How far the logit of each label is above the largest other one: float32 `[N]`, negative where it is below."""
+    """For each image, the logit of its label minus the largest other logit. Float32 `[N]`, negative if incorrect."""
     rows = np.arange(len(labels))
     others = logits.copy()
     others[rows, labels] = -np.inf
@@ -24,20 +24,22 @@ def margins_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArra
     return margins
 
 
-def confident_mistakes(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The positions of incorrect predictions, the most confident first: of logits `[N,C]` and labels `[N]`."""
+def misclassified_by_confidence(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices of incorrect predictions, most confident first, from logits `[N,C]` and labels `[N]`."""
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     return wrong[np.argsort(-probabilities_of(logits[wrong]).max(axis=1), kind="stable")]
 
 
 def confusion_counts(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """How often each true class (a row) was predicted as each class (a column): int64 `[C,C]`.
+    """The confusion matrix, int64 `[C,C]`: how often each true class (row) was predicted as each class (column).
 
     Raises:
-        ValueError: if the lengths differ, or a value is not the number of a class.
+        ValueError: if the lengths differ, or a value is not the index of a class.
     """
     if labels.shape != predictions.shape:
-        raise ValueError(f"there are {len(labels)} labels and {len(predictions)} predictions; there must be as many")
+        raise ValueError(
+            f"there are {len(labels)} labels and {len(predictions)} predictions; the numbers must be equal"
+        )
     for name, values in (("labels", labels), ("predictions", predictions)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
@@ -48,7 +50,10 @@ def confusion_counts(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
-    """One class. A figure is None where it would divide by nothing: no image of the class, or never predicted."""
+    """The metrics of one class.
+
+    Precision is None if the class was never predicted, recall is None if it has no images, F1 is None if both hold.
+    """
 
     images: int
     correct: int
@@ -59,7 +64,7 @@ class ClassMetrics:
 
 
 def class_metrics(counts: NDArray[np.int64]) -> list[ClassMetrics]:
-    """Of each class, from the counts `[C,C]` of `confusion_counts`."""
+    """The metrics of each class, from the counts `[C,C]` of `confusion_counts`."""
     return [
         ClassMetrics(
             images=images,
@@ -81,19 +86,16 @@ def _ratio(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How sure a network is against how often it is right, in bins of equal width over the confidence from 0 to 1.
-
-    Bins without images have a confidence and an accuracy of not-a-number.
-    """
+    """Mean confidence and accuracy in bins of equal width, from confidence 0 to 1. Both are NaN in empty bins."""
 
     counts: NDArray[np.int64]  # [bins]
-    confidences: NDArray[np.float64]  # [bins], means
+    confidences: NDArray[np.float64]  # [bins]
     accuracies: NDArray[np.float64]  # [bins]
-    error: float  # the expected calibration error: the mean distance between the two, weighted by the counts
+    error: float  # expected calibration error: mean of |confidence - accuracy|, weighted by counts
 
 
 def calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Calibration:
-    """Of probabilities `[N,C]`, by the largest of each image.
+    """The calibration of top-1 predictions, from probabilities `[N,C]` and labels `[N]`.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
 
@@ -104,7 +106,7 @@ def calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -
         raise ValueError("there are no predictions")
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    # A bin has its upper edge and not its lower one, as in the source.
+    # A bin includes its upper edge and excludes its lower edge, as in the source.
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM: work ends where nothing is lost, and the process says so with the usual exit code."""
+"""Handle SIGINT (Ctrl-C) and SIGTERM: stop at a point where nothing is lost, with the usual exit code."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-PASSED_ON_SECONDS = 2.0  # within which a launcher passes on what a terminal has sent to all its processes
+FORWARDED_SECONDS = 2.0  # a launcher repeats, within this time, a signal that all processes have received
 
 
 class Interrupted(KeyboardInterrupt):
-    """This process was told to stop. The message, if there is one, says what is left and how to go on."""
+    """A signal stops this process. The message, if any, says how to resume."""
 
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(message)
@@ -20,12 +20,12 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM: 128 and the signal's number, as a shell has it."""
+        """128 plus the number of the signal, as in a shell: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.number
 
 
 class Interruption:
-    """What became of the signals since `watched`: asked between two steps whether to stop."""
+    """The signals received in a `watched` block. Code checks between two steps whether to stop."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -36,10 +36,10 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal does not stop anything by itself: `check` does, where work can be left, and the end.
+        """Inside the block, a signal takes effect only at the next `check`, or when the block ends.
 
         Raises:
-            Interrupted: at the end, when a signal has come.
+            Interrupted: at the end, if a signal has arrived.
         """
         self._deferred = True
         try:
@@ -50,25 +50,25 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come; where several processes stop together, whether they have agreed to."""
+        """Whether to stop: a signal has arrived, or, with several processes, all have agreed to stop."""
         return (self._agreed if self._together else self._number) is not None
 
     def check(self) -> None:
-        """Stop here if that is requested.
+        """Stop here if requested.
 
         Raises:
-            Interrupted: then.
+            Interrupted: if a stop was requested.
         """
         number = self._agreed if self._together else self._number
         if number is not None:
             raise Interrupted(number)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None:  # a second one: at once. What is written is whole or has no name yet.
-            if self._together and time.monotonic() - self._came < PASSED_ON_SECONDS:
+        if self._number is not None:  # a second signal: exit at once. Unfinished files still have temporary names.
+            if self._together and time.monotonic() - self._came < FORWARDED_SECONDS:
                 return
             if os.isatty(2):
-                os.write(2, b"\x1b[?25h")  # a bar may have hidden the cursor
+                os.write(2, b"\x1b[?25h")  # a progress bar may have hidden the cursor
             os._exit(128 + number)
         self._number, self._came = number, time.monotonic()
         if not self._deferred:
@@ -80,9 +80,10 @@ _watching: Interruption | None = None
 
 @contextmanager
 def watched() -> Iterator[Interruption]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted`, or wait where they are deferred; a second one ends the process.
+    """Inside the block, SIGINT and SIGTERM raise `Interrupted`. A `deferred` block delays this.
 
-    Within itself it is the same one. Only the main thread can watch; in another one signals are left as they are.
+    A second signal ends the process at once. A nested block yields the same `Interruption`. Signals are handled in the
+    main thread only.
     """
     global _watching
     if _watching:
@@ -95,7 +96,7 @@ def watched() -> Iterator[Interruption]:
     before = {
         number: signal.signal(number, _watching._take)
         for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN  # as a shell starts what runs in the background
+        if signal.getsignal(number) is not signal.SIG_IGN  # background jobs of a shell ignore SIGINT
     }
     try:
         yield _watching
@@ -107,7 +108,7 @@ def watched() -> Iterator[Interruption]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Inside, a signal that is deferred stops nothing until the processes of a run have agreed by `agree`."""
+    """Inside the block, a deferred signal takes effect only after all processes of the run have agreed to stop."""
     if _watching:
         _watching._together = True
     try:
@@ -119,7 +120,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, a first signal changes nothing: this process ends soon."""
+    """Inside the block, a first signal is ignored, because this process is about to end."""
     if _watching:
         _watching._deferred = True
     try:
@@ -130,16 +131,16 @@ def held() -> Iterator[None]:
 
 
 def received() -> int:
-    """The number of the signal that has come to this process, or 0."""
+    """The number of the signal that this process has received, or 0."""
     return (_watching and _watching._number) or 0
 
 
 def agreed() -> bool:
-    """Whether all processes of the run stop, as `agree` said."""
+    """Whether the processes of the run have agreed to stop."""
     return bool(_watching and _watching._agreed)
 
 
 def agree(number: int) -> None:
-    """All processes of the run stop, as the one that the signal `number` has come to."""
+    """Record that all processes of the run stop because of the signal `number`."""
     if _watching:
         _watching._agreed = number

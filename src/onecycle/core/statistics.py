@@ -1,4 +1,4 @@
-"""What several runs say together: means with their intervals, paired differences, and where they agree."""
+"""Statistics over runs: means with intervals, paired differences, and agreement image by image."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
-FEWEST_FOR_INTERVAL = 5  # below that the values themselves say more
+FEWEST_FOR_INTERVAL = 5  # with fewer runs there is no interval, only the values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds, and how sure it is."""
+    """The mean of a value over seeds, with its uncertainty."""
 
     values: tuple[float, ...]  # in the order of the seeds
     mean: float
-    deviation: float | None  # standard deviation of a single value; None for one value alone
-    interval_95: tuple[float, float] | None  # of the mean, by Student's t; None for fewer than FEWEST_FOR_INTERVAL
+    std: float | None  # standard deviation of the values; None for a single value
+    interval_95: tuple[float, float] | None  # of the mean, Student's t; None for fewer than FEWEST_FOR_INTERVAL values
 
     @property
-    def resolved(self) -> bool:
-        """Whether zero lies outside of the interval: of a difference, whether it is one."""
+    def significant(self) -> bool:
+        """Whether the interval excludes zero. If so, a difference is significant."""
         return self.interval_95 is not None and not self.interval_95[0] <= 0 <= self.interval_95[1]
 
     def to_json(self) -> dict[str, Any]:
@@ -32,26 +32,26 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of `values`, with the 95 % interval of the mean by Student's t where there are enough of them.
+    """The mean of `values`, with the 95 % interval of the mean (Student's t) if there are enough values.
 
     Raises:
         ValueError: when there are no values.
     """
     if not values:
-        raise ValueError("there is no mean of no values")
+        raise ValueError("there are no values")
     mean = statistics.fmean(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    std = statistics.stdev(values) if len(values) > 1 else None
     interval = None
-    if deviation is not None and len(values) >= FEWEST_FOR_INTERVAL:
-        half = float(student.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+    if std is not None and len(values) >= FEWEST_FOR_INTERVAL:
+        half = float(student.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5
         interval = mean - half, mean + half
-    return Estimate(values=tuple(values), mean=mean, deviation=deviation, interval_95=interval)
+    return Estimate(values=tuple(values), mean=mean, std=std, interval_95=interval)
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
-    """Ours minus theirs, seed by seed, over the seeds that both have.
+    """The mean difference, our value minus their value, over the seeds that both have.
 
-    Pairing takes out what a seed does to both alike.
+    Both values of a pair share the seed, so the effect of the seed cancels out.
 
     Raises:
         ValueError: when they have no seed in common.
@@ -61,18 +61,18 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """On which images the runs are wrong: counts of images."""
+    """How many images all runs, or only some runs, get wrong."""
 
     images: int
     wrong_in_every_run: int
-    wrong_in_some_runs: int  # and right in others
+    wrong_in_some_runs: int  # and right in other runs
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def agreement(correct: NDArray[np.bool_]) -> Agreement:
-    """What `correct` bool `[runs,N]` says of the N images."""
+    """The agreement of several runs, from `correct` bool `[runs,N]`."""
     wrong = (~correct).sum(axis=0)
     runs = len(correct)
     return Agreement(
@@ -83,14 +83,16 @@ def agreement(correct: NDArray[np.bool_]) -> Agreement:
 
 
 def accuracy_by_class(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> dict[int, Estimate]:
-    """For each class that there is, the accuracy over the runs: `correct` is bool `[runs,N]`, `labels` are `[N]`."""
+    """The accuracy over the runs for each class, from `correct` bool `[runs,N]` and `labels` `[N]`."""
     return {int(label): estimate(correct[:, labels == label].mean(axis=1).tolist()) for label in np.unique(labels)}
 
 
 def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy that was measured on so many images: what other images might have shown.
+    """The 95 % interval of the accuracy `correct / images`.
 
-    It knows nothing of other seeds. Source: Wilson 1927, "Probable Inference".
+    The interval covers the uncertainty from the choice of images, but not from the seed.
+
+    Source: Wilson 1927, "Probable Inference".
     """
     interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
@@ -98,30 +100,30 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceByImage:
-    """How much more of the same images one network has right than another: a fraction, with its 95 % interval."""
+    """Our network's accuracy minus their network's, on the same images: a fraction with its 95 % interval."""
 
     mean: float
     interval_95: tuple[float, float]
-    only_ours: int  # images that only the one has right
+    only_ours: int  # images that only our network gets right
     only_theirs: int
-    p_value: float  # of seeing this or more where both are right equally often
+    p_value: float  # probability of a difference this large or larger if both networks are equally accurate
 
     @property
-    def resolved(self) -> bool:
-        """Whether zero lies outside of the interval, which is when the p-value is below 0.05."""
+    def significant(self) -> bool:
+        """Whether the interval excludes zero, which means a p-value below 0.05."""
         return not self.interval_95[0] <= 0 <= self.interval_95[1]
 
 
 def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
-    """Of whether each image is right, bool `[N]`, in both networks: McNemar's exact test, and the interval that goes
-    with it.
+    """Compare two networks by McNemar's exact test. Both arguments are bool `[N]`: is the prediction correct?
 
-    Only images that one of the two has right tell them apart. The part of these that ours has right is a binomial
-    share, with Clopper and Pearson's interval. Source: McNemar 1947, "Note on the sampling error of the difference
-    between correlated proportions".
+    Only the images that exactly one network gets right matter. Our network's share of these images is binomial, and its
+    interval is the Clopper-Pearson interval.
+
+    Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
 
     Raises:
-        ValueError: when they are not of the same images, or of none.
+        ValueError: when the lengths differ or are zero.
     """
     if ours.shape != theirs.shape or not len(ours):
         raise ValueError(f"{len(ours)} and {len(theirs)} images cannot be compared one by one")

@@ -1,4 +1,4 @@
-"""Data sets: CIFAR-10 in its official formats, one's own folders of images, and an embedded set for no network."""
+"""Data sets (CIFAR-10, image folders, embedded digits), their splits, checks, augmentation and batches."""
 
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.loading import Dataset, load_dataset

@@ -1,4 +1,4 @@
-"""Where batches come from before they are normalized: from memory on the device, or from worker processes."""
+"""Sources of batches before normalization: images that are all on the device, or worker processes."""
 
 import os
 import signal
@@ -15,15 +15,15 @@ from onecycle.data import ImageSet
 
 Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
 
-WORKER_GRACE_SECONDS = 60  # to live on when told to stop: longer than a step and a saving take
-WORKER_NICENESS = 15  # of what a step gets on a core it leaves a thirtieth, which is enough for 512 images
+WORKER_GRACE_SECONDS = 60  # from SIGTERM to a worker's exit: longer than a step and a checkpoint take
+WORKER_NICENESS = 15  # a worker then gets 1/30 of a busy core, enough for 512 images per step
 
-# Keeps the draws for order apart from those for images, which are keyed by (seed, epoch, position).
+# Part of the seed that keeps this random stream apart from the images' streams with keys (seed, epoch, position).
 _ORDER = 2**32
 
 
 class AugmentBatch(Protocol):
-    """Augments whole batches: `draw` says what happens in an epoch to the images with the indices `order`."""
+    """Augments whole batches. `draw` draws the augmentations of an epoch, whose images have the indices `order`."""
 
     def draw(self, seed: int, epoch: int, order: NDArray[np.int64]) -> NDArray[np.int16]: ...
 
@@ -31,14 +31,14 @@ class AugmentBatch(Protocol):
 
 
 class Order:
-    """The images' indices `[N]` by position in an epoch; in their own order where there is no seed."""
+    """The order of the images in each epoch, as indices `[N]`: shuffled with `seed`, or unshuffled if it is None."""
 
     def __init__(self, count: int, *, seed: int | None) -> None:
         self.count = count
         self.seed = seed
         self._last: tuple[int, NDArray[np.int64]] | None = None
 
-    def of(self, epoch: int) -> NDArray[np.int64]:
+    def of_epoch(self, epoch: int) -> NDArray[np.int64]:
         if self._last is None or self._last[0] != epoch:
             order = np.arange(self.count)
             if self.seed is not None:
@@ -47,20 +47,20 @@ class Order:
         return self._last[1]
 
 
-class Source(Protocol):
-    """Where batches come from before normalization: uint8 `[B,H,W,3]` and int64 `[B]`, on the device."""
+class BatchSource(Protocol):
+    """Yields batches before normalization: uint8 images `[B,H,W,3]` and int64 labels `[B]`, on the device."""
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """A batch of the images at each of these positions in the order of `epoch`."""
+        """Yield one batch for each of `parts`. A part is a range of positions in the order of `epoch`."""
         ...
 
     def first(self, count: int) -> NDArray[np.uint8]:
-        """The first `count` images of the first epoch."""
+        """The first `count` images of the first epoch, after augmentation: uint8 `[count,H,W,3]`."""
         ...
 
 
 class ResidentSource:
-    """All images on the device; an epoch needs nothing of the host but its order and draws, sent as it begins."""
+    """Batches from images that are all on the device. The host sends only the order, labels and draws of each epoch."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class ResidentSource:
         self._augment_batch = augment_batch
         self._seed = seed
         self._device = device
-        # On the CPU the images stay where they are, which may be a file that is mapped into memory.
+        # On the CPU the images stay where they are: in memory, or in a memory-mapped file.
         self._pixels = None if device == "cpu" else torch.from_numpy(images.images).to(device)
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = self._order.of(epoch)
+        order = self._order.of_epoch(epoch)
         indices = torch.from_numpy(order).to(self._device)
         labels = torch.from_numpy(self._images.labels[order]).to(self._device)
         draws = None
@@ -97,15 +97,15 @@ class ResidentSource:
             yield images, labels[batch]
 
     def first(self, count: int) -> NDArray[np.uint8]:
-        images = torch.from_numpy(self._images.images[self._order.of(0)[:count]])
+        images = torch.from_numpy(self._images.images[self._order.of_epoch(0)[:count]])
         if self._augment_batch:
-            draws = self._augment_batch.draw(self._seed, 0, self._order.of(0)[:count])
+            draws = self._augment_batch.draw(self._seed, 0, self._order.of_epoch(0)[:count])
             images = self._augment_batch(images, torch.from_numpy(draws))
         return images.numpy()
 
 
 class WorkerSource:
-    """Batches augmented image by image, in other processes."""
+    """Batches that worker processes augment image by image."""
 
     def __init__(self, batches: "AugmentedBatches", *, workers: int, device: str) -> None:
         self._batches = batches
@@ -113,18 +113,18 @@ class WorkerSource:
         self._device = device
         self._loader = DataLoader(
             batches,
-            batch_size=None,  # an item is a whole batch already
+            batch_size=None,  # each item is a whole batch
             sampler=self._sampler,
             num_workers=workers,
-            # Workers that live on hold what memory the process had before its first step. Started anew for every
-            # epoch, each would keep a copy of all that the network has filled since.
+            # Persistent workers are forked once, before the first step, and share little memory with this process.
+            # Workers forked in every epoch would each keep a copy of all memory that training changes after the fork.
             persistent_workers=workers > 0,
             pin_memory=device == "cuda",
             worker_init_fn=_begin_worker,
-            # A forked worker shares the images' memory, and notices when this process is killed. One that came from a
-            # server of forks, as Python 3.14 would have it, copies them and lives on for good.
+            # A forked worker shares the images' memory and ends when this process is killed. A worker from a fork
+            # server, the default since Python 3.14, copies the images and would keep running.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            # Without one of its own the loader draws from the global generator, which belongs to the model.
+            # Without this generator, the loader would draw from the global generator, which initializes the model.
             generator=torch.Generator(),
         )
 
@@ -138,18 +138,19 @@ class WorkerSource:
 
 
 def _begin_worker(worker: int) -> None:
-    # A step's threads wait for each other: one core lent to a worker would hold up all. Batches are drawn ahead, so
-    # that it can use what is left over.
+    # The threads of a training step wait for each other, so a worker that occupies one core would delay all threads.
+    # Batches are prefetched, so idle CPU time is enough for the workers.
     if hasattr(os, "nice"):
         os.nice(WORKER_NICENESS)
-    # A terminal and a batch system tell all processes of a run to stop, and the run then still ends its step.
+    # A terminal or batch system sends signals to all processes of a run. The workers keep running for a while, because
+    # the main process still needs batches to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 class _EpochSampler(Sampler[tuple[int, range]]):
-    """The `epoch`, with the positions in its order, of every batch."""
+    """Yields (epoch, positions) for every batch."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -160,7 +161,7 @@ class _EpochSampler(Sampler[tuple[int, range]]):
 
 
 class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Whole batches by their epoch and their positions in its order, augmented image by image; what the workers run."""
+    """A dataset of whole batches, augmented image by image. A batch has the key (epoch, positions). Runs in workers."""
 
     def __init__(self, images: ImageSet, order: Order, augment: Augment, *, seed: int) -> None:
         self.images = images
@@ -170,12 +171,12 @@ class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, place: tuple[int, range]) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, positions = place
-        labels = self.images.labels[self.order.of(epoch)[positions]]
+        labels = self.images.labels[self.order.of_epoch(epoch)[positions]]
         return torch.from_numpy(self.augmented(epoch, positions)), torch.from_numpy(labels)
 
     def augmented(self, epoch: int, positions: range) -> NDArray[np.uint8]:
         """The images at `positions` of `epoch`, uint8 `[len(positions),H,W,3]`."""
-        images = self.images.images[self.order.of(epoch)[positions]]
+        images = self.images.images[self.order.of_epoch(epoch)[positions]]
         if not len(images):
             return images
         keys = ((self.seed, epoch, position) for position in positions)

@@ -1,8 +1,8 @@
-"""From an `ImageSet` to batches: order, augmentation, workers. Randomness is a function of (seed, epoch, position)."""
+"""Make batches from an `ImageSet`. All randomness is a function of (seed, epoch, position)."""
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,30 +12,37 @@ from onecycle.data.batch_sources import (
     Augment,
     AugmentBatch,
     AugmentedBatches,
+    BatchSource,
     Order,
     ResidentSource,
-    Source,
     WorkerSource,
 )
 from onecycle.data.preprocessing import Preprocessing, resize
-from onecycle.distributed import ranks
+from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Batch
 
 
+class Shard(NamedTuple):
+    """A part of a batch: its number (0-based), and its images, the range from `start` to `stop` in the batch."""
+
+    number: int
+    start: int
+    stop: int
+
+
 class Batches:
-    """The batches of `images`, epoch by epoch: shuffled and augmented for training, in order and as they are otherwise.
+    """The batches of `images`, epoch by epoch: shuffled and augmented for training, or in their own order.
 
-    `augment` is called with an image uint8 `[H,W,3]` and the key (seed, epoch, position), in as many processes as there
-    are `workers`; batches are the same with any number. `augment_batch` is called with a batch of images uint8
-    `[B,H,W,3]` and their draws, on the device, where all images then stay. The last, shorter batch counts.
+    `augment` is called with a uint8 image `[H,W,3]` and its key (seed, epoch, position), in `workers` processes.
+    Batches do not depend on the number of workers. `augment_batch` is called on the device with a batch of uint8 images
+    `[B,H,W,3]` and their draws. All images then stay on the device. The last batch may be shorter. It is not dropped.
 
-    With `shards` each process takes only its part of every batch: so many of these that it computes itself, and the
-    others theirs.
+    With more than one of `shards`, each process of `group` gets only the images of its own shards of every batch.
 
-    With `sizes` the batches of `epochs` epochs are resized to these sides in turn, each for an equal part of them.
+    With `sizes`, images are resized to each size in turn, for an equal part of the steps of all `epochs`.
 
     Raises:
-        ValueError: when both ways to augment are given.
+        ValueError: when both `augment` and `augment_batch` are given.
     """
 
     def __init__(
@@ -53,15 +60,17 @@ class Batches:
         seed: int = 0,
         workers: int = 0,
         device: str = "cpu",
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         if augment and augment_batch:
-            raise ValueError("images are augmented one by one or batch by batch; give augment or augment_batch")
+            raise ValueError("give augment or augment_batch, not both")
         self.images = images
         self.preprocessing = preprocessing
         self.batch_size = batch_size
         self.shards = shards
+        self.group = group
         self._order = Order(len(images), seed=seed if shuffle else None)
-        self._source: Source
+        self._source: BatchSource
         if augment:
             batches = AugmentedBatches(images, self._order, augment, seed=seed)
             self._source = WorkerSource(batches, workers=workers, device=device)
@@ -69,47 +78,52 @@ class Batches:
             self._source = ResidentSource(images, self._order, augment_batch, seed=seed, device=device)
         self._sizes = sizes
         self._epochs = epochs
-        self._begun: object = None
+        self._current: object = None
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
     def size(self, number: int) -> int:
-        """Images in the batch `number` (0-based) of an epoch."""
+        """The number of images in batch `number` (0-based) of an epoch."""
         return min(self.batch_size, len(self.images) - number * self.batch_size)
 
     def epoch(self, epoch: int, *, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """The batches of `epoch` (0-based): float `[B,3,S,S]`, normalized and channels-last, and labels int64 `[B]`.
+        """The batches of `epoch` (0-based) from `first` up to, but not including, `stop`.
 
-        One epoch is drawn at a time, from its batch `first` on, to before its batch `stop`.
+        Images are float32 `[B,3,S,S]`, normalized and channels-last. Labels are int64 `[B]`. Only one epoch can be
+        iterated at a time.
 
         Raises:
-            RuntimeError: when it is continued after another was begun.
+            RuntimeError: when an iteration continues after another one has started.
         """
-        self._begun = begun = object()
+        self._current = current = object()
         numbers = range(first, len(self) if stop is None else stop)
-        drawn = self._source.epoch(epoch, [self._part(number) for number in numbers])  # uint8 [B,H,W,3], int64 [B]
+        drawn = self._source.epoch(epoch, [self._positions(number) for number in numbers])  # uint8 [B,H,W,3], int64 [B]
         for number, (images, labels) in zip(numbers, drawn, strict=True):
             if self._sizes and len(labels):
                 images = resize(images, self._size(epoch * len(self) + number))
             yield Batch(self.preprocessing.normalize(images), labels)
-            if self._begun is not begun:  # and the next batch that comes belongs to the other
-                raise RuntimeError(f"epoch {epoch} was continued after another was begun; draw one at a time")
+            if self._current is not current:  # the source now yields batches of a later call
+                raise RuntimeError(f"epoch {epoch} was continued after another one had started; iterate one at a time")
 
-    def _part(self, number: int) -> range:
-        """The positions in an epoch's order of the batch `number`: of those of its shards that this process has."""
-        mine, size, start = ranks.current().block(self.shards), self.size(number), number * self.batch_size
-        if self.shards == 1:
-            return range(start, start + size)
-        return range(start + size * mine.start // self.shards, start + size * mine.stop // self.shards)
+    def local_shards(self, number: int) -> list[Shard]:
+        """The shards of batch `number` (0-based) of an epoch that this process computes."""
+        images = self.size(number)
+        mine = self.group.shard_range(self.shards) if self.shards > 1 else range(1)
+        return [Shard(shard, images * shard // self.shards, images * (shard + 1) // self.shards) for shard in mine]
+
+    def _positions(self, number: int) -> range:
+        """The positions in an epoch's order that this process computes for batch `number`."""
+        mine, start = self.local_shards(number), number * self.batch_size
+        return range(start + mine[0].start, start + mine[-1].stop)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The positions in `images` of an epoch's images (0-based), in the order of its batches: int64 `[N]`."""
-        return self._order.of(epoch)
+        """The indices into `images`, int64 `[N]`, in the order of the batches of `epoch` (0-based)."""
+        return self._order.of_epoch(epoch)
 
     def at_last_size(self) -> Self:
-        """The same batches, all resized to the last of their sizes."""
+        """A copy of these batches that resizes all images to the last of `sizes`."""
         other = copy.copy(self)
         other._sizes = self._sizes[-1:]
         return other
@@ -118,6 +132,6 @@ class Batches:
         return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The first `count` images of the first epoch as they are, and augmented: uint8 `[count,H,W,3]`."""
-        order = self._order.of(0)[:count]
+        """The first `count` images of the first epoch, original and augmented: uint8 `[count,H,W,3]` each."""
+        order = self._order.of_epoch(0)[:count]
         return self.images.images[order], self._source.first(len(order))

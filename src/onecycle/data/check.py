@@ -1,4 +1,4 @@
-"""What one should know of a data set before training on it: `onecycle check`."""
+"""Validate a data set before training on it: `onecycle check`."""
 
 import hashlib
 import itertools
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from onecycle.core.errors import InputError
 from onecycle.data.preprocessing import conversions, to_square
 from onecycle.data.readers.image_folder import sources_of
-from onecycle.data.readers.loading import load_dataset
+from onecycle.data.readers.loading import is_path, load_dataset
 from onecycle.data.readers.search import locate
-from onecycle.data.store.decoding import Encoded, each_decoded, open_encoded
-from onecycle.data.store.folder_index import SPLITS, index_of
+from onecycle.data.store.decode import Encoded, Unreadable, each_decoded, open_encoded
+from onecycle.data.store.index import SPLITS, index_of
 from onecycle.data.store.listing import Listing, listing_of, located
-from onecycle.data.store.parts import images_in
+from onecycle.data.store.parallel_decode import images_in
 
-MOST_SHARED = 0.01  # part of the test images that may be in the training set, too
-MOST_CONTRADICTED = 0.01  # part of the training images that may be there again with another label
-_SHOWN = 10  # of the pictures that are there more than once
+MOST_SHARED = 0.01  # fraction of the test images that may also be in the training set
+MOST_CONTRADICTED = 0.01  # fraction of the training images that may have a copy with another label
+_LISTED = 10  # groups of identical images, in the printed result
 
 
 @dataclass(frozen=True)
 class NamedImage:
-    """One image of the set, by the name that a person finds it by."""
+    """An image with its split, its label and a name for people."""
 
     split: str
     name: str
@@ -40,40 +40,41 @@ class NamedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """What was found. `problems` are the images that cannot be used, a line each."""
+    """The result of the check. `problems` has one line for each image that cannot be used."""
 
     source: str
     classes: tuple[str, ...]
-    counts: dict[str, tuple[int, ...]]  # by split, of each class, with those that cannot be used
+    counts: dict[str, tuple[int, ...]]  # images by split and class, including images that cannot be used
     problems: tuple[str, ...] = ()
-    converted: dict[str, list[str]] = field(default_factory=dict)  # the images, by what is done to them
-    repeated: tuple[tuple[NamedImage, ...], ...] = ()  # images of the very same pixels, at the size used in training
+    converted: dict[str, list[str]] = field(default_factory=dict)  # names of images, by the conversion that they need
+    repeated: tuple[tuple[NamedImage, ...], ...] = ()  # images with identical pixels at the training size
 
     def shared(self) -> int:
-        """Test images that are in the training set, too."""
+        """The number of test images that are also in the training set."""
         both = (group for group in self.repeated if len({image.split for image in group}) > 1)
         return sum(image.split == "test" for group in both for image in group)
 
     def contradicted(self) -> int:
-        """Training images that are there again with another label."""
+        """The number of training images that have a copy with another label."""
         train = ([image for image in group if image.split == "train"] for group in self.repeated)
         return sum(len(group) for group in train if len({image.label for image in group}) > 1)
 
     def dangers(self) -> list[str]:
-        """Why training on the set would fail, or its result would mislead; empty where it is safe."""
+        """The reasons why training would fail or its result would mislead. Empty if there are none."""
         train, test = (sum(self.counts[split]) for split in SPLITS)
         found = {
             f"{len(self.problems):,} images cannot be used": bool(self.problems),
-            f"{self.shared():,} of {test:,} test images are in the training set, too": self.shared()
-            > MOST_SHARED * test,
-            f"{self.contradicted():,} of {train:,} training images are there again with another label": (
+            f"{self.shared():,} of {test:,} test images are also in the training set": (
+                self.shared() > MOST_SHARED * test
+            ),
+            f"{self.contradicted():,} of {train:,} training images have a copy with another label": (
                 self.contradicted() > MOST_CONTRADICTED * train
             ),
         }
         return [words for words, holds in found.items() if holds]
 
     def lines(self) -> list[str]:
-        """All of it, for people."""
+        """The result as lines of text."""
         width = max(len(name) for name in ("class", *self.classes))
         shared, contradicted = self.shared(), self.contradicted()
         conversions = (
@@ -82,7 +83,7 @@ class DataCheck:
         )
         again = (
             "  " + " = ".join(f"{image.name} ({self.classes[image.label]})" for image in group)
-            for group in self.repeated[:_SHOWN]
+            for group in self.repeated[:_LISTED]
         )
         return [
             self.source,
@@ -96,22 +97,22 @@ class DataCheck:
             f"Images that cannot be used: {len(self.problems):,}",
             *(f"  {problem}" for problem in self.problems),
             *conversions,
-            f"Pictures that are there more than once: {len(self.repeated):,}; {shared:,} test images are in the "
-            f"training set, too, and {contradicted:,} training images are there again with another label",
+            f"Images with copies: {len(self.repeated):,}; {shared:,} test images are also in the training set, and "
+            f"{contradicted:,} training images have a copy with another label",
             *again,
-            *([f"  … and {len(self.repeated) - _SHOWN:,} more"] if len(self.repeated) > _SHOWN else []),
+            *([f"  … and {len(self.repeated) - _LISTED:,} more"] if len(self.repeated) > _LISTED else []),
             "",
             f"Not safe to train on: {'; '.join(dangers)}" if (dangers := self.dangers()) else "Safe to train on",
         ]
 
 
 def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
-    """Decode every image of the set that `data` names, as `load_dataset` does, and look at what is there.
+    """Decode and check every image of the data set `data`, a name or path as for `load_dataset`.
 
     Raises:
-        InputError: when there is no such set, or its folders or files are not as they must be.
+        InputError: when there is no such data set, or its folder structure is wrong.
     """
-    if data not in ("cifar10", "digits") and (found := locate(Path(data))).layout == "images":
+    if is_path(data) and (found := locate(Path(data))).layout == "images":
         return _check_folder(found.path, input_size)
     dataset = load_dataset(data, input_size=input_size)
     sets = {"train": dataset.train, "test": dataset.evaluation}
@@ -125,25 +126,26 @@ def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
         source=dataset.source,
         classes=dataset.train.classes,
         counts={split: _counts(images.labels, dataset.train.classes) for split, images in sets.items()},
-        repeated=tuple(tuple(named[place] for place in group) for group in _groups(b"".join(digests))),
+        repeated=tuple(tuple(named[index] for index in group) for group in _groups(b"".join(digests))),
     )
 
 
 def _check_folder(source: Path, size: int) -> DataCheck:
     listings = [listing_of(path) for path in sources_of(source)]
     index = index_of(listings, source)
-    splits, labels = (np.full(sum(map(len, listings)), -1) for _ in range(2))  # of each image
+    # The split and label of each image; -1 if the image is not used.
+    splits, labels = (np.full(sum(map(len, listings)), -1) for _ in range(2))
     for number, split in enumerate(SPLITS):
         splits[index.images[split]] = number
         labels[index.images[split]] = index.labels[split]
     problems: list[str] = []
     converted: dict[str, list[str]] = defaultdict(list)
-    digests, digested = bytearray(), array("q")  # objects would have more bytes than the pixels
-    for image, seen in each_decoded(_images_again(listings, splits >= 0), partial(_look, size=size)):
-        if isinstance(seen, InputError):
-            problems.append(str(seen))
+    digests, digested = bytearray(), array("q")  # lists would need more memory than the pixels
+    for image, checked in each_decoded(_wanted_images(listings, splits >= 0), partial(_check_image, size=size)):
+        if isinstance(checked, Unreadable):
+            problems.append(checked.reason)
             continue
-        digest, changes = seen
+        digest, changes = checked
         for change in changes:
             converted[change].append(image.where)
         digests += digest
@@ -167,15 +169,15 @@ def _check_folder(source: Path, size: int) -> DataCheck:
 
 
 class _NumberedImage(NamedTuple):
-    """An image's file, as in `parts.EncodedImage`, and its number through all listings."""
+    """An encoded image with its number, counted through all listings."""
 
     number: int
-    content: bytes | InputError
+    content: bytes | Unreadable
     where: str
 
 
-def _images_again(listings: Sequence[Listing], wanted: NDArray[np.bool_]) -> Iterator[_NumberedImage]:
-    """Those that are wanted of the images of `listings`."""
+def _wanted_images(listings: Sequence[Listing], wanted: NDArray[np.bool_]) -> Iterator[_NumberedImage]:
+    """Read the sources of `listings` again, and yield the images for which `wanted` is True."""
     numbers = itertools.count()
     for listing in listings:
         again = Listing(listing.source)
@@ -183,15 +185,16 @@ def _images_again(listings: Sequence[Listing], wanted: NDArray[np.bool_]) -> Ite
             if number < len(wanted) and wanted[number]:
                 yield _NumberedImage(number, *image)
         if again != listing:
-            raise InputError(f"{listing.source}: changed while it was read; try again")
+            raise InputError(f"{listing.source} changed while it was read; try again")
 
 
-def _look(encoded: Encoded, size: int) -> tuple[bytes, tuple[str, ...]] | InputError:
+def _check_image(encoded: Encoded, size: int) -> tuple[bytes, tuple[str, ...]] | Unreadable:
+    """A digest of the pixels and the conversions that the image needs, or why the image cannot be used."""
     try:
         image = open_encoded(encoded)
         return _digest(to_square(image, size)), conversions(image, encoded.where)
     except InputError as error:
-        return error
+        return Unreadable(str(error))
 
 
 def _digest(pixels: NDArray[np.uint8]) -> bytes:
@@ -203,9 +206,9 @@ def _counts(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[int, ...
 
 
 def _groups(digests: bytes | bytearray) -> list[NDArray[np.int64]]:
-    """The places of those that are there more than once, together, in the order of the first of each."""
+    """Groups of the indices of equal digests: one group for each repeated digest, sorted by the first index."""
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort(halves.T)
-    begins = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1
-    groups = (group for group in np.split(order, begins) if len(group) > 1)
+    starts = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1
+    groups = (group for group in np.split(order, starts) if len(group) > 1)
     return sorted(groups, key=lambda group: int(group[0]))

@@ -1,4 +1,4 @@
-"""Resize and normalize: the one preprocessing of training, evaluation and prediction."""
+"""Open, resize and normalize images: the same for training, evaluation and prediction."""
 
 import functools
 import io
@@ -16,66 +16,66 @@ from torch.nn import functional
 
 from onecycle.core.errors import InputError
 
-# EPS needs another program, which would run what is in the file; of the others Pillow only knows what they are.
+# EPS needs an interpreter that would run code from the file. Pillow recognizes the other formats but cannot read them.
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
-_DEEP = ("I", "I;16", "I;16B")  # modes of more than 8 bits a channel
+_DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
 
-LARGEST_FILE = 2**26  # bytes, read at once: far above what a picture needs
-MOST_PIXELS = 89_478_485  # which Pillow, too, takes for the most that is no decompression bomb
-SMALLEST_SIDE = 2  # pixels; what is smaller is a counter or a placeholder of some web page
+LARGEST_FILE = 2**26  # bytes, because a file is read as a whole; an image needs far less
+MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
+SMALLEST_SIDE = 2  # pixels; a smaller image is a web counter or a placeholder
 
-# Images and bytes that are summed at once at most, so that a set that is mapped from a file is never copied.
+# At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.
 _SUMMED = 4096
 _SUMMED_BYTES = 2**23
 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The picture formats that are read, by Pillow's names: all that it reads by itself."""
+    """The supported image formats, by Pillow's names: all that Pillow reads without other programs."""
     Image.init()
     return tuple(format for format in Image.ID if format not in _NOT_READ)
 
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Those of the names of picture files, in small letters, with their dot."""
+    """The suffixes of supported image files, in lower case, with the dot."""
     read = formats()
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
 
 
-def open_picture(
+def open_image(
     content: bytes, where: str, *, most_pixels: int | None = None, only: tuple[str, ...] = ()
 ) -> Image.Image:
-    """The picture in the `content` of a file, wholly read; `where` is what messages call the file.
+    """The image in the `content` of a file, fully loaded. `where` is the name of the file in messages.
 
-    Of an animation that is the first frame. `only` are the formats that are read, where not all are.
+    For an animation, this is the first frame. `only` restricts the accepted formats.
 
     Raises:
-        InputError: when it is no picture, is empty, damaged or a single row of pixels, has pixels of no known range, or
-            so many that it must be a trap.
+        InputError: when the content is empty, damaged or not an image, is smaller than 2×2 pixels, has float pixels, or
+            has so many pixels that it may be a decompression bomb.
     """
     if not content:
         raise InputError(f"{where}: the file is empty; replace or remove it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's name no file, and what it cannot read it raises
+            warnings.simplefilter("ignore")  # warnings do not name the file, and real problems raise errors
             image = Image.open(io.BytesIO(content), formats=only or formats())
             _require_fewer(most_pixels or MOST_PIXELS, image)
-            image.load()  # verify() passes truncated files
-            _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its head says
+            image.load()  # verify() would accept truncated files
+            _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its header says
             if _is_turned(image):
-                ImageOps.exif_transpose(image)  # which reads more of the tags, and may fail
+                ImageOps.exif_transpose(image)  # tried here because it reads more EXIF tags and may fail
     except UnidentifiedImageError as error:
-        raise InputError(f"{where}: not a picture ({len(content):,} bytes); replace or remove it") from error
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise InputError(f"{where}: not an image ({len(content):,} bytes); replace or remove it") from error
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where}: the picture cannot be read ({reason}); replace or remove it") from error
+        raise InputError(f"{where}: the image cannot be read ({reason}); replace or remove it") from error
     if min(image.size) < SMALLEST_SIDE:
         width, height = image.size
-        raise InputError(f"{where}: the picture has {width}×{height} pixels, which show nothing; replace or remove it")
+        raise InputError(f"{where}: the image has only {width}×{height} pixels; replace or remove it")
     if image.mode == "F":
-        raise InputError(f"{where}: the picture has fractions for pixels, whose range is not known; convert it")
+        raise InputError(f"{where}: the image has float pixels, whose range is unknown; convert it")
     return image
 
 
@@ -88,7 +88,7 @@ def _require_fewer(most: int, image: Image.Image) -> None:
 def _is_animated(image: Image.Image) -> bool:
     try:
         return int(getattr(image, "n_frames", 1)) > 1
-    except Exception:  # a later frame is damaged, which nobody looks at
+    except Exception:  # a later frame is damaged, but only the first frame is used
         return True
 
 
@@ -97,15 +97,15 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """A picture of any size and mode as uint8 `[size, size, 3]`.
+    """An image of any size and mode as uint8 `[size,size,3]`.
 
-    The short side is resized to `size` with antialiasing, then the centre is cropped. A picture that already has the
-    size keeps its pixels. Its orientation tag is obeyed; transparency is put on white.
+    The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
+    size keeps its pixels. The EXIF orientation is applied, and transparent pixels are blended with white.
     """
     if _is_turned(image):
         image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
-        # Pillow would clip these to 0..255; a picture of 16 bits a pixel is scaled, as every viewer does.
+        # Pillow would clip these values to 0..255. Scale 16 bits to 8 bits instead, as image viewers do.
         values = np.asarray(image, dtype=np.float32)
         largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
         image = Image.fromarray((values / largest * 255).clip(0, 255).astype(np.uint8))
@@ -119,26 +119,26 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
-    """What `to_square` does to a picture beside resizing, and what is odd about the file `name` that it came from."""
+    """What to tell people about an image: `to_square`'s conversions except resizing, and a wrong suffix of `name`."""
     suffix, format = Path(name).suffix.lower(), "JPEG" if image.format == "MPO" else image.format
     found = {
-        # A JPEG of several pictures is a camera's, with previews.
-        "animated: the first frame is used": format != "JPEG" and _is_animated(image),
-        "turned upright, as their EXIF tag says": _is_turned(image),
+        # A JPEG with several images is not animated: cameras add preview images.
+        "animated: only the first frame is used": format != "JPEG" and _is_animated(image),
+        "rotated as their EXIF tag says": _is_turned(image),
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
-        "transparent: put on white": image.has_transparency_data,
+        "transparent: blended with white": image.has_transparency_data,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
-        "of another format than their name says": Image.registered_extensions().get(suffix) != format,
+        "in a different format than the suffix says": Image.registered_extensions().get(suffix) != format,
     }
     return tuple(words for words, holds in found.items() if holds)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Images uint8 `[B,H,W,3]` as `[B,size,size,3]`, bilinear with antialiasing."""
+    """Resize uint8 images `[B,H,W,3]` to `[B,size,size,3]`, bilinearly with antialiasing."""
     if images.shape[1:3] == (size, size):
         return images
     pixels = images.permute(0, 3, 1, 2)
-    if images.device.type != "cpu":  # elsewhere PyTorch resizes only floats
+    if images.device.type != "cpu":  # on other devices PyTorch resizes only floats
         pixels = pixels.float()
     resized = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).round().to(torch.uint8)
@@ -146,14 +146,15 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
 @functools.cache
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """`values` on `device`, sent there only once: to send them for every batch would make a GPU wait."""
+    """`values` as a cached tensor on `device`. Copying `values` to a GPU for every batch would make the GPU wait."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
 def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The sums over all pixels of `images` uint8 `[N,H,W,3]` of each channel's values, and of their squares: `[2,3]`.
+    """For each channel of all `images`, uint8 `[N,H,W,3]`, the sum of the values and the sum of their squares.
 
-    Whole numbers: exact, no float copy of the images, and a channel that never varies has a deviation of just 0.
+    Returns int64 `[2,3]`. Integer sums are exact, need no float copy of the images, and give a constant channel a
+    standard deviation of exactly 0.
     """
     sums = np.zeros((2, 3), np.int64)
     size = int(np.prod(images.shape[1:]))
@@ -167,9 +168,9 @@ def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What turns stored pixels into the network's input. It travels with the weights.
+    """Turns pixels into the network's input. It is saved with the weights.
 
-    `mean` and `std` are those of the training set's channels, on the scale 0..1.
+    `mean` and `std` are the mean and standard deviation of each channel of the training set, on the scale 0..1.
     """
 
     input_size: int
@@ -178,12 +179,12 @@ class Preprocessing:
 
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> Self:
-        """The preprocessing that centres and scales `images` uint8 `[N,S,S,3]` channel by channel."""
+        """The preprocessing that normalizes each channel of `images`, uint8 `[N,S,S,3]`, to mean 0 and std 1."""
         return cls.of_sums(channel_sums(images), images=len(images), input_size=images.shape[1])
 
     @classmethod
     def of_sums(cls, sums: NDArray[np.int64], *, images: int, input_size: int) -> Self:
-        """The same, from the `channel_sums` of so many images."""
+        """Like `of`, but from `sums`, the `channel_sums` of a set with `images` images."""
         n = images * input_size**2
         totals = list(zip(*sums.tolist(), strict=True))
         mean = [total / (255 * n) for total, _ in totals]
@@ -191,15 +192,15 @@ class Preprocessing:
         return cls(
             input_size=input_size,
             mean=(mean[0], mean[1], mean[2]),
-            # A channel that never varies is only centred.
+            # A constant channel is only centered.
             std=(std[0] or 1.0, std[1] or 1.0, std[2] or 1.0),
         )
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 `[B,H,W,3]` to float32 `[B,3,H,W]`, in channels-last memory."""
+        """Turn uint8 images `[B,H,W,3]` into the network's input: float32 `[B,3,H,W]`, channels-last."""
         mean = constant(self.mean, torch.float32, images.device) * 255
         scale = constant(self.std, torch.float32, images.device) * 255
-        normalized = images.to(torch.float32, copy=True).sub_(mean).div_(scale)  # in place: a batch is large
+        normalized = images.to(torch.float32, copy=True).sub_(mean).div_(scale)  # in place, because a batch is large
         return normalized.permute(0, 3, 1, 2)  # [B,H,W,3] -> [B,3,H,W]
 
     def to_json(self) -> dict[str, Any]:

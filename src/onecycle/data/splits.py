@@ -1,17 +1,17 @@
-"""Cutting sets of images: stratified, and the same for the same seed."""
+"""Stratified splits of image sets, reproducible by seed."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.data.readers.image_set import ImageSet
-from onecycle.data.store.stored import cut
+from onecycle.data.store.mapped import subset_of
 
 
 def stratified(labels: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np.int64]:
-    """Positions of `size` of the `labels` int64 `[N]`, ascending: as many of each class as its share of the whole.
+    """Choose `size` of the `labels`, int64 `[N]`, with the class proportions of all labels. Returns sorted indices.
 
-    Shares are rounded by the largest remainders, so the classes of a balanced set differ by at most one.
+    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one.
 
     Raises:
         ValueError: unless 0 <= size <= N.
@@ -19,7 +19,7 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
     if not 0 <= size <= len(labels):
         raise ValueError(f"size is {size}; it must be from 0 to {len(labels)}")
     classes, counts = np.unique(labels, return_counts=True)
-    # Whole numbers: remainders that are equal must compare equal.
+    # With integer arithmetic, equal remainders compare equal.
     shares, remainders = np.divmod(counts * size, max(len(labels), 1))
     largest = np.argsort(-remainders, kind="stable")[: size - int(shares.sum())]
     shares[largest] += 1
@@ -29,36 +29,38 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
 
 
 def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.int64]:
-    """Positions of a `share` of the `labels` int64 `[N]`, ascending: of each class that share, but at least one."""
+    """Choose the fraction `share`, and at least one, of each class in `labels`, int64 `[N]`. Returns sorted indices."""
     rng = np.random.default_rng(seed)
     by_class = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
     return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in by_class]))
 
 
-def cut_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """`train` without a stratified `size` of its images, and those: (training set, validation set).
+def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split `train` into a training set and a stratified validation set of `size` images.
 
     Raises:
-        InputError: unless both parts have room for every class.
+        InputError: unless both parts have at least one image per class.
+        StorageError: when the cache cannot be written.
     """
     smallest, largest = len(train.classes), len(train) - len(train.classes)
     if not smallest <= size <= largest:
         raise InputError(
-            f"--validation is {size}; of {len(train):,} training images in {len(train.classes)} classes "
+            f"--validation is {size}; with {len(train):,} training images in {len(train.classes)} classes "
             f"it must be from {smallest} to {max(largest, smallest)}, or 0 for none"
         )
     chosen = stratified(train.labels, size, seed=seed)
-    return cut(train, np.setdiff1d(np.arange(len(train)), chosen)), cut(train, chosen)
+    return subset_of(train, np.setdiff1d(np.arange(len(train)), chosen)), subset_of(train, chosen)
 
 
-def cut_limit(images: ImageSet, size: int, *, seed: int) -> ImageSet:
-    """A stratified `size` of `images`, or all where there are no more.
+def limit_images(images: ImageSet, size: int, *, seed: int) -> ImageSet:
+    """A stratified subset of `size` images, or all images if there are at most `size`.
 
     Raises:
-        InputError: `size` is smaller than the number of classes.
+        InputError: when `size` is smaller than the number of classes.
+        StorageError: when the cache cannot be written.
     """
     if size < len(images.classes):
-        raise InputError(f"--limit is {size}; for {len(images.classes)} classes it must be at least that many")
+        raise InputError(f"--limit is {size}; it must be at least {len(images.classes)}, the number of classes")
     if size >= len(images):
         return images
-    return cut(images, stratified(images.labels, size, seed=seed))
+    return subset_of(images, stratified(images.labels, size, seed=seed))

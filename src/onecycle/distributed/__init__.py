@@ -1,1 +1,1 @@
-"""A run that several processes compute: who they are, what they tell each other, and sums in a fixed order."""
+"""Several processes that train one run: process group, heartbeat, consistency checks, deterministic sums, launchers."""

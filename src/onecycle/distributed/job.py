@@ -1,19 +1,19 @@
-"""What this process was started as a part of, by what torchrun tells it in its environment."""
+"""The torchrun job that this process belongs to, as torchrun's environment variables describe it."""
 
 import os
 
 
 def is_part() -> bool:
-    """Whether this process was started as one of several, or of what may be several when others come."""
+    """Whether a launcher started this process, alone or as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def name() -> str | None:
-    """The name of the job, which several starts of it have in common; None where it has none."""
+    """The name of the job, or None without torchrun. A restarted job keeps its name."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
-def may_have_begun() -> bool:
-    """Whether there may have been an earlier start of this very job."""
+def may_have_started_before() -> bool:
+    """Whether this may be a restarted job."""
     was_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return was_restarted or name() not in (None, "none")  # which is what torchrun calls one without a name
+    return was_restarted or name() not in (None, "none")  # torchrun calls a job without a name "none"

@@ -1,4 +1,4 @@
-"""A connection to Ray, begun and ended; the one place that says where a cluster is and what may go wrong there."""
+"""Connect to a Ray cluster, or start Ray on this machine."""
 
 import logging
 import os
@@ -10,22 +10,22 @@ from onecycle.compute import hardware
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 
-_ANSWER_SECONDS = 10  # in which a cluster must answer
-_OBJECT_STORE_BYTES = 200_000_000  # of a Ray of this machine alone, through which next to nothing goes
+_ANSWER_SECONDS = 10  # for a cluster to answer
+_OBJECT_STORE_BYTES = 200_000_000  # if Ray runs only on this machine, where it stores very little
 
-# Read by Ray as it is imported. A value of the user's wins.
+# Ray reads these on import. The user's own values win.
 _SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns that it will do so one day
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the screen is ours
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # to connect: each takes as long as below
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports nothing to its makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns that this will be its default
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # onecycle draws its own progress bar
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # one try to connect, with the timeout in the next line
     "RAY_py_gcs_connect_timeout_s": str(_ANSWER_SECONDS),
 }
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Inside, Ray can be used: the cluster at `address` or `$RAY_ADDRESS`, else one of this machine's cores alone.
+    """Connect Ray to the cluster at `address` or `$RAY_ADDRESS` inside the block. Without either, run Ray locally.
 
     Raises:
         InputError: when Ray is not installed, or the cluster cannot be reached.
@@ -46,13 +46,13 @@ def connected(address: str | None) -> Iterator[None]:
         ray.init(
             address=address, log_to_driver=False, logging_level=logging.ERROR, **(alone if address == "local" else {})
         )
-        # It would print to standard output, in colours, what happens to nodes; its logs have that, too.
+        # Otherwise Ray prints messages about its nodes to standard output. Ray's log files contain them, too.
         ray._private.worker._worker_logs_enabled = False
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"cannot use the Ray cluster at {address} ({reason[:200]}); is it up, of Ray {ray.__version__}, is this "
-            "machine one of its nodes, and does it take your token ($RAY_AUTH_MODE)?"
+            f"cannot use the Ray cluster at {address} ({reason[:200]}); check that it is up, runs Ray "
+            f"{ray.__version__}, has this machine as a node, and accepts your token ($RAY_AUTH_MODE)"
         ) from error
     try:
         yield
@@ -60,18 +60,20 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def in_a_line(error: Exception) -> str:
-    """What one of Ray's errors says: how what a task met begins; of Ray's own account the end, which tells why."""
+def one_line(error: Exception) -> str:
+    """Describe an error from Ray in one line: the start of the error that a task raised, or the end of Ray's text."""
     cause = getattr(error, "cause", None)
-    said = " ".join(str(cause or error).split())
-    return f"{type(cause or error).__name__} ({said[:200] if cause else said[-200:]})"
+    text = " ".join(str(cause or error).split())
+    return f"{type(cause or error).__name__} ({text[:200] if cause else text[-200:]})"
 
 
 def _require_listener(address: str) -> None:
-    """Ray itself would try for two minutes, and write a page about it."""
+    """Raise InputError if nothing listens at `address`. Ray would try for two minutes, then print a page of text."""
     host, colon, port = address.rpartition(":")
     if "://" in address:
-        raise InputError(f"--address is {address}; give host:port of the cluster's head, from one of its nodes")
+        raise InputError(
+            f"--address is {address}; give host:port of the cluster's head, and run this on one of its nodes"
+        )
     if not colon:  # "local" or "auto"
         return
     try:

@@ -1,4 +1,4 @@
-"""Networks, each a `ModelComposite`."""
+"""The networks. Each network is a `ModelComposite`."""
 
 from onecycle.models.architecture import Architecture
 from onecycle.models.custom_resnet import CustomResNet

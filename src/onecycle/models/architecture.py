@@ -1,4 +1,4 @@
-"""Which network a run trains."""
+"""The architecture of a network: what is needed to build the network before its weights are loaded."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,22 +12,22 @@ from onecycle.models.whitened_convnet import WhitenedConvNet
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What is needed to build a network again for its weights, beside the number of classes and the input size."""
+    """What is needed to rebuild a network, apart from the number of classes and the input size."""
 
     network: Network = "custom_resnet"
-    widths: tuple[int, ...] = (64, 256, 256)  # of the whitened network's groups
-    activation: Activation = "relu"  # of the whitened network
+    widths: tuple[int, ...] = (64, 256, 256)  # channels of the whitened network's groups
+    activation: Activation = "relu"  # of the whitened network only
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The network that `config` describes."""
+        """The architecture that `config` describes."""
         return cls(network=config.network, widths=config.widths, activation=config.activation)
 
     def build(self, classes: int, input_size: int) -> ModelComposite:
-        """The network, with random weights.
+        """Build the network with random weights.
 
         Raises:
-            InputError: for too few classes or too small images.
+            InputError: for fewer than two classes or an input size that is too small.
         """
         if self.network == "custom_resnet":
             return CustomResNet(classes, input_size)
@@ -41,7 +41,7 @@ class Architecture:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: when it is of no network that there is.
+            ValueError: for an unknown network or activation.
         """
         network, widths, activation = values["network"], tuple(values["widths"]), values["activation"]
         if network not in get_args(Network) or len(widths) != 3 or not all(isinstance(width, int) for width in widths):

@@ -6,14 +6,15 @@ from torch import nn
 from onecycle.core.errors import InputError
 from onecycle.models.model_composite import ModelComposite
 
-SMALLEST_INPUT = 8  # three poolings halve the map; below 8 nothing is left of it
+SMALLEST_INPUT = 8  # pixels; the network halves the map three times
 
 
 class CustomResNet(ModelComposite):
-    """A small, wide ResNet: float images `[B,3,S,S]` to logits `[B,classes]`; 6,573,120 parameters for 10 classes.
+    """A small, wide ResNet. It maps float images `[B,3,S,S]` to logits `[B,classes]`.
 
-    Preparation, a pooled layer with a residual branch, a pooled layer, a pooled layer with a residual branch, then a
-    max-pool over what is left of the map (4×4 for 32×32 images) and a linear layer without bias.
+    The layers are a preparation layer, a pooled layer with a residual block, a pooled layer, and a pooled layer with a
+    residual block. Max-pooling over the remaining map (4×4 for 32×32 images) and a linear layer without bias follow.
+    With 10 classes the network has 6,573,120 parameters.
 
     Raises:
         InputError: for fewer than two classes or images under 8×8.
@@ -22,11 +23,11 @@ class CustomResNet(ModelComposite):
     def __init__(self, classes: int = 10, input_size: int = 32) -> None:
         super().__init__()
         if classes < 2:
-            raise InputError(f"the network was asked for {classes} classes; it needs at least 2")
+            raise InputError(f"the network needs at least 2 classes, not {classes}")
         if input_size < SMALLEST_INPUT:
             raise InputError(
-                f"the network halves its input three times: images of {input_size}×{input_size} are too small, "
-                f"use {SMALLEST_INPUT}×{SMALLEST_INPUT} or more"
+                f"images of {input_size}×{input_size} are too small: the network halves them three times; use "
+                f"{SMALLEST_INPUT}×{SMALLEST_INPUT} or more"
             )
         self.input_size = input_size
         self.preparation = convolution(3, 64)
@@ -38,14 +39,14 @@ class CustomResNet(ModelComposite):
         self.linear = nn.Linear(512, classes, bias=False)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The last map, `[B,512,4,4]` of images of 32×32.
+        """The last feature map, `[B,512,4,4]` for images of 32×32.
 
         Raises:
-            InputError: when the images do not have the size the network was built for.
+            InputError: when the images do not have the size that the network was built for.
         """
         size = self.input_size
         if images.shape[1:] != (3, size, size):
-            raise InputError(f"the network takes images [B,3,{size},{size}] and was given {list(images.shape)}")
+            raise InputError(f"the network takes images [B,3,{size},{size}], not {list(images.shape)}")
         features: torch.Tensor = self.preparation(images)  # [B,64,32,32]
         features = self.layer1(features)  # [B,128,16,16]
         features = self.layer2(features)  # [B,256,8,8]
@@ -59,7 +60,7 @@ class CustomResNet(ModelComposite):
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions whose result is added to their input; shape `[B,channels,H,W]` is kept."""
+    """Two 3×3 convolutions whose output is added to their input `[B,channels,H,W]`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class Residual(nn.Module):
 
 def convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
     """3×3 convolution, max-pooling by 2 if `pool`, batch norm, ReLU: `[B,inputs,H,W]` to `[B,outputs,…]`."""
-    # Pooling before batch norm leaves a quarter of the values to normalize.
+    # Pooling comes first, so that batch norm processes only a quarter of the values.
     pooling = [nn.MaxPool2d(2)] if pool else []
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),

@@ -1,4 +1,4 @@
-"""The home of what every model shares for training and evaluation. It knows nothing of files, screens or schedules."""
+"""The base class of every model: training step, evaluation step, prediction and summary."""
 
 from typing import NamedTuple
 
@@ -10,24 +10,24 @@ from onecycle.storage.records import LayerSummary, NetworkSummary
 
 
 class Batch(NamedTuple):
-    """Images as the network takes them: float `[B,3,H,W]`, normalized, and labels int64 `[B]`."""
+    """Normalized float images `[B,3,H,W]` and their int64 labels `[B]`."""
 
     images: torch.Tensor
     labels: torch.Tensor
 
 
 class StepOutput(NamedTuple):
-    """The mean loss of a batch, a scalar, and the logits `[B,C]` it was computed from."""
+    """The mean loss of a batch (a scalar) and the logits `[B,C]`."""
 
     loss: torch.Tensor
     logits: torch.Tensor
 
 
 class ModelComposite(nn.Module):
-    """Base of every model: a network from images `[B,3,H,W]` to logits `[B,C]`, with its criterion.
+    """Base class of every model: a network that maps images `[B,3,H,W]` to logits `[B,C]`, and its criterion.
 
-    A subclass defines `features` and `classify`, between which interpretation looks, or `forward` alone; one that
-    learns by another criterion sets `criterion`, and one that learns in another way defines `training_step`.
+    A subclass defines `features` and `classify`, which Grad-CAM needs, or `forward` alone. It may set another
+    `criterion`, or override `training_step`.
     """
 
     def __init__(self) -> None:
@@ -39,28 +39,28 @@ class ModelComposite(nn.Module):
         return self.classify(self.features(images))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The last map `[B,channels,h,w]` that knows where in the images something is."""
+        """The last feature map `[B,channels,h,w]`."""
         raise NotImplementedError
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits `[B,C]` of what `features` returned."""
+        """Logits `[B,C]` from the output of `features`."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """Loss and logits of a batch; the caller differentiates and steps."""
+        """Loss and logits of a batch. The caller computes gradients and updates parameters."""
         logits = self(batch.images)
         return StepOutput(self.criterion(logits, batch.labels), logits)
 
     def evaluation_step(self, batch: Batch) -> StepOutput:
-        """Loss and logits of a batch, in float32 and without gradients. The caller has called `eval()`."""
+        """Loss and logits of a batch, in float32 and without gradients. Call `eval()` first."""
         with torch.no_grad():
             logits = self(batch.images).float()
             return StepOutput(self.criterion(logits, batch.labels), logits)
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Class probabilities float32 `[B,C]` of normalized images `[B,3,H,W]`, in evaluation mode."""
-        modes = [(module, module.training) for module in self.modules()]  # parts may be frozen in evaluation mode
+        """Class probabilities, float32 `[B,C]`, of normalized images `[B,3,H,W]`, computed in evaluation mode."""
+        modes = [(module, module.training) for module in self.modules()]  # restored below; the modes may differ
         self.eval()
         try:
             return torch.softmax(self(images).float(), dim=1)
@@ -69,10 +69,7 @@ class ModelComposite(nn.Module):
                 module.training = training
 
     def summary(self, input_shape: tuple[int, int, int]) -> NetworkSummary:
-        """Every layer in the order it runs on an input of `input_shape` (C,H,W), with output shapes and parameters.
-
-        Sizes are in MB of 2^20 bytes at float32; forward and backward hold every output twice.
-        """
+        """The layers in execution order, with output shapes and parameters, for an input of `input_shape` (C,H,W)."""
         layers: list[LayerSummary] = []
 
         def note(module: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -101,15 +98,17 @@ class ModelComposite(nn.Module):
 
 
 class TrainingCrossEntropy(nn.CrossEntropyLoss):
-    """Cross entropy that in training smooths labels and weighs classes, and in evaluation does neither.
+    """Cross entropy. Label smoothing and class weights apply in training mode, but not in evaluation mode.
 
-    `label_smoothing` spreads that part of each label evenly over all classes; `weight` `[C]` is what an image of each
-    class counts for. Source of the first: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
+    `label_smoothing` is the fraction of each label that is spread evenly over all classes. `weight` `[C]` are the loss
+    weights of the classes.
+
+    Source of label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, weight: torch.Tensor | None = None) -> None:
         super().__init__(label_smoothing=label_smoothing)
-        # Not among the weights of the network: it is made from the data again.
+        # The class weights come from the data, so the state dict does not contain them.
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -119,7 +118,7 @@ class TrainingCrossEntropy(nn.CrossEntropyLoss):
 
 
 class PlainComposite(ModelComposite):
-    """Any `nn.Module` from images to logits, as a `ModelComposite` that learns by cross entropy."""
+    """Wraps any `nn.Module` that maps images to logits. The criterion is cross entropy."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -131,5 +130,5 @@ class PlainComposite(ModelComposite):
 
 
 def as_composite(network: nn.Module) -> ModelComposite:
-    """`network` itself when it is a `ModelComposite`, else wrapped into one; the parameters are shared."""
+    """`network` itself if it is a `ModelComposite`, else a wrapper that shares its parameters."""
     return network if isinstance(network, ModelComposite) else PlainComposite(network)

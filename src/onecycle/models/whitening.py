@@ -1,18 +1,18 @@
-"""Filters that make the patches of natural images uncorrelated: a first layer that need not be learned."""
+"""Whitening filters, which make the patches of natural images uncorrelated."""
 
 import torch
 
-_AT_ONCE = 256  # images whose patches are held in memory
-EPSILON = 5e-4  # keeps directions in which images hardly differ from being blown up
+_AT_ONCE = 256  # images; their patches are in memory at the same time
+EPSILON = 5e-4  # limits the scale of filters for directions with little variance
 
 
 def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSILON) -> torch.Tensor:
     """Filters `[C size², C, size, size]` whose outputs on the patches of `images` `[B,C,H,W]` are uncorrelated.
 
-    They are the eigenvectors of the patches' covariance, each divided by the root of its eigenvalue plus `epsilon`:
-    without that the outputs would all have a variance of one. `images` are taken to be normalized, to a mean of zero.
+    The filters are the eigenvectors of the patches' covariance. Each is divided by √(eigenvalue + `epsilon`). Without
+    `epsilon`, every output would have variance one. `images` must have mean zero.
 
-    Source: Page 2019, "How to Train Your ResNet 8: Bag of Tricks", by way of hlb-CIFAR10 and airbench.
+    Source: Page 2019, "How to Train Your ResNet 8: Bag of Tricks", as adopted by hlb-CIFAR10 and airbench.
     """
     channels = images.shape[1]
     covariance, count = torch.zeros([channels * size * size] * 2, dtype=torch.float64), 0

@@ -1,1 +1,1 @@
-"""What a trained network says of images: one by one, by the million, explained, and as ONNX."""
+"""Prediction with a trained network: single images, many files, explanations, and ONNX."""

@@ -1,50 +1,147 @@
-"""Labels of many pictures in a folder: parquet files, of which each is whole or not there.
+"""Predict the classes of a large number of images, and write them into a folder of parquet files.
 
-`listing.parquet` is written first. It names every picture once, in parts, and a part is done when its file is in
-`predictions`: so any process knows what is left to do, whenever it asks.
+The listing is written first: `listing.parquet` assigns every image to a chunk. A chunk is done when its file is in
+`predictions`, so any process can find out what is left to do. An engine decides where chunks are predicted: in this
+process, or on a Ray cluster (`predict.ray`).
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onecycle.core.errors import InputError
-from onecycle.core.files import locked, reading, replacing, shown, writing
+from onecycle.core.files import locked, printable, reading, replacing, writing
 from onecycle.core.signals import Interrupted
-from onecycle.predict.chunks import cut
-from onecycle.predict.engine import LOCAL, Engine, LabelledPart, PartLabeller
-from onecycle.predict.parquet import read_about, read_listing, rows_of, write_listing
+from onecycle.data.store.decode import Unreadable
+from onecycle.models.test_time_augmentation import TestTimeAugmentation
+from onecycle.predict.chunks import Chunk, ChunkImage, read_images, split_into_chunks
+from onecycle.predict.parquet import (
+    predictions_table,
+    read_listing,
+    read_settings,
+    row_count,
+    unreadable_table,
+    write_listing,
+)
+from onecycle.predict.predictor import Prediction, Predictor, load_file
+from onecycle.predict.stream import predict_each
+
+_FORMAT = 3
 
 
 class Counts(NamedTuple):
-    """Of the pictures in a folder of labels."""
+    """The number of all images and of unreadable images in an output folder."""
 
-    pictures: int
+    images: int
     unreadable: int
 
 
-def label_into(
-    out: Path, sources: Sequence[str], weights: Path, console: Console, *, tta: bool, top: int, engine: Engine = LOCAL
-) -> Counts:
-    """Name what is in all pictures that `sources` name, and write it into the folder `out`, or go on with that.
+@dataclass(frozen=True, kw_only=True)
+class ChunkResult:
+    """The result of a chunk. `predictions` and `unreadable` are the contents of two parquet files."""
 
-    The network is the one in the file `weights`. `out` is not of one engine: another one may go on.
+    number: int
+    images: int
+    predictions: bytes
+    unreadable: bytes
+
+
+@dataclass(frozen=True)
+class ChunkPredictor:
+    """A network that predicts chunks. Each process loads it once, from the content of its weights file."""
+
+    weights: bytes
+    tta: bool
+    top: int
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "weights.safetensors")
+            path.write_bytes(self.weights)
+            predictor = load_file(path)
+        return replace(predictor, model=TestTimeAugmentation(predictor.model)) if self.tta else predictor
+
+    def predict(self, chunk: Chunk) -> ChunkResult:
+        """Predict all images of `chunk`.
+
+        Raises:
+            InputError: when an archive has changed, or this machine finds none of the chunk's files.
+        """
+        predictions: list[tuple[ChunkImage, Prediction]] = []
+        unreadable: list[tuple[ChunkImage, str]] = []
+        for image, prediction in predict_each(self.predictor, read_images(chunk)):
+            image = image._replace(content=b"")  # frees memory
+            if isinstance(prediction, Unreadable):
+                unreadable.append((image, prediction.reason))
+            else:
+                predictions.append((image, prediction))
+        return ChunkResult(
+            number=chunk.number,
+            images=chunk.images,
+            predictions=predictions_table(predictions, self.top),
+            unreadable=unreadable_table(unreadable),
+        )
+
+
+class PredictionEngine(Protocol):
+    """Predicts chunks, in this process or elsewhere."""
+
+    def predict(self, predictor: ChunkPredictor, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        """Predict all `chunks`, in any order.
+
+        Raises:
+            InputError: when a chunk cannot be predicted.
+            PeerError: when the cluster fails.
+            Interrupted: on SIGINT or SIGTERM.
+        """
+        ...
+
+
+class LocalPredictionEngine:
+    """Predicts one chunk after another in this process."""
+
+    def predict(self, predictor: ChunkPredictor, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        return map(predictor.predict, chunks)
+
+
+LOCAL_ENGINE = LocalPredictionEngine()
+
+
+def predict_into(
+    out: Path,
+    sources: Sequence[str],
+    weights: Path,
+    console: Console,
+    *,
+    tta: bool,
+    top: int,
+    engine: PredictionEngine = LOCAL_ENGINE,
+) -> Counts:
+    """Predict all images in `sources` with the network in `weights`, and write the results into the folder `out`.
+
+    An interrupted call can be repeated, with any engine. The repeated call predicts only the remaining chunks.
 
     Raises:
-        InputError: when `out` holds something else or cannot be written, or the pictures cannot be had.
-        Interrupted: by SIGINT or SIGTERM; the same call goes on.
+        InputError: when `out` holds other files or predictions with other settings, or a chunk cannot be predicted.
+        StorageError: when `out` cannot be written.
+        PeerError: when the cluster fails; repeat the call to go on.
+        Interrupted: on SIGINT or SIGTERM; repeat the call to go on.
     """
     with reading(weights):
-        labeller = PartLabeller(weights.read_bytes(), tta, top)
-    about = {
-        "format": 2,
+        predictor = ChunkPredictor(weights.read_bytes(), tta, top)
+    settings = {
+        "format": _FORMAT,
         "sources": [source and os.path.abspath(source) for source in sources],
-        "network": hashlib.sha256(labeller.weights).hexdigest(),
+        "network": hashlib.sha256(predictor.weights).hexdigest(),
         "tta": tta,
         "top": top,
     }
@@ -52,32 +149,31 @@ def label_into(
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         try:
-            _list(out, about, labeller)
-            _label_left(out, labeller, engine, console)
+            _write_listing(out, settings, predictor)
+            _predict_remaining(out, predictor, engine, console)
         except Interrupted as stopped:
-            raise Interrupted(stopped.number, "the same command goes on") from None
-        return _counted(out)
+            raise Interrupted(stopped.number, "repeat the command to go on") from None
+        return _count(out)
 
 
-def _list(out: Path, about: dict[str, Any], labeller: PartLabeller) -> None:
-    """Write down what is to be done, unless that is what the folder holds."""
+def _write_listing(out: Path, settings: dict[str, Any], predictor: ChunkPredictor) -> None:
+    """Write the listing, unless an earlier call with the same settings has written it."""
     listing = out / "listing.parquet"
     if listing.exists():
-        began = read_about(listing)
-        if differing := [name for name, value in about.items() if began.get(name) != value]:
-            raise InputError(f"{out} holds labels with another {' and '.join(differing)}; give another --out")
+        earlier = read_settings(listing)
+        if differing := [name for name, value in settings.items() if earlier.get(name) != value]:
+            raise InputError(f"{out} holds predictions with different {' and '.join(differing)}; use another --out")
         return
     if others := [path.name for path in out.iterdir() if not path.name.startswith(".")]:
-        raise InputError(f"{out} holds {shown(others[0])} and no listing.parquet; give a folder that is empty or new")
-    parts = cut([source and os.path.abspath(source) for source in about["sources"]], labeller.predictor.at_once)
-    write_listing(listing, parts, about)
+        raise InputError(f"{out} holds {printable(others[0])} but no listing.parquet; use an empty or new folder")
+    write_listing(listing, split_into_chunks(settings["sources"], predictor.predictor.batch_size), settings)
 
 
-def _label_left(out: Path, labeller: PartLabeller, engine: Engine, console: Console) -> None:
-    parts = list(read_listing(out / "listing.parquet"))
-    left = [part for part in parts if not _files(out, part.number)[1].exists()]
+def _predict_remaining(out: Path, predictor: ChunkPredictor, engine: PredictionEngine, console: Console) -> None:
+    chunks = list(read_listing(out / "listing.parquet"))
+    remaining = [chunk for chunk in chunks if not _files(out, chunk.number)[1].exists()]
     bar = Progress(
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} pictures"),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         BarColumn(bar_width=None),
         TimeRemainingColumn(),
         console=console,
@@ -86,16 +182,16 @@ def _label_left(out: Path, labeller: PartLabeller, engine: Engine, console: Cons
         expand=True,
     )
     with bar:
-        total = sum(part.pictures for part in parts)
-        task = bar.add_task("", total=total, completed=total - sum(part.pictures for part in left))
-        for done in engine.label(labeller, left):
-            _keep(out, done)
-            bar.advance(task, done.pictures)
+        total = sum(chunk.images for chunk in chunks)
+        task = bar.add_task("", total=total, completed=total - sum(chunk.images for chunk in remaining))
+        for result in engine.predict(predictor, remaining):
+            _save(out, result)
+            bar.advance(task, result.images)
 
 
-def _keep(out: Path, done: LabelledPart) -> None:
-    """Write a part's two files, last the one that says it is done."""
-    for file, content in zip(_files(out, done.number), (done.unreadable, done.predictions), strict=True):
+def _save(out: Path, result: ChunkResult) -> None:
+    """Write the two files of a chunk. The predictions are written last, because they mark the chunk as done."""
+    for file, content in zip(_files(out, result.number), (result.unreadable, result.predictions), strict=True):
         with writing(file):
             file.parent.mkdir(exist_ok=True)
         with replacing(file) as temporary:
@@ -107,16 +203,19 @@ def _files(out: Path, number: int) -> tuple[Path, Path]:
     return out / "unreadable" / name, out / "predictions" / name
 
 
-def _counted(out: Path) -> Counts:
-    """What the files themselves hold.
+def _count(out: Path) -> Counts:
+    """Count the images in the parquet files of all chunks.
 
     Raises:
-        InputError: when that is not what was listed.
+        InputError: when the files of a chunk do not hold as many images as the listing.
     """
-    listed = readable = unreadable = 0
-    for part in read_listing(out / "listing.parquet"):
-        without, with_label = map(rows_of, _files(out, part.number))
-        if without + with_label != part.pictures:
-            raise InputError(f"{_files(out, part.number)[1]} does not hold what was listed; remove it, and begin again")
-        listed, readable, unreadable = listed + part.pictures, readable + with_label, unreadable + without
-    return Counts(listed, unreadable)
+    total = unreadable = 0
+    for chunk in read_listing(out / "listing.parquet"):
+        without, with_prediction = map(row_count, _files(out, chunk.number))
+        if without + with_prediction != chunk.images:
+            raise InputError(
+                f"{_files(out, chunk.number)[1]} does not hold the images that were listed; remove it and repeat the "
+                "command"
+            )
+        total, unreadable = total + chunk.images, unreadable + without
+    return Counts(total, unreadable)

@@ -1,4 +1,4 @@
-"""Many pictures cut into parts, each of which is labelled as a whole: what is in a part, and how it is read."""
+"""Split many images into chunks, the unit of work of bulk prediction, and read the images of a chunk."""
 
 import hashlib
 import os
@@ -10,149 +10,142 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onecycle.core.errors import InputError
-from onecycle.core.files import shown
+from onecycle.core.files import printable
 from onecycle.data.preprocessing import suffixes
-from onecycle.data.readers.entries import Entry, entries_of
-from onecycle.predict.predictor import read_file
-from onecycle.predict.stream import files_of
+from onecycle.data.readers.entries import ARCHIVE_SUFFIXES, Entry, entries_of
+from onecycle.data.store.decode import Unreadable
+from onecycle.predict.stream import files_of, read_content
 
-ABOUT = 1000  # pictures in a part
-# What is before a part of an archive has to be read through, so that more parts would read it more often.
-MOST_OF_AN_ARCHIVE = 16
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-_DIGEST = 12  # bytes, of a picture's name
+CHUNK_IMAGES = 1000  # roughly, in a chunk
+# Reading a chunk of an archive also reads everything before the chunk, so more chunks would repeat more reading.
+MOST_CHUNKS_PER_ARCHIVE = 16
+_DIGEST_BYTES = 12  # length of the hash of an image's name
 
 
-class Piece(NamedTuple):
-    """A picture file; or `length` pictures of an archive, from the one at `first` (0-based) on; or what is neither."""
+class ChunkFile(NamedTuple):
+    """An image file, a slice of an archive's images, or a name that cannot be read."""
 
     path: str
-    first: int = 0
-    length: int | None = None  # None where it is no archive
+    first: int = 0  # position of the slice in the archive's images
+    length: int | None = None  # images in the slice; None for a file
     reason: str | None = None  # why it cannot be read
-    names: str | None = None  # a digest of those of the archive's pictures
+    names: str | None = None  # hash of the names of the images in the slice
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is labelled as a whole."""
+class Chunk:
+    """Images that are predicted as one unit of work."""
 
     number: int
-    pieces: tuple[Piece, ...]
+    files: tuple[ChunkFile, ...]
 
     @property
-    def pictures(self) -> int:
-        return sum(1 if piece.length is None else piece.length for piece in self.pieces)
+    def images(self) -> int:
+        return sum(1 if file.length is None else file.length for file in self.files)
 
 
-class Picture(NamedTuple):
-    """A picture's file, as it was read, or why it cannot be."""
+class ChunkImage(NamedTuple):
+    """An encoded image, or why it cannot be read."""
 
     path: str
-    member: str | None  # its name in the archive
-    content: bytes | InputError
+    member: str | None  # the image's name in the archive; None for a file
+    content: bytes | Unreadable
 
     @property
     def where(self) -> str:
-        return shown(self.path if self.member is None else f"{self.path}:{self.member}")
+        return printable(self.path if self.member is None else f"{self.path}:{self.member}")
 
 
-def cut(sources: Iterable[str], at_once: int) -> Iterator[Part]:
-    """The parts of what `sources` name: files, folders, patterns, and archives, through which this reads once.
+def split_into_chunks(sources: Iterable[str], batch_size: int) -> Iterator[Chunk]:
+    """Split all images in `sources` into chunks. Sources are files, folders, patterns and archives.
 
-    Of files a part has a multiple of `at_once`, so that a network is given the same batches however they are cut.
+    Each archive is read once. The size of a chunk of files is a multiple of `batch_size`, so that chunks do not change
+    the batches.
     """
-    each = at_once * max(1, ABOUT // at_once)
+    chunk_size = batch_size * max(1, CHUNK_IMAGES // batch_size)
     number = 0
-    files: list[Piece] = []
-    for file in files_of(sources):
-        path, reason = (file[0], str(file[1])) if isinstance(file, tuple) else (file, None)
-        if reason is None and path.name.lower().endswith(_ARCHIVES) and path.is_file():
+    files: list[ChunkFile] = []
+    for path, problem in files_of(sources):
+        if problem is None and path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file():
             slices = list(_slices(path))
         else:
-            if reason is None and not os.path.lexists(path):
-                reason = f"there is no file {shown(path)}; check the name"
-            files.append(Piece(str(path), reason=reason))
+            if problem is None and not os.path.lexists(path):
+                problem = f"there is no file {printable(path)}; check the name"
+            files.append(ChunkFile(str(path), reason=problem))
             slices = []
-        if files and (slices or len(files) == each):
-            yield Part(number, tuple(files))
+        if files and (slices or len(files) == chunk_size):
+            yield Chunk(number, tuple(files))
             number, files = number + 1, []
-        for piece in slices:
-            yield Part(number, (piece,))
+        for archive_slice in slices:
+            yield Chunk(number, (archive_slice,))
             number += 1
     if files:
-        yield Part(number, tuple(files))
+        yield Chunk(number, tuple(files))
 
 
-def _slices(path: Path) -> Iterator[Piece]:
+def _slices(path: Path) -> Iterator[ChunkFile]:
     try:
         names = bytearray()
-        for entry in _pictures_in(path):
+        for entry in _images_in(path):
             names += _digest(entry)
     except InputError as error:
-        yield Piece(str(path), reason=str(error))
+        yield ChunkFile(str(path), reason=str(error))
         return
     if not names:
-        yield Piece(str(path), reason=f"{shown(path)}: there are no pictures; check the name")
-    total = len(names) // _DIGEST
-    each = max(ABOUT, -(-total // MOST_OF_AN_ARCHIVE))
-    for first in range(0, total, each):
-        length = min(each, total - first)
-        own = names[first * _DIGEST : (first + length) * _DIGEST]
-        yield Piece(str(path), first, length, names=_together(own))
+        yield ChunkFile(str(path), reason=f"{printable(path)}: no image found; check the name")
+    total = len(names) // _DIGEST_BYTES
+    slice_size = max(CHUNK_IMAGES, -(-total // MOST_CHUNKS_PER_ARCHIVE))
+    for first in range(0, total, slice_size):
+        length = min(slice_size, total - first)
+        own = names[first * _DIGEST_BYTES : (first + length) * _DIGEST_BYTES]
+        yield ChunkFile(str(path), first, length, names=_hash(own))
 
 
-def _pictures_in(archive: Path) -> Iterator[Entry]:
+def _images_in(archive: Path) -> Iterator[Entry]:
     for entry in entries_of(archive):
         if not entry.is_folder and os.path.splitext(entry.parts[-1])[1].lower() in suffixes():
             yield entry
 
 
 def _digest(entry: Entry) -> bytes:
-    """Of a picture's name."""
-    return hashlib.blake2b("/".join(entry.parts).encode(errors="surrogateescape"), digest_size=_DIGEST).digest()
+    """A hash of an image's name."""
+    return hashlib.blake2b("/".join(entry.parts).encode(errors="surrogateescape"), digest_size=_DIGEST_BYTES).digest()
 
 
-def _together(digests: bytes | bytearray) -> str:
+def _hash(digests: bytes | bytearray) -> str:
     return hashlib.blake2b(digests, digest_size=16).hexdigest()
 
 
-def read(part: Part) -> Iterator[Picture]:
-    """The pictures of a part, in order, one after the other.
+def read_images(chunk: Chunk) -> Iterator[ChunkImage]:
+    """The images of a chunk, in order.
 
     Raises:
-        InputError: when an archive is not what it was when it was cut, or nothing of the part can be seen from here.
+        InputError: when an archive has changed since it was listed, or this machine finds none of the chunk's files.
     """
-    listed = [piece.path for piece in part.pieces if piece.reason is None]
+    listed = [file.path for file in chunk.files if file.reason is None]
     if listed and not any(map(os.path.lexists, listed)):
         raise InputError(
-            f"{shown(listed[0])} and all else of part {part.number} cannot be seen from {platform.node()}, though "
-            "it was there before; put it where all nodes see it"
+            f"{platform.node()} finds neither {printable(listed[0])} nor any other file of chunk {chunk.number}; put "
+            "the files where all nodes can read them"
         )
-    for piece in part.pieces:
-        if piece.reason is not None:
-            yield Picture(piece.path, None, InputError(piece.reason))
-        elif piece.length is None:
-            yield Picture(piece.path, None, _content(piece.path))
+    for file in chunk.files:
+        if file.reason is not None:
+            yield ChunkImage(file.path, None, Unreadable(file.reason))
+        elif file.length is None:
+            yield ChunkImage(file.path, None, read_content(Path(file.path)))
         else:
-            yield from _members(piece, piece.length)
+            yield from _read_slice(file, file.length)
 
 
-def _content(path: str) -> bytes | InputError:
-    try:
-        return read_file(Path(path))
-    except InputError as error:
-        return error
-
-
-def _members(piece: Piece, length: int) -> Iterator[Picture]:
+def _read_slice(file: ChunkFile, length: int) -> Iterator[ChunkImage]:
     found = bytearray()
-    for entry in islice(_pictures_in(Path(piece.path)), piece.first, piece.first + length):
+    for entry in islice(_images_in(Path(file.path)), file.first, file.first + length):
         found += _digest(entry)
+        content: bytes | Unreadable
         try:
-            content: bytes | InputError = entry.read()
+            content = entry.read()
         except InputError as error:
-            content = error
-        yield Picture(piece.path, "/".join(entry.parts), content)
-    if _together(found) != piece.names:
-        raise InputError(f"{shown(piece.path)} has other pictures than when it was listed; give another --out")
+            content = Unreadable(str(error))
+        yield ChunkImage(file.path, "/".join(entry.parts), content)
+    if _hash(found) != file.names:
+        raise InputError(f"the images of {printable(file.path)} have changed since they were listed; use another --out")

@@ -1,4 +1,4 @@
-"""A network as an ONNX file that needs nothing else: normalization and class names are inside."""
+"""Export a network as one ONNX file, with normalization and class names inside."""
 
 import contextlib
 import io
@@ -20,14 +20,14 @@ from onecycle.core.errors import InputError
 from onecycle.core.files import replacing
 from onecycle.predict.predictor import Predictor
 
-VERIFIED = 1000  # images over which the file is compared with the network
-TOLERANCE = 1e-4  # of a probability: float32 sums in another order
+VERIFIED = 1000  # images on which the file is compared with the network
+TOLERANCE = 1e-4  # for probabilities, because float32 sums depend on the order
 _OPSET = 18
-_WAY_OUT = "this is a fault of the exporter: try other versions of torch, onnxscript and onnxruntime"
+_ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and onnxruntime"
 
 
 class Deployed(nn.Module):
-    """Images uint8 `[N,S,S,3]` to probabilities float32 `[N,C]`: the network between what goes before and after it."""
+    """The network with normalization and softmax. It maps uint8 images `[N,S,S,3]` to float32 probabilities `[N,C]`."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -45,24 +45,26 @@ class Deployed(nn.Module):
 
 
 def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
-    """Write the network of `predictor`, which is on the CPU in float32, to `path`: images in, probabilities out.
+    """Export the network of `predictor` to the ONNX file `path`, which maps images to probabilities like `Deployed`.
 
-    Returns the largest difference of a probability from the network's own over 1,000 made-up images.
+    The network must be on the CPU in float32. The file is compared with the network on 1,000 synthetic images. Returns
+    the largest difference between their probabilities.
 
     Raises:
-        InputError: when it differs by more than float32 explains, and nothing is then written; or it cannot be written.
+        InputError: when the export fails, or the difference is larger than `TOLERANCE`. Nothing is written then.
+        StorageError: when the file cannot be written.
     """
     size = predictor.preprocessing.input_size
     try:
         content = _exported(Deployed(predictor).eval(), size, predictor.classes, description)
         difference = _largest_difference(predictor, content)
-    except Exception as error:  # of three libraries, each with its own
+    except Exception as error:  # three libraries raise their own kinds of errors
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be made: {type(error).__name__}: {reason}; {_WAY_OUT}") from error
-    if not difference <= TOLERANCE:  # nor if it is no number
+        raise InputError(f"{path} cannot be exported: {type(error).__name__}: {reason}; {_ADVICE}") from error
+    if not difference <= TOLERANCE:  # also false for NaN
         raise InputError(
-            f"{path} was not written: its probabilities differ from the network's by up to {difference:.1e}, and "
-            f"{TOLERANCE:.0e} is the most; {_WAY_OUT}"
+            f"{path} was not written: its probabilities differ from the network's by up to {difference:.1e}; the limit "
+            f"is {TOLERANCE:.0e}; {_ADVICE}"
         )
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -80,7 +82,7 @@ def _exported(deployed: Deployed, size: int, classes: Sequence[str], description
             opset_version=_OPSET,
             verbose=False,
         )
-    assert program, "what is exported with dynamic shapes is a program"
+    assert program, "exporting with dynamic shapes returns a program"
     model = program.model_proto
     model.doc_string = description
     metadata = {"classes": json.dumps(classes), "input_size": str(size), "description": description}
@@ -91,14 +93,17 @@ def _exported(deployed: Deployed, size: int, classes: Sequence[str], description
 
 
 def _largest_difference(predictor: Predictor, content: bytes) -> float:
-    """Of a probability, over images in batches of one, of seven, and of as many as go through the network at once."""
+    """The largest difference between a probability of the ONNX file `content` and of the network.
+
+    The images come in one batch of 1, one batch of 7, and then batches of `predictor.batch_size`.
+    """
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     rng, left, largest = np.random.default_rng(0), VERIFIED, 0.0
-    for most in itertools.chain([1, 7], itertools.repeat(predictor.at_once)):
+    for most in itertools.chain([1, 7], itertools.repeat(predictor.batch_size)):
         images = _natural_noise(min(most, left), predictor.preprocessing.input_size, rng)
         (theirs,) = session.run(["probabilities"], {"images": images})
         ours = np.array([prediction.probabilities for prediction in predictor.predict_images(images)])
-        largest = float(np.maximum(largest, np.abs(theirs - ours).max()))  # which keeps what is no number
+        largest = float(np.maximum(largest, np.abs(theirs - ours).max()))  # propagates NaN
         left -= len(images)
         if not left:
             return largest
@@ -106,7 +111,7 @@ def _largest_difference(predictor: Predictor, content: bytes) -> float:
 
 
 def _natural_noise(count: int, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Images uint8 `[count,size,size,3]` that need no data set: noise with the spectrum of photographs.
+    """Synthetic images uint8 `[count,size,size,3]`: noise with the frequency spectrum of photographs.
 
     Source: Field 1987, "Relations between the statistics of natural images and the response properties of cortical
     cells": amplitudes fall with the frequency.
@@ -122,7 +127,7 @@ def _natural_noise(count: int, size: int, rng: np.random.Generator) -> NDArray[n
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter has to say to its own authors."""
+    """Silence the exporter inside the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Tables of labels, as parquet: the one place that knows their columns and pyarrow."""
+"""The parquet tables of bulk prediction. Only this module knows their columns and imports pyarrow."""
 
 import io
 import json
@@ -11,25 +11,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onecycle.core.files import reading, replacing, shown
-from onecycle.predict.chunks import Part, Picture, Piece
+from onecycle.core.files import printable, reading, replacing
+from onecycle.predict.chunks import Chunk, ChunkFile, ChunkImage
 from onecycle.predict.predictor import Prediction
 
-_RANKED = pa.list_(pa.struct([pa.field("label", pa.string(), nullable=False), pa.field("probability", pa.float32())]))
-_WHERE = [pa.field("file", pa.string(), nullable=False), pa.field("member", pa.string())]
+_CLASS = pa.struct([pa.field("class_name", pa.string(), nullable=False), pa.field("probability", pa.float32())])
+_SOURCE = [pa.field("file", pa.string(), nullable=False), pa.field("member", pa.string())]
 PREDICTIONS = pa.schema(
     [
-        *_WHERE,
-        pa.field("label", pa.string(), nullable=False),
+        *_SOURCE,
+        pa.field("class_name", pa.string(), nullable=False),
         pa.field("probability", pa.float32(), nullable=False),
-        pa.field("predictions", _RANKED, nullable=False),
+        pa.field("predictions", pa.list_(_CLASS), nullable=False),
     ]
 )
-UNREADABLE = pa.schema([*_WHERE, pa.field("reason", pa.string(), nullable=False)])
+UNREADABLE = pa.schema([*_SOURCE, pa.field("reason", pa.string(), nullable=False)])
 _LISTING = pa.schema(
     [
-        pa.field("part", pa.int32(), nullable=False),
-        pa.field("file", pa.binary(), nullable=False),  # a file's name may be no text
+        pa.field("chunk", pa.int32(), nullable=False),
+        pa.field("file", pa.binary(), nullable=False),  # a file name may not be valid text
         pa.field("first", pa.int64(), nullable=False),
         pa.field("length", pa.int64()),
         pa.field("reason", pa.string()),
@@ -40,33 +40,33 @@ _KEY = b"onecycle"
 _ROWS_AT_ONCE = 100_000
 
 
-def predictions_table(rows: Sequence[tuple[Picture, Prediction]], top: int) -> bytes:
-    """Labelled pictures as a parquet file, with their `top` likeliest classes."""
+def predictions_table(rows: Sequence[tuple[ChunkImage, Prediction]], top: int) -> bytes:
+    """A parquet file of images with their `top` most likely classes."""
     ranked = [prediction.top(top) for _, prediction in rows]
     columns: dict[str, list[Any]] = {
-        **_where([picture for picture, _ in rows]),
-        "label": [best[0][0] for best in ranked],
+        **_sources([image for image, _ in rows]),
+        "class_name": [best[0][0] for best in ranked],
         "probability": [best[0][1] for best in ranked],
-        "predictions": [[{"label": name, "probability": value} for name, value in best] for best in ranked],
+        "predictions": [[{"class_name": name, "probability": value} for name, value in best] for best in ranked],
     }
     return _parquet(columns, PREDICTIONS)
 
 
-def unreadable_table(rows: Sequence[tuple[Picture, str]]) -> bytes:
-    """Pictures that cannot be read, each with the reason, as a parquet file."""
+def unreadable_table(rows: Sequence[tuple[ChunkImage, str]]) -> bytes:
+    """A parquet file of images that cannot be read, each with the reason."""
     columns: dict[str, list[Any]] = {
-        **_where([picture for picture, _ in rows]),
+        **_sources([image for image, _ in rows]),
         "reason": [reason for _, reason in rows],
     }
     return _parquet(columns, UNREADABLE)
 
 
-def _where(pictures: Iterable[Picture]) -> dict[str, list[str | None]]:
+def _sources(images: Iterable[ChunkImage]) -> dict[str, list[str | None]]:
     def text(name: str | None) -> str | None:
-        return None if name is None else shown(name)
+        return None if name is None else printable(name)
 
-    pictures = list(pictures)
-    return {"file": [text(each.path) for each in pictures], "member": [text(each.member) for each in pictures]}
+    images = list(images)
+    return {"file": [text(image.path) for image in images], "member": [text(image.member) for image in images]}
 
 
 def _parquet(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> bytes:
@@ -75,50 +75,50 @@ def _parquet(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> bytes:
     return buffer.getvalue()
 
 
-def rows_of(file: Path) -> int:
-    """How many rows a parquet file has, by its end.
+def row_count(file: Path) -> int:
+    """The number of rows of a parquet file, read from its footer.
 
     Raises:
-        InputError: when it is damaged.
+        InputError: when the file is damaged.
     """
     with reading(file):
         return int(pq.read_metadata(file).num_rows)
 
 
-def write_listing(path: Path, parts: Iterable[Part], about: Mapping[str, Any]) -> None:
-    """Write down all parts, and what they are the parts of.
+def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any]) -> None:
+    """Write the listing of all `chunks`, with the `settings` that they were made with.
 
     Raises:
-        InputError: when that cannot be written.
+        StorageError: when the file cannot be written.
     """
-    schema = _LISTING.with_metadata({_KEY: json.dumps(about)})
+    schema = _LISTING.with_metadata({_KEY: json.dumps(settings)})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for part in parts:
-            values = [(part.number, os.fsencode(each.path), *each[1:]) for each in part.pieces]
+        for chunk in chunks:
+            values = [(chunk.number, os.fsencode(file.path), *file[1:]) for file in chunk.files]
             rows = [dict(zip(_LISTING.names, row, strict=True)) for row in values]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def read_about(path: Path) -> Any:
-    """What the listing in `path` is the listing of.
+def read_settings(path: Path) -> Any:
+    """The settings that the listing at `path` was made with.
 
     Raises:
-        InputError: when it is damaged.
+        InputError: when the file is damaged.
     """
     with reading(path):
         return json.loads(pq.read_schema(path).metadata[_KEY])
 
 
-def read_listing(path: Path) -> Iterator[Part]:
-    """The parts that `write_listing` wrote.
+def read_listing(path: Path) -> Iterator[Chunk]:
+    """The chunks that `write_listing` wrote.
 
     Raises:
-        InputError: when they are damaged.
+        InputError: when the file is damaged.
     """
     with reading(path), pq.ParquetFile(path) as file:
         batches = file.iter_batches(_ROWS_AT_ONCE)
         rows = (row for batch in batches for row in batch.to_pylist())
-        for number, several in groupby(rows, key=lambda row: row["part"]):
-            others = Piece._fields[1:]
-            pieces = (Piece(os.fsdecode(row["file"]), *map(row.__getitem__, others)) for row in several)
-            yield Part(number, tuple(pieces))
+        for number, of_chunk in groupby(rows, key=lambda row: row["chunk"]):
+            others = ChunkFile._fields[1:]
+            files = (ChunkFile(os.fsdecode(row["file"]), *map(row.__getitem__, others)) for row in of_chunk)
+            yield Chunk(number, tuple(files))

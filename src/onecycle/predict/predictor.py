@@ -1,4 +1,4 @@
-"""A trained network with its preprocessing and class names, ready to name what is in a picture."""
+"""A trained network with its preprocessing and class names, ready to predict the classes of images."""
 
 import os
 from collections.abc import Sequence
@@ -14,64 +14,66 @@ from PIL import Image
 from torch import nn
 
 from onecycle.compute import hardware
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.autotune import prediction_plan
+from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.errors import InputError
-from onecycle.core.files import reading, shown
-from onecycle.data.preprocessing import LARGEST_FILE, Preprocessing, open_picture, to_square
+from onecycle.core.files import printable, reading
+from onecycle.data.preprocessing import LARGEST_FILE, Preprocessing, open_image, to_square
 from onecycle.models import Architecture, ModelComposite
 from onecycle.storage.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.storage.run_folder import RunFolder
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "cifar10.safetensors"
-"""A network for CIFAR-10 that comes with the package; beside it is what there is to know of it."""
+"""The network for CIFAR-10 that comes with the package. Its model card is beside it."""
 
-_PIXELS_AT_ONCE = 250 * 32 * 32  # that go through a network: of larger images fewer
+_BATCH_PIXELS = 250 * 32 * 32  # pixels in a batch: it has fewer images when they are larger
 
-Picture = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
-"""A picture of any size: one of Pillow's, pixels uint8 `[H,W,3]`, or a file's path."""
+ImageInput = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
+"""An image of any size: a Pillow image, pixels uint8 `[H,W,3]`, or the path of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a network says of a picture: the probability of every class, in the order of the classes."""
+    """The prediction for one image: the probability of every class, in the order of `classes`."""
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
     @property
-    def label(self) -> str:
-        """The likeliest class."""
+    def class_name(self) -> str:
+        """The most likely class."""
         return self.top(1)[0][0]
 
     @property
     def probability(self) -> float:
-        """That of the likeliest class."""
+        """The probability of the most likely class."""
         return max(self.probabilities)
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """The `count` likeliest classes, or all where there are no more, each with its probability."""
+        """The `count` most likely classes (or all, if there are fewer), each with its probability."""
         ranked = sorted(range(len(self.classes)), key=lambda place: -self.probabilities[place])
         return [(self.classes[place], self.probabilities[place]) for place in ranked[:count]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """Everything that prediction needs. It travels as one file: the weights, with the rest in their metadata."""
+    """Everything that prediction needs. It is saved as one file: the weights, with everything else as metadata."""
 
     model: ModelComposite
     architecture: Architecture
     preprocessing: Preprocessing
     classes: tuple[str, ...]
-    acceleration: Acceleration = PLAIN
+    plan: ComputePlan = EAGER
 
     def save(self, path: Path, *, half: bool = False) -> None:
         """Write the weights with class names, input size and normalization to `path`.
 
-        With `half` in float16, which takes half of the room, but for batch norm, whose statistics need float32.
+        With `half`, weights are float16 and the file is half as large. Batch norm stays float32, because its statistics
+        need that precision.
 
         Raises:
-            InputError: when it cannot be written.
-            ValueError: with `half`, when there are weights too large for float16.
+            StorageError: when the file cannot be written.
+            ValueError: with `half`, when a weight is too large for float16.
         """
         metadata = {
             "classes": self.classes,
@@ -85,12 +87,12 @@ class Predictor:
                 name: tensor if name.rpartition(".")[0] in norms else tensor.half() for name, tensor in tensors.items()
             }
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                raise ValueError("there are weights too large for float16")
+                raise ValueError("a weight is too large for float16")
         save_tensors(path, tensors, metadata)
 
     @classmethod
-    def load(cls, path: Path, acceleration: Acceleration = PLAIN) -> Self:
-        """The predictor that `save` wrote to `path`.
+    def load(cls, path: Path, plan: ComputePlan = EAGER) -> Self:
+        """Load the predictor that `save` wrote to `path`.
 
         Raises:
             InputError: when the file is missing or damaged.
@@ -103,72 +105,72 @@ class Predictor:
         model = architecture.build(len(classes), preprocessing.input_size)
         load_weights(model, tensors, path)
         return cls(
-            model=model.to(acceleration.device),
+            model=model.to(plan.device),
             preprocessing=preprocessing,
             classes=classes,
             architecture=architecture,
-            acceleration=acceleration,
+            plan=plan,
         )
 
-    def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """Name what is in each of `pictures`, of any size and mode.
+    def predict(self, images: Sequence[ImageInput]) -> list[Prediction]:
+        """Predict the class of each of `images`, of any size and mode.
 
         Raises:
             InputError: when a file cannot be read.
-            TypeError: when it is a picture alone.
-            ValueError: for pixels of another type or shape.
+            TypeError: for a single image instead of a sequence.
+            ValueError: for pixels of another dtype or shape.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) != 4:
-            raise TypeError("predict takes several pictures; put the one into a list")
+        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
+            raise TypeError("predict takes a list of images; put a single image into a list")
         predictions: list[Prediction] = []
-        for start in range(0, len(pictures), self.at_once):
-            images = np.stack([self.to_input(picture) for picture in pictures[start : start + self.at_once]])
-            predictions += self.predict_images(images)
+        for start in range(0, len(images), self.batch_size):
+            inputs = np.stack([self.to_input(image) for image in images[start : start + self.batch_size]])
+            predictions += self.predict_images(inputs)
         return predictions
 
     @property
-    def at_once(self) -> int:
-        """How many images go through the network at once."""
-        return max(1, _PIXELS_AT_ONCE // self.preprocessing.input_size**2)
+    def batch_size(self) -> int:
+        """The number of images that go through the network at a time."""
+        return max(1, _BATCH_PIXELS // self.preprocessing.input_size**2)
 
-    def to_input(self, picture: Picture) -> NDArray[np.uint8]:
-        """A picture as the network sees it: pixels uint8 `[S,S,3]`.
+    def to_input(self, image: ImageInput) -> NDArray[np.uint8]:
+        """Convert an image to the network's input size and format: uint8 pixels `[S,S,3]`.
 
         Raises:
-            InputError: when it is a file that cannot be read.
-            ValueError: for pixels of another type or shape.
+            InputError: when a file cannot be read.
+            ValueError: for pixels of another dtype or shape.
         """
-        if isinstance(picture, str | os.PathLike):
-            picture = read_picture(Path(picture))
-        elif isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-                raise ValueError(f"pixels are {picture.dtype} {list(picture.shape)}; they must be uint8 [H,W,3]")
-            picture = Image.fromarray(picture)
-        return to_square(picture, self.preprocessing.input_size)
+        if isinstance(image, str | os.PathLike):
+            image = read_image(Path(image))
+        elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"pixels are {image.dtype} {list(image.shape)}; they must be uint8 [H,W,3]")
+            image = Image.fromarray(image)
+        return to_square(image, self.preprocessing.input_size)
 
     def predict_images(self, images: NDArray[np.uint8]) -> list[Prediction]:
-        """Name what is in `images` uint8 `[N,S,S,3]`, which have the network's own size."""
+        """Predict the classes of `images`, uint8 `[N,S,S,3]`, which already have the network's input size."""
         return [
             Prediction(classes=self.classes, probabilities=tuple(row.tolist()))
-            for batch in torch.split(torch.from_numpy(images), self.at_once)
+            for batch in torch.split(torch.from_numpy(images), self.batch_size)
             for row in self._probabilities(batch)
         ]
 
     def _probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        how = self.acceleration
-        with how.autocast():
-            return self._running.predict(self.preprocessing.normalize(images.to(how.device))).cpu()  # [B,C]
+        plan = self.plan
+        with plan.autocast():
+            return self._prepared.predict(self.preprocessing.normalize(images.to(plan.device))).cpu()  # [B,C]
 
     @cached_property
-    def _running(self) -> ModelComposite:
-        # In evaluation mode for good: to switch it there and back for every call would be no good among threads.
-        return self.acceleration.prepare(self.model).eval()
+    def _prepared(self) -> ModelComposite:
+        # The network stays in evaluation mode, because switching modes in every call would not be thread-safe.
+        return self.plan.prepare(self.model).eval()
 
 
 def load(run: str | os.PathLike[str] | None = None) -> Predictor:
-    """The trained network of the `run` in a folder, or the one for CIFAR-10 that comes with the package.
+    """Load the trained network in the run folder `run`, or by default the network that comes with the package.
 
-    It computes on the CPU, in bfloat16 where that is fast.
+    The predictor runs on the CPU, in bfloat16 if that is fast on this CPU.
 
     Raises:
         InputError: when there is no such run, or it has no weights.
@@ -177,7 +179,7 @@ def load(run: str | os.PathLike[str] | None = None) -> Predictor:
 
 
 def weights_of(run: str | os.PathLike[str] | None) -> Path:
-    """The file with the network of the `run` in a folder, or with the one that comes with the package.
+    """The path of the weights in the run folder `run`, or by default of the weights that come with the package.
 
     Raises:
         InputError: when there is no such run.
@@ -186,39 +188,38 @@ def weights_of(run: str | os.PathLike[str] | None) -> Path:
 
 
 def load_file(path: Path) -> Predictor:
-    """The network that `Predictor.save` wrote to `path`, computing as `load` has it.
+    """Load the network that `Predictor.save` wrote to `path`, with the compute plan that `load` uses.
 
     Raises:
         InputError: when the file is missing or damaged.
     """
-    precision = "bfloat16" if hardware.detect().fast_bfloat16 else "float32"
-    return Predictor.load(path, Acceleration(precision=precision, channels_last=True))
+    return Predictor.load(path, prediction_plan(hardware.detect()))
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The picture in a file, wholly read.
+def read_image(path: Path) -> Image.Image:
+    """The image in a file, fully loaded.
 
     Raises:
-        InputError: when there is none, or it is damaged.
+        InputError: when the file is missing, damaged or not an image.
     """
-    return open_picture(read_file(path), shown(path))
+    return open_image(read_file(path), printable(path))
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file that may hold a picture.
+    """The content of an image file.
 
     Raises:
-        InputError: when it cannot be read, or is too large for one.
+        InputError: when the file cannot be read, or is too large for an image.
     """
     try:
-        if not path.is_file() and path.exists():  # a pipe would be waited for
-            raise InputError(f"{shown(path)} cannot be read: it is no file; name a picture file")
+        if not path.is_file() and path.exists():  # reading a pipe would block
+            raise InputError(f"{printable(path)} is not a file; give an image file")
         if (size := path.stat().st_size) > LARGEST_FILE:
-            raise InputError(f"{shown(path)} has {size:,} bytes, and {LARGEST_FILE:,} is the most; make it smaller")
+            raise InputError(f"{printable(path)} has {size:,} bytes; the limit is {LARGEST_FILE:,}; make it smaller")
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"there is no file {shown(path)}; check the name") from None
+        raise InputError(f"there is no file {printable(path)}; check the name") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise InputError(f"{printable(path)} cannot be read: {getattr(error, 'strerror', error)}") from error

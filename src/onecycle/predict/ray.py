@@ -1,4 +1,4 @@
-"""The engine that labels parts of many pictures with Ray Data: a network on each core of a cluster."""
+"""Bulk prediction on a Ray cluster: each core runs one worker with its own copy of the network."""
 
 import logging
 import pickle
@@ -7,21 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, PeerError
 from onecycle.core.signals import watched
-from onecycle.distributed.ray_cluster import connected, in_a_line
-from onecycle.predict.chunks import Part
-from onecycle.predict.engine import LabelledPart, PartLabeller
+from onecycle.distributed.ray_cluster import connected, one_line
+from onecycle.predict.bulk import ChunkPredictor, ChunkResult
+from onecycle.predict.chunks import Chunk
 
 
 @dataclass(frozen=True)
-class PicturesOnRay:
-    """The cores of the Ray cluster at `address`, each with a worker that loads the network once."""
+class RayPredictionEngine:
+    """Predicts chunks on the cores of the Ray cluster at `address`."""
 
     address: str | None
 
-    def label(self, labeller: PartLabeller, parts: Sequence[Part]) -> Iterator[LabelledPart]:
-        if not parts:
+    def predict(self, predictor: ChunkPredictor, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        if not chunks:
             return
         with connected(self.address), watched() as interruption:
             import ray
@@ -29,46 +29,48 @@ class PicturesOnRay:
 
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             cores = max(1, int(ray.cluster_resources().get("CPU", 0)))
-            # A part is a block of its own: a node that dies costs the parts that it was at, and no others.
-            rows = ray.data.from_items([{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts))
-            labelled = rows.map_batches(
+            # Every chunk is one Ray block, so a node that dies loses only the chunks that it was working on.
+            rows = ray.data.from_items(
+                [{"chunk": pickle.dumps(chunk)} for chunk in chunks], override_num_blocks=len(chunks)
+            )
+            results = rows.map_batches(
                 _Worker,
-                fn_constructor_args=[[ray.put(labeller)]],
+                fn_constructor_args=[[ray.put(predictor)]],
                 batch_size=1,
                 num_cpus=1,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=cores, initial_size=cores),
             )
             try:
-                for row in labelled.iter_rows():
-                    if refusal := row.pop("refusal"):
-                        raise InputError(refusal)
-                    yield LabelledPart(**row)
-            except KeyboardInterrupt:  # which is what Ray makes of an interruption
+                for row in results.iter_rows():
+                    if problem := row.pop("problem"):
+                        raise InputError(problem)
+                    yield ChunkResult(**row)
+            except KeyboardInterrupt:  # how Ray ends the iteration after a signal
                 interruption.check()
                 raise
             except ray.exceptions.RayError as error:
-                raise InputError(
-                    f"Ray ended the work: {in_a_line(error)}; the same command goes on once that is mended"
+                raise PeerError(
+                    f"Ray stopped: {one_line(error)}; repair the cluster, then repeat the command to go on"
                 ) from error
 
 
 class _Worker:
-    """A process of the cluster that labels parts."""
+    """A process of the cluster that predicts chunks."""
 
-    def __init__(self, labeller: list[Any]) -> None:
+    def __init__(self, predictor: list[Any]) -> None:
         import ray
 
-        self._labeller: PartLabeller = ray.get(labeller[0])
+        self._predictor: ChunkPredictor = ray.get(predictor[0])
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
-        (packed,) = rows["part"]
-        part: Part = pickle.loads(packed)
-        # An exception would be told as Ray's, with its traceback.
-        refusal, done = "", LabelledPart(number=part.number, pictures=0, predictions=b"", unreadable=b"")
+        (packed,) = rows["chunk"]
+        chunk: Chunk = pickle.loads(packed)
+        # Errors are returned as text, because Ray would wrap an exception in its own exception with a traceback.
+        problem, result = "", ChunkResult(number=chunk.number, images=0, predictions=b"", unreadable=b"")
         try:
-            done = self._labeller.label(part)
+            result = self._predictor.predict(chunk)
         except InputError as error:
-            refusal = str(error)
+            problem = str(error)
         except Exception as error:
-            refusal = f"an error on {platform.node()} ended it: {type(error).__name__}: {error}"
-        return {name: [value] for name, value in {**asdict(done), "refusal": refusal}.items()}
+            problem = f"an error occurred on {platform.node()}: {type(error).__name__}: {error}"
+        return {name: [value] for name, value in {**asdict(result), "problem": problem}.items()}

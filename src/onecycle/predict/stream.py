@@ -1,4 +1,4 @@
-"""Naming what is in picture files, thousands of them: one after the other, in memory that does not grow."""
+"""Predict the classes of many image files, one batch after another, in constant memory."""
 
 import glob
 import os
@@ -11,97 +11,109 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
-from onecycle.core.files import shown
+from onecycle.core.files import printable
 from onecycle.data.preprocessing import suffixes
-from onecycle.data.store.decoding import Encoded, each_decoded, square_of
+from onecycle.data.store.decode import Encoded, Unreadable, decode_square, each_decoded
 from onecycle.predict.predictor import Prediction, Predictor, read_file
 
 E = TypeVar("E", bound=Encoded)
 
 
-class Labelled(NamedTuple):
-    """A file, and what is in it, or why it cannot be read."""
+class FilePrediction(NamedTuple):
+    """A file and its prediction, or why the file cannot be read."""
 
     path: Path
-    prediction: Prediction | InputError
+    prediction: Prediction | Unreadable
+
+
+class NamedFile(NamedTuple):
+    """A file from a source, or the problem if the source gives no file."""
+
+    path: Path
+    problem: str | None = None
 
 
 class _File(NamedTuple):
     path: Path
-    content: bytes | InputError
+    content: bytes | Unreadable
 
     @property
     def where(self) -> str:
-        return shown(self.path)
+        return printable(self.path)
 
 
-def label(predictor: Predictor, sources: Iterable[str]) -> Iterator[Labelled]:
-    """Name what is in the files of all `sources`, in order: files, folders and patterns such as `photos/**/*.jpg`.
+def predict_files(predictor: Predictor, sources: Iterable[str]) -> Iterator[FilePrediction]:
+    """Predict the class of every file in `sources`, in order.
 
-    Of a folder those are read, at any depth, whose name is a picture's.
+    Sources are files, folders or patterns like `photos/**/*.jpg`. Folders are searched at any depth for files with the
+    suffix of an image format.
     """
-    for file, prediction in each_labelled(predictor, map(_read, files_of(sources))):
-        yield Labelled(file.path, prediction)
+    for file, prediction in predict_each(predictor, map(_read, files_of(sources))):
+        yield FilePrediction(file.path, prediction)
 
 
-def each_labelled(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, Prediction | InputError]]:
-    """Every one of `files` with what is in it, or why it cannot be read, in their order."""
-    decode = partial(square_of, size=predictor.preprocessing.input_size)
-    waiting: list[tuple[E, NDArray[np.uint8] | InputError]] = []
-    for file, seen in each_decoded(files, decode):
-        waiting.append((file, seen))
-        if len(waiting) == predictor.at_once:
-            yield from _labelled(predictor, waiting)
+def predict_each(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, Prediction | Unreadable]]:
+    """Yield each of `files`, in order, with its prediction or why it cannot be read."""
+    decode = partial(decode_square, size=predictor.preprocessing.input_size)
+    waiting: list[tuple[E, NDArray[np.uint8] | Unreadable]] = []
+    for file, image in each_decoded(files, decode):
+        waiting.append((file, image))
+        if len(waiting) == predictor.batch_size:
+            yield from _predict_batch(predictor, waiting)
             waiting = []
-    yield from _labelled(predictor, waiting)
+    yield from _predict_batch(predictor, waiting)
 
 
-def files_of(sources: Iterable[str]) -> Iterator[Path | tuple[Path, InputError]]:
-    """The files that `sources` name; a source that names none comes with the reason."""
+def files_of(sources: Iterable[str]) -> Iterator[NamedFile]:
+    """Yield the files in `sources`, which are files, folders or patterns."""
     for source in sources:
         path = Path(source)
-        files: Iterable[Path | tuple[Path, InputError]]
-        if not source:  # a variable of a shell that is not set; as a path it would be the current folder
-            files = [(path, InputError("a name is empty; name a file, a folder or a pattern"))]
+        files: Iterable[NamedFile]
+        if not source:  # for example an unset shell variable; Path("") is the current folder
+            files = [NamedFile(path, "a file name is empty; give files, folders or patterns")]
         elif os.path.isdir(path):
             files = _files_below(path)
         elif not os.path.lexists(path) and glob.has_magic(source):
-            files = (Path(name) for name in sorted(glob.iglob(source, recursive=True)) if not os.path.isdir(name))
+            names = sorted(glob.iglob(source, recursive=True))
+            files = (NamedFile(Path(name)) for name in names if not os.path.isdir(name))
         else:
-            files = [path]
+            files = [NamedFile(path)]
         empty = True
         for file in files:
             empty = False
             yield file
         if empty:
-            yield path, InputError(f"{shown(path)}: there are no pictures; check the name")
+            yield NamedFile(path, f"{printable(path)}: no image found; check the name")
 
 
-def _files_below(folder: Path) -> Iterator[Path | tuple[Path, InputError]]:
+def _files_below(folder: Path) -> Iterator[NamedFile]:
     unread: list[OSError] = []
     for place, folders, names in os.walk(folder, onerror=unread.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes():
-                yield Path(place, name)
+                yield NamedFile(Path(place, name))
     for error in unread:
         path = Path(os.fsdecode(error.filename))
-        yield path, InputError(f"{shown(path)} cannot be read: {error.strerror}")
+        yield NamedFile(path, f"{printable(path)} cannot be read: {error.strerror}")
 
 
-def _read(file: Path | tuple[Path, InputError]) -> _File:
-    if isinstance(file, tuple):
-        return _File(*file)
+def _read(file: NamedFile) -> _File:
+    return _File(file.path, Unreadable(file.problem) if file.problem else read_content(file.path))
+
+
+def read_content(path: Path) -> bytes | Unreadable:
+    """The content of an image file, or why it cannot be read."""
     try:
-        return _File(file, read_file(file))
+        return read_file(path)
     except InputError as error:
-        return _File(file, error)
+        return Unreadable(str(error))
 
 
-def _labelled(
-    predictor: Predictor, waiting: list[tuple[E, NDArray[np.uint8] | InputError]]
-) -> Iterator[tuple[E, Prediction | InputError]]:
-    images = [seen for _, seen in waiting if not isinstance(seen, InputError)]
+def _predict_batch(
+    predictor: Predictor, waiting: list[tuple[E, NDArray[np.uint8] | Unreadable]]
+) -> Iterator[tuple[E, Prediction | Unreadable]]:
+    images = [image for _, image in waiting if not isinstance(image, Unreadable)]
     predictions = iter(predictor.predict_images(np.stack(images)) if images else ())
-    for file, seen in waiting:
-        yield file, seen if isinstance(seen, InputError) else next(predictions)
+    for file, image in waiting:
+        yield file, image if isinstance(image, Unreadable) else next(predictions)

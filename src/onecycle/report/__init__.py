@@ -1,4 +1,4 @@
-"""Pages about runs, drawn from their folders alone: one file each, which loads nothing from the internet."""
+"""HTML reports of runs, written from the run folders alone. Each report is one file that loads nothing from the web."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,35 +6,37 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onecycle.core.files import replacing
-from onecycle.report import galleries
+from onecycle.report import page_galleries
 from onecycle.report.comparison import Comparison
 from onecycle.report.page import Page, dataset_name, duration, percent
 from onecycle.storage.run_folder import RunFolder
 
 
 def write(folder: RunFolder) -> Path:
-    """Write `report.html` into a run's folder, as far as the run got.
+    """Write `report.html` into a run folder, with all that the run has recorded so far.
 
     Raises:
-        InputError: when a record that every run has is missing or damaged, or the page cannot be written.
+        InputError: when a record that every run has is missing or damaged.
+        StorageError: when the report cannot be written.
     """
-    return _save(folder.report, "run.html", page=Page(folder), galleries=galleries)
+    return _save(folder.report, "run.html", page=Page(folder), galleries=page_galleries)
 
 
 def compare(runs: Sequence[Path], path: Path) -> Path:
-    """Write a page about several complete runs to `path`.
+    """Write a report that compares several complete runs to `path`.
 
     Raises:
-        InputError: when there are too few or too many, or one is not a complete run, or the page cannot be written.
+        InputError: when there are too few or too many runs, or a run is incomplete.
+        StorageError: when the report cannot be written.
     """
     return _save(path, "compare.html", comparison=Comparison(runs))
 
 
 def _save(path: Path, template: str, **values: object) -> Path:
-    """Fill `template` in, and write it to `path`, whole or not at all.
+    """Render `template` and write it to `path`.
 
     Raises:
-        InputError: when it cannot be written.
+        StorageError: when the file cannot be written.
     """
     environment = Environment(
         loader=PackageLoader("onecycle.report", "templates"),

@@ -1,4 +1,4 @@
-"""What a page about several runs says, gathered from their folders."""
+"""The content of the report that compares several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,58 +10,58 @@ from numpy.typing import NDArray
 from onecycle.core.errors import InputError
 from onecycle.core.statistics import DifferenceByImage, difference_by_image
 from onecycle.report import visualizations
-from onecycle.report.galleries import Gallery, Tile
-from onecycle.report.page import Page, percent, sure
+from onecycle.report.page import Page, confidence, percent
+from onecycle.report.page_galleries import Gallery, Tile
 from onecycle.report.sprites import image_sheet
 from onecycle.report.svg import inline
 from onecycle.storage.run_folder import RunFolder
 
 FEWEST, MOST = 2, 6  # runs
-DISAGREEMENTS = 200  # images shown
+DISAGREEMENTS = 200  # images to show
 _BYTES = 400_000
 
 
 class Comparison:
-    """Several complete runs side by side, each compared with the first.
+    """Several complete runs, each compared with the first.
 
     Raises:
-        InputError: when there are too few or too many, or one is not complete.
+        InputError: when there are too few or too many runs, or a run is incomplete.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         if not FEWEST <= len(paths) <= MOST:
-            raise InputError(f"{len(paths)} runs are given; name {FEWEST} to {MOST} run folders to compare")
+            raise InputError(f"{len(paths)} runs are given; give {FEWEST} to {MOST} run folders to compare")
         self.pages = [Page(RunFolder.open(path)) for path in paths]
         for page in self.pages:
             if not page.result:
-                raise InputError(f"{page.folder.path} is not complete, and cannot be compared")
+                raise InputError(f"{page.folder.path} is not complete, so it cannot be compared")
         self.names = [chr(ord("A") + number) for number in range(len(paths))]
 
     @property
     def same_images(self) -> bool:
-        """Whether it is recorded that all were evaluated on the same images: then they can be compared one by one."""
-        about = [page.environment["dataset"] for page in self.pages]
-        # Older runs have only the fingerprint of all their data.
-        name = "evaluation_fingerprint" if all("evaluation_fingerprint" in data for data in about) else "fingerprint"
-        return len({(data[name], len(page.labels)) for data, page in zip(about, self.pages, strict=True)}) == 1
+        """Whether all runs were evaluated on the same images, so that they can be compared image by image."""
+        datasets = [page.environment["dataset"] for page in self.pages]
+        # Older runs recorded only the fingerprint of all their data.
+        name = "evaluation_fingerprint" if all("evaluation_fingerprint" in data for data in datasets) else "fingerprint"
+        return len({(data[name], len(page.labels)) for data, page in zip(datasets, self.pages, strict=True)}) == 1
 
     def curves(self) -> str:
         histories = {name: page.history for name, page in zip(self.names, self.pages, strict=True)}
         splits = " and ".join(sorted({page.evaluated_on for page in self.pages}))
         figure = visualizations.compared_accuracies(histories, evaluated_on=splits)
-        last = ", ".join(f"{name} {percent(history[-1].test_accuracy)}" for name, history in histories.items())
-        return inline(figure, "compared", f"Accuracy by epoch; at the last: {last}")
+        last = ", ".join(f"{name} {percent(history[-1].eval_accuracy)}" for name, history in histories.items())
+        return inline(figure, "compared", f"Accuracy by epoch; last epoch: {last}")
 
     def differences(self) -> list[tuple[str, DifferenceByImage]]:
-        """Each run but the first, less the first, image by image."""
-        first = self._right(self.pages[0])
+        """The name of each later run, and the difference of its accuracy from the first run's, image by image."""
+        first = self._is_correct(self.pages[0])
         return [
-            (name, difference_by_image(self._right(page), first))
+            (name, difference_by_image(self._is_correct(page), first))
             for name, page in zip(self.names[1:], self.pages[1:], strict=True)
         ]
 
     def settings(self) -> list[tuple[str, list[Any]]]:
-        """The configured values that are not the same in all runs."""
+        """The configuration values that differ between the runs."""
         configs = [page.config.defining_values() for page in self.pages]
         return [
             (name, [config[name] for config in configs])
@@ -70,27 +70,28 @@ class Comparison:
         ]
 
     def disagreements(self) -> tuple[int, Gallery | None]:
-        """On how many images not all are right or all wrong, and those of them whose pixels a run has kept.
+        """The number of images that some runs get right and others wrong, and a gallery of these images.
 
-        The first are those on which the runs disagree most evenly.
+        The gallery shows the images whose pixels are stored, and is None if there are none. Images that about half of
+        the runs get right come first.
         """
-        right = np.stack([self._right(page) for page in self.pages])  # [runs,N]
+        right = np.stack([self._is_correct(page) for page in self.pages])  # [runs,N]
         votes = right.sum(axis=0)
         differing = np.flatnonzero((votes > 0) & (votes < len(right)))
-        evenly = np.abs(votes[differing] - len(right) / 2)
+        imbalance = np.abs(votes[differing] - len(right) / 2)
         pixels = self._kept()
-        shown = [int(image) for image in differing[np.argsort(evenly, kind="stable")] if int(image) in pixels]
-        shown = shown[:DISAGREEMENTS]
-        if not shown:
+        kept = [int(image) for image in differing[np.argsort(imbalance, kind="stable")] if int(image) in pixels]
+        kept = kept[:DISAGREEMENTS]
+        if not kept:
             return len(differing), None
-        sheet = image_sheet(np.stack([pixels[image] for image in shown]), most_bytes=_BYTES)
-        tiles = [self._tile(sheet.place(number), image) for number, image in enumerate(shown)]
+        sheet = image_sheet(np.stack([pixels[image] for image in kept]), most_bytes=_BYTES)
+        tiles = [self._tile(sheet.place(number), image) for number, image in enumerate(kept)]
         return len(differing), Gallery(sheet=sheet, tiles=tiles)
 
     def _tile(self, place: tuple[int, int], image: int) -> Tile:
         first = self.pages[0]
-        said = (
-            f"{name}: {page.classes[page.predictions[image]]} {sure(page.probabilities[image].max())}"
+        lines = (
+            f"{name}: {page.classes[page.predictions[image]]} {confidence(page.probabilities[image].max())}"
             for name, page in zip(self.names, self.pages, strict=True)
         )
         return Tile(
@@ -98,19 +99,21 @@ class Comparison:
             name=f"{first.evaluated_on} image {image}",
             label=int(first.labels[image]),
             other=int(first.predictions[image]),
-            lines=tuple(said),
+            lines=tuple(lines),
         )
 
     def _kept(self) -> dict[int, NDArray[np.uint8]]:
-        """The pixels that the runs have kept of what they got wrong, by position."""
+        """The stored pixels of the images that any of the runs misclassified, by image index."""
         return {
             int(image): pixels
             for page in self.pages
             if page.interpretation
-            for image, pixels in zip(page.interpretation.mistakes, page.interpretation.mistake_images, strict=False)
+            for image, pixels in zip(
+                page.interpretation.misclassified, page.interpretation.misclassified_images, strict=False
+            )
         }
 
     @staticmethod
-    def _right(page: Page) -> NDArray[np.bool_]:
+    def _is_correct(page: Page) -> NDArray[np.bool_]:
         right: NDArray[np.bool_] = page.predictions == page.labels
         return right

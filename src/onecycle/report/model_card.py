@@ -1,4 +1,4 @@
-"""The card of a trained network: what it is, what it was trained on, how good it is, and what it is not for."""
+"""The model card of a trained network: use, accuracy, data and limits."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,63 @@ from onecycle.report.page import Page, dataset_name, percent
 from onecycle.storage.run_folder import RunFolder
 
 CARD = "README.md"
-_KNOWN = ("cifar10", "digits")  # data; of one's own pictures the owner knows the licence
+_KNOWN = ("cifar10", "digits")  # data sets whose license is known
 
 
 def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote: str = "") -> Path:
-    """Write README.md beside `file`, which holds the network of `predictor`, of the complete run in `folder`.
+    """Write the model card of a complete run as README.md beside `file`, which holds the run's network.
 
-    `footnote` is what else there is to know of the data. Its head is metadata in the format of the Hugging Face hub.
+    `footnote` is an additional note about the data. The front matter follows the format of the Hugging Face Hub.
 
     Raises:
-        InputError: when a record of the run is missing or damaged, or the card cannot be written.
+        InputError: when a record of the run is missing or damaged.
+        StorageError: when the card cannot be written.
     """
+    page = Page(folder)
+    name = page.environment["dataset"]["name"]
+    card = (
+        _templates()
+        .get_template("card.md")
+        .render(
+            page=page,
+            result=folder.read_result(),
+            file=file,
+            notes=[*page.environment["dataset"]["notes"], *filter(None, [footnote])],
+            data=dataset_name(name),
+            is_known=name in _KNOWN,
+            classes=predictor.classes,
+            size=predictor.preprocessing.input_size,
+            calibration=calibration(page.probabilities, page.labels),
+        )
+    )
+    path = file.parent / CARD
+    with replacing(path) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return path
+
+
+def write_card_of_included(predictor: Predictor, weights: Path, file: Path) -> Path:
+    """Write the model card of the network that comes with onecycle as README.md beside the exported `file`.
+
+    The text is that of the model card beside `weights`, with a new section "Use" for `file`.
+
+    Raises:
+        StorageError: when the card cannot be written.
+    """
+    use = (
+        _templates()
+        .get_template("card_use.md")
+        .render(file=file, classes=predictor.classes, size=predictor.preprocessing.input_size)
+    )
+    head, _, rest = (weights.parent / CARD).read_text(encoding="utf-8").partition("## Use\n")
+    card = f"{head}## Use\n\n{use}\n## {rest.partition('## ')[2]}"
+    path = file.parent / CARD
+    with replacing(path) as temporary:
+        temporary.write_text(card.replace("library_name: onecycle", "library_name: onnx"), encoding="utf-8")
+    return path
+
+
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("onecycle.report", "."),
         undefined=StrictUndefined,
@@ -30,22 +76,6 @@ def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    # Text in JSON's quotes is text in YAML, too, whatever is in it.
+    # A JSON string is also a YAML string.
     environment.filters |= {"percent": percent, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
-    page = Page(folder)
-    name = page.environment["dataset"]["name"]
-    card = environment.get_template("card.md").render(
-        page=page,
-        result=folder.read_result(),
-        file=file,
-        notes=[*page.environment["dataset"]["notes"], *filter(None, [footnote])],
-        data=dataset_name(name),
-        is_known=name in _KNOWN,
-        classes=predictor.classes,
-        size=predictor.preprocessing.input_size,
-        calibration=calibration(page.probabilities, page.labels),
-    )
-    path = file.parent / CARD
-    with replacing(path) as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    return path
+    return environment

@@ -1,4 +1,4 @@
-"""What the page about a run says in numbers and curves, gathered from the run's folder."""
+"""The numbers and curves of a report, collected from the run folder."""
 
 import shlex
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from onecycle.storage.records import Interpretation, LRCurve, RunResult
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.scheduler import peak_step
 
-MOST_IN_MATRIX = 20  # classes; of more the matrix is a picture
-CONFUSIONS = 10  # of the most frequent, listed
+MOST_IN_MATRIX = 20  # classes; with more, the confusion matrix is a plot instead of a table
+CONFUSIONS = 10  # number of confusions listed, most frequent first
 _NAMES = {"cifar10": "CIFAR-10", "digits": "the embedded digits"}
 _PERCENT = "\N{NO-BREAK SPACE}%"
-_LONGEST_NAME = 32  # characters of a class
+_LONGEST_NAME = 32  # characters of a class name
 
 
 def percent(share: float | None, decimals: int = 2) -> str:
-    """`share`, a fraction, as people read it; a dash where there is none."""
+    """A fraction as a percentage, or a dash for None."""
     return "–" if share is None else f"{100 * share:.{decimals}f}{_PERCENT}"
 
 
@@ -32,13 +32,13 @@ def dataset_name(name: str) -> str:
     return _NAMES.get(name, name)
 
 
-def sure(probability: float) -> str:
-    """`probability` as a network says it; only certainty is 100 %."""
+def confidence(probability: float) -> str:
+    """A probability as a percentage. Only exactly 1 is shown as 100 %."""
     return f">99.9{_PERCENT}" if 0.9995 <= probability < 1 else f"{100 * probability:.1f}{_PERCENT}"
 
 
 def shortened(name: str) -> str:
-    """`name` without its middle, where it is too long to stand a thousand times on a page."""
+    """`name`, shortened in the middle if it is long: a report may repeat it a thousand times."""
     half = _LONGEST_NAME // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
@@ -48,10 +48,10 @@ def duration(seconds: float) -> str:
 
 
 class Page:
-    """The parts of the page, each from the records in `folder`; None or empty where the run did not get that far.
+    """The content of a report, read from the records in `folder`. Parts without a record are None or empty.
 
     Raises:
-        InputError: when a record is missing that every run has, or one is damaged.
+        InputError: when a record that every run has is missing or damaged.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -68,7 +68,7 @@ class Page:
         self.labels: NDArray[np.int64] = np.empty(0, np.int64)
         self.interpretation: Interpretation | None = None
         if self.result:
-            self.classes = tuple(shortened(name) for name in folder.read_mistakes().classes)
+            self.classes = tuple(shortened(name) for name in folder.read_misclassified().classes)
             predictions = folder.read_arrays(folder.predictions)
             self.logits, self.labels = predictions["logits"], predictions["labels"]
             self.interpretation = folder.read_interpretation()
@@ -81,18 +81,18 @@ class Page:
 
     @property
     def command(self) -> str:
-        """What repeats the run."""
+        """The command that repeats the run."""
         return f"onecycle train --config {shlex.quote(str(self.folder.config))}"
 
     @property
     def rates_from(self) -> str:
-        """Where the two learning rates come from."""
+        """Where LR min and LR max come from, in words."""
         given = [rate is not None for rate in (self.config.lr_min, self.config.lr_max)]
         return {0: "found by the LR finder", 1: "one found by the LR finder, one given", 2: "given"}[sum(given)]
 
     @property
-    def wrong(self) -> int:
-        """How many predictions are incorrect."""
+    def incorrect(self) -> int:
+        """The number of incorrect predictions."""
         return int((self.predictions != self.labels).sum())
 
     @property
@@ -101,12 +101,13 @@ class Page:
 
     @property
     def hardware(self) -> str:
-        """The machine in a few words."""
-        machine, how = self.environment["hardware"], self.environment["acceleration"]
-        threads = how.get("threads")
-        if how["device"] != "cpu":
-            return str(machine.get("gpu") or how["device"])
-        return str(machine.get("cpu", "a CPU")) + (f", {threads} threads" if threads else "")
+        """The GPU, or the CPU and the number of threads, in a few words."""
+        machine, plan = self.environment["hardware"], self.environment["compute_plan"]
+        threads = plan.get("threads")
+        if plan["device"] != "cpu":
+            return str(machine.get("gpu") or plan["device"])
+        cpu = str(machine.get("cpu", "a CPU"))
+        return f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if threads else cpu
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -114,20 +115,20 @@ class Page:
         return accuracy_interval(int((self.predictions == self.labels).sum()), len(self.labels))
 
     def figures(self) -> dict[str, str]:
-        """The curves, by name."""
+        """The curves as SVG, by name."""
         figures = {}
         if self.history:
             evaluated_on, last = self.evaluated_on, self.history[-1]
             figures["accuracy"] = inline(
                 visualizations.accuracy_curves(self.history, evaluated_on=evaluated_on),
                 "accuracy",
-                f"Accuracy by epoch: at the last {percent(last.test_accuracy)} ({evaluated_on}), "
+                f"Accuracy by epoch; last epoch: {percent(last.eval_accuracy)} ({evaluated_on}), "
                 f"{percent(last.train_accuracy)} (train)",
             )
             figures["loss"] = inline(
                 visualizations.loss_curves(self.history, evaluated_on=evaluated_on),
                 "loss",
-                f"Loss by epoch: at the last {last.test_loss:.3f} ({evaluated_on}), {last.train_loss:.3f} (train)",
+                f"Loss by epoch; last epoch: {last.eval_loss:.3f} ({evaluated_on}), {last.train_loss:.3f} (train)",
             )
         if self.result:
             steps = -(-self.result.train_images // self.config.batch_size)
@@ -162,15 +163,15 @@ class Page:
         """The confusion matrix `[C,C]`."""
         return metrics.confusion_counts(self.labels, self.predictions, len(self.classes))
 
-    def matrix_picture(self) -> str | None:
-        """The confusion matrix as a picture, where it has too many classes for a table."""
+    def matrix_plot(self) -> str | None:
+        """The confusion matrix as a plot. None if there are few enough classes for a table."""
         if len(self.classes) <= MOST_IN_MATRIX:
             return None
         figure = visualizations.confusion_matrix(self.labels, self.predictions, self.classes)
-        return inline(figure, "confusion", "Confusion matrix: how often each class was taken for each")
+        return inline(figure, "confusion", "Confusion matrix: how often each class was predicted as each")
 
     def confusions(self) -> list[tuple[str, str, int]]:
-        """The most frequent mistakes: true class, predicted class, how often."""
+        """The most frequent confusions: true class, predicted class, count."""
         counts = self.counts
         np.fill_diagonal(counts, 0)
         order = np.argsort(-counts, axis=None, kind="stable")[:CONFUSIONS]
@@ -178,7 +179,7 @@ class Page:
         return [(self.classes[t], self.classes[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
     def class_rows(self) -> Iterator[tuple[str, metrics.ClassMetrics, str]]:
-        """Class by class: its name, its figures, the interval of its recall."""
+        """For each class: its name, its metrics, and the confidence interval of its recall as text."""
         for name, found in zip(self.classes, metrics.class_metrics(self.counts), strict=True):
             low, high = accuracy_interval(found.correct, found.images) if found.images else (None, None)
             yield name, found, f"{percent(low, 1)} to {percent(high, 1)}" if found.images else "–"

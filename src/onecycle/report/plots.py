@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from its folder alone."""
+"""Draw the plots of a run from its run folder alone."""
 
 from onecycle.report import visualizations
 from onecycle.report.visualizations import save_png
@@ -7,19 +7,19 @@ from onecycle.train.scheduler import peak_step
 
 
 def draw(folder: RunFolder) -> None:
-    """Draw every picture that the folder has the records for into its `pictures/`."""
-    folder.pictures.mkdir(exist_ok=True)
+    """Draw all plots into `plots/`. A plot whose records are not in the folder is left out."""
+    folder.plots.mkdir(exist_ok=True)
     if folder.augmentations.exists():
         figure = visualizations.augmentations(**folder.read_arrays(folder.augmentations))
-        save_png(figure, folder.pictures / "augmentations.png")
+        save_png(figure, folder.plots / "augmentations.png")
     if curve := folder.read_lr_curve():
-        save_png(visualizations.lr_finder_curve(curve), folder.pictures / "lr_finder.png")
+        save_png(visualizations.lr_finder_curve(curve), folder.plots / "lr_finder.png")
     if folder.result.exists():
         _draw_result(folder)
 
 
 def _draw_result(folder: RunFolder) -> None:
-    result, history, mistakes = folder.read_result(), folder.read_history(), folder.read_mistakes()
+    result, history, misclassified = folder.read_result(), folder.read_history(), folder.read_misclassified()
     predictions = folder.read_arrays(folder.predictions)
     config = folder.read_config()
     steps_per_epoch = -(-result.train_images // config.batch_size)
@@ -35,9 +35,9 @@ def _draw_result(folder: RunFolder) -> None:
             steps_per_epoch=steps_per_epoch,
         ),
         "confusion_matrix": visualizations.confusion_matrix(
-            predictions["labels"], predictions["logits"].argmax(axis=1), mistakes.classes
+            predictions["labels"], predictions["logits"].argmax(axis=1), misclassified.classes
         ),
-        "incorrect_predictions": visualizations.incorrect_predictions(mistakes),
+        "incorrect_predictions": visualizations.incorrect_predictions(misclassified),
     }
     for name, figure in figures.items():
-        save_png(figure, folder.pictures / f"{name}.png")
+        save_png(figure, folder.plots / f"{name}.png")

@@ -1,4 +1,4 @@
-"""Many small images as one: a sheet in the WebP format, inside the page."""
+"""Sprite sheets: many small images as one WebP image inside the page."""
 
 import base64
 import io
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 COLUMNS = 40
-LARGEST_TILE = 64  # pixels; larger images are made smaller
+LARGEST_TILE = 64  # pixels; larger images are scaled down
 _QUALITIES = (95, 85, 70, 50, 30)
-_HOT = (213, 94, 0)  # vermillion, as in the other pictures
+_HEAT_COLOR = (213, 94, 0)  # vermillion, as in the plots
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Images in rows of `columns`, as an address that holds them. `tile` is an image's side in pixels."""
+    """A sprite sheet as a data URL: rows of `columns` square images, each `tile` pixels wide."""
 
-    address: str
+    url: str
     columns: int
     tile: int
 
     def place(self, number: int) -> tuple[int, int]:
-        """Column and row of an image."""
+        """The column and row of an image."""
         return number % self.columns, number // self.columns
 
 
 def image_sheet(images: NDArray[np.uint8], *, most_bytes: int) -> Sheet:
-    """`images` uint8 `[N,S,S,3]` in as good a quality as fits into `most_bytes`, or the worst that there is."""
+    """A sheet of uint8 `images` `[N,S,S,3]`, in the best quality that fits into `most_bytes`, else in the lowest."""
     tile = min(images.shape[1], LARGEST_TILE)
     canvas, columns = _arranged([Image.fromarray(image).resize((tile, tile)) for image in images], tile, "RGB")
     content = b""
@@ -36,19 +36,19 @@ def image_sheet(images: NDArray[np.uint8], *, most_bytes: int) -> Sheet:
         content = _encoded(canvas, quality)
         if len(content) <= most_bytes:
             break
-    return Sheet(_address(content), columns, tile)
+    return Sheet(_url(content), columns, tile)
 
 
-def heat_sheet(heat: NDArray[np.uint8], tile: int) -> Sheet:
-    """`heat` uint8 `[N,h,w]` as colour that is the less transparent the more heat there is, smoothly enlarged."""
+def heatmap_sheet(heatmaps: NDArray[np.uint8], tile: int) -> Sheet:
+    """A sheet of uint8 `heatmaps` `[N,h,w]`, smoothly enlarged. A higher value gives a more opaque color."""
     tiles = []
-    for part in heat:
-        alpha = Image.fromarray(part).resize((tile, tile), Image.Resampling.BICUBIC)
-        colour = Image.new("RGBA", (tile, tile), _HOT)
-        colour.putalpha(alpha.point([value * 7 // 10 for value in range(256)]))
-        tiles.append(colour)
+    for heatmap in heatmaps:
+        alpha = Image.fromarray(heatmap).resize((tile, tile), Image.Resampling.BICUBIC)
+        color = Image.new("RGBA", (tile, tile), _HEAT_COLOR)
+        color.putalpha(alpha.point([value * 7 // 10 for value in range(256)]))
+        tiles.append(color)
     canvas, columns = _arranged(tiles, tile, "RGBA")
-    return Sheet(_address(_encoded(canvas, 50, alpha_quality=40)), columns, tile)
+    return Sheet(_url(_encoded(canvas, 50, alpha_quality=40)), columns, tile)
 
 
 def _arranged(tiles: list[Image.Image], tile: int, mode: str) -> tuple[Image.Image, int]:
@@ -65,5 +65,5 @@ def _encoded(canvas: Image.Image, quality: int, alpha_quality: int = 100) -> byt
     return file.getvalue()
 
 
-def _address(content: bytes) -> str:
+def _url(content: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content).decode()}"

@@ -1,1 +1,1 @@
-"""One run, from its configuration to its folder."""
+"""One run, from its configuration to its run folder."""

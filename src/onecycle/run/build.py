@@ -1,4 +1,4 @@
-"""The parts of a run, put together from its configuration."""
+"""Build the parts of a run from its configuration: data, model, optimizer, batches and compute plan."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,31 +10,32 @@ from torch.optim import Adam, Optimizer
 from onecycle.compute import autotune, hardware
 from onecycle.compute.autotune import Choice
 from onecycle.compute.hardware import Hardware
-from onecycle.compute.plan import Acceleration, require_device
-from onecycle.core.config import Config
+from onecycle.compute.plan import ComputePlan, require_device
+from onecycle.core.config import ComputeConfig, Config, DataConfig
 from onecycle.core.errors import InputError
 from onecycle.data import Dataset, load_dataset
 from onecycle.data.augment.batched import BatchedAugmentation
 from onecycle.data.batch_sources import Augment, AugmentBatch
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
-from onecycle.distributed import ranks
+from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.predict.predictor import Predictor
 from onecycle.train.optimizers import Muon
 
-IMAGES_WHITENED = 5000  # of 32×32, of the training set, from which the whitening layer is made; of larger ones fewer
+WHITENING_IMAGES = 5000  # 32×32 images from which the whitening layer is computed; of larger images, fewer are used
 
-# As in airbench94's version with Muon (see models/whitened_convnet.py). Its linear layer learns at 0.67 for sums of
-# losses, with weights of deviation 1 and logits divided by 256; scaled to the layer here, that is this rate, too.
-FILTER_MOMENTUM = 0.6  # of what Muon orthogonalizes
+# These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
+# learning rate 0.67 for summed losses, weights of std 1 and logits divided by 256. Converted to the scale of the linear
+# layer here, this is the learning rate below.
+FILTER_MOMENTUM = 0.6  # for filters, whose steps Muon orthogonalizes
 MOMENTUM = 0.85
-SGD_LR_SCALE = 0.0035  # for each image of a batch: the rate of what SGD trains to that of Muon, for mean losses
+SGD_LR_SCALE = 0.0035  # learning rate of SGD relative to Muon for mean losses, per image of a batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The parts of a run, made from its configuration alone and ready to train."""
+    """The parts of a run, ready to train."""
 
     config: Config
     dataset: Dataset
@@ -43,9 +44,14 @@ class Experiment:
     optimizer: Optimizer
     train: Batches
     evaluation: Batches
-    acceleration: Acceleration
+    plan: ComputePlan
     choice: Choice | None
-    """What the acceleration was chosen by; None when it was given."""
+    """The measurements behind the plan; None if the plan was given."""
+
+    @property
+    def group(self) -> ProcessGroup:
+        """The processes that compute the run."""
+        return self.train.group
 
     @property
     def predictor(self) -> Predictor:
@@ -54,49 +60,49 @@ class Experiment:
             architecture=Architecture.of(self.config),
             preprocessing=self.preprocessing,
             classes=self.dataset.train.classes,
-            acceleration=self.acceleration,
+            plan=self.plan,
         )
 
 
-def load_data(config: Config) -> Dataset:
-    """The data that `config` names, cut as it says: in the same way for every seed, so that runs can be compared.
+def load_data(config: DataConfig) -> Dataset:
+    """Load the data set of `config`, with its splits and limits. The splits and limits are the same for every seed.
 
     Raises:
-        InputError: when they cannot be had.
+        InputError: when the data is missing, damaged or too small.
     """
     return load_dataset(config.data, validation=config.validation, limit=config.limit, input_size=config.size)
 
 
-def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
-    """The parts of the run that `config` describes, to be computed the way `how`, or as is fastest on this machine.
+def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessGroup = SINGLE_PROCESS) -> Experiment:
+    """Build the parts of the run that `config` describes. Without a compute `plan`, use the fastest on this machine.
 
     Raises:
-        InputError: when the data or the device cannot be had.
+        InputError: when the data or the device is missing.
     """
     machine = hardware.detect()
-    if how is None:
+    if plan is None:
         require_device(machine, config.device)
     dataset = load_data(config)
     train = dataset.train
     preprocessing = Preprocessing.of_sums(train.channel_sums, images=len(train), input_size=train.images.shape[1])
-    torch.set_num_threads((how and how.threads) or machine.cores)  # whitening sums, too, by the run's threads
+    torch.set_num_threads((plan and plan.threads) or machine.cores)  # the whitening layer's sums depend on this number
     torch.manual_seed(config.seed)
     model = _network(config, dataset, preprocessing)
     choice = None
-    if how is None:
-        choice = _choice(config, model, preprocessing.input_size, machine)
-        how = choice.acceleration
-    if ranks.current().size > 1 and how.device != "cpu":
-        raise InputError(f"several processes compute on CPUs, and this run on {how.device}; give --device cpu")
-    how.apply()
-    model.to(how.device)
+    if plan is None:
+        choice = _choose_plan(config, model, preprocessing.input_size, machine, group)
+        plan = choice.plan
+    if group.size > 1 and plan.device != "cpu":
+        raise InputError(f"several processes can only train on CPUs, and this run uses {plan.device}; use --device cpu")
+    plan.apply()
+    model.to(plan.device)
     augment, augment_batch = _augmentation(config, preprocessing)
     return Experiment(
         config=config,
         dataset=dataset,
         preprocessing=preprocessing,
         model=model,
-        optimizer=_optimizer(config, model, how.precision),
+        optimizer=_optimizer(config, model, plan.precision),
         train=Batches(
             dataset.train,
             preprocessing,
@@ -109,26 +115,31 @@ def assemble(config: Config, how: Acceleration | None = None) -> Experiment:
             shards=config.shards,
             seed=config.seed,
             workers=config.workers,
-            device=how.device,
+            device=plan.device,
+            group=group,
         ),
-        evaluation=Batches(dataset.evaluation, preprocessing, batch_size=config.batch_size, device=how.device),
-        acceleration=how,
+        evaluation=Batches(
+            dataset.evaluation, preprocessing, batch_size=config.batch_size, device=plan.device, group=group
+        ),
+        plan=plan,
         choice=choice,
     )
 
 
-def _choice(config: Config, model: ModelComposite, size: int, machine: Hardware) -> Choice:
-    """The fastest way, by the measure of the process that leads, for all that compute the run.
+def _choose_plan(
+    config: ComputeConfig, model: ModelComposite, size: int, machine: Hardware, group: ProcessGroup
+) -> Choice:
+    """The plan that is the fastest in the main process's measurements. All processes use this plan.
 
     Raises:
-        InputError: when this machine cannot go it.
+        InputError: when this machine cannot run the plan.
     """
 
     def choose() -> dict[str, Any]:
         return autotune.choose(model, size, machine, device=config.device, precision=config.precision).to_json()
 
-    choice = Choice.from_json(ranks.current().from_leader(choose))
-    choice.acceleration.require(machine)
+    choice = Choice.from_json(group.broadcast_object(choose))
+    choice.plan.require(machine)
     return choice
 
 
@@ -136,12 +147,12 @@ def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> 
     model = Architecture.of(config).build(len(dataset.train.classes), preprocessing.input_size)
     if isinstance(model, WhitenedConvNet):
         if config.whitening:
-            # Evenly spread: the images of a folder come class by class.
-            enough = min(IMAGES_WHITENED * 32**2 // preprocessing.input_size**2, len(dataset.train))
+            # Take images from the whole data set, because an image folder is ordered by class.
+            enough = min(WHITENING_IMAGES * 32**2 // preprocessing.input_size**2, len(dataset.train))
             spread = np.linspace(0, len(dataset.train) - 1, max(1, enough)).astype(int)
             model.whiten(preprocessing.normalize(torch.from_numpy(dataset.train.images[spread])))
         if config.dirac:
-            model.pass_inputs_on()
+            model.initialize_as_identity()
     if config.label_smoothing or config.class_weights:
         weight = _class_weights(dataset) if config.class_weights else None
         model.criterion = TrainingCrossEntropy(label_smoothing=config.label_smoothing, weight=weight)
@@ -149,24 +160,25 @@ def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> 
 
 
 def _class_weights(dataset: Dataset) -> torch.Tensor:
-    """What an image of each class counts for, float32 `[C]`: all classes to the same sum, images to 1 on average."""
+    """The loss weight of each class, float32 `[C]`. All classes have equal total weight. Images weigh 1 on average."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.train.classes))
     return torch.from_numpy(len(dataset.train) / (len(counts) * np.maximum(counts, 1))).float()
 
 
 def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimizer:
-    """Adam for all; or Muon for filters and SGD for the rest; or SGD for all.
+    """Adam for all parameters, or Muon for filters and SGD for the rest, or SGD for all.
 
-    The `lr_scale` of a group is its rate to that of the schedule; `epochs` are those it learns in.
+    The `lr_scale` of a parameter group is its learning rate relative to the schedule. A group with `epochs` is frozen
+    after that many epochs.
     """
-    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if config.optimizer == "adam":
-        return Adam(list(learned.values()))
-    fixed_later = config.whitening and config.whitening_epochs is not None
-    whitening = [learned.pop("whitening.bias")] if fixed_later else []
-    filters = [parameter for parameter in learned.values() if parameter.dim() == 4]
-    biases = [parameter for parameter in learned.values() if parameter.dim() == 1]
-    others = [parameter for parameter in learned.values() if parameter.dim() == 2]
+        return Adam(list(trainable.values()))
+    freezes_later = config.whitening and config.whitening_epochs is not None
+    whitening = [trainable.pop("whitening.bias")] if freezes_later else []
+    filters = [parameter for parameter in trainable.values() if parameter.dim() == 4]
+    biases = [parameter for parameter in trainable.values() if parameter.dim() == 1]
+    others = [parameter for parameter in trainable.values() if parameter.dim() == 2]
     sgd = {"momentum": MOMENTUM, "lr_scale": SGD_LR_SCALE * config.batch_size}
     sgd_of_biases = {**sgd, "lr_scale": sgd["lr_scale"] * config.bias_lr_scale}
     muon = {"momentum": FILTER_MOMENTUM, "lr_scale": 1, "orthogonalize": precision}
@@ -182,21 +194,21 @@ def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimiz
 
 def _augmentation(config: Config, preprocessing: Preprocessing) -> tuple[Augment | None, AugmentBatch | None]:
     size, fill = preprocessing.input_size, [255 * value for value in preprocessing.mean]
-    if config.hole > size:
-        raise InputError(f"--hole is {config.hole}; it must be at most the images' side, which is {size}")
+    if config.cutout > size:
+        raise InputError(f"--cutout is {config.cutout}; it must be at most the size of the images, which is {size}")
     if config.padding >= size:
-        raise InputError(f"--padding is {config.padding}; it must be below the images' side, which is {size}")
+        raise InputError(f"--padding is {config.padding}; it must be below the size of the images, which is {size}")
     if config.augmentation == "batched":
         return None, BatchedAugmentation(
             size,
             fill,
             padding=config.padding,
-            hole=config.hole,
+            cutout=config.cutout,
             flip=config.flip,
             brightness=config.brightness,
             contrast=config.contrast,
         )
-    # Imported here because albumentations takes seconds, which nothing else need wait for.
+    # Imported late: importing albumentations takes seconds.
     from onecycle.data.augment.albumentations import Augmentation
 
     return Augmentation(size, fill), None

@@ -1,4 +1,4 @@
-"""What a run was computed with: `environment.json`, and what of it must be the same to go on."""
+"""The environment of a run, as recorded in `environment.json`: command, versions, hardware, compute plan and data."""
 
 import platform
 import shlex
@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from onecycle.compute.hardware import Hardware
-from onecycle.compute.plan import Acceleration
+from onecycle.compute.plan import ComputePlan
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading
 from onecycle.data import Dataset
-from onecycle.distributed import job, ranks
+from onecycle.distributed import job
+from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.storage.run_folder import RunFolder
 
 COMPUTING = ("onecycle", "torch", "numpy", "albumentations", "opencv-python-headless")
-"""The libraries on whose versions the bits of a run may depend, once its images are decoded."""
+"""Libraries whose versions may change the bits of a run. Image decoders are not among them: the fingerprint of the data
+covers the decoded images."""
 
 _LIBRARIES = (*COMPUTING, "pillow", "safetensors")
 
 
-def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
-    """The command, commit, date, versions and machine of this process, and the way it computes, as JSON values."""
-    together = {"processes": list(ranks.current().names), "job": job.name()} if job.is_part() else {}
+def describe(hardware: Hardware, plan: ComputePlan, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
+    """The command, commit, date, versions, hardware and compute plan of this process, as JSON values."""
+    processes = {"processes": list(group.names), "job": job.name()} if job.is_part() else {}
     return {
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
@@ -34,13 +36,13 @@ def describe(hardware: Hardware, acceleration: Acceleration) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions(_LIBRARIES)},
         "system": f"{platform.system()} {platform.machine()}",
         "hardware": hardware.to_json(),
-        "acceleration": acceleration.to_json(),
-        **together,
+        "compute_plan": plan.to_json(),
+        **processes,
     }
 
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:
-    """The installed version of each."""
+    """The installed version of each of `libraries`."""
     return {name: version(name) for name in libraries}
 
 
@@ -50,54 +52,54 @@ def _program() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package runs from, marked where files differ from it; None outside of one."""
+    """The commit of the checkout that the package runs from, marked "dirty" if files differ. None if there is none."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # an installed package may lie in another project's checkout
+        git("ls-files", "--error-unmatch", here.name)  # an installed package may be inside another project's checkout
         return git("describe", "--always", "--dirty", "--abbrev=40").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def recorded_acceleration(folder: RunFolder) -> Acceleration:
-    """The way that the run in `folder` computes.
+def recorded_plan(folder: RunFolder) -> ComputePlan:
+    """The compute plan of the run in `folder`.
 
     Raises:
-        InputError: when it is not recorded.
+        InputError: when the plan is not recorded.
     """
     with reading(folder.environment):
-        return Acceleration.from_json(folder.read_json(folder.environment)["acceleration"])
+        return ComputePlan.from_json(folder.read_json(folder.environment)["compute_plan"])
 
 
 def recorded_fingerprint(folder: RunFolder) -> str:
-    """That of the data of the run in `folder`.
+    """The fingerprint of the data of the run in `folder`.
 
     Raises:
-        InputError: when it is not recorded.
+        InputError: when the fingerprint is not recorded.
     """
     with reading(folder.environment):
         return str(folder.read_json(folder.environment)["dataset"]["fingerprint"])
 
 
 def recorded_job(folder: RunFolder) -> str | None:
-    """The name of the job that began the run in `folder`, or None.
+    """The name of the job that started the run in `folder`. None if no job started the run.
 
     Raises:
-        InputError: when it is not recorded.
+        InputError: when the environment is not recorded.
     """
     with reading(folder.environment):
         return folder.read_json(folder.environment).get("job")
 
 
 def recorded_versions(folder: RunFolder) -> dict[str, str]:
-    """Those of `COMPUTING` that the run in `folder` began with.
+    """The versions of the `COMPUTING` libraries when the run in `folder` started.
 
     Raises:
-        InputError: when they are not recorded.
+        InputError: when the versions are not recorded.
     """
     with reading(folder.environment):
         recorded = folder.read_json(folder.environment)["versions"]
@@ -105,20 +107,21 @@ def recorded_versions(folder: RunFolder) -> dict[str, str]:
 
 
 def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
-    """Refuse data that are not those of the run in `folder`.
+    """Check that `dataset` is the data of the run in `folder`.
 
     Raises:
-        InputError: then.
+        InputError: when the data differs.
     """
     then, now = recorded_fingerprint(folder), dataset.fingerprint
     if now != then:
         raise InputError(
-            f"{folder.path} was trained on other data: fingerprint {then[:12]}, and {dataset.source} has {now[:12]}"
+            f"{folder.path} was trained on other data: its fingerprint is {then[:12]}, that of {dataset.source} is "
+            f"{now[:12]}; give the data of the run with --data"
         )
 
 
-def other_processor(folder: RunFolder, hardware: Hardware) -> str | None:
-    """The processor that the run in `folder` began on, where it is not this one."""
+def other_cpu(folder: RunFolder, hardware: Hardware) -> str | None:
+    """The CPU on which the run in `folder` started. None if this machine has the same CPU."""
     with reading(folder.environment):
         then: str = folder.read_json(folder.environment)["hardware"]["cpu"]
         return then if then != hardware.cpu else None

@@ -1,4 +1,7 @@
-"""What a run does, from its configuration to its folder. The composition root: it owns the folder and the screen."""
+"""Train a run from its configuration to its run folder: the code behind `onecycle train` and `onecycle find-lr`.
+
+This module puts all parts together. It owns the run folder, the screen and the process group.
+"""
 
 import time
 from contextlib import ExitStack
@@ -9,18 +12,20 @@ from rich.console import Console
 from onecycle.compute import hardware
 from onecycle.compute.kernels import native
 from onecycle.core.config import Config
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked
 from onecycle.core.signals import Interruption, watched
-from onecycle.distributed import agreement, ranks
-from onecycle.models.test_time_augmentation import Averaged
-from onecycle.run import environment, existing, results, setup
+from onecycle.distributed import consistency, process_group
+from onecycle.distributed.process_group import ProcessGroup
+from onecycle.models.test_time_augmentation import TestTimeAugmentation
+from onecycle.run import environment, finished, results, setup
 from onecycle.run.autosave import RunState
 from onecycle.run.build import Experiment, assemble
-from onecycle.run.failure import resumable, told_on_its_page
+from onecycle.run.failure import failure_reported, resumable
 from onecycle.run.identity import identity, require_same
 from onecycle.run.progress import RunProgress
-from onecycle.run.resume import begun_by_this_job, require_alike, scratch, shared_folder
+from onecycle.run.results import TTAResult
+from onecycle.run.resume import require_same_start, scratch, shared_folder, started_by_this_job
 from onecycle.run.tensorboard import TensorBoard, require_tensorboard
 from onecycle.storage.records import EpochRecord, LRCurve
 from onecycle.storage.run_folder import RunFolder
@@ -30,37 +35,36 @@ from onecycle.train.lr_finder import find_lr
 SWEEP_STEPS = 100
 
 
-def run(config: Config, console: Console, place: Path | None = None) -> RunFolder:
-    """Find the learning rates, train, evaluate, write it all down: the whole of `onecycle train`.
+def run(config: Config, console: Console, path: Path | None = None) -> RunFolder:
+    """Find the learning rates, train, evaluate, and write everything into a run folder.
 
-    The run's folder is `place`, or a new one in `config.out`.
+    The folder is `path`, or a new one in `config.out`.
 
     Raises:
-        InputError: when the configuration cannot be run, and no folder is left behind unless training had begun; or
-            when training cannot go on.
-        Interrupted: by SIGINT or SIGTERM; `resume` goes on.
+        OnecycleError: when the configuration cannot be run (no folder is left behind), or when training fails.
+        Interrupted: on SIGINT or SIGTERM. `resume` then continues the run.
     """
-    with watched() as interruption, ranks.joined() as here:
-        require_alike(resumes=False)
-        begun = None if place else begun_by_this_job(config)
-        if any(here.of_all(begun is not None)):
-            return resume(begun, console, config)
-        agreement.require_even(config.shards, here.size)
+    with watched() as interruption, process_group.init() as group:
+        require_same_start(group, resumes=False)
+        earlier = None if path else started_by_this_job(config)
+        if any(group.all_gather_object(earlier is not None)):
+            return _resume(earlier, console, config, interruption, group)
+        consistency.require_divisible(config.shards, group.size)
         if config.tensorboard:
             require_tensorboard()
-        with RunProgress(_screen(console)) as progress, ExitStack() as stack:
+        with RunProgress(_screen(console, group)) as progress, ExitStack() as stack:
             started = time.perf_counter()
-            experiment = assemble(config)
-            _require_alike(experiment)
+            experiment = assemble(config, group=group)
+            _require_consistent(experiment)
             setup.announce(experiment, progress)
             setup.require_cycle(experiment)
-            setup.tell_of_interrupted(experiment, progress)
-            folder = _new_folder(experiment, config.recipe, place, stack)
-            with locked(folder.path), resumable(folder, config):
+            setup.mention_interrupted(experiment, progress)
+            folder = _new_folder(experiment, config.recipe, path, stack)
+            with locked(folder.path), resumable(folder, config, group):
                 progress.say(f"Run folder: {folder.path}")
                 try:
                     rates = _rates(experiment, folder, progress)
-                except InputError:
+                except OnecycleError:
                     folder.discard()
                     raise
                 state = RunState(experiment, folder, interruption, rates=rates, started=started)
@@ -68,78 +72,87 @@ def run(config: Config, console: Console, place: Path | None = None) -> RunFolde
 
 
 def resume(path: Path | None, console: Console, config: Config | None = None) -> RunFolder:
-    """Go on with an interrupted run where it was saved last, computing the way it began, to the same bits.
+    """Resume an interrupted run from its last checkpoint, with the compute plan that it started with.
 
-    Of several processes one has the run's folder at `path`; it sends the others what they need of it.
-
-    Of `config` only where the data are and the number of workers may differ from what the run began with.
+    The result has the same bits as without the interruption. With several processes, one process has the run folder at
+    `path` and sends the necessary files to the other processes. `config` must equal the original configuration, except
+    for `data`, `workers` and the output options.
 
     Raises:
-        InputError: when there is no such run, it is complete or at work, or goes on from something else: another
-            configuration, other data, another version; or when training cannot go on.
-        Interrupted: by SIGINT or SIGTERM; another `resume` goes on.
+        OnecycleError: when there is no such run, when the run is complete or in use, when the configuration, data or
+            versions differ, or when training fails.
+        Interrupted: on SIGINT or SIGTERM. Another `resume` then continues the run.
     """
-    with watched() as interruption, ranks.joined() as here, shared_folder(path) as folder:
-        began = folder.read_config()
-        config = config or began
-        agreement.require_even(config.shards, here.size)
-        then = {**began.defining_values(), **environment.recorded_versions(folder)}
+    with watched() as interruption, process_group.init() as group:
+        return _resume(path, console, config, interruption, group)
+
+
+def _resume(
+    path: Path | None, console: Console, config: Config | None, interruption: Interruption, group: ProcessGroup
+) -> RunFolder:
+    with shared_folder(path, group) as folder:
+        original = folder.read_config()
+        config = config or original
+        consistency.require_divisible(config.shards, group.size)
+        then = {**original.defining_values(), **environment.recorded_versions(folder)}
         now = {**config.defining_values(), **environment.versions(environment.COMPUTING)}
-        require_same(then, now, f"{folder.path} goes on only as it began")
-        with locked(folder.path), RunProgress(_screen(console)) as progress:
-            if folder.complete:
+        require_same(then, now, f"{folder.path} can only be resumed as it was started")
+        with locked(folder.path), RunProgress(_screen(console, group)) as progress:
+            if folder.is_complete:
                 raise InputError(f"{folder.path} is complete: there is nothing to resume")
-            folder.remove_strays()
-            with resumable(folder, config):
-                return _go_on(folder, config, progress, interruption)
+            folder.remove_temporary_files()
+            with resumable(folder, config, group):
+                return _continue(folder, config, progress, interruption, group)
 
 
-def _go_on(folder: RunFolder, config: Config, progress: RunProgress, interruption: Interruption) -> RunFolder:
+def _continue(
+    folder: RunFolder, config: Config, progress: RunProgress, interruption: Interruption, group: ProcessGroup
+) -> RunFolder:
     started = time.perf_counter()
-    how = environment.recorded_acceleration(folder)
-    how.require(hardware.detect())
-    experiment = assemble(config, how)
+    plan = environment.recorded_plan(folder)
+    plan.require(hardware.detect())
+    experiment = assemble(config, plan, group=group)
     environment.require_same_data(folder, experiment.dataset)
-    _require_alike(experiment)
+    _require_consistent(experiment)
     setup.announce(experiment, progress)
-    if cpu := environment.other_processor(folder, hardware.detect()):
-        progress.warn(f"This run began on another processor, {cpu}: its last bits may come out otherwise here")
+    if cpu := environment.other_cpu(folder, hardware.detect()):
+        progress.warn(f"This run started on another CPU, {cpu}: its last bits may differ here")
     rates = _rates(experiment, folder, progress)
     state = RunState(experiment, folder, interruption, rates=rates, started=started)
     if warning := state.restore():
         progress.warn(warning)
-    folder.begin_again()
-    if not ranks.current().leads:
-        folder.remove_checkpoints()  # a copy, which may be in memory
+    folder.discard_stopped_state()
+    if not group.is_main_process:
+        folder.remove_checkpoints()  # these are temporary copies, and may take up memory
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)
 
 
-def _require_alike(experiment: Experiment) -> None:
-    """Refuse processes that would not come to the same bits."""
-    machine, how = hardware.detect(), experiment.acceleration
-    processor = {"the processor": machine.cpu, "its instructions and caches": machine.cpu_features}
-    kernels = {"the native kernels": str(native.identity())} if how.native_kernels or how.matrix_unit else {}
-    agreement.require_alike({**identity(experiment), **processor, **kernels})
+def _require_consistent(experiment: Experiment) -> None:
+    """Check that all processes would compute the same bits."""
+    machine, plan = hardware.detect(), experiment.plan
+    cpu = {"the CPU": machine.cpu, "its instructions and caches": machine.cpu_features}
+    kernels = {"the native kernels": str(native.build_id())} if plan.native_kernels or plan.amx else {}
+    consistency.require_consistent({**identity(experiment), **cpu, **kernels}, experiment.group)
 
 
-def _screen(console: Console) -> Console:
-    """What this process may write to: of several only one says how far the run is."""
-    return console if ranks.current().leads else Console(quiet=True)
+def _screen(console: Console, group: ProcessGroup) -> Console:
+    """`console` on the main process, and a silent console on the other processes."""
+    return console if group.is_main_process else Console(quiet=True)
 
 
 def find_rates(config: Config, console: Console) -> RunFolder:
-    """Run only the LR finder, and write its curve and picture into a folder of its own.
+    """Run only the LR finder. Write its curve and plot into a new folder.
 
     Raises:
-        InputError: when the configuration cannot be run, and no folder is left behind.
+        OnecycleError: when the configuration cannot be run; no folder is left behind.
     """
-    with watched(), ranks.joined() as here, ExitStack() as stack:
-        agreement.require_even(config.shards, here.size)
-        with RunProgress(_screen(console)) as progress:
-            experiment = assemble(config)
-            _require_alike(experiment)
+    with watched(), process_group.init() as group, ExitStack() as stack:
+        consistency.require_divisible(config.shards, group.size)
+        with RunProgress(_screen(console, group)) as progress:
+            experiment = assemble(config, group=group)
+            _require_consistent(experiment)
             setup.announce(experiment, progress)
             folder = _new_folder(experiment, "find-lr", None, stack)
             try:
@@ -147,21 +160,21 @@ def find_rates(config: Config, console: Console) -> RunFolder:
             except BaseException:
                 folder.discard()
                 raise
-        if here.leads:
+        if group.is_main_process:
             _draw(folder)
-        here.end_together()
+        group.wait_for_main_process()
         return folder
 
 
-def _new_folder(experiment: Experiment, name: str, place: Path | None, stack: ExitStack) -> RunFolder:
-    """The folder of what begins; for a process that does not lead, one that is gone when `stack` is left."""
-    if ranks.current().leads:
-        return setup.make_folder(experiment, name, place)
+def _new_folder(experiment: Experiment, name: str, path: Path | None, stack: ExitStack) -> RunFolder:
+    """The folder of a new run. All processes but the main one get a temporary folder, which `stack` removes."""
+    if experiment.group.is_main_process:
+        return setup.create_folder(experiment, name, path)
     return stack.enter_context(scratch())
 
 
 def _draw(folder: RunFolder) -> None:
-    from onecycle.report import plots  # only now: it loads matplotlib, for which the first step need not wait
+    from onecycle.report import plots  # imported late: matplotlib would delay the first step
 
     plots.draw(folder)
 
@@ -169,14 +182,15 @@ def _draw(folder: RunFolder) -> None:
 def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> LRCurve:
     progress.start_sweep(SWEEP_STEPS)
     try:
-        curve = find_lr(
-            experiment.model,
-            experiment.optimizer,
-            experiment.train.at_last_size(),  # where the size changes, the loss jumps, and not for the rate
-            acceleration=experiment.acceleration,
-            steps=SWEEP_STEPS,
-            after_step=progress.sweep_step,
-        )
+        with experiment.group.watch_progress():
+            curve = find_lr(
+                experiment.model,
+                experiment.optimizer,
+                experiment.train.at_last_size(),  # a change of the image size would make the loss jump
+                plan=experiment.plan,
+                steps=SWEEP_STEPS,
+                after_step=progress.sweep_step,
+            )
     finally:
         progress.end_sweep()
     folder.write_json(folder.lr_finder, curve.to_json())
@@ -186,14 +200,14 @@ def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> 
 
 
 def _rates(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> tuple[float, float]:
-    """The pair (lr_min, lr_max): what was asked for, else what the LR finder found or finds."""
+    """LR min and LR max: as configured, or from the LR finder."""
     lr_min, lr_max = experiment.config.lr_min, experiment.config.lr_max
     if lr_min is None or lr_max is None:
         curve = folder.read_lr_curve() or _sweep(experiment, folder, progress)
         lr_min = curve.lr_min if lr_min is None else lr_min
         lr_max = curve.lr_max if lr_max is None else lr_max
     if lr_min > lr_max:
-        raise InputError(f"LR min {lr_min:.2e} is above LR max {lr_max:.2e}; give both --lr-min and --lr-max")
+        raise InputError(f"LR min {lr_min:.2e} is above LR max {lr_max:.2e}; set both --lr-min and --lr-max")
     return lr_min, lr_max
 
 
@@ -206,7 +220,7 @@ def _train(
     state: RunState,
     rates: tuple[float, float],
 ) -> RunFolder:
-    config = experiment.config
+    config, group = experiment.config, experiment.group
     lr_min, lr_max = rates
     last: Evaluation | None = None
     board = _board(experiment, folder, state)
@@ -221,45 +235,45 @@ def _train(
         try:
             state.after_epoch(record)
         finally:
-            progress.epoch(record)  # after saving: a screen or a log may be gone
+            progress.epoch(record)  # after saving: printing may fail
         if board:
             board.epoch(record)
 
     progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
-    with told_on_its_page(folder, config, lr_max), interruption.deferred():
-        fit(
-            experiment.model,
-            experiment.optimizer,
-            experiment.train,
-            experiment.evaluation,
-            epochs=config.epochs,
-            lr_min=lr_min,
-            lr_max=lr_max,
-            peak_fraction=config.peak_fraction,
-            acceleration=experiment.acceleration,
-            first_epoch=len(state.history),
-            last_step=state.last_step,
-            after_step=after_step,
-            after_evaluation_batch=state.stop_if_told,
-            after_epoch=after_epoch,
-        )
-    agreement.agree_to_stop()  # by a signal that came while the last epoch was saved
-    interruption.check()
-    # A run that was interrupted between its last epoch and its result has no evaluation at hand.
-    evaluation = last or evaluate(experiment.model, experiment.evaluation, acceleration=experiment.acceleration)
-    views = _over_views(experiment) if config.test_time_augmentation else None
-    if ranks.current().leads:
-        ranks.current().expect_soon(True)  # the end
-        _conclude(experiment, folder, evaluation, progress, state=state, rates=rates, views=views)
-        if board:
-            board.complete(config, folder.read_result(), folder.pictures)
-    ranks.current().end_together()
-    folder.remove_checkpoints()  # last: a run that has none and has a result is complete
+    with group.watch_progress():
+        with failure_reported(folder, config, group, lr_max=lr_max), interruption.deferred():
+            fit(
+                experiment.model,
+                experiment.optimizer,
+                experiment.train,
+                experiment.evaluation,
+                epochs=config.epochs,
+                lr_min=lr_min,
+                lr_max=lr_max,
+                peak_fraction=config.peak_fraction,
+                plan=experiment.plan,
+                first_epoch=len(state.history),
+                last_step=state.last_step,
+                after_step=after_step,
+                after_evaluation_batch=state.stop_if_signaled,
+                after_epoch=after_epoch,
+            )
+        consistency.agree_to_stop(group)  # a signal may have arrived while the last epoch was saved
+        interruption.check()
+        # A run that was interrupted after its last epoch has no evaluation in memory.
+        evaluation = last or evaluate(experiment.model, experiment.evaluation, plan=experiment.plan)
+        tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None
+        if group.is_main_process:
+            _conclude(experiment, folder, evaluation, progress, state=state, rates=rates, tta=tta)
+            if board:
+                board.complete(config, folder.read_result(), folder.plots)
+        group.wait_for_main_process()
+    folder.remove_checkpoints()  # last, because a run with a result and without checkpoints is complete
     return folder
 
 
 def _board(experiment: Experiment, folder: RunFolder, state: RunState) -> TensorBoard | None:
-    if experiment.config.tensorboard and ranks.current().leads:
+    if experiment.config.tensorboard and experiment.group.is_main_process:
         return TensorBoard(folder.tensorboard, state.history, experiment.dataset.evaluated_on)
     return None
 
@@ -272,9 +286,9 @@ def _conclude(
     *,
     state: RunState,
     rates: tuple[float, float],
-    views: tuple[float, float] | None,
+    tta: TTAResult | None,
 ) -> None:
-    """Write down, draw and explain what the run came to."""
+    """Write the results, the plots and the report."""
     results.write(
         experiment,
         folder,
@@ -282,17 +296,17 @@ def _conclude(
         state.history,
         margins=state.margins,
         rates=rates,
-        views=views,
+        tta=tta,
         seconds=state.seconds,
     )
     _draw(folder)
     if experiment.config.report:
-        existing.interpret_run(folder, experiment.predictor, experiment.dataset)
-        progress.say(f"Report: {existing.write_page(folder)}")
+        finished.interpret_run(folder, experiment.predictor, experiment.dataset)
+        progress.say(f"Report: {finished.write_report(folder)}")
 
 
-def _over_views(experiment: Experiment) -> tuple[float, float]:
-    """The accuracy with test-time augmentation, and the seconds that it took."""
-    began = time.perf_counter()
-    averaged = evaluate(Averaged(experiment.model), experiment.evaluation, acceleration=experiment.acceleration)
-    return averaged.accuracy, time.perf_counter() - began
+def _evaluate_with_tta(experiment: Experiment) -> TTAResult:
+    started = time.perf_counter()
+    model = TestTimeAugmentation(experiment.model)
+    evaluation = evaluate(model, experiment.evaluation, plan=experiment.plan)
+    return TTAResult(evaluation.accuracy, time.perf_counter() - started)

@@ -1,42 +1,49 @@
-"""A trained network in a form that other programs run, with a card that says what it is."""
+"""Export a trained network for other programs, with a model card."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from onecycle.core.errors import InputError
-from onecycle.predict.predictor import Predictor
-from onecycle.report.model_card import CARD, write_card
+from onecycle.core.errors import InputError, StorageError
+from onecycle.core.extras import require
+from onecycle.predict.predictor import SHIPPED, Predictor
+from onecycle.report.model_card import CARD, write_card, write_card_of_included
 from onecycle.storage.run_folder import RunFolder
 
-__all__ = ["export_onnx", "write_card"]
 
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+def export_onnx(run: Path | None, out: Path | None = None) -> tuple[Path, float]:
+    """Export a trained network as ONNX, with a model card, into the folder `out`.
 
-
-def export_onnx(run: Path, out: Path | None = None) -> tuple[Path, float]:
-    """Write the network of the `run` in a folder as ONNX, with a model card beside it, into the folder `out`.
-
-    That is `onnx/` in the run's folder when left out. Returns the file, and the largest difference of a probability
-    from the network's own that was seen over 1,000 made-up images.
+    The network is that of the run folder `run`. Without `run`, it is the network that comes with the package. `out` is
+    by default `onnx/` in the run folder, or in the current folder without `run`. Returns the path of the file, and the
+    largest difference between the probabilities of the file and of the network on 1,000 synthetic images.
 
     Raises:
-        InputError: when there is no such run, it is not complete, a library is missing, the files are there already,
-            nothing can be written; or what is exported does not compute what the network does, and is then not kept.
+        InputError: when the run is missing or incomplete, a package is missing, the files exist already, or the
+            exported file computes other probabilities than the network. In the last case the file is removed.
+        StorageError: when the files cannot be written.
     """
-    if missing := [name for name in _NEEDED if not find_spec(name)]:
-        raise InputError(f"--to onnx needs {', '.join(missing)}, not installed; pip install {' '.join(missing)}")
-    from onecycle.predict.onnx import write_onnx  # only now: it loads these
+    require("export", "onnx", "onnxscript", "onnxruntime")
+    from onecycle.predict.onnx import write_onnx  # imported late: the module needs these packages
 
-    folder = RunFolder.open(run)
-    result, predictor = folder.read_result(), Predictor.load(folder.weights)
-    file = (out or folder.path / "onnx") / "model.onnx"
+    folder = RunFolder.open(run) if run else None
+    if folder:
+        result = folder.read_result()
+        description = f"{result.recipe} on {result.dataset}, seed {result.seed}, by onecycle"
+    else:
+        description = "the network for CIFAR-10 that comes with onecycle"
+    predictor = Predictor.load(folder.weights if folder else SHIPPED)
+    file = (out or (folder.path if folder else Path()) / "onnx") / "model.onnx"
     for path in (file, file.parent / CARD):
         if path.exists():
-            raise InputError(f"{path} is there already; remove it, or name another folder with --out")
+            raise InputError(f"{path} exists already; remove it, or give another folder with --out")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {file.parent}: {error.strerror}; name another with --out") from error
-    difference = write_onnx(predictor, file, f"{result.recipe} on {result.dataset}, seed {result.seed}, by onecycle")
-    write_card(folder, predictor, file)
+        raise StorageError(
+            f"cannot create the folder {file.parent}: {error.strerror}; give another one with --out"
+        ) from error
+    difference = write_onnx(predictor, file, description)
+    if folder:
+        write_card(folder, predictor, file)
+    else:
+        write_card_of_included(predictor, SHIPPED, file)
     return file, difference

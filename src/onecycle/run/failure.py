@@ -1,61 +1,63 @@
-"""What a run that does not come to its end says: in a line, and on its page."""
+"""The message and the report of a run that does not end normally."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from onecycle.core.config import Config
-from onecycle.core.errors import InputError, LostError
-from onecycle.core.files import NotWrittenError
+from onecycle.core.errors import InputError, PeerError, StorageError
 from onecycle.core.signals import Interrupted, held
-from onecycle.distributed import ranks
-from onecycle.run import existing
+from onecycle.distributed.process_group import ProcessGroup
+from onecycle.run import finished
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.nonfinite import NonFiniteError
 
 
 @contextmanager
-def resumable(folder: RunFolder, config: Config) -> Iterator[None]:
-    """Say how to go on when the run in `folder` does not come to its end, and write a page that says so, too."""
-    how = f"`onecycle train --resume {folder.path}` goes on"
+def resumable(folder: RunFolder, config: Config, group: ProcessGroup) -> Iterator[None]:
+    """When the run in `folder` stops early, say how to resume it, in the error and in the report."""
+    advice = f"`onecycle train --resume {folder.path}` goes on"
     try:
         yield
     except Interrupted as stopped:
-        _write_page(folder, config, f"It was interrupted by {signal.Signals(stopped.number).name}; {how}.")
-        raise Interrupted(stopped.number, how) from None
-    except (NotWrittenError, LostError) as error:
-        if not ranks.current().leads:
+        reason = f"It was interrupted by {signal.Signals(stopped.number).name}; {advice}."
+        _write_report(folder, config, group, reason)
+        raise Interrupted(stopped.number, advice) from None
+    except (StorageError, PeerError) as error:
+        if not group.is_main_process:
             raise
-        why = f"{error}. What was saved is whole: {how} from there" if folder.saved else str(error)
-        if isinstance(error, LostError):  # else there may be no room for a page
-            _write_page(folder, config, f"{why[0].upper()}{why[1:]}.")
-        raise InputError(why) from error
+        reason = f"{error}. The last checkpoint is intact: {advice} from there" if folder.has_checkpoint else str(error)
+        if isinstance(error, PeerError):  # after a StorageError, the disk may have no room for a report
+            _write_report(folder, config, group, f"{reason[0].upper()}{reason[1:]}.")
+        raise type(error)(reason) from error
 
 
 @contextmanager
-def told_on_its_page(folder: RunFolder, config: Config, lr_max: float) -> Iterator[None]:
-    """Write a page that says which error of its own ended the training.
+def failure_reported(folder: RunFolder, config: Config, group: ProcessGroup, *, lr_max: float) -> Iterator[None]:
+    """When training fails, write a report that shows the error.
 
     Raises:
-        InputError: when a loss or a gradient was not finite; else what ended it.
+        InputError: when a loss or a gradient was not finite. Other errors pass through.
     """
     try:
         yield
     except NonFiniteError as error:
-        kept = f". What was saved before is kept in {folder.path}, but would come to this again" if folder.saved else ""
-        ended = f"{error}, with a learning rate up to {lr_max:.2e}; give a lower --lr-max{kept}"
-        _write_page(folder, config, f"It was ended by an error: {ended}.")
-        raise InputError(ended) from error
-    except (NotWrittenError, LostError):
+        kept = (
+            f". The checkpoint in {folder.path} is kept, but leads to the same error" if folder.has_checkpoint else ""
+        )
+        reason = f"{error}, with a learning rate of up to {lr_max:.2e}; use a lower --lr-max{kept}"
+        _write_report(folder, config, group, f"It ended with an error: {reason}.")
+        raise InputError(reason) from error
+    except (StorageError, PeerError):
         raise
     except Exception as error:
-        _write_page(folder, config, f"It was ended by an error: {type(error).__name__}: {error}.")
+        _write_report(folder, config, group, f"It ended with an error: {type(error).__name__}: {error}.")
         raise
 
 
-def _write_page(folder: RunFolder, config: Config, why: str) -> None:
-    """The page about a run that did not come to its end. Where that fails, what ended the run is what is told."""
-    if config.report and folder.config.exists() and ranks.current().leads:
+def _write_report(folder: RunFolder, config: Config, group: ProcessGroup, reason: str) -> None:
+    """Write the report of a run that stopped early. Errors are ignored: the caller raises the original error."""
+    if config.report and folder.config.exists() and group.is_main_process:
         with held(), suppress(Exception):
-            folder.write_json(folder.stopped, {"why": why})
-            existing.write_page(folder)
+            folder.write_json(folder.stopped, {"why": reason})
+            finished.write_report(folder)

@@ -1,4 +1,4 @@
-"""What the bits of a run depend on, and whether it is what it was when the run began."""
+"""The values on which the bits of a run depend, and a check that these values have not changed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,22 +8,22 @@ from onecycle.run.build import Experiment
 from onecycle.run.environment import COMPUTING, versions
 
 _REASONS = {
-    "epochs": "the rate of every step depends on their number, so a longer run is another run",
+    "epochs": "the learning rate of every step depends on it, so this would be another run",
 }
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """What the bits of a run depend on, as plain values: configuration, data, versions, and the way it computes."""
+    """All values on which the bits of a run depend: configuration, data, versions and compute plan."""
     return {
         **experiment.config.defining_values(),
         "data": experiment.dataset.fingerprint,
         **versions(COMPUTING),
-        **{f"acceleration.{name}": value for name, value in experiment.acceleration.to_json().items()},
+        **{f"compute_plan.{name}": value for name, value in experiment.plan.to_json().items()},
     }
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not the same in both, in words."""
+    """One line of text for each value that differs."""
     names = [name for name in (*then, *(now.keys() - then.keys())) if then.get(name) != now.get(name)]
     return [
         f"{name} was {then.get(name)} and is {now.get(name)}" + (f" ({_REASONS[name]})" if name in _REASONS else "")
@@ -31,11 +31,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def require_same(then: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
-    """Refuse to go on where the two differ; `what` begins the message.
+def require_same(then: Mapping[str, Any], now: Mapping[str, Any], message: str) -> None:
+    """Check that `then` and `now` are equal. The text of the error starts with `message`.
 
     Raises:
-        InputError: with all differences.
+        InputError: when values differ. The error lists all differences.
     """
     if found := differences(then, now):
-        raise InputError(f"{what}: {'; '.join(found)}")
+        raise InputError(f"{message}: {'; '.join(found)}; undo this, or start a new run")

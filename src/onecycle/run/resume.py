@@ -1,4 +1,4 @@
-"""A run that goes on in several processes: who of them has its folder, and what the others need of it."""
+"""Find the run folder to resume, and share its files among several processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -6,21 +6,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from onecycle.core.config import Config
-from onecycle.core.errors import InputError, LostError
-from onecycle.core.files import NotWrittenError
-from onecycle.distributed import agreement, job, ranks
+from onecycle.core.errors import InputError, OnecycleError, PeerError, StorageError
+from onecycle.distributed import consistency, job
+from onecycle.distributed.process_group import ProcessGroup
 from onecycle.run import environment
-from onecycle.storage.checkpoint import load_state
+from onecycle.storage.checkpoint import load_checkpoint
 from onecycle.storage.run_folder import RunFolder, interrupted
 
 _NOTHING = [-1, 0]
 
 
-def begun_by_this_job(config: Config) -> Path | None:
-    """The folder of the run that an earlier start of the same job, on this machine, began and did not end."""
-    if job.may_have_begun():
+def started_by_this_job(config: Config) -> Path | None:
+    """The folder of an unfinished run on this machine that the same job began in an earlier start. None otherwise."""
+    if job.may_have_started_before():
         for folder in interrupted(config.out):
-            with suppress(InputError):
+            with suppress(OnecycleError):
                 if (
                     environment.recorded_job(folder) == job.name()
                     and folder.read_config().defining_values() == config.defining_values()
@@ -29,73 +29,73 @@ def begun_by_this_job(config: Config) -> Path | None:
     return None
 
 
-def require_alike(*, resumes: bool) -> None:
-    """Refuse processes of which some go on with a run and some begin one.
+def require_same_start(group: ProcessGroup, *, resumes: bool) -> None:
+    """Check that either all processes resume a run, or all processes start a new run.
 
     Raises:
-        InputError: with the ranks that do either.
+        InputError: when some processes resume and others start a run. The error lists their ranks.
     """
-    agreement.require_alike({"--resume": "given" if resumes else "not given"})
+    consistency.require_consistent({"--resume": "given" if resumes else "not given"}, group)
 
 
 @contextmanager
-def shared_folder(path: Path | None) -> Iterator[RunFolder]:
-    """The folder `path` of a run to go on with; a copy of what is needed of it where another process has the newest.
+def shared_folder(path: Path | None, group: ProcessGroup) -> Iterator[RunFolder]:
+    """The run folder to resume: `path` on the main process, and a temporary copy on the other processes.
 
-    That process leads. It may be on another machine, which shares no disk with this one.
+    The process whose folder has the newest checkpoint becomes the main process. The other processes may be on machines
+    without access to the main process's disk.
 
     Raises:
-        InputError: when none of the processes has it.
+        InputError: when no process has the folder.
     """
-    here = ranks.current()
-    if here.size == 1:
-        assert path, "a process that is alone was given one, or found it"
+    if group.size == 1:
+        assert path, "a single process knows its folder"
         yield RunFolder.open(path)
         return
-    require_alike(resumes=True)
-    saved = here.of_all(_saved(path))
-    if max(saved) == _NOTHING:
-        raise InputError(f"there is no run folder {path} on any of the machines")
-    here.leader = saved.index(max(saved))
-    name = here.from_leader(lambda: str(path))
-    if here.leads:
-        assert path, "who has the newest state has a folder"
+    require_same_start(group, resumes=True)
+    progress = group.all_gather_object(_progress(path))
+    if max(progress) == _NOTHING:
+        raise InputError(f"there is no run folder {path} on any of the machines; check the name")
+    group.main_rank = progress.index(max(progress))
+    name = group.broadcast_object(lambda: str(path))
+    if group.is_main_process:
+        assert path, "the process with the newest checkpoint has a folder"
         folder = RunFolder.open(path)
-        _exchange(folder)
+        _broadcast_files(folder, group)
         yield folder
     else:
         with scratch() as folder:
-            _exchange(folder)
+            _broadcast_files(folder, group)
             try:
                 yield folder
-            except (NotWrittenError, LostError):
+            except (StorageError, PeerError):
                 raise
-            except InputError as error:
+            except OnecycleError as error:
                 raise InputError(str(error).replace(str(folder.path), name)) from error
 
 
 @contextmanager
 def scratch() -> Iterator[RunFolder]:
-    """A run folder for a process that does not lead, whose files nobody keeps."""
+    """A temporary run folder for a process other than the main one."""
     with TemporaryDirectory(prefix="onecycle-") as path:
         yield RunFolder.create(Path(path))
 
 
-def _exchange(folder: RunFolder) -> None:
-    here = ranks.current()
+def _broadcast_files(folder: RunFolder, group: ProcessGroup) -> None:
+    is_main = group.is_main_process
     for file in (folder.config, folder.environment, folder.lr_finder, folder.checkpoint, folder.checkpoint_before):
-        content = here.bytes_from_leader(file.read_bytes() if here.leads and file.exists() else b"")
-        if content and not here.leads:
+        content = group.broadcast_bytes(file.read_bytes() if is_main and file.exists() else b"")
+        if content and not is_main:
             file.write_bytes(content)
 
 
-def _saved(path: Path | None) -> list[int]:
-    """How many epochs and, within another, steps the run in `path` had come to when it was saved last."""
+def _progress(path: Path | None) -> list[int]:
+    """The progress of the last checkpoint in `path` as [epochs, steps], for comparison between processes."""
     if path is None or not RunFolder(path).config.is_file():
         return _NOTHING
     folder = RunFolder(path)
-    state = load_state(folder.checkpoint, folder.checkpoint_before)
-    if state is None:
+    checkpoint = load_checkpoint(folder.checkpoint, folder.checkpoint_before)
+    if checkpoint is None:
         return [0, 0]
-    last_step = state.progress["last_step"]
-    return [len(state.progress["history"]), last_step["step"] + 1 if last_step else 0]
+    last_step = checkpoint.progress["last_step"]
+    return [len(checkpoint.progress["history"]), last_step["step"] + 1 if last_step else 0]

@@ -1,4 +1,4 @@
-"""What a run says and writes before it computes anything."""
+"""What a run prints, checks and writes before it computes."""
 
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from onecycle.compute import hardware
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.run import environment
 from onecycle.run.build import Experiment
 from onecycle.run.progress import RunProgress
 from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
-STEPS_WISHED = 4  # in an epoch, where a batch size is proposed
-UNEVEN = 2  # times as many images in the largest class as in the smallest
+STEPS_SUGGESTED = 4  # steps per epoch with the batch size that an error message suggests
+IMBALANCE = 2  # classes are imbalanced from this ratio of the largest to the smallest class on
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
-    """Say what it is trained on and how it computes."""
-    dataset, how = experiment.dataset, experiment.acceleration
+    """Print the data and the compute plan."""
+    dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)
     progress.say(
@@ -28,57 +28,58 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
         f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
     )
     smallest, *_, largest = sorted(np.bincount(dataset.train.labels, minlength=len(dataset.train.classes)).tolist())
-    if largest >= UNEVEN * smallest and not experiment.config.class_weights:
+    if largest >= IMBALANCE * smallest and not experiment.config.class_weights:
         progress.say(
-            f"The classes are uneven, of {smallest:,} to {largest:,} training images: --class-weights lets each count "
-            "alike"
+            f"The classes are imbalanced, with {smallest:,} to {largest:,} training images: use --class-weights to "
+            "weight them equally"
         )
-    threads = f"{how.threads} thread{'' if how.threads == 1 else 's'}"
-    progress.say(f"Computing on {how.device} with {threads}: {experiment.choice or how}")
+    threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'}"
+    progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
 
 
 def require_cycle(experiment: Experiment) -> None:
-    """Refuse a run of less than a batch of images, or of a single step.
+    """Check that the training set fills a batch, and that there are at least two steps.
 
     Raises:
-        InputError: then.
+        InputError: when there are too few images or steps.
     """
     images, batch_size = len(experiment.dataset.train), experiment.config.batch_size
     if images < batch_size:
-        enough = 2 ** max(0, (images // STEPS_WISHED).bit_length() - 1)
+        enough = 2 ** max(0, (images // STEPS_SUGGESTED).bit_length() - 1)
         raise InputError(
-            f"{images:,} training images are too few for batches of {batch_size}; give --batch-size {enough}, or add "
+            f"{images:,} training images are too few for batches of {batch_size}; use --batch-size {enough}, or add "
             "images"
         )
     steps = experiment.config.epochs * len(experiment.train)
     if steps < 2:
         raise InputError(
-            f"{len(experiment.dataset.train)} images in batches of {experiment.config.batch_size} make {steps} step in "
-            "all, and one cycle needs at least 2; lower --batch-size or raise --epochs"
+            f"{len(experiment.dataset.train)} images in batches of {experiment.config.batch_size} make only {steps} "
+            "step, but one cycle needs at least 2; use a lower --batch-size or more --epochs"
         )
 
 
-def tell_of_interrupted(experiment: Experiment, progress: RunProgress) -> None:
-    """Tell of the newest run that was interrupted and is the same as the one to begin."""
+def mention_interrupted(experiment: Experiment, progress: RunProgress) -> None:
+    """Mention the newest interrupted run with the same configuration and data, if there is one."""
     for folder in interrupted(experiment.config.out):
-        with suppress(InputError):
+        with suppress(OnecycleError):
             same_configuration = folder.read_config().defining_values() == experiment.config.defining_values()
             if same_configuration and environment.recorded_fingerprint(folder) == experiment.dataset.fingerprint:
                 progress.say(
-                    f"The same run was begun before and interrupted: `onecycle train --resume {folder.path}` goes on "
-                    "with it. This is a new one"
+                    f"The same run was interrupted before; `onecycle train --resume {folder.path}` goes on with it. "
+                    "This is a new run"
                 )
                 return
 
 
-def make_folder(experiment: Experiment, purpose: str, place: Path | None) -> RunFolder:
-    """The run's folder, with its configuration, environment and augmentations: `place`, or a new one in `config.out`.
+def create_folder(experiment: Experiment, name: str, path: Path | None) -> RunFolder:
+    """Create the run folder with configuration, environment and augmentations: `path`, or a new one in `config.out`.
 
     Raises:
-        InputError: when it cannot be made; nothing of it is left.
+        InputError: when no folder can be created in `config.out`.
+        StorageError: when the run folder cannot be written. The run folder is then removed.
     """
     dataset = experiment.dataset
-    folder = RunFolder.create(place or new_folder(experiment.config.out, f"{purpose}-{dataset.name}"))
+    folder = RunFolder.create(path or new_folder(experiment.config.out, f"{name}-{dataset.name}"))
     try:
         _describe(experiment, folder)
     except BaseException:
@@ -89,7 +90,7 @@ def make_folder(experiment: Experiment, purpose: str, place: Path | None) -> Run
 
 def _describe(experiment: Experiment, folder: RunFolder) -> None:
     dataset = experiment.dataset
-    described = environment.describe(hardware.detect(), experiment.acceleration)
+    described = environment.describe(hardware.detect(), experiment.plan, experiment.group)
     measured = [asdict(round) for round in experiment.choice.rounds] if experiment.choice else []
     about_data = {
         "name": dataset.name,
@@ -104,7 +105,7 @@ def _describe(experiment: Experiment, folder: RunFolder) -> None:
     folder.write_arrays(folder.augmentations, originals=originals, augmented=augmented)
     size = experiment.preprocessing.input_size
     folder.write_json(folder.network, experiment.model.summary((3, size, size)).to_json())
-    # What "auto" came to, so that a resume or an evaluation does not come to something else.
+    # Record the data set that "auto" chose, so that a resume or an evaluation uses the same data.
     data = dataset.name if experiment.config.data == "auto" else experiment.config.data
-    # Last: a folder that has it is a run's, and can be gone on with.
+    # Write this file last: a folder with this file is a run folder, and can be resumed.
     folder.write_json(folder.config, replace(experiment.config, data=data).to_json())

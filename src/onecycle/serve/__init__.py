@@ -1,21 +1,16 @@
-"""A trained network on a page of this machine: `onecycle serve`."""
+"""Serve a trained network: a web page and an HTTP API, `onecycle serve`."""
 
-from importlib.util import find_spec
-
-from onecycle.core.errors import InputError
+from onecycle.core.extras import require
 from onecycle.predict.predictor import Predictor
-
-_NEEDED = {name: name.replace("_", "-") for name in ("fastapi", "fastapi_offline", "python_multipart", "uvicorn")}
 
 
 def serve(predictor: Predictor, name: str, *, host: str, port: int) -> None:
-    """Answer at `host` and `port` until the process is told to stop; `name` is what the page calls the network.
+    """Serve at `host` and `port` until a signal stops the process. `name` is the title of the page.
 
     Raises:
-        InputError: when a library is missing, or the address cannot be had.
+        InputError: when a package is missing, or the address is not available.
     """
-    if missing := [library for module, library in _NEEDED.items() if not find_spec(module)]:
-        raise InputError(f"the page needs {', '.join(missing)}, not installed; pip install {' '.join(missing)}")
-    from onecycle.serve.server import run  # only now: it loads these
+    require("serve", "fastapi", "fastapi_offline", "python_multipart", "uvicorn")
+    from onecycle.serve.server import run  # imported late: the module needs these packages
 
     run(predictor, name, host=host, port=port)

@@ -1,46 +1,46 @@
-"""What the service answers, as its description (OpenAPI) has it."""
+"""The responses of the HTTP API, as its OpenAPI description shows them."""
 
 from pydantic import BaseModel, Field
 
 
 class ClassProbability(BaseModel):
-    """A class, and how likely the network takes it to be."""
+    """A class and its probability."""
 
-    label: str
+    class_name: str
     probability: float = Field(ge=0, le=1)
 
 
 class Explanation(BaseModel):
-    """What the network saw of a picture, and what of that spoke for its likeliest class."""
+    """The pixels that the network sees, and the heatmap of the most likely class."""
 
-    seen: str = Field(description="The pixels that the network sees: a PNG in base64.")
-    heat: list[list[float]] = Field(
-        description="Grad-CAM (Selvaraju et al. 2017), rows from the top, from 0 to 1 where most spoke for the class."
+    pixels: str = Field(description="The input of the network: a PNG in base64.")
+    heatmap: list[list[float]] = Field(
+        description="Grad-CAM (Selvaraju et al. 2017) of the most likely class: rows from the top, values from 0 to 1."
     )
 
 
-class PicturePrediction(BaseModel):
-    """What is in one picture, or why it cannot be read."""
+class ImagePrediction(BaseModel):
+    """The prediction for one image, or why it cannot be read."""
 
-    file: str = Field(description="The name that was sent.")
-    predictions: list[ClassProbability] = Field(description="The likeliest classes, most likely first.")
-    error: str | None = Field(description="Why the picture cannot be read; then there are no predictions.")
-    explanation: Explanation | None = Field(description="Where it was asked for.")
+    file: str = Field(description="The file name as it was sent.")
+    predictions: list[ClassProbability] = Field(description="The most likely classes, most likely first.")
+    error: str | None = Field(description="Why the image cannot be read. If it is set, there are no predictions.")
+    explanation: Explanation | None = Field(description="Present if it was requested.")
 
 
 class Predictions(BaseModel):
-    """One answer for each file, in the order of the files."""
+    """One prediction for each file, in the order of the files."""
 
-    pictures: list[PicturePrediction]
+    images: list[ImagePrediction]
 
 
 class Health(BaseModel):
-    """What answers, and how busy it is."""
+    """The state of the service."""
 
     status: str
     network: str
     classes: list[str]
-    requests: int = Field(description="That are being served now.")
+    requests: int = Field(description="Requests that are being served.")
 
 
 class Problem(BaseModel):

@@ -1,4 +1,4 @@
-"""The service: a page, `POST /predict`, `GET /health`, and its description at `/docs`."""
+"""The web application: the page, `POST /predict`, `GET /health`, and the API description at `/docs`."""
 
 import asyncio
 import base64
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from onecycle.core.errors import InputError
-from onecycle.data.preprocessing import open_picture
+from onecycle.core.errors import InputError, OnecycleError
+from onecycle.data.preprocessing import open_image
 from onecycle.predict.predictor import Predictor
 from onecycle.serve import pages
-from onecycle.serve.answers import ClassProbability, Explanation, Health, PicturePrediction, Predictions, Problem
+from onecycle.serve.answers import ClassProbability, Explanation, Health, ImagePrediction, Predictions, Problem
 from onecycle.serve.batching import Batcher, BusyError
 from onecycle.serve.headers import SecureHeaders
 from onecycle.serve.inference import Answer, Inference, Question
@@ -30,16 +30,24 @@ from onecycle.serve.uploads import Room, Upload, busy, read_uploads
 
 T = TypeVar("T")
 
-_DECODERS = 2  # each of which may hold a picture's pixels several times over
-_HEAT_DIGITS = 3
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")  # that people send; rare ones are seldom looked after
+_DECODERS = 2  # threads; each may hold several copies of an image in memory
+_HEATMAP_DIGITS = 3
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "AVIF",
+)  # common formats only: decoders of rare formats are less well maintained
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": words}
     for status, words in {
         408: "The request took too long to arrive.",
         413: "The request is too large.",
-        415: "The request is no form.",
-        503: "Too much to do; try again in a moment.",
+        415: "The request is not a form.",
+        503: "The service is busy; try again in a moment.",
     }.items()
 }
 _FORM = {
@@ -55,7 +63,7 @@ _FORM = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": f"Pictures: {', '.join(_FORMATS)}.",
+                            "description": f"Images: {', '.join(_FORMATS)}.",
                         }
                     },
                 }
@@ -66,14 +74,14 @@ _FORM = {
 
 
 def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """The service of the network of `predictor`, which the page calls `name` and which answers to the names `hosts`."""
+    """The application for `predictor`. `name` is the title of the page, `hosts` are the accepted host names."""
     service = _Service(predictor, limits)
 
     app = FastAPI(
         title=f"onecycle: {name}",
-        description=f"Names what is in pictures: {', '.join(predictor.classes)}.",
+        description=f"Predicts the class of images: {', '.join(predictor.classes)}.",
         version=version("onecycle"),
-        lifespan=service.running,
+        lifespan=service.lifespan,
         docs_url=None,
         redoc_url=None,
     )
@@ -85,7 +93,7 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
 
     @app.get("/health")
     async def health() -> Health:
-        """Whether the service is up, and what its network knows."""
+        """The state of the service and the classes of its network."""
         classes = list(predictor.classes)
         return Health(status="ok", network=name, classes=classes, requests=service.room.requests)
 
@@ -96,24 +104,24 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
             **_REFUSALS,
             422: {
                 "model": Predictions | Problem,
-                "description": "No file could be read, for the reasons given; or the request is not as it must be.",
+                "description": "No file could be read, or the request is malformed.",
             },
         },
     )
     async def predict(
         request: Request,
         response: Response,
-        top: Annotated[int, Query(ge=1, le=1000, description="How many classes to name.")] = 5,
-        explain: Annotated[bool, Query(description="Say what the network looked at, too.")] = False,
+        top: Annotated[int, Query(ge=1, le=1000, description="The number of classes to return.")] = 5,
+        explain: Annotated[bool, Query(description="Also return Grad-CAM heatmaps.")] = False,
     ) -> Predictions:
-        """Name what is in pictures, one or several. Files that cannot be read do not keep the others from it."""
+        """Predict the classes of one or more images. Unreadable files do not affect the others."""
         with service.room.of_a_request() as room:
             uploads = await read_uploads(request, room, limits)
-            room.take(pictures=len(uploads))
-            pictures = await _together([service.answer(upload, top, explain) for upload in uploads])
-        if all(picture.error for picture in pictures):
+            room.take(images=len(uploads))
+            images = await _gather([service.predict(upload, top, explain) for upload in uploads])
+        if all(image.error for image in images):
             response.status_code = 422
-        return Predictions(pictures=pictures)
+        return Predictions(images=images)
 
     return app
 
@@ -125,18 +133,18 @@ async def _not_valid(_: Request, error: Exception) -> Response:
 
 
 class _Service:
-    """What all requests share: the network, the threads that decode, and how much room there is."""
+    """What all requests share: the network, the decoder threads and the limits."""
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor = predictor
         self.limits = limits
         self.room = Room(limits)
-        self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_pictures)
+        self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_images)
         self.decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decoder")
 
     @asynccontextmanager
-    async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        """Inside, what waits is worked on."""
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Run the batcher, which predicts queued images, while the application runs."""
         work = asyncio.create_task(self.batcher.run())
         try:
             yield
@@ -144,39 +152,39 @@ class _Service:
             work.cancel()
             self.decoders.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, upload: Upload, top: int, explain: bool) -> PicturePrediction:
-        """What is in one file.
+    async def predict(self, upload: Upload, top: int, explain: bool) -> ImagePrediction:
+        """The prediction for one file.
 
         Raises:
-            HTTPException: when there is no room for it, or its turn does not come.
+            HTTPException: when the service is too busy.
         """
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
                 image = await asyncio.get_running_loop().run_in_executor(self.decoders, self._decode, upload)
-                seen = await self.batcher.submit(Question(image, explain))
-        except InputError as error:
-            return PicturePrediction(file=upload.name, predictions=[], error=str(error), explanation=None)
+                answer = await self.batcher.submit(Question(image, explain))
+        except OnecycleError as error:
+            return ImagePrediction(file=upload.name, predictions=[], error=str(error), explanation=None)
         except (BusyError, TimeoutError) as error:
             raise busy() from error
-        return PicturePrediction(
+        return ImagePrediction(
             file=upload.name,
             predictions=[
-                ClassProbability(label=label, probability=min(probability, 1.0))
-                for label, probability in seen.prediction.top(top)
+                ClassProbability(class_name=name, probability=min(probability, 1.0))
+                for name, probability in answer.prediction.top(top)
             ],
             error=None,
-            explanation=None if seen.heat is None else _explanation(image, seen.heat),
+            explanation=None if answer.heatmap is None else _explanation(image, answer.heatmap),
         )
 
     def _decode(self, upload: Upload) -> NDArray[np.uint8]:
         if len(upload.content) > self.limits.file_bytes:
             raise InputError(f"this file is larger than {self.limits.file_bytes // 2**20} MiB; make it smaller")
-        picture = open_picture(upload.content, "this file", most_pixels=self.limits.pixels, only=_FORMATS)
-        return self.predictor.to_input(picture)
+        image = open_image(upload.content, "this file", most_pixels=self.limits.pixels, only=_FORMATS)
+        return self.predictor.to_input(image)
 
 
-async def _together(answers: Sequence[Awaitable[T]]) -> list[T]:
-    """All `answers`, worked on at once; where one fails, none goes on."""
+async def _gather(answers: Sequence[Awaitable[T]]) -> list[T]:
+    """The results of all `answers`, computed at the same time. If one fails, the others are canceled."""
     tasks = [asyncio.ensure_future(answer) for answer in answers]
     try:
         return await asyncio.gather(*tasks)
@@ -186,9 +194,8 @@ async def _together(answers: Sequence[Awaitable[T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _explanation(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> Explanation:
+def _explanation(image: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> Explanation:
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
-    return Explanation(
-        seen=base64.b64encode(png.getvalue()).decode(), heat=heat.astype(float).round(_HEAT_DIGITS).tolist()
-    )
+    values = heatmap.astype(float).round(_HEATMAP_DIGITS).tolist()
+    return Explanation(pixels=base64.b64encode(png.getvalue()).decode(), heatmap=values)

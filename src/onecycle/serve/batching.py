@@ -1,4 +1,4 @@
-"""Requests of many clients, computed together: a network takes little longer for many pictures than for one."""
+"""Batch the requests of many clients: a network takes little longer for many images than for one image."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,15 +9,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MOST_AT_ONCE = 64
-WAIT_SECONDS = 0.003  # for others, once one has come
+WAIT_SECONDS = 0.003  # to wait for more items after the first item
 
 
 class BusyError(Exception):
-    """There is no room for more."""
+    """The queue is full."""
 
 
 class Batcher(Generic[T, R]):
-    """Calls `compute` with a few items at a time, in a thread of its own; at most `room` items wait."""
+    """Calls `compute` with batches of items in a separate thread. At most `room` items wait in the queue."""
 
     def __init__(self, compute: Callable[[Sequence[T]], Sequence[R]], *, room: int) -> None:
         self._compute = compute
@@ -25,10 +25,10 @@ class Batcher(Generic[T, R]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
 
     async def submit(self, item: T) -> R:
-        """What `compute` makes of `item`.
+        """The result of `compute` for `item`.
 
         Raises:
-            BusyError: when too many are waiting.
+            BusyError: when the queue is full.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         try:
@@ -38,11 +38,11 @@ class Batcher(Generic[T, R]):
         return await answer
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Process batches until canceled."""
         try:
             while True:
                 taken = await self._take()
-                # One that was refused, or took too long, is waited for by nobody.
+                # Nobody waits for an item whose request was refused or timed out.
                 wanted = [(item, answer) for item, answer in taken if not answer.done()]
                 if wanted:
                     await self._answer(wanted)
@@ -50,7 +50,7 @@ class Batcher(Generic[T, R]):
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _take(self) -> list[tuple[T, "asyncio.Future[R]"]]:
-        """What waits, and what comes within a few milliseconds of the first."""
+        """The next batch: waiting items, and items that arrive within a few milliseconds of the first item."""
         taken = [await self._waiting.get()]
         try:
             async with asyncio.timeout(WAIT_SECONDS):

@@ -1,4 +1,4 @@
-"""What every answer tells a browser not to do."""
+"""Security headers of every response."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' blob: data:; "
 _POLICY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _OF_PAGES = _POLICY.format(styles="")
-_OF_DOCS = _POLICY.format(styles=" 'unsafe-inline'")  # Swagger UI writes its own styles; scripts it brings as files
+_OF_DOCS = _POLICY.format(styles=" 'unsafe-inline'")  # Swagger UI has inline styles; its scripts are files
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -18,7 +18,7 @@ _HEADERS = {
 
 
 class SecureHeaders:
-    """Adds a content security policy without inline scripts, and its like, to all that `app` answers."""
+    """Adds security headers, with a policy that forbids inline scripts, to every response of `app`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

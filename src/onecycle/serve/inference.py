@@ -1,4 +1,4 @@
-"""What the network makes of several pictures at once, and what it looked at."""
+"""Predict a batch of images, with Grad-CAM heatmaps where requested."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,39 +12,41 @@ from onecycle.predict.predictor import Prediction, Predictor
 
 
 class Question(NamedTuple):
-    """An image uint8 `[S,S,3]`, and whether to say what the network looked at."""
+    """A uint8 image `[S,S,3]`, and whether to compute its heatmap."""
 
     image: NDArray[np.uint8]
     explain: bool
 
 
 class Answer(NamedTuple):
-    """A prediction, and Grad-CAM `[h,w]` for its likeliest class, from 0 to 1, where it was asked for."""
+    """A prediction and, if requested, the heatmap `[h,w]` of the most likely class, with values from 0 to 1."""
 
     prediction: Prediction
-    heat: NDArray[np.float32] | None
+    heatmap: NDArray[np.float32] | None
 
 
 class Inference:
-    """Answers questions: all that it is given in one pass through the network."""
+    """Answers a batch of questions with one pass through the network."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        self._running = predictor.acceleration.prepare(predictor.model).eval()
+        self._prepared = predictor.plan.prepare(predictor.model).eval()
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
         predictor = self._predictor
         images = torch.from_numpy(np.stack([question.image for question in questions]))
-        normalized = predictor.preprocessing.normalize(images.to(predictor.acceleration.device))
-        with torch.no_grad(), predictor.acceleration.autocast():
-            features = self._running.features(normalized)
-            probabilities = self._running.classify(features).float().softmax(dim=1)  # [B,C]
+        normalized = predictor.preprocessing.normalize(images.to(predictor.plan.device))
+        with torch.no_grad(), predictor.plan.autocast():
+            features = self._prepared.features(normalized)
+            probabilities = self._prepared.classify(features).float().softmax(dim=1)  # [B,C]
         explained = [place for place, question in enumerate(questions) if question.explain]
-        heat: dict[int, NDArray[np.float32]] = {}
+        heatmaps: dict[int, NDArray[np.float32]] = {}
         if explained:
-            likeliest = probabilities[explained].argmax(dim=1)
-            heat = dict(zip(explained, grad_cam(predictor.model, features[explained], likeliest).numpy(), strict=True))
+            most_likely = probabilities[explained].argmax(dim=1)
+            heatmaps = dict(
+                zip(explained, grad_cam(predictor.model, features[explained], most_likely).numpy(), strict=True)
+            )
         return [
-            Answer(Prediction(classes=predictor.classes, probabilities=tuple(row)), heat.get(place))
+            Answer(Prediction(classes=predictor.classes, probabilities=tuple(row)), heatmaps.get(place))
             for place, row in enumerate(probabilities.tolist())
         ]

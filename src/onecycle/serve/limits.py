@@ -1,24 +1,24 @@
-"""How much a client may ask for: far more than a page of pictures needs, and less than would stop the service."""
+"""Limits on requests, so that no client can stop the service."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one client where nothing else is said; bytes are those that are sent, before pictures are decoded."""
+    """Limits apply to one request unless noted. Bytes are counted before images are decoded."""
 
     file_bytes: int = 16 * 2**20
-    files: int = 32  # in a request
+    files: int = 32
     request_bytes: int = 64 * 2**20
-    pixels: int = 30_000_000  # of a picture; decoding one takes up to a dozen bytes for each
-    upload_seconds: float = 30  # for a request to arrive
-    header_seconds: float = 10  # for its head to arrive
-    answer_seconds: float = 30  # for a picture to be decoded and the network's turn to come
-    write_seconds: float = 30  # for a client to take more of an answer
-    requests: int = 256  # at once, of all clients
-    waiting_bytes: int = 256 * 2**20  # of all clients at once; while they are read there are up to three copies
-    connections: int = 512  # at once, of all clients
-    waiting_pictures: int = 512  # to be decoded and for the network, of all clients
+    pixels: int = 30_000_000  # per image; decoding takes up to 12 bytes per pixel
+    upload_seconds: float = 30  # to receive a request
+    header_seconds: float = 10  # to receive the header of a request
+    answer_seconds: float = 30  # to decode and predict an image
+    write_seconds: float = 30  # for a client to accept more of a response
+    requests: int = 256  # at a time, of all clients
+    waiting_bytes: int = 256 * 2**20  # of all clients; up to three copies of a request exist while it is read
+    connections: int = 512  # at a time, of all clients
+    waiting_images: int = 512  # in the queue, for all clients together
 
 
 LIMITS = Limits()

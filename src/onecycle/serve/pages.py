@@ -1,4 +1,4 @@
-"""What a browser is given: the page with its style and script, and the description of the service."""
+"""The web page with its style and script, and the API documentation."""
 
 import os
 from importlib.resources import files
@@ -17,7 +17,7 @@ _FILES = ("page.css", "page.js", "docs.js", "icon.svg")
 
 
 def add_to(app: FastAPI, name: str, predictor: Predictor, limits: Limits) -> None:
-    """Let `app` show the page about the network of `predictor` at `/`, and its own description at `/docs`."""
+    """Add the page for `predictor` at `/` and the API documentation at `/docs` to `app`."""
     environment = Environment(
         loader=PackageLoader("onecycle.serve", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -28,7 +28,7 @@ def add_to(app: FastAPI, name: str, predictor: Predictor, limits: Limits) -> Non
     for path in _FILES:
         content = files("onecycle.serve").joinpath("page", path).read_text(encoding="utf-8")
         _serve(app, f"/{path}", content, _KINDS[os.path.splitext(path)[1]])
-    # Swagger UI as it is published; FastAPI's own page would load it from the web.
+    # Serve a local copy of Swagger UI, because FastAPI's own page would load Swagger UI from the web.
     app.mount("/swagger", StaticFiles(packages=[(fastapi_offline.__name__, "static")]), name="swagger")
 
 

@@ -1,4 +1,4 @@
-"""The process that answers: where it listens, whom it hears out, and when it gives up on a client."""
+"""The server: its socket, its timeouts, and its start and end."""
 
 import asyncio
 import ipaddress
@@ -17,26 +17,26 @@ from onecycle.predict.predictor import Predictor
 from onecycle.serve.app import make_app
 from onecycle.serve.limits import LIMITS, Limits
 
-_STOP_SECONDS = 5  # for what is being answered, when the service is told to stop
+_STOP_SECONDS = 5  # for active requests to finish when the service stops
 _KEEP_ALIVE_SECONDS = 5
-_LINGER_SECONDS = 1  # to hear out a client that was answered before it had sent all
+_LINGER_SECONDS = 1  # to read the rest of a request that was answered early
 
 
 def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits = LIMITS) -> None:
-    """Answer at `host` and `port` until the process is told to stop.
+    """Serve at `host` and `port` until a signal stops the process.
 
     Raises:
-        InputError: when the address cannot be had.
+        InputError: when the address is not available.
     """
     listening = _listen(host, port)
-    # On this machine alone: a page of another site that has its own name lead here is not answered.
+    # On a local address accept only local host names: this prevents DNS rebinding.
     hosts = ("localhost", "127.0.0.1", "[::1]", host) if _is_of_this_machine(host) else ("*",)
     app = make_app(predictor, name, limits=limits, hosts=hosts)
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every form that is none
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs every malformed form
     logging.getLogger("uvicorn.error").addFilter(_is_news)
-    shown = f"[{host}]" if ":" in host else host
+    address = f"[{host}]" if ":" in host else host
     server = _Server(
-        f"{name}: http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)",
+        f"{name}: http://{address}:{listening.getsockname()[1]}/ (Ctrl-C stops)",
         uvicorn.Config(
             app,
             http=_protocol(limits),
@@ -54,13 +54,13 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether uvicorn tells more than that it ended what was being answered, because it was told to stop."""
+    """Whether to show a log record of uvicorn. uvicorn's usual messages at shutdown are hidden."""
     is_end = bool(record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
     return not is_end and not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says `welcome` when it answers."""
+    """uvicorn's server. It prints `welcome` when it is ready."""
 
     def __init__(self, welcome: str, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -78,15 +78,15 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         with ExitStack() as undone:
-            # Where the protocol is not named, asyncio does not send at once, and every answer waits for the client.
+            # Without the protocol, asyncio does not set TCP_NODELAY, and every response is delayed.
             listening = undone.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
             listening.listen()
             undone.pop_all()
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "that is no address"
-        raise InputError(f"cannot listen at {host}, port {port}: {reason}; give another --host or --port") from error
+        reason = getattr(error, "strerror", None) or "not an address"
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; use another --host or --port") from error
     return listening
 
 
@@ -98,15 +98,15 @@ def _is_of_this_machine(host: str) -> bool:
 
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's protocol, which waits for a client as long as it likes, with an end to that."""
+    """uvicorn's HTTP protocol with timeouts. Without these timeouts uvicorn waits forever for a client."""
 
-    class Impatient(H11Protocol):
+    class ProtocolWithTimeouts(H11Protocol):
         _waits: dict[str, asyncio.TimerHandle]
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._waits = {}
-            transport.set_write_buffer_limits(high=0)  # so that writing pauses when anything is not taken
+            transport.set_write_buffer_limits(high=0)  # pauses writing until the client has accepted everything
             if len(self.connections) > limits.connections:
                 transport.abort()
             self._watch()
@@ -121,11 +121,11 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._expect("taking", limits.write_seconds, self.transport.abort)
+            self._expect("write", limits.write_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._no_longer("taking")
+            self._no_longer("write")
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
@@ -133,12 +133,12 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self._no_longer(wait)
 
         def _watch(self) -> None:
-            # Neither a head nor a body that arrives bit by bit moves its deadline.
+            # A header that arrives byte by byte does not extend its deadline.
             if self.conn.their_state is h11.IDLE:
-                self._expect("head", limits.header_seconds, self.transport.close)
+                self._expect("header", limits.header_seconds, self.transport.close)
             else:
-                self._no_longer("head")
-            if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:  # nobody reads it
+                self._no_longer("header")
+            if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:  # the response is sent already
                 self._expect("rest of the body", _LINGER_SECONDS, self.transport.close)
             else:
                 self._no_longer("rest of the body")
@@ -151,4 +151,4 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if wait := self._waits.pop(what, None):
                 wait.cancel()
 
-    return Impatient
+    return ProtocolWithTimeouts

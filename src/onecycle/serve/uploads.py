@@ -1,4 +1,4 @@
-"""What a client sends, read into memory within limits. Nothing of it is ever written to a disk."""
+"""Read uploaded files into memory, within limits. Nothing is written to disk."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -13,33 +13,33 @@ from starlette.requests import ClientDisconnect
 
 from onecycle.serve.limits import Limits
 
-_LINGER_SECONDS = 2  # to hear a refused client out: it listens only when it has spoken
+_LINGER_SECONDS = 2  # to read the rest of a refused request: most clients read the response only after sending
 _NAME_LENGTH = 255
 _PARSED_AT_ONCE = 2**16  # bytes
 
 
 class Upload(NamedTuple):
-    """A file that was sent: the name that the client gives it, and what is in it."""
+    """An uploaded file: its name as sent, and its content."""
 
     name: str
     content: bytes
 
 
 class Room:
-    """How many requests are served now, and how much of what they sent is in memory."""
+    """The number of active requests, and the memory and the places in the queue that these requests use."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.requests = 0
         self.bytes = 0
-        self.pictures = 0
+        self.images = 0
 
     @contextmanager
     def of_a_request(self) -> Iterator["RequestRoom"]:
-        """Inside, one more request is served.
+        """Count one more active request inside the block.
 
         Raises:
-            HTTPException: when there are too many.
+            HTTPException: when there are too many active requests.
         """
         if self.requests >= self._limits.requests:
             raise busy()
@@ -50,47 +50,47 @@ class Room:
         finally:
             self.requests -= 1
             self.bytes -= taken.bytes
-            self.pictures -= taken.pictures
+            self.images -= taken.images
 
 
 class RequestRoom:
-    """What one request takes of the room that all share, until it ends."""
+    """The share of the room that one request uses until it ends."""
 
     def __init__(self, room: Room, limits: Limits) -> None:
         self._room = room
         self._limits = limits
         self.bytes = 0
-        self.pictures = 0
+        self.images = 0
 
-    def take(self, *, bytes: int = 0, pictures: int = 0) -> None:
-        """Take room for so many bytes more, and for so many pictures, to be decoded and to wait for the network.
+    def take(self, *, bytes: int = 0, images: int = 0) -> None:
+        """Reserve memory for more bytes, and places in the queue for images.
 
         Raises:
-            HTTPException: when there is none.
+            HTTPException: when there is no room.
         """
         room, limits = self._room, self._limits
-        if room.bytes + bytes > limits.waiting_bytes or room.pictures + pictures > limits.waiting_pictures:
+        if room.bytes + bytes > limits.waiting_bytes or room.images + images > limits.waiting_images:
             raise busy()
         room.bytes += bytes
-        room.pictures += pictures
+        room.images += images
         self.bytes += bytes
-        self.pictures += pictures
+        self.images += images
 
 
 def busy() -> HTTPException:
-    return HTTPException(503, "too much to do; try again in a moment", headers={"Retry-After": "1"})
+    return HTTPException(503, "the service is busy; try again in a moment", headers={"Retry-After": "1"})
 
 
 async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> list[Upload]:
-    """The files in the form that `request` brings.
+    """The files in the form of `request`.
 
     Raises:
-        HTTPException: when it is no form with files, too large, too slow, or there is no room for it.
+        HTTPException: when the request is not a form with files, is too large or too slow, or the service is busy.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    # Names in another charset are the client's choice of a decoder, and there are slow ones.
+    # Another charset would let the client choose a slow decoder for file names.
     if kind.lower() != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
-        raise HTTPException(415, "send pictures as files of a form (multipart/form-data, in UTF-8)")
+        raise HTTPException(415, "send images as files of a form (multipart/form-data, in UTF-8)")
     if not options.get(b"boundary"):
         raise HTTPException(415, "the form has no boundary")
     try:
@@ -98,11 +98,11 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
             body = await _read(request, room, limits)
     except TimeoutError:
         raise _closing(408, f"the request took longer than {limits.upload_seconds:g} seconds to arrive") from None
-    except ClientDisconnect:  # nobody hears this
+    except ClientDisconnect:  # the client is gone
         raise _closing(400, "the request did not arrive") from None
     files = await _files(request, body, limits)
     if not files:
-        raise HTTPException(422, "there is no file in the form; send one or more as `files`")
+        raise HTTPException(422, "the form has no file; send one or more as `files`")
     if any(not isinstance(file, UploadFile) for file in files):
         raise HTTPException(422, "`files` must be files")
     return [Upload(_printable(file.filename or ""), await file.read()) for file in files]
@@ -111,19 +111,19 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
 async def _read(request: Request, room: RequestRoom, limits: Limits) -> bytes:
     body, stream = bytearray(), request.stream()
     if int(request.headers.get("content-length", 0)) > limits.request_bytes:
-        if "expect" not in request.headers:  # else it has sent nothing, and to listen would invite it
-            await _hear_out(stream)
+        if "expect" not in request.headers:  # a client that sent "Expect: 100-continue" has not sent the body
+            await _drain(stream)
         raise _too_large(limits)
     async for chunk in stream:
         room.take(bytes=len(chunk))
         body += chunk
         if len(body) > limits.request_bytes:
-            await _hear_out(stream)
+            await _drain(stream)
             raise _too_large(limits)
     return bytes(body)
 
 
-async def _hear_out(stream: AsyncIterator[bytes]) -> None:
+async def _drain(stream: AsyncIterator[bytes]) -> None:
     try:
         async with asyncio.timeout(_LINGER_SECONDS):
             async for _ in stream:
@@ -136,10 +136,10 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
     async def parts() -> AsyncIterator[bytes]:
         for start in range(0, len(body), _PARSED_AT_ONCE):
             yield body[start : start + _PARSED_AT_ONCE]
-            await asyncio.sleep(0)  # others have their turn
+            await asyncio.sleep(0)  # let other requests run
 
     parser = MultiPartParser(request.headers, parts(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
-    parser.spool_max_size = limits.request_bytes + 1  # which is in memory: a larger file would be written to a disk
+    parser.spool_max_size = limits.request_bytes + 1  # files above this size would be written to disk
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
@@ -153,7 +153,7 @@ def _printable(name: str) -> str:
 
 
 def _too_large(limits: Limits) -> HTTPException:
-    return _closing(413, f"the request is too large; {limits.request_bytes // 2**20} MiB is the most")
+    return _closing(413, f"the request is too large; the limit is {limits.request_bytes // 2**20} MiB")
 
 
 def _closing(status: int, detail: str) -> HTTPException:

@@ -1,1 +1,1 @@
-"""The files of a run: its folder, its records and its checkpoints."""
+"""The files of a run: run folder, records and checkpoints."""

@@ -1,4 +1,4 @@
-"""A network's weights, and the state of a run between two steps, as safetensors. Nothing is ever unpickled."""
+"""Save and load weights and checkpoints as safetensors with a checksum. Nothing is ever unpickled."""
 
 import hashlib
 import json
@@ -14,42 +14,42 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import reading, replacing
 
-# The first thing in a file's metadata, which are JSON within JSON: hence the backslashes.
+# The checksum comes first in the metadata, which is JSON inside JSON. Hence the backslashes.
 _CHECKSUM = re.compile(rb'\{\\"checksum\\": \\"([0-9a-f]{64})\\"')
-_NO_CHECKSUM = "0" * 64  # in its own place, when the checksum is computed
-_BEFORE_CHECKSUM = 1000  # bytes at most
+_NO_CHECKSUM = "0" * 64  # placeholder while the checksum is computed
+_BEFORE_CHECKSUM = 1000  # the checksum is within this many first bytes of a file
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], *, keep: Path | None = None
 ) -> None:
-    """Write `tensors`, each as precise as it is, and `metadata` to `path`; equal states make equal files.
+    """Write `tensors`, each in its own dtype, and `metadata` to `path`. Equal arguments produce identical files.
 
-    The file has the sha256 of its content in it. It is read back and checked before it takes its place; the old file is
-    then kept under the name `keep`.
+    The file contains the SHA-256 of its content. The new file is read back and verified before it replaces the old
+    file. If `keep` is given, the old file is renamed to `keep`.
 
     Raises:
-        InputError: when it cannot be written.
+        StorageError: when the file cannot be written.
     """
-    # safetensors refuses channels-last memory, and writes several metadata keys in a changing order.
+    # safetensors refuses channels-last tensors, and writes several metadata keys in random order.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = {"checksum": _NO_CHECKSUM, **json.loads(json.dumps(metadata, sort_keys=True))}
-    content = memoryview(safetensors.torch.save(contiguous, {"onecycle": json.dumps(told)}))
+    described = {"checksum": _NO_CHECKSUM, **json.loads(json.dumps(metadata, sort_keys=True))}
+    content = memoryview(safetensors.torch.save(contiguous, {"onecycle": json.dumps(described)}))
     place = _place_of_checksum(content)
-    assert place, "the metadata come first in the file"
+    assert place, "the metadata comes first in the file"
     checksum = hashlib.sha256(content).hexdigest()
     with replacing(path, keep=keep, check=_checked) as temporary, temporary.open("wb") as file:
         file.writelines([content[: place.start], checksum.encode(), content[place.stop :]])
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote: tensors on the CPU, and the metadata.
+    """Load what `save_tensors` wrote: tensors on the CPU, and the metadata.
 
     Raises:
-        InputError: when the file is missing, damaged or not one of ours.
+        InputError: when the file is missing, damaged or not from `save_tensors`.
     """
     with reading(path):
         content = _checked(path)
@@ -63,19 +63,19 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _checked(path: Path) -> bytes:
-    """The content of a file that has its own checksum in it.
+    """The content of a file, verified against the checksum in the file.
 
     Raises:
-        InputError: when it is not what was written.
+        InputError: when the file is damaged.
     """
     content = path.read_bytes()
     if not (place := _place_of_checksum(content)):
-        raise InputError(f"{path} cannot be read: it has no checksum, so it is damaged or of another kind")
+        raise InputError(f"{path} has no checksum, so it is damaged or of another kind")
     digest = hashlib.sha256(content[: place.start])
     digest.update(_NO_CHECKSUM.encode())
     digest.update(memoryview(content)[place.stop :])
     if digest.hexdigest().encode() != content[place.start : place.stop]:
-        raise InputError(f"{path} is damaged: its checksum is not that of its content")
+        raise InputError(f"{path} is damaged: its checksum does not match its content")
     return content
 
 
@@ -85,41 +85,41 @@ def _place_of_checksum(content: bytes | memoryview) -> slice | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """A run between two steps: what `save_state` wrote."""
+class Checkpoint:
+    """The state of a run between two steps, as `save_checkpoint` wrote it."""
 
     path: Path
     progress: dict[str, Any]
     tensors: dict[str, torch.Tensor]
-    damaged: str | None  # what is wrong with the newest file, where this is the one before
+    damaged: str | None  # what is wrong with the newest checkpoint, if this is the previous one
 
     @property
     def measured(self) -> dict[str, torch.Tensor]:
-        """What the run had measured, on the CPU."""
-        return _below("measured.", self.tensors)
+        """The tensors that were given to `save_checkpoint` as `measured`, on the CPU."""
+        return _with_prefix("measured.", self.tensors)
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put it into `model`, `optimizer` and torch's random states.
+        """Restore `model`, `optimizer` and torch's random states.
 
         Raises:
-            InputError: when it belongs to another network or optimizer; both are then of no use.
+            InputError: when the checkpoint is of another network or optimizer. Both are then in an undefined state.
         """
         with reading(self.path):
             values: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in _below("optimizer.", self.tensors).items():
+            for name, tensor in _with_prefix("optimizer.", self.tensors).items():
                 index, _, key = name.partition(".")
                 values.setdefault(int(index), {})[key] = tensor
-            load_weights(model, _below("model.", self.tensors), self.path)
+            load_weights(model, _with_prefix("model.", self.tensors), self.path)
             try:
                 optimizer.load_state_dict({"state": values, "param_groups": self.progress["param_groups"]})
             except ValueError as error:
-                raise InputError(f"{self.path} holds the state of another optimizer: {error}") from error
+                raise InputError(f"{self.path} has the state of another optimizer: {error}") from error
             torch.set_rng_state(self.tensors["random.cpu"])
             if "random.cuda" in self.tensors:
                 torch.cuda.set_rng_state(self.tensors["random.cuda"])
 
 
-def save_state(
+def save_checkpoint(
     path: Path,
     model: nn.Module,
     optimizer: Optimizer,
@@ -128,14 +128,14 @@ def save_state(
     measured: Mapping[str, torch.Tensor] | None = None,
     keep: Path | None = None,
 ) -> None:
-    """Write all that a run needs to go on: weights and buffers, the optimizer, torch's random states, `progress` as
-    JSON and what it `measured` as tensors.
+    """Write the state that a run needs to resume.
 
-    Python's and NumPy's random states have no part in a run: what they would draw is a function of seed, epoch and
-    position. The state that was at `path` before is kept at `keep`.
+    The state consists of weights and buffers, the optimizer state, torch's random states, `progress` as JSON and
+    `measured` as tensors. Python's and NumPy's random states are not needed, because their draws depend only on seed,
+    epoch and position. If `keep` is given, the previous checkpoint is renamed to `keep`.
 
     Raises:
-        InputError: when it cannot be written; the state before is then as it was.
+        StorageError: when the file cannot be written; the old checkpoint is then unchanged.
     """
     state = optimizer.state_dict()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -148,47 +148,49 @@ def save_state(
     save_tensors(path, tensors, {**progress, "param_groups": state["param_groups"]}, keep=keep)
 
 
-def load_state(path: Path, before: Path) -> State | None:
-    """The state at `path`, else the one kept at `before`; None where there are no such files.
+def load_checkpoint(path: Path, before: Path) -> Checkpoint | None:
+    """Load the checkpoint at `path`, or the previous one at `before` if `path` is missing or damaged.
+
+    Returns None if neither file exists.
 
     Raises:
-        InputError: when what there is is damaged.
+        InputError: when no file can be loaded, but at least one exists.
     """
     damage: list[str] = []
     for file in (path, before):
         try:
             if file.exists():
                 tensors, progress = load_tensors(file)
-                return State(path=file, progress=progress, tensors=tensors, damaged=" ".join(damage) or None)
+                return Checkpoint(path=file, progress=progress, tensors=tensors, damaged=" ".join(damage) or None)
             damage.append(f"{file} is missing")
-        except InputError as error:
+        except OnecycleError as error:
             damage.append(str(error))
     if path.exists() or before.exists():
-        raise InputError(f"no checkpoint is whole, so the run cannot go on: {'; '.join(damage)}; begin a new run")
+        raise InputError(
+            f"the run cannot go on because all its checkpoints are damaged: {'; '.join(damage)}; start a new run"
+        )
     return None
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copy `tensors`, which came from `path`, into `model`.
+    """Copy `tensors`, which were read from `path`, into `model`.
 
     Raises:
-        InputError: when they belong to another network.
+        InputError: when the tensors belong to another network.
     """
     try:
         model.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        raise InputError(
-            f"{path} holds the weights of another network: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise InputError(f"{path} has the weights of another network: {str(error).splitlines()[-1].strip()}") from error
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The start of the sha256, in hex, of all parameters and buffers."""
+    """A hexadecimal hash of all parameters and buffers."""
     digest = hashlib.sha256()
     for values in model.state_dict().values():
         digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

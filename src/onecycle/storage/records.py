@@ -1,4 +1,4 @@
-"""What a run writes down: plain values, to and from JSON and npz. Everything shown about a run is drawn from these."""
+"""The records of a run, and their conversion to and from JSON and arrays. Plots and reports use only these records."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One line of `history.jsonl`. Accuracies are fractions, losses means over samples, `lr` the rate of the last step.
+    """One line of `history.jsonl`. Accuracies are fractions, and losses are means over samples.
 
-    `test_loss` and `test_accuracy` are those of the split the run evaluates on, which `RunResult.evaluated_on` names.
-    The training figures are gathered during the epoch, on the augmented images.
+    `lr` is the learning rate of the epoch's last step. `eval_loss` and `eval_accuracy` are measured on the split
+    `RunResult.evaluated_on`. The training values are collected during the epoch, on augmented images.
     """
 
-    epoch: int  # 1-based: the first epoch is 1
+    epoch: int  # the first epoch is 1
     lr: float
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    eval_loss: float
+    eval_accuracy: float
     seconds: float
-    training_seconds: float | None = None  # without the evaluation; the first version did not measure it
+    training_seconds: float | None = None  # without the evaluation; None in runs of the first version
 
 
 History = list[EpochRecord]
@@ -31,10 +31,10 @@ History = list[EpochRecord]
 
 @dataclass(frozen=True, kw_only=True)
 class LRCurve:
-    """An LR finder's sweep and what was read off it.
+    """The sweep of an LR finder, and the learning rates derived from it.
 
-    `lrs`, `losses` (raw) and `smoothed` have one entry a step, in sweep order. `suggestions` are named learning rates;
-    `lr_min` and `lr_max` are the pair for the schedule, each by the rule that `lr_finder` documents.
+    `lrs`, `losses` (raw) and `smoothed` have one entry per step. `lr_min` and `lr_max` are the learning rates for
+    the schedule, by the rules in `train.lr_finder`. `suggestions` has other learning rates by name.
     """
 
     lrs: tuple[float, ...]
@@ -56,9 +56,10 @@ class LRCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to: `result.json`. Accuracies are fractions; the headline is `test_accuracy`, the last epoch's.
+    """The result of a run: `result.json`. Accuracies are fractions. The main result is `eval_accuracy`.
 
-    `best_test_accuracy` is the highest of the history, chosen by looking at the evaluation split: shown, never claimed.
+    `eval_accuracy` is the accuracy at the last epoch. `best_eval_accuracy` is the highest of all epochs. It is not the
+    main result, because the best epoch is chosen on the evaluation split.
     """
 
     recipe: str
@@ -66,23 +67,23 @@ class RunResult:
     fingerprint: str
     evaluated_on: str  # "test" or "validation"
     train_images: int
-    test_images: int  # of the split evaluated on
-    notes: tuple[str, ...]  # what a reader must know about the data: an unverified archive, a stand-in set
+    eval_images: int  # in the split `evaluated_on`
+    notes: tuple[str, ...]  # warnings about the data, such as an unverified archive
     seed: int
     parameters: int
     lr_min: float
     lr_max: float
     epochs: int
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    best_test_accuracy: float
+    eval_loss: float
+    eval_accuracy: float
+    best_eval_accuracy: float
     best_epoch: int
     seconds: float  # the whole run: LR finder, training, evaluation
-    images_per_second: float  # training images over the time of the epochs, each with its evaluation
+    images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
-    tta_accuracy: float | None = None  # with test-time augmentation, where the run was asked for it
-    tta_seconds: float | None = None  # that evaluation took
+    tta_accuracy: float | None = None  # with test-time augmentation, if configured
+    tta_seconds: float | None = None  # duration of the evaluation with test-time augmentation
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,7 +95,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One layer of a network: its numbered name, the shape of its output without the batch, its own parameters."""
+    """One layer of a network: numbered name, output shape without the batch dimension, number of parameters."""
 
     layer: str
     output_shape: tuple[int, ...]
@@ -103,7 +104,7 @@ class LayerSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSummary:
-    """A network layer by layer, in running order. Sizes are in MB of 2^20 bytes for one image, at float32."""
+    """The layers of a network in execution order. Sizes in MB (2^20 bytes) are for one image in float32."""
 
     input_shape: tuple[int, int, int]  # C,H,W
     layers: tuple[LayerSummary, ...]
@@ -116,7 +117,7 @@ class NetworkSummary:
 
     @property
     def forward_backward_mb(self) -> float:
-        """Every layer's output is held once going forward and once, as its gradient, coming back."""
+        """The size of all layers' outputs, and of the gradients of these outputs."""
         return 2 * sum(math.prod(layer.output_shape) for layer in self.layers) * 4 / 2**20
 
     @property
@@ -145,10 +146,10 @@ class NetworkSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mistakes:
-    """The incorrect predictions a run shows, most confident first: `mistakes.npz`."""
+class Misclassified:
+    """Incorrect predictions of a run, most confident first. They are stored in `misclassified.npz`."""
 
-    indices: NDArray[np.int64]  # [M] positions in the evaluated split
+    indices: NDArray[np.int64]  # [M] indices into the evaluated split
     images: NDArray[np.uint8]  # [M,H,W,3]
     labels: NDArray[np.int64]  # [M] the true classes
     predictions: NDArray[np.int64]  # [M] the predicted classes
@@ -165,26 +166,27 @@ class Mistakes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Interpretation:
-    """What only the network or the data can tell, kept so that a report needs neither: `interpretation.npz`.
+    """Explanations and data issues of a run. They are stored in `interpretation.npz`.
 
-    Positions are those in the evaluated split, or in the training set where the name says so. Lists are ranked, the
-    most suspicious first; of the longer ones only the first have their images.
+    With these, a report needs neither the network nor the data. Indices refer to the evaluated split, or to the
+    training set if the field's name starts with `train`. Lists are ranked, most suspicious first. For a long list, only
+    the images of its first entries are stored.
     """
 
-    mistakes: NDArray[np.int64]  # [M] positions of incorrect predictions, most confident first
-    mistake_images: NDArray[np.uint8]  # [M,H,W,3]
-    heat: NDArray[np.uint8]  # [M,h,w] Grad-CAM for the predicted class, 255 where it is greatest
-    suspects: NDArray[np.int64]  # [S] positions of images whose label may be wrong
-    suspect_images: NDArray[np.uint8]  # [s,H,W,3] of the first
-    train_suspects: NDArray[np.int64]  # [T] the same in the training set
-    train_suspect_margins: NDArray[np.float32]  # [T] means over the epochs
-    train_suspect_labels: NDArray[np.int64]  # [T]
-    train_suspect_guesses: NDArray[np.int64]  # [t] of the first: the network's likeliest class but for the label
-    train_suspect_images: NDArray[np.uint8]  # [t,H,W,3]
-    duplicates: NDArray[np.int64]  # [D,2] positions: an evaluated image, the training image that is most like it
+    misclassified: NDArray[np.int64]  # [M] indices of incorrect predictions, most confident first
+    misclassified_images: NDArray[np.uint8]  # [M,H,W,3]
+    heatmaps: NDArray[np.uint8]  # [M,h,w] Grad-CAM of the predicted class, 255 at the maximum
+    label_issues: NDArray[np.int64]  # [S] indices of images whose label may be wrong
+    label_issue_images: NDArray[np.uint8]  # [s,H,W,3] images of the first s label issues
+    train_label_issues: NDArray[np.int64]  # [T] the same for the training set
+    train_label_issue_margins: NDArray[np.float32]  # [T] mean margins over the epochs
+    train_label_issue_labels: NDArray[np.int64]  # [T]
+    train_label_issue_predictions: NDArray[np.int64]  # [t] the most likely class other than the label
+    train_label_issue_images: NDArray[np.uint8]  # [t,H,W,3]
+    duplicates: NDArray[np.int64]  # [D,2] indices of an evaluated image and of the most similar training image
     duplicate_similarities: NDArray[np.float32]  # [D] correlations
     duplicate_labels: NDArray[np.int64]  # [D,2]
-    duplicate_images: NDArray[np.uint8]  # [d,2,H,W,3] of the first
+    duplicate_images: NDArray[np.uint8]  # [d,2,H,W,3] images of the first d duplicates
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         return vars(self)

@@ -1,6 +1,7 @@
-"""A run's folder: the names of its files, and what is in them."""
+"""The run folder: the names of its files, and how to read and write them."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict
@@ -11,34 +12,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.config import Config
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import locked, reading, replacing, writing
-from onecycle.storage.records import EpochRecord, History, Interpretation, LRCurve, Mistakes, NetworkSummary, RunResult
+from onecycle.core.older_records import existing, with_current_names
+from onecycle.storage.records import (
+    EpochRecord,
+    History,
+    Interpretation,
+    LRCurve,
+    Misclassified,
+    NetworkSummary,
+    RunResult,
+)
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A new, empty folder `parent/name-<time>`.
+    """Create the empty folder `parent/name-<time>`.
 
     Raises:
-        InputError: when it cannot be made.
+        InputError: when `parent` is a file or below a file, or too many folders have this name.
+        StorageError: when the folder cannot be created.
     """
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1, 100):
         path = parent / (stem if number == 1 else f"{stem}-{number}")
         try:
             path.mkdir(parents=True)
-        except FileExistsError:
-            if parent.exists() and not parent.is_dir():
-                raise InputError(f"--out {parent} is a file; give a folder") from None
         except OSError as error:
-            raise InputError(f"cannot make a folder in --out {parent}: {error.strerror}") from error
+            if isinstance(error, FileExistsError) and parent.is_dir():
+                continue  # another run has this name
+            refusal = f"cannot create a folder in --out {parent}: "
+            if file := next((above for above in (parent, *parent.parents) if os.path.isfile(above)), None):
+                raise InputError(f"{refusal}{file} is a file; give a folder") from None
+            raise StorageError(f"{refusal}{error.strerror}; give another one") from error
         else:
             return path
     raise InputError(f"--out {parent} holds too many folders named {stem}")
 
 
 class RunFolder:
-    """The files of one run. Everything that is shown about the run can be drawn again from them."""
+    """The files of one run. All plots and reports can be drawn again from these files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,60 +65,59 @@ class RunFolder:
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.npz"
         self.training_margins = path / "training_margins.npz"
-        self.mistakes = path / "mistakes.npz"
+        self.misclassified = path / "misclassified.npz"
         self.augmentations = path / "augmentations.npz"
         self.network = path / "network.json"
         self.interpretation = path / "interpretation.npz"
         self.stopped = path / "stopped.json"
         self.result = path / "result.json"
-        self.pictures = path / "pictures"
+        self.plots = path / "plots"
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
 
     @property
-    def complete(self) -> bool:
-        """Whether the run came to its end. Its last deed is to remove its checkpoint."""
-        return self.result.exists() and not self.saved
+    def is_complete(self) -> bool:
+        """Whether the run has ended. As its last step, a run removes its checkpoints."""
+        return self.result.exists() and not self.has_checkpoint
 
     @property
-    def saved(self) -> bool:
-        """Whether there is a state to go on from."""
+    def has_checkpoint(self) -> bool:
         return self.checkpoint.exists() or self.checkpoint_before.exists()
 
-    def idle(self) -> bool:
-        """Whether no process is at work on it."""
+    def is_idle(self) -> bool:
+        """Whether no process is working on the run."""
         try:
             with locked(self.path):
                 return True
-        except InputError:
+        except StorageError:
             return False
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """A new run's folder in the folder `path`, which is made unless it is there.
+        """Create the folder of a new run at `path`, which may exist.
 
         Raises:
-            InputError: when it cannot be made.
+            StorageError: when the folder cannot be created.
         """
         folder = cls(path)
         try:
-            folder.pictures.mkdir(parents=True)
+            folder.plots.mkdir(parents=True)
         except OSError as error:
-            raise InputError(f"cannot make the run folder {path}: {error.strerror}") from error
+            raise StorageError(f"cannot create the run folder {path}: {error.strerror}") from error
         return folder
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """An existing run's folder.
+        """The folder of an existing run.
 
         Raises:
-            InputError: when there is none.
+            InputError: when `path` is missing or not a run folder.
         """
         folder = cls(path)
         if not path.exists():
-            raise InputError(f"there is no run folder {path}")
+            raise InputError(f"there is no run folder {path}; check the name")
         if not folder.config.is_file():
-            raise InputError(f"{path} is not a run folder: it has no {folder.config.name}")
+            raise InputError(f"{path} is not a run folder: it has no {folder.config.name}; give the folder of a run")
         return folder
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
@@ -113,16 +125,16 @@ class RunFolder:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """What one of the folder's JSON files holds.
+        """The JSON object in the file `path`, with older field names replaced by the current ones.
 
         Raises:
-            InputError: as `reading` does.
+            InputError: when the file is missing or damaged.
         """
         with reading(path):
             values = json.loads(path.read_text())
             if not isinstance(values, dict):
                 raise ValueError("it must hold one JSON object")
-            return values
+            return dict(with_current_names(values))
 
     def read_config(self) -> Config:
         return Config.load(self.config)
@@ -132,7 +144,7 @@ class RunFolder:
             return RunResult.from_json(self.read_json(self.result))
 
     def read_lr_curve(self) -> LRCurve | None:
-        """The LR finder's curve, or None when the run was given its pair of rates."""
+        """The LR finder's curve, or None if both learning rates were given."""
         if not self.lr_finder.exists():
             return None
         with reading(self.lr_finder):
@@ -144,61 +156,69 @@ class RunFolder:
 
     def read_history(self) -> History:
         with reading(self.history):
-            return [EpochRecord(**json.loads(line)) for line in self.history.read_text().splitlines()]
+            return [
+                EpochRecord(**with_current_names(json.loads(line))) for line in self.history.read_text().splitlines()
+            ]
 
     def write_arrays(self, path: Path, **arrays: NDArray[Any]) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, path: Path) -> dict[str, NDArray[Any]]:
+        """The arrays in the npz file `path`, by their current names.
+
+        Raises:
+            InputError: when the file is missing or damaged.
+        """
+        path = existing(path)
         with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+            return dict(with_current_names(dict(arrays)))
 
-    def write_mistakes(self, mistakes: Mistakes) -> None:
-        self.write_arrays(self.mistakes, **mistakes.to_arrays())
+    def write_misclassified(self, misclassified: Misclassified) -> None:
+        self.write_arrays(self.misclassified, **misclassified.to_arrays())
 
-    def read_mistakes(self) -> Mistakes:
-        with reading(self.mistakes):
-            return Mistakes.from_arrays(self.read_arrays(self.mistakes))
+    def read_misclassified(self) -> Misclassified:
+        with reading(self.misclassified):
+            return Misclassified.from_arrays(self.read_arrays(self.misclassified))
 
     def read_interpretation(self) -> Interpretation | None:
-        """What interpretation found, or None where it has not been made."""
+        """The interpretation, or None if there is none yet."""
         if not self.interpretation.exists():
             return None
         with reading(self.interpretation):
             return Interpretation.from_arrays(self.read_arrays(self.interpretation))
 
     def read_network(self) -> NetworkSummary | None:
-        """The network's layers, or None in the folder of a version that did not write them."""
+        """The layers of the network, or None in the runs of older versions, which did not record them."""
         if not self.network.exists():
             return None
         with reading(self.network):
             return NetworkSummary.from_json(self.read_json(self.network))
 
-    def remove_strays(self) -> None:
-        """Remove what a process that was killed in the middle of a write left behind."""
+    def remove_temporary_files(self) -> None:
+        """Remove temporary files that a killed process left behind."""
         with writing(self.path):
-            for stray in self.path.rglob(".*.tmp"):
-                stray.unlink(missing_ok=True)
+            for temporary in self.path.rglob(".*.tmp"):
+                temporary.unlink(missing_ok=True)
 
-    def begin_again(self) -> None:
-        """Remove what was written when the run was stopped, and will not be true any more."""
+    def discard_stopped_state(self) -> None:
+        """Remove the files that a stopped run writes. They are outdated once the run goes on."""
         with writing(self.path):
             for path in (self.stopped, self.report):
                 path.unlink(missing_ok=True)
 
     def remove_checkpoints(self) -> None:
-        """Remove the run's state: the newest last."""
+        """Remove both checkpoints, the newest last."""
         with writing(self.path):
             self.checkpoint_before.unlink(missing_ok=True)
             self.checkpoint.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the folder with all that is in it, as far as that can be done."""
+        """Remove the folder with its content, as far as possible."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def interrupted(parent: Path) -> list[RunFolder]:
-    """The runs in `parent` that were saved, did not come to their end and are not at work, the newest first."""
-    begun = [RunFolder(path) for path in parent.glob("*") if RunFolder(path).saved]
-    return [folder for folder in sorted(begun, key=lambda folder: folder.path.name, reverse=True) if folder.idle()]
+    """The runs in `parent` that have a checkpoint and no process working on them, the newest first."""
+    saved = [RunFolder(path) for path in parent.glob("*") if RunFolder(path).has_checkpoint]
+    return [folder for folder in sorted(saved, key=lambda folder: folder.path.name, reverse=True) if folder.is_idle()]

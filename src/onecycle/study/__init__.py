@@ -1,1 +1,1 @@
-"""Many runs, and what they say together."""
+"""A study: many runs over seeds and variants, and their statistics."""

@@ -1,4 +1,4 @@
-"""The engine that makes each run of a study a Ray task, on whichever node has the cores."""
+"""Carry out the runs of a study as Ray tasks, on the nodes of a cluster."""
 
 import io
 import os
@@ -16,33 +16,33 @@ from typing import Any
 
 from rich.console import Console
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import InUseError, writing
 from onecycle.core.signals import watched
-from onecycle.distributed.ray_cluster import connected, in_a_line
+from onecycle.distributed.ray_cluster import connected, one_line
 from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
-from onecycle.study.run import StudyRun
+from onecycle.study.run import StudyOutcome, StudyRun
 
-MOST_STARTS = 10  # of a run whose nodes die: it may be what kills them
-IN_USE_SECONDS = 600  # how long a run's folder is waited for that its last process, cut off from Ray, is at work on
-STOP_SECONDS = 120  # for runs to save their state after Ctrl-C
-SEEN_SECONDS = 60  # for a network disk to show here what was written on a node
-_WAIT_SECONDS = 0.5  # between two looks for Ctrl-C
+MOST_STARTS = 10  # of one run; if its nodes keep dying, the run itself may be the cause
+IN_USE_SECONDS = 600  # wait this long for a process that lost its connection to Ray and still works on the run
+STOP_SECONDS = 120  # for runs to save a checkpoint after Ctrl-C
+VISIBLE_SECONDS = 60  # for a network disk to show what a node has written
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class RunsOnRay:
-    """The nodes of the Ray cluster at `address`."""
+class RayStudyEngine:
+    """Carries out runs on the nodes of the Ray cluster at `address`."""
 
     address: str | None
 
-    def carry_out(self, runs: Sequence[StudyRun], console: Console) -> Iterator[tuple[StudyRun, InputError | None]]:
+    def carry_out(self, runs: Sequence[StudyRun], console: Console) -> Iterator[StudyOutcome]:
         if not runs:
             return
         with (
             connected(self.address),
-            _token_in(_folder_of_all(runs)) as token,
+            _token_in(_common_folder(runs)) as token,
             watched() as interruption,
             interruption.deferred(),
         ):
@@ -50,29 +50,29 @@ class RunsOnRay:
             _require_nodes(runs[0])
             for run in runs:
                 tasks.start(replace(run, folder=run.folder.absolute()))
-            while tasks.begun and not interruption.requested:
+            while tasks.active and not interruption.requested:
                 yield from tasks.ended()
-            if tasks.begun:
+            if tasks.active:
                 tasks.stop()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Driver:
-    """What a task must know of the process that started it."""
+    """What a task needs to know about the process that started it."""
 
-    token: Path  # a file there: who sees it shares the disk with the study
-    folder: Path  # that relative names of data begin at
+    token: Path  # a node that sees this file shares the study's disk
+    folder: Path  # current folder, for relative paths of data
     data: str | None  # $ONECYCLE_DATA
     command: list[str]
     versions: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class _Ending:
     """How a run ended on its node."""
 
     failure: str | None = None
-    packed: bytes | None = None  # its folder, where the node does not share the study's disk
+    packed: bytes | None = None  # the run folder, if the node does not share the study's disk
 
 
 @dataclass
@@ -83,14 +83,14 @@ class _Task:
 
 
 class _Tasks:
-    """The tasks that are begun, and not ended yet."""
+    """The tasks that have started but have not ended."""
 
     def __init__(self, token: Path, console: Console) -> None:
         import ray
 
-        self.begun: dict[Any, _Task] = {}  # by the generator of what a task tells
+        self.active: dict[Any, _Task] = {}  # by the generator that Ray returned for the task
         self._ray = ray
-        self._say = console
+        self._console = console
         self._driver = _Driver(
             token=token,
             folder=Path.cwd(),
@@ -100,72 +100,72 @@ class _Tasks:
         )
 
     def start(self, run: StudyRun, starts: int = 1) -> None:
-        # Ray would start it again by itself, and tell nobody.
+        # Ray must not retry tasks itself, because it would not report the retries.
         gpus = 1 if run.config.device == "cuda" else 0
-        task = self._ray.remote(num_cpus=run.cores, num_gpus=gpus, max_retries=0)(_carried_out)
-        self.begun[task.remote(run, self._driver)] = _Task(run, starts)
+        task = self._ray.remote(num_cpus=run.cores, num_gpus=gpus, max_retries=0)(_carry_out)
+        self.active[task.remote(run, self._driver)] = _Task(run, starts)
 
-    def ended(self) -> Iterator[tuple[StudyRun, InputError | None]]:
-        """Wait a moment, and take what ended. Runs that were lost are started again."""
-        ready, _ = self._ray.wait(list(self.begun), timeout=_WAIT_SECONDS)
-        for told in ready:
-            task = self.begun[told]
+    def ended(self) -> Iterator[StudyOutcome]:
+        """Wait a moment, and yield the runs that have ended. Lost runs are started again."""
+        ready, _ = self._ray.wait(list(self.active), timeout=_POLL_SECONDS)
+        for generator in ready:
+            task = self.active[generator]
             try:
-                outcome = self._ray.get(next(told))
+                message = self._ray.get(next(generator))
             except self._ray.exceptions.RayError as error:
-                del self.begun[told]
+                del self.active[generator]
                 if not self._is_loss(error):
-                    yield task.run, InputError(f"an error on {task.node} ended it: {in_a_line(error)}")
+                    yield StudyOutcome(task.run, f"an error on {task.node} ended it: {one_line(error)}")
                     continue
                 if task.starts == MOST_STARTS:
-                    yield task.run, InputError(f"it was lost {MOST_STARTS} times, last by {in_a_line(error)}")
+                    yield StudyOutcome(task.run, f"it was lost {MOST_STARTS} times, last by {one_line(error)}")
                     continue
-                self._tell(task.run, f"lost with {task.node}; begins again, or goes on from where it was saved")
+                self._print(task.run, f"lost with {task.node}; starts again from its last checkpoint, if any")
                 self.start(task.run, task.starts + 1)
                 continue
-            if isinstance(outcome, str):
-                task.node = outcome
-                self._tell(task.run, f"begins on {task.node}")
+            if isinstance(message, str):
+                task.node = message
+                self._print(task.run, f"starts on {task.node}")
                 continue
-            del self.begun[told]
-            failure = _brought_home(task.run, outcome)
-            with suppress(InputError):  # a result that is damaged is named by the study's summary
+            del self.active[generator]
+            failure = _failure_at_home(task.run, message)
+            with suppress(OnecycleError):  # the summary reports a damaged result
                 if not failure:
-                    accuracy = RunFolder(task.run.folder).read_result().test_accuracy
-                    self._tell(task.run, f"ends on {task.node} with {accuracy:.2%}")
-            yield task.run, failure
+                    accuracy = RunFolder(task.run.folder).read_result().eval_accuracy
+                    self._print(task.run, f"ends on {task.node} with {accuracy:.2%}")
+            yield StudyOutcome(task.run, failure)
 
     def stop(self) -> None:
-        """Interrupt all, and wait until those that run have saved their state."""
-        self._say.print("Stopping: runs save their state", highlight=False)
-        for told in self.begun:
-            self._ray.cancel(told, recursive=False)
+        """Interrupt all tasks, and wait until they have saved a checkpoint."""
+        self._console.print("Stopping: runs save a checkpoint", highlight=False)
+        for generator in self.active:
+            self._ray.cancel(generator, recursive=False)
         deadline = time.monotonic() + STOP_SECONDS
-        while self.begun and time.monotonic() < deadline:
-            ready, _ = self._ray.wait(list(self.begun), timeout=_WAIT_SECONDS)
-            for told in ready:
+        while self.active and time.monotonic() < deadline:
+            ready, _ = self._ray.wait(list(self.active), timeout=_POLL_SECONDS)
+            for generator in ready:
                 try:
-                    outcome = self._ray.get(next(told))
+                    message = self._ray.get(next(generator))
                 except (self._ray.exceptions.RayError, StopIteration):
-                    del self.begun[told]
+                    del self.active[generator]
                 else:
-                    if isinstance(outcome, _Outcome):  # it came to its end after all
-                        _brought_home(self.begun[told].run, outcome)
+                    if isinstance(message, _Ending):  # the run ended normally after all
+                        _failure_at_home(self.active[generator].run, message)
 
     def _is_loss(self, error: Exception) -> bool:
-        """Whether the node or the worker is to blame, or was told to end, and not the run."""
+        """Whether the task was lost or canceled. False if the task itself failed."""
         problems = self._ray.exceptions
         return not isinstance(error, problems.RayTaskError) or isinstance(error, problems.TaskCancelledError)
 
-    def _tell(self, run: StudyRun, what: str) -> None:
-        self._say.print(f"{run.place}: {run.name}: {what}", highlight=False, markup=False, soft_wrap=True)
+    def _print(self, run: StudyRun, event: str) -> None:
+        self._console.print(f"{run.place}: {run.name}: {event}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _require_nodes(run: StudyRun) -> None:
-    """Refuse runs that would wait for ever.
+    """Check that the cluster has a node that can carry out the run.
 
     Raises:
-        InputError: when no node has the cores, or the GPU, that a run asks for.
+        InputError: when no node has the cores or the GPU that a run needs.
     """
     import ray
 
@@ -173,23 +173,23 @@ def _require_nodes(run: StudyRun) -> None:
     if run.config.device == "cuda":
         nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
         if not nodes:
-            raise InputError("--device is cuda, and no node has a GPU that Ray knows of; give --device cpu")
+            raise InputError("--device is cuda, but Ray knows no node with a GPU; use --device cpu")
     most = max(int(node.get("CPU", 0)) for node in nodes)
     if most < run.cores:
-        raise InputError(f"a run asks for {run.cores} cores, and no node has more than {most}; give --cores {most}")
+        raise InputError(f"each run needs {run.cores} cores, but no node has more than {most}; use --cores {most}")
 
 
-def _folder_of_all(runs: Sequence[StudyRun]) -> Path:
+def _common_folder(runs: Sequence[StudyRun]) -> Path:
     return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]))
 
 
 @contextmanager
 def _token_in(folder: Path) -> Iterator[Path]:
-    """A file in `folder` whose name no other has, nor had: a network disk remembers which names it did not find."""
+    """A new empty file in `folder`. Its name is random, because network disks cache the names of missing files."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob(".shared-*"):
-            stray.unlink(missing_ok=True)
+        for old in folder.glob(".shared-*"):
+            old.unlink(missing_ok=True)
         token = folder / f".shared-{uuid.uuid4().hex}"
         token.touch()
     try:
@@ -198,36 +198,40 @@ def _token_in(folder: Path) -> Iterator[Path]:
         token.unlink(missing_ok=True)
 
 
-def _carried_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Outcome]:
-    """The task: tells on which node it begins, then how the run ended."""
+def _carry_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Ending]:
+    """The Ray task. Yields the address of its node, then how the run ended."""
     import ray
 
     node = ray.util.get_node_ip_address()
     yield node
     if driver.versions != (here := environment.versions(environment.COMPUTING)):
-        others = ", ".join(f"{name} {here[name]} for {version}" for name, version in driver.versions.items())
-        yield _Outcome(failure=f"node {node} has other versions: {others}; install the same")
+        others = ", ".join(
+            f"{name} {here[name]} instead of {version}"
+            for name, version in driver.versions.items()
+            if version != here[name]
+        )
+        yield _Ending(failure=f"node {node} has other versions: {others}; install the same")
         return
     if run.config.device != "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # which this task did not ask for
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this task did not request a GPU
     if driver.data:
-        os.environ.setdefault("ONECYCLE_DATA", driver.data)  # where the node does not say where its own are
+        os.environ.setdefault("ONECYCLE_DATA", driver.data)  # unless the node has its own setting
     if driver.folder.is_dir():
         os.chdir(driver.folder)
-    sys.argv = driver.command  # which the run's environment.json tells
+    sys.argv = driver.command  # for the run's environment.json
     if driver.token.exists():
-        yield _Outcome(failure=failure_of(run))
+        yield _Ending(failure=failure_of(run))
         return
     with tempfile.TemporaryDirectory() as away:
         folder = Path(away, run.folder.name)
         failure = failure_of(replace(run, folder=folder))
-        yield _Outcome(failure=failure, packed=None if failure else _packed(folder))
+        yield _Ending(failure=failure, packed=None if failure else _pack(folder))
 
 
 def failure_of(run: StudyRun) -> str | None:
-    """Carry out the run, and return why that failed, if it did.
+    """Carry out the run. Returns the reason if the run failed, otherwise None.
 
-    A worker that Ray has given up, as its node lost its connection, may still be at work on it: it is waited for.
+    A worker that lost its connection to Ray may still be working on the run. This function waits for that worker.
     """
     deadline = time.monotonic() + IN_USE_SECONDS
     while True:
@@ -239,28 +243,31 @@ def failure_of(run: StudyRun) -> str | None:
             if time.monotonic() > deadline:
                 return str(error)
             time.sleep(1)
-        except InputError as error:
+        except OnecycleError as error:
             return str(error)
 
 
-def _brought_home(run: StudyRun, outcome: _Outcome) -> InputError | None:
-    """Why a run that ended on a node has no whole folder here; None where it has."""
-    if outcome.failure:
-        return InputError(outcome.failure)
+def _failure_at_home(run: StudyRun, ending: _Ending) -> str | None:
+    """Unpack the run folder if the node sent it, and check that the run is complete on this machine.
+
+    Returns the reason if the run failed or is incomplete, otherwise None.
+    """
+    if ending.failure:
+        return ending.failure
     try:
-        if outcome.packed is not None:
-            _unpack(outcome.packed, run.folder)
-        deadline = time.monotonic() + SEEN_SECONDS
+        if ending.packed is not None:
+            _unpack(ending.packed, run.folder)
+        deadline = time.monotonic() + VISIBLE_SECONDS
         while not run.is_done():
             if time.monotonic() > deadline:
-                return InputError(f"it ended well, but {run.folder} does not show it here; check the disk")
-            time.sleep(_WAIT_SECONDS)
-    except InputError as error:
-        return error
+                return f"it ended normally, but {run.folder} is not complete on this machine; check the shared disk"
+            time.sleep(_POLL_SECONDS)
+    except OnecycleError as error:
+        return str(error)
     return None
 
 
-def _packed(folder: Path) -> bytes:
+def _pack(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(folder, ".")
@@ -268,7 +275,7 @@ def _packed(folder: Path) -> bytes:
 
 
 def _unpack(packed: bytes, folder: Path) -> None:
-    """Put a packed folder in the place of `folder`, whole."""
+    """Replace `folder` with the folder in `packed`."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     with writing(folder):
         shutil.rmtree(temporary, ignore_errors=True)

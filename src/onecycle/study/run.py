@@ -1,17 +1,17 @@
-"""One run of a study, and what carries runs out: an engine. The one here takes them one after another."""
+"""One run of a study, and the engine that carries out runs one after another."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rich.console import Console
 
 from onecycle.compute import hardware
 from onecycle.core.config import Config
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked
 from onecycle.run import experiment
 from onecycle.storage.run_folder import RunFolder
@@ -19,97 +19,104 @@ from onecycle.storage.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """A run as a study asks for it."""
+    """One run of a study."""
 
-    name: str  # of its variant, with its seed
-    place: str  # among the study's runs, such as "3/12"
+    name: str  # variant and seed
+    place: str  # position in the study, such as "3/12"
     folder: Path
     config: Config
     cores: int
 
     def is_done(self) -> bool:
-        """Whether it came to its end before.
+        """Whether the run is complete.
 
         Raises:
-            InputError: when it is another run than the study describes.
+            InputError: when the folder holds a different run than the study describes.
         """
-        if not RunFolder(self.folder).complete:
+        if not RunFolder(self.folder).is_complete:
             return False
         self._require_same()
         return True
 
     def carry_out(self, console: Console) -> None:
-        """Bring it to its end: from where it was saved last, else from its beginning.
+        """Complete the run, from its last checkpoint if there is one.
 
         Raises:
-            InputError: when that cannot be done.
-            Interrupted: by SIGINT or SIGTERM; another call goes on.
+            OnecycleError: when the run fails.
+            Interrupted: on SIGINT or SIGTERM. Another call then continues the run.
         """
         folder = RunFolder(self.folder)
-        with _computing_on(self.cores):
-            if folder.saved:
+        with _limit_cores(self.cores):
+            if folder.has_checkpoint:
                 self._require_same()
                 experiment.resume(folder.path, console)
                 return
             if folder.path.exists():
                 with locked(folder.path):
-                    folder.discard()  # it ended before it was saved
-            # A page for each of many runs would take longer than reading them is worth; `onecycle report` writes one.
+                    folder.discard()  # the run ended before its first checkpoint
+            # Writing a report for every run would take long, and few are read. `onecycle report` can write one later.
             experiment.run(replace(self.config, report=False), console, folder.path)
 
     def _require_same(self) -> None:
-        """Refuse a run that was begun as another: with other values, or by a study that was changed since."""
+        """Check that the run in the folder has the configuration that the study asks for."""
         folder = RunFolder(self.folder)
         began = folder.read_config()
         data = began.data if self.config.data == "auto" else self.config.data
         if began != replace(self.config, data=data, out=began.out, report=began.report):
-            raise InputError(f"{folder.config} is not what study.json asks for; remove {folder.path} to run it anew")
+            raise InputError(f"{folder.config} differs from study.json; remove {folder.path} to run it again")
 
 
-class Engine(Protocol):
-    """Where the runs of a study are carried out."""
+class StudyOutcome(NamedTuple):
+    """A run of a study that has ended, and the reason if it failed."""
 
-    def carry_out(self, runs: Sequence[StudyRun], console: Console) -> Iterator[tuple[StudyRun, InputError | None]]:
-        """Bring all `runs` to their end; each comes when it is there, with the reason where it failed.
+    run: StudyRun
+    failure: str | None = None
+
+
+class StudyEngine(Protocol):
+    """Carries out the runs of a study."""
+
+    def carry_out(self, runs: Sequence[StudyRun], console: Console) -> Iterator[StudyOutcome]:
+        """Complete all `runs`. Yields the outcome of each run when the run has ended.
 
         Raises:
-            InputError: when none can be carried out.
-            Interrupted: by SIGINT or SIGTERM, once what runs is stopped.
+            OnecycleError: when no run can be carried out.
+            Interrupted: on SIGINT or SIGTERM, after the active runs have stopped.
         """
         ...
 
 
-class Local:
-    """This process, one run after another."""
+class LocalStudyEngine:
+    """Carries out one run after another in this process."""
 
-    def carry_out(self, runs: Sequence[StudyRun], console: Console) -> Iterator[tuple[StudyRun, InputError | None]]:
+    def carry_out(self, runs: Sequence[StudyRun], console: Console) -> Iterator[StudyOutcome]:
         for run in runs:
             console.rule(f"{run.place}: {run.name}")
             try:
                 run.carry_out(console)
-            except InputError as error:
-                yield run, error
+            except OnecycleError as error:
+                yield StudyOutcome(run, str(error))
             else:
-                yield run, None
+                yield StudyOutcome(run)
 
 
-LOCAL = Local()
+LOCAL_ENGINE = LocalStudyEngine()
 
 
 @contextmanager
-def _computing_on(cores: int) -> Iterator[None]:
-    """Inside, this process finds so many cores and no more, in the variable that also Ray sets for its tasks.
+def _limit_cores(cores: int) -> Iterator[None]:
+    """Let this process use `cores` cores inside the block. Sets `$OMP_NUM_THREADS`, as Ray does for its tasks.
 
     Raises:
-        InputError: when it may not use so many.
+        InputError: when this process may use fewer cores.
     """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(cores)
     try:
         if (usable := hardware.usable_cores()) < cores:
             raise InputError(
-                f"the study's runs compute on {cores} cores, and this machine lets them use {usable}; go on where "
-                "there are so many"
+                f"the runs of this study use {cores} cores, and this process may use {usable}; go on with the study "
+                "on a machine with more cores"
             )
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Many complete runs of a recipe and its variants, over seeds. A study is a folder of run folders."""
+"""Plan and carry out a study: complete runs of a recipe and its variants over seeds, in one folder."""
 
 import json
 import re
@@ -12,41 +12,43 @@ from typing import Any, Self
 from rich.console import Console
 
 from onecycle.compute import hardware
-from onecycle.core.config import RECIPES, Config
-from onecycle.core.errors import InputError
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
+from onecycle.core.older_records import with_current_names
+from onecycle.core.recipes import RECIPES
 from onecycle.core.signals import Interrupted
 from onecycle.storage.run_folder import RunFolder, new_folder
 from onecycle.study import summary
-from onecycle.study.run import LOCAL, Engine, StudyRun
+from onecycle.study.run import LOCAL_ENGINE, StudyEngine, StudyRun
 
-# Of another recipe a run takes all but these: what it is trained on, and where and how.
+# A variant with another recipe keeps the study's values for these fields.
 _SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard")
 
-_WIDTH_OF_FILES = 140  # characters of the table where no terminal says how many there are
+_TABLE_WIDTH = 140  # characters, without a terminal
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is to be run: every variant with seeds `config.seed`, `config.seed + 1` and so on. `study.json`."""
+    """The plan of a study: every variant with `seeds` seeds, starting at `config.seed`. Saved as `study.json`."""
 
     config: Config
     seeds: int
-    variants: dict[str, dict[str, Any]]  # the changes to `config`, by name; the first is what others are compared with
-    threshold: float  # an accuracy, a fraction
-    cores: int  # that each run computes with, on which its last bits depend
+    variants: dict[str, dict[str, Any]]  # changes to `config` by variant; the first is the one to compare with
+    threshold: float  # an accuracy, as a fraction
+    cores: int  # per run; the last bits of a run depend on it
 
     def runs(self) -> list[tuple[str, Config]]:
-        """Every run as its variant's name and its configuration, a seed's runs one after another."""
+        """The variant and configuration of every run, seed by seed."""
         seeds = range(self.config.seed, self.config.seed + self.seeds)
-        return [(name, self.configured(changes, seed)) for seed in seeds for name, changes in self.variants.items()]
+        return [(name, self.config_of(changes, seed)) for seed in seeds for name, changes in self.variants.items()]
 
-    def configured(self, changes: Mapping[str, Any], seed: int) -> Config:
+    def config_of(self, changes: Mapping[str, Any], seed: int) -> Config:
         """The configuration of one run.
 
         Raises:
-            InputError: when a change is not allowed.
+            InputError: when a changed value is not allowed.
         """
         start = self.config
         if isinstance(other := changes.get("recipe"), str) and other in RECIPES:
@@ -54,7 +56,7 @@ class Study:
         return Config.from_json({**start.to_json(), **changes, "seed": seed})
 
     def runs_in(self, path: Path) -> list[StudyRun]:
-        """The same, in the study folder `path`."""
+        """All runs, with their folders in the study folder `path`."""
         planned = self.runs()
         return [
             StudyRun(
@@ -74,10 +76,10 @@ class Study:
     def of(
         cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float, cores: int | None
     ) -> Self:
-        """The study of `config` with each of these changes, on all of this machine's cores where `cores` is None.
+        """A study of `config` with each of the `changes`. Runs use all cores of this machine if `cores` is None.
 
         Raises:
-            InputError: when it cannot be run, or would make the same run twice.
+            InputError: when a value is not allowed, or two runs would be the same.
         """
         if seeds < 1 or config.seed + seeds > 2**64:
             raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed below 2**64")
@@ -88,10 +90,10 @@ class Study:
         variants = {_name(change) or config.recipe: change for change in changes}
         cores = cores or hardware.usable_cores()
         study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores)
-        if len({study.configured(change, config.seed) for change in changes}) < max(1, len(changes)):
-            raise InputError("two of these variants are the same run; name every field and every other value once")
+        if len({study.config_of(change, config.seed) for change in changes}) < max(1, len(changes)):
+            raise InputError("two of these variants are the same run; list every field and every other value once")
         if too_long := [name for name in variants if len(name) > _LONGEST_NAME]:
-            raise InputError(f"{too_long[0][:40]}… is too long for the name of a folder; vary fewer fields at once")
+            raise InputError(f"{too_long[0][:40]}… is too long for a folder name; vary fewer fields at once")
         return study
 
     @classmethod
@@ -99,14 +101,14 @@ class Study:
         """The inverse of `to_json`.
 
         Raises:
-            InputError: when they are of a study that cannot be run.
-            AttributeError, KeyError, TypeError, ValueError: when they are of none.
+            InputError: for a study that cannot be run.
+            AttributeError, KeyError, TypeError, ValueError: for values that are not a study.
         """
         config, changes = Config.from_json(values["config"]), list(values["variants"].values())
-        cores = values.get("cores")  # None in a study of an earlier version
+        cores = values.get("cores")  # missing in studies of an earlier version
         study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"], cores=cores)
         if study.variants != values["variants"] or not (isinstance(study.seeds, int) and isinstance(study.cores, int)):
-            raise ValueError("it does not name its variants as a study does")
+            raise ValueError("the names of its variants do not match their values")
         return study
 
 
@@ -119,33 +121,34 @@ def plan(
     threshold: float = 0.9,
     cores: int | None = None,
 ) -> Study:
-    """A study of `config`: of all combinations of `grid`, or of `config` itself and of each value of `vary` alone.
+    """Plan a study of `config` and its variants.
 
-    Both hold texts such as "flip=random,alternating". Each run computes with `cores`, or all that this machine has.
+    With `grid`, the variants are all combinations of the values. With `vary`, they are `config` itself and each value
+    alone. Both arguments are strings like "flip=random,alternating". Each run uses `cores` cores, by default all cores
+    of this machine.
 
     Raises:
-        InputError: when a text is not of this form, names a field or a value that `Config` does not have, or makes the
-            same run twice.
+        InputError: for a malformed string, an unknown field or value, or two identical runs.
     """
     if grid and vary:
-        raise InputError("--grid combines values and --vary takes each alone; give one of them")
+        raise InputError("--grid combines values and --vary takes each alone; use only one of them")
     choices = [[{field: value} for value in values] for field, values in map(_parsed, grid)]
     combined = [dict(item for choice in chosen for item in choice.items()) for chosen in product(*choices)]
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
-        raise InputError("--grid names a field twice; give all of its values at once")
+        raise InputError("--grid lists a field twice; give all of its values at once")
     return Study.of(config, changes, seeds=seeds, threshold=threshold, cores=cores)
 
 
-def begin(study: Study, console: Console, engine: Engine = LOCAL) -> Path:
-    """Run a study in a folder of its own, and return the folder: a new one, unless the same study was stopped before.
+def start(study: Study, console: Console, engine: StudyEngine = LOCAL_ENGINE) -> Path:
+    """Carry out a study in a new folder, or continue the same study if it was stopped before. Returns the folder.
 
     Raises:
-        InputError: when the folder cannot be made, or a run fails; the others are run all the same.
+        OnecycleError: when the folder cannot be created. Also when a run failed, after all runs have ended.
     """
     name = f"study-{study.config.recipe}"
-    if path := _stopped(study, name):
-        console.print("This study was begun before, and goes on.", highlight=False)
+    if path := _find_stopped(study, name):
+        console.print("This study was started before. It goes on.", highlight=False)
     else:
         path = new_folder(study.config.out, name)
         _write(path / "study.json", study.to_json())
@@ -153,33 +156,33 @@ def begin(study: Study, console: Console, engine: Engine = LOCAL) -> Path:
     return path
 
 
-def _stopped(study: Study, name: str) -> Path | None:
-    """The newest folder of this very study that has runs left to do and that no process is at work on."""
+def _find_stopped(study: Study, name: str) -> Path | None:
+    """The newest folder of the same study that has runs left and that no other process uses."""
     for path in sorted(study.config.out.glob(f"{name}*"), reverse=True):
-        with suppress(InputError):  # of a folder that cannot be gone on with
+        with suppress(OnecycleError):  # ignore a folder that cannot be used
             if _read(path) == study and not all(run.is_done() for run in study.runs_in(path)):
                 with locked(path):
                     return path
     return None
 
 
-def go_on(path: Path, console: Console, engine: Engine = LOCAL) -> None:
-    """Do what is left of the study in `path`.
+def resume(path: Path, console: Console, engine: StudyEngine = LOCAL_ENGINE) -> None:
+    """Carry out the remaining runs of the study in `path`.
 
     Raises:
-        InputError: when there is none, or a run fails; the others are run all the same.
+        OnecycleError: when there is no such study. Also when a run failed, after all runs have ended.
     """
     _run(path, _read(path), console, engine)
 
 
 def _read(path: Path) -> Study:
     if not path.is_dir():
-        raise InputError(f"there is no study folder {path}")
+        raise InputError(f"there is no study folder {path}; check the name")
     with reading(path / "study.json"):
-        return Study.from_json(json.loads((path / "study.json").read_text()))
+        return Study.from_json(with_current_names(json.loads((path / "study.json").read_text())))
 
 
-def _run(path: Path, study: Study, console: Console, engine: Engine) -> None:
+def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:
     console.print(f"Study folder: {path}", highlight=False, soft_wrap=True)
     with locked(path):
         try:
@@ -188,36 +191,36 @@ def _run(path: Path, study: Study, console: Console, engine: Engine) -> None:
             raise Interrupted(stopped.number, f"`onecycle study --resume {path}` goes on") from None
 
 
-def _run_all(path: Path, study: Study, console: Console, engine: Engine) -> None:
+def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:
     runs = study.runs_in(path)
     failed: list[str] = []
     left: list[StudyRun] = []
 
-    def fail(run: StudyRun, error: InputError) -> None:
-        failed.append(f"{run.name}: {error}")
+    def fail(run: StudyRun, reason: str) -> None:
+        failed.append(f"{run.name}: {reason}")
         console.print(failed[-1], highlight=False, soft_wrap=True)
 
     for run in runs:
         try:
             if not run.is_done():
                 left.append(run)
-        except InputError as error:
-            fail(run, error)
+        except OnecycleError as error:
+            fail(run, str(error))
     for run, failure in engine.carry_out(left, console):
         if failure:
             fail(run, failure)
             continue
-        with suppress(InputError):  # of another run, which the summary at the end will name
+        with suppress(OnecycleError):  # the summary at the end reports this error
             _write(path / "summary.json", _summary(path, study))
     _write(path / "summary.json", _summary(path, study))
-    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH_OF_FILES)
+    wide = console if console.is_terminal else Console(file=console.file, width=_TABLE_WIDTH)
     wide.print(summary.table(_summary(path, study)))
     if failed:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}")
 
 
 def folder_of(path: Path, variant: str, seed: int) -> Path:
-    """The folder of a run of the study in `path`."""
+    """The run folder of a variant and seed in the study folder `path`."""
     return path / variant / f"seed-{seed}"
 
 
@@ -225,7 +228,7 @@ def _summary(path: Path, study: Study) -> dict[str, Any]:
     done: dict[str, list[RunFolder]] = {name: [] for name in study.variants}
     for name, config in study.runs():
         folder = RunFolder(folder_of(path, name, config.seed))
-        if folder.complete:
+        if folder.is_complete:
             done[name].append(folder)
     return {"recipe": study.config.recipe, **summary.summarize(done, study.threshold)}
 
@@ -240,7 +243,7 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
     allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in ("seed", *_SHARED)]
     field = field.strip().replace("-", "_")
     if not equals or field not in allowed:
-        raise InputError(f"{text!r} is no variation: give field=value,value with a field of {', '.join(allowed)}")
+        raise InputError(f"{text!r} is not of the form field=value,value with a field of {', '.join(allowed)}")
     return field, [_value(field, value.strip()) for value in values.split(",")]
 
 

@@ -1,1 +1,1 @@
-"""The training loop, its schedule, its learning rates and its optimizers."""
+"""Training: the loop, the one-cycle schedule, the learning-rate finder and the optimizers."""

@@ -1,4 +1,4 @@
-"""The training loop: knows no files and no screens; its caller says what to do after a step and after an epoch."""
+"""The training loop. It writes no files and prints nothing: hooks report steps and epochs to the caller."""
 
 import math
 import time
@@ -11,17 +11,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.data.batches import Batches
-from onecycle.distributed import ranks
+from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.storage.records import EpochRecord, History
-from onecycle.train.nonfinite import NO_LAYER, NOT_LOOKED_AT, NonFiniteError, all_finite, first_not_finite
+from onecycle.train.nonfinite import NO_LAYER, ON_A_GPU, NonFiniteError, all_finite, first_not_finite
 from onecycle.train.scheduler import one_cycle, peak_step
-from onecycle.train.sharded_step import Learn, learning, whole
+from onecycle.train.sharded_step import ShardedStep
+from onecycle.train.train_step import StepResult, TrainStep, whole_batch_step
 
 
-class Totals(NamedTuple):
+class EpochTotals(NamedTuple):
     """Sums over the images of an epoch so far, on the device that computes them."""
 
     loss: torch.Tensor
@@ -30,43 +31,43 @@ class Totals(NamedTuple):
 
     @property
     def mean_loss(self) -> float:
-        """Reading it waits for the device."""
+        """The mean loss of the images so far. Reading it waits for the device."""
         return float(self.loss) / self.images
 
     @property
     def accuracy(self) -> float:
-        """The part of the images that were classified correctly. Reading it waits for the device."""
+        """The fraction of correct predictions so far. Reading it waits for the device."""
         return int(self.correct) / self.images
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Where training stands after a step."""
+    """The state of training after a step, for hooks and checkpoints."""
 
     epoch: int  # 1-based
     step: int  # 0-based, global
     images: int  # in this step
     lr: float
-    totals: Totals
+    totals: EpochTotals
     seconds: float  # of training in this epoch so far
-    margins: torch.Tensor | None = None  # as in `StepOutcome`; not among what is written down
+    margins: torch.Tensor | None = None  # as in `StepResult`; not part of the JSON
 
     def to_json(self) -> dict[str, Any]:
-        """Where training stands as plain values, exactly. It waits for the device."""
+        """The report as plain values, without loss of precision. Waits for the device."""
         totals = {**self.totals._asdict(), "loss": float(self.totals.loss), "correct": int(self.totals.correct)}
         return {**{name: value for name, value in vars(self).items() if name != "margins"}, "totals": totals}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], device: str = "cpu") -> Self:
         """The inverse of `to_json`, with the totals on `device`."""
-        loss, correct, images = (values["totals"][name] for name in Totals._fields)
-        sums = torch.tensor(loss, dtype=_type_of_sums(device), device=device), torch.tensor(correct, device=device)
-        return cls(**{**values, "totals": Totals(*sums, images)})
+        loss, correct, images = (values["totals"][name] for name in EpochTotals._fields)
+        sums = torch.tensor(loss, dtype=_sum_dtype(device), device=device), torch.tensor(correct, device=device)
+        return cls(**{**values, "totals": EpochTotals(*sums, images)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network does on a whole split, in its order: logits float32 `[N,C]`, labels int64 `[N]`."""
+    """The predictions of a model on a whole split, in its order: logits float32 `[N,C]`, labels int64 `[N]`."""
 
     loss: float
     accuracy: float
@@ -74,78 +75,75 @@ class Evaluation:
     labels: torch.Tensor
 
 
-class StepOutcome(NamedTuple):
-    """What one training step came to: the global step, and the rest as in `Learned`."""
-
-    step: int
-    loss: torch.Tensor
-    correct: torch.Tensor
-    images: int
-    margins: torch.Tensor
+def make_train_step(batches: Batches, plan: ComputePlan) -> TrainStep:
+    """The train step for `batches`: whole batches, or shards if the batches are split."""
+    return ShardedStep(batches, plan) if batches.shards > 1 else whole_batch_step(plan)
 
 
 def training_steps(
-    running: ModelComposite,
+    prepared: ModelComposite,
     optimizer: Optimizer,
     batches: Iterable[Batch],
     lr_of_step: Callable[[int], float],
     *,
-    acceleration: Acceleration,
+    plan: ComputePlan,
     first_step: int = 0,
-    learn: Learn | None = None,
-) -> Iterator[StepOutcome]:
-    """Train `running`, a model that `acceleration` has prepared, on `batches`, one step each time the caller asks.
+    train_step: TrainStep | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Iterator[tuple[int, StepResult]]:
+    """Train `prepared`, a model that `plan` has prepared, on `batches`. Each iteration performs one step.
 
-    A parameter group of `optimizer` that has an "lr_scale" learns at so many times the rate of the step. `learn` is how
-    a batch is learned from, whole unless it is given.
+    Yields the step (0-based, global) and the result of the step. The learning rate of a parameter group is
+    `lr_of_step(step)`, multiplied by the group's "lr_scale" if it has one. `train_step` is by default a step on the
+    whole batch.
 
     Raises:
-        NonFiniteError: on a CPU, when a loss or a gradient is not finite; parameters and optimizer are as after the
-            step before.
+        NonFiniteError: on a CPU, when a loss or a gradient is not finite. Parameters and optimizer are then left in the
+            state after the previous step.
     """
-    running.train()
-    learn = learn or whole(acceleration)
+    prepared.train()
+    train_step = train_step or whole_batch_step(plan)
     for step, batch in enumerate(batches, start=first_step):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_of_step(step) * group.get("lr_scale", 1.0)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr_of_step(step) * parameters.get("lr_scale", 1.0)
         optimizer.zero_grad()
-        learned = learn(running, batch, step)
-        # A GPU would have to be waited for; there it is noticed when the loss is read, or the state is saved.
-        if acceleration.device == "cpu" and not all_finite(learned.loss, running):
-            raise NonFiniteError(step, _where(running, batch, acceleration))
+        result = train_step(prepared, batch, step)
+        # On a GPU this check would wait for the device. Instead, the loss of each epoch and saved weights are checked.
+        if plan.device == "cpu" and not all_finite(result.loss, prepared):
+            raise NonFiniteError(step, _where_not_finite(prepared, batch, plan, group))
         optimizer.step()
-        yield StepOutcome(step, *learned)
+        yield step, result
 
 
 def evaluate(
     model: nn.Module,
     batches: Batches,
     *,
-    acceleration: Acceleration = PLAIN,
+    plan: ComputePlan = EAGER,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """What `model` does on every image of `batches`, each counted once. The mode of `model` is left as it is.
+    """Evaluate `model` once on every image of `batches`. The model keeps its training or evaluation mode.
 
     Raises:
-        ValueError: when the batches are cut into shards that several processes have shared out.
+        ValueError: when several processes have split the batches into shards.
     """
-    # Compiling is worth it for training alone, and so a result can be computed again where there is no compiler.
-    running = replace(acceleration, torch_compile=False).prepare(as_composite(model)).eval()
-    others = ranks.current()
-    if batches.shards > 1 and others.size > 1:
-        raise ValueError("in several processes each has but its shards of these batches; evaluate some without shards")
-    nothing = torch.empty(0, device=acceleration.device)  # this process may have none of the batches
+    # Compiling pays off in training only, and an evaluation must be repeatable without a compiler.
+    prepared = replace(plan, torch_compile=False).prepare(as_composite(model)).eval()
+    group = batches.group
+    if batches.shards > 1 and group.size > 1:
+        raise ValueError("each process has only its own shards of these batches; evaluate batches without shards")
+    nothing = torch.empty(0, device=plan.device)  # this process may have no batch
     losses, logits = [nothing], [nothing]
-    mine = others.block(len(batches))
+    mine = group.shard_range(len(batches))
     for batch in batches.epoch(0, first=mine.start, stop=mine.stop):
-        with acceleration.autocast():
-            output = running.evaluation_step(batch)
+        with plan.autocast():
+            output = prepared.evaluation_step(batch)
         losses.append(output.loss.view(1))
         logits.append(output.logits.float())
         after_batch()
     labels = torch.from_numpy(batches.images.labels[batches.order(0)])
-    means = others.concatenated(torch.cat(losses).cpu()).tolist()
-    all_logits = others.concatenated(torch.cat(logits).cpu())
+    means = group.all_gather(torch.cat(losses).cpu()).tolist()
+    all_logits = group.all_gather(torch.cat(logits).cpu())
     total = math.fsum(loss * batches.size(number) for number, loss in enumerate(means))
     correct = int((all_logits.argmax(dim=1) == labels).sum())
     return Evaluation(loss=total / len(labels), accuracy=correct / len(labels), logits=all_logits, labels=labels)
@@ -161,77 +159,91 @@ def fit(
     lr_min: float,
     lr_max: float,
     peak_fraction: float = 5 / 24,
-    acceleration: Acceleration = PLAIN,
+    plan: ComputePlan = EAGER,
     first_epoch: int = 0,
     last_step: StepReport | None = None,
     after_step: Callable[[StepReport], None] = lambda report: None,
     after_evaluation_batch: Callable[[], None] = lambda: None,
     after_epoch: Callable[[EpochRecord, Evaluation], None] = lambda record, evaluation: None,
 ) -> History:
-    """Train any `nn.Module` from images to logits with one cycle of the learning rate, and evaluate after every epoch.
+    """Train a `model` that maps images to logits, with one cycle of the learning rate. Evaluate it after every epoch.
 
-    `optimizer` holds the parameters of `model`; its learning rate is set at every step, and the whole network is put in
-    training mode at the start of every epoch. The parameters of a group that has "epochs" need no gradient after so
-    many. `first_epoch` (0-based) continues a run that was restored, after its `last_step` where it stands within that
-    epoch. Returns the records of the epochs it ran.
+    `optimizer` holds the parameters of `model`. The learning rate is set at every step, and the whole model is put into
+    training mode at the start of every epoch. A parameter group with "epochs" is frozen after that many epochs. To
+    continue a restored run, give `first_epoch` (0-based), and as `last_step` the last step completed in that epoch, if
+    any. Returns one record for each epoch trained in this call.
 
     Raises:
-        ValueError: when there are fewer than two steps, which make no cycle.
-        NonFiniteError: when a loss or a gradient is not finite; on a CPU the parameters are as after the step before.
+        ValueError: when there are fewer than two steps: one cycle needs two.
+        NonFiniteError: when a loss or a gradient is not finite. On a CPU the parameters are then left in the state
+            after the previous step.
     """
-    running = acceleration.prepare(as_composite(model))
-    _lay_out_like_parameters(optimizer)
-    steps = partial(training_steps, running, optimizer, acceleration=acceleration, learn=learning(train, acceleration))
+    prepared = plan.prepare(as_composite(model))
+    _match_memory_layout(optimizer)
+    steps = partial(
+        training_steps,
+        prepared,
+        optimizer,
+        plan=plan,
+        train_step=make_train_step(train, plan),
+        group=train.group,
+    )
     lr_of_step = _cycle(epochs, len(train), peak_fraction, lr_min, lr_max)
     history: History = []
     for epoch in range(first_epoch, epochs):
-        report = before = last_step if epoch == first_epoch else None  # what was done of it, in a run that was restored
-        started = time.perf_counter() - (before.seconds if before else 0)
-        first = before.step + 1 if before else epoch * len(train)
+        report = restored = last_step if epoch == first_epoch else None
+        started = time.perf_counter() - (restored.seconds if restored else 0)
+        first = restored.step + 1 if restored else epoch * len(train)
         _freeze(optimizer, epoch)
-        outcomes = steps(train.epoch(epoch, first=first - epoch * len(train)), lr_of_step, first_step=first)
-        for report in _reports(outcomes, epoch, lr_of_step, before=before, started=started):
+        results = steps(train.epoch(epoch, first=first - epoch * len(train)), lr_of_step, first_step=first)
+        for report in _reports(results, epoch, lr_of_step, restored=restored, started=started):
             after_step(report)
-        assert report, "an epoch has a step at least"
+        assert report, "an epoch has at least one step"
         train_loss, train_accuracy = report.totals.mean_loss, report.totals.accuracy  # waits for the device
         if not math.isfinite(train_loss):
-            raise NonFiniteError(report.step, NOT_LOOKED_AT)
+            raise NonFiniteError(report.step, ON_A_GPU)
         training_seconds = time.perf_counter() - started
-        tested = evaluate(model, evaluation, acceleration=acceleration, after_batch=after_evaluation_batch)
+        evaluated = evaluate(model, evaluation, plan=plan, after_batch=after_evaluation_batch)
         record = EpochRecord(
             epoch=epoch + 1,
             lr=report.lr,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
-            test_loss=tested.loss,
-            test_accuracy=tested.accuracy,
+            eval_loss=evaluated.loss,
+            eval_accuracy=evaluated.accuracy,
             seconds=time.perf_counter() - started,
             training_seconds=training_seconds,
         )
         history.append(record)
-        after_epoch(record, tested)
+        after_epoch(record, evaluated)
     return history
 
 
 def _cycle(
-    epochs: int, steps_an_epoch: int, peak_fraction: float, lr_min: float, lr_max: float
+    epochs: int, steps_per_epoch: int, peak_fraction: float, lr_min: float, lr_max: float
 ) -> Callable[[int], float]:
-    total_steps = epochs * steps_an_epoch
+    total_steps = epochs * steps_per_epoch
     if total_steps < 2:
-        raise ValueError(f"{epochs} epochs of {steps_an_epoch} steps make no cycle, which needs at least 2 steps")
+        raise ValueError(f"{epochs} epochs of {steps_per_epoch} steps are too short; one cycle needs at least 2 steps")
     peak = peak_step(total_steps, peak_fraction)
     return partial(one_cycle, total_steps=total_steps, peak_step=peak, lr_min=lr_min, lr_max=lr_max)
 
 
-def _where(running: ModelComposite, batch: Batch, acceleration: Acceleration) -> str:
-    """The layer where something is not finite: an output that any rank finds, else a gradient, which all share."""
-    found = first_not_finite(running, batch, acceleration) if len(batch.labels) else NO_LAYER
-    of_all: list[str] = ranks.current().of_all(found)
-    return min(of_all, key=lambda where: (where == NO_LAYER, not where.startswith("the output")))
+def _where_not_finite(prepared: ModelComposite, batch: Batch, plan: ComputePlan, group: ProcessGroup) -> str:
+    """Describe the first layer that is not finite: a layer's output on any rank, or else a layer's gradient.
+
+    The gradients are the same on all ranks.
+    """
+    found = first_not_finite(prepared, batch, plan) if len(batch.labels) else NO_LAYER
+    of_ranks: list[str] = group.all_gather_object(found)
+    return min(of_ranks, key=lambda where: (where == NO_LAYER, not where.startswith("the output")))
 
 
-def _lay_out_like_parameters(optimizer: Optimizer) -> None:
-    """Give what was restored from a file the memory layout of its parameter, as it has from the first step."""
+def _match_memory_layout(optimizer: Optimizer) -> None:
+    """Convert optimizer state that was loaded from a file to the memory layout of its parameter.
+
+    State that was created by a training step already has this layout.
+    """
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
@@ -239,7 +251,7 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
 
 
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
-    """Fix the parameters of a group that has "epochs" after so many."""
+    """Freeze the parameter groups that have been trained for their number of "epochs"."""
     for group in optimizer.param_groups:
         if (epochs := group.get("epochs")) is not None and epoch >= epochs:
             for parameter in group["params"]:
@@ -247,31 +259,31 @@ def _freeze(optimizer: Optimizer, epoch: int) -> None:
 
 
 def _reports(
-    steps: Iterable[StepOutcome],
+    results: Iterable[tuple[int, StepResult]],
     epoch: int,
     lr_of_step: Callable[[int], float],
     *,
-    before: StepReport | None,
+    restored: StepReport | None,
     started: float,
 ) -> Iterator[StepReport]:
-    """Of every step of the epoch that is left after the one `before`."""
-    totals = before.totals if before else None
-    for outcome in steps:
-        loss = outcome.loss.to(_type_of_sums(outcome.loss.device.type)) * outcome.images
+    """A report for each remaining step of the epoch. The totals continue from the totals of `restored`."""
+    totals = restored.totals if restored else None
+    for step, result in results:
+        loss = result.loss.to(_sum_dtype(result.loss.device.type)) * result.images
         if totals is None:
-            totals = Totals(loss, outcome.correct, outcome.images)
+            totals = EpochTotals(loss, result.correct, result.images)
         else:
-            totals = Totals(totals.loss + loss, totals.correct + outcome.correct, totals.images + outcome.images)
+            totals = EpochTotals(totals.loss + loss, totals.correct + result.correct, totals.images + result.images)
         yield StepReport(
             epoch=epoch + 1,
-            step=outcome.step,
-            images=outcome.images,
-            lr=lr_of_step(outcome.step),
+            step=step,
+            images=result.images,
+            lr=lr_of_step(step),
             totals=totals,
             seconds=time.perf_counter() - started,
-            margins=outcome.margins,
+            margins=result.margins,
         )
 
 
-def _type_of_sums(device: str) -> torch.dtype:
-    return torch.float32 if device == "mps" else torch.float64  # Apple's GPUs have none of these
+def _sum_dtype(device: str) -> torch.dtype:
+    return torch.float32 if device == "mps" else torch.float64  # Apple GPUs have no float64

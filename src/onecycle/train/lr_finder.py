@@ -1,4 +1,4 @@
-"""The learning-rate finder: one exponential sweep, and the pair of rates for the schedule, read off its curve."""
+"""The learning-rate finder: one exponential sweep of the learning rate, and LR min and LR max from the loss curve."""
 
 import copy
 import random
@@ -12,21 +12,20 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.errors import InputError
 from onecycle.data.batches import Batches
 from onecycle.models import as_composite
 from onecycle.storage.records import LRCurve
-from onecycle.train.loop import training_steps
+from onecycle.train.loop import make_train_step, training_steps
 from onecycle.train.nonfinite import NonFiniteError
-from onecycle.train.sharded_step import learning
 
-SMOOTHING = 0.9  # weight of the past in the running mean of the loss
+SMOOTHING = 0.9  # factor of the exponential moving average of the loss
 DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
 FEWEST_POINTS = 10
-SMALLEST_FALL = 0.05  # of the first loss; a curve that falls less is flat
-ONSET = 0.10  # part of the fall after which learning has begun
-PLATEAU = 0.95  # part of the fall after which it has slowed
+SMALLEST_FALL = 0.05  # relative to the first loss; a curve that falls less is flat
+ONSET = 0.10  # fraction of the fall that marks the start of learning
+PLATEAU = 0.95  # fraction of the fall that marks the end of learning
 
 
 def find_lr(
@@ -34,43 +33,45 @@ def find_lr(
     optimizer: Optimizer,
     batches: Batches,
     *,
-    acceleration: Acceleration = PLAIN,
+    plan: ComputePlan = EAGER,
     start: float = 1e-6,
     end: float = 1.0,
     steps: int = 100,
     after_step: Callable[[int, float, float], None] = lambda step, lr, loss: None,
 ) -> LRCurve:
-    """Sweep the learning rate from `start` to `end` in equal ratios, one training step each, and read off a pair.
+    """Sweep the learning rate from `start` to `end` on a log scale. Choose LR min and LR max from the losses.
 
-    It trains copies of `model` and `optimizer` on `batches` from epoch 0 on; the originals, and every random state, are
-    afterwards as before. The sweep ends early when the loss diverges or is not finite, and keeps what came before.
+    The sweep trains copies of `model` and `optimizer` for `steps` steps on `batches`, from epoch 0 on. The originals
+    and all random states stay unchanged. The sweep stops early when the loss diverges or is not finite. The curve then
+    has fewer points.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
 
     Raises:
         InputError: when the curve has too few points, or never falls.
     """
-    # One call copies both, so that the copied optimizer holds the copied parameters.
+    # Copy both in one call, so that the copied optimizer holds the copied parameters.
     model, optimizer = copy.deepcopy((model, optimizer))
-    running = acceleration.prepare(as_composite(model))
+    prepared = plan.prepare(as_composite(model))
     lrs = np.geomspace(start, end, steps).tolist()
     losses: list[float] = []
     stopped = "completed"
-    with _random_states_kept():
+    with _keep_random_states():
         endless = chain.from_iterable(batches.epoch(epoch) for epoch in count())
         sweep = training_steps(
-            running,
+            prepared,
             optimizer,
             endless,
             lrs.__getitem__,
-            acceleration=acceleration,
-            learn=learning(batches, acceleration),
+            plan=plan,
+            train_step=make_train_step(batches, plan),
+            group=batches.group,
         )
         try:
-            for outcome in islice(sweep, steps):
-                loss = float(outcome.loss)
+            for step, result in islice(sweep, steps):
+                loss = float(result.loss)
                 losses.append(loss)
-                after_step(outcome.step, lrs[outcome.step], loss)
+                after_step(step, lrs[step], loss)
                 smoothed = smooth(losses)
                 if smoothed[-1] > DIVERGENCE * smoothed.min():
                     stopped = "diverged"
@@ -81,7 +82,7 @@ def find_lr(
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _keep_random_states() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
@@ -92,13 +93,12 @@ def _random_states_kept() -> Iterator[None]:
 
 
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:
-    """Smooth the `losses` of a sweep over ascending `lrs`, and read off the pair and the suggestions.
+    """Smooth the `losses` of a sweep over ascending `lrs`. Choose LR min, LR max and the other suggestions.
 
-    The pair are the two ends of the stretch over which the network learns, in Smith's words where the curve starts to
-    move and where it slows: `lr_min` is the rate at which the smoothed loss has come through `ONSET` of its whole fall,
-    `lr_max` that at which it has come through `PLATEAU` of it. Without annihilation `lr_min` is also where training
-    ends, so it must be a rate at which the network barely moves, and that is what the rule says. The smoothed loss lags
-    behind the raw one by about ten steps of the sweep; both rules were chosen with that lag in them.
+    The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has fallen by the fraction `ONSET`
+    of its total fall, and at `lr_max` by the fraction `PLATEAU`. The schedule has no annihilation phase: training ends
+    at `lr_min`, so `lr_min` must be a rate at which the weights barely change. The smoothed loss lags about ten steps
+    behind the raw loss. Both thresholds were chosen with this lag included.
 
     Raises:
         InputError: when there are too few points, or the loss does not fall.
@@ -106,22 +106,22 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     if len(losses) < FEWEST_POINTS:
         raise InputError(
             f"the LR finder's sweep has {len(losses)} points ({stopped}) and needs {FEWEST_POINTS}; "
-            "give --lr-min and --lr-max, or look for what makes the loss grow at once"
+            "set --lr-min and --lr-max, or find out why the loss grows from the start"
         )
     smoothed = smooth(losses)
     lowest = int(smoothed.argmin())
     fall = smoothed[0] - smoothed[lowest]
     if fall <= SMALLEST_FALL * abs(smoothed[0]):
         raise InputError(
-            f"the LR finder's loss did not fall by more than {SMALLEST_FALL:.0%}: it began at {smoothed[0]:.3f}, "
-            f"and its lowest is {smoothed[lowest]:.3f}; give --lr-min and --lr-max, or look at the data and labels"
+            f"the LR finder's loss did not fall by more than {SMALLEST_FALL:.0%}: it started at {smoothed[0]:.3f}, "
+            f"and its minimum is {smoothed[lowest]:.3f}; set --lr-min and --lr-max, or check the data and labels"
         )
-    fallen = (smoothed[0] - smoothed) / fall  # the part of the fall that is done, 1 at the lowest point
+    fallen = (smoothed[0] - smoothed) / fall  # fraction of the fall, 1 at the minimum
 
-    def rate_at(part: float) -> float:
-        return float(lrs[int(np.argmax(fallen >= part))])
+    def rate_at(fraction: float) -> float:
+        return float(lrs[int(np.argmax(fallen >= fraction))])
 
-    # Beyond its lowest point the loss may fall again, from wherever it was thrown: nothing is read there.
+    # After its minimum the loss may jump and fall again, so the part after the minimum is ignored.
     descent = smoothed[: lowest + 1]
     slopes = np.gradient(descent, np.log(lrs[: lowest + 1]))
     return LRCurve(
@@ -140,9 +140,9 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
 
 
 def smooth(losses: Sequence[float]) -> NDArray[np.float64]:
-    """Running mean float64 `[N]` of `losses` with exponential weights, each divided by the weight gathered so far.
+    """The exponential moving average of `losses` with bias correction, float64 `[N]`.
 
-    Without that correction the mean would start at zero instead of at the first loss. Source: Kingma & Ba 2015,
+    Without the correction the average would start near zero instead of at the first loss. Source: Kingma & Ba 2015,
     "Adam", section 3.
     """
     mean, means = 0.0, []

@@ -1,19 +1,18 @@
-"""Whether a training step is finite, and where it is not: the layer that was the first to compute infinity or NaN."""
+"""Detect infinity or NaN in a training step, and find the first layer that computed infinity or NaN."""
 
 import torch
 from torch import nn
 
-from onecycle.compute.plan import Acceleration
+from onecycle.compute.plan import ComputePlan
 from onecycle.core.errors import InputError
 from onecycle.models import Batch, ModelComposite
 
-NOT_LOOKED_AT = "that came about in this step or one before it, which are not looked at one by one on a GPU"
-
-NO_LAYER = "no layer by itself, but their gradients are not"
+ON_A_GPU = "a GPU is not checked at every step, so an earlier step may be the cause"
+NO_LAYER = "no single layer is non-finite; only the combined gradients are"
 
 
 class NonFiniteError(InputError):
-    """A loss or a gradient is infinity or NaN at `step` (0-based, global); `where` says which layer was the first."""
+    """A loss or a gradient is infinity or NaN at `step` (0-based, global). `where` says where it happened first."""
 
     def __init__(self, step: int, where: str) -> None:
         super().__init__(f"step {step} is not finite: {where}")
@@ -22,21 +21,22 @@ class NonFiniteError(InputError):
 
 
 def all_finite(loss: torch.Tensor, model: nn.Module) -> bool:
-    """Whether `loss` and the gradients of `model` are finite. It waits for the device."""
-    # A sum keeps infinity and NaN, and takes a tenth of the time of looking for the largest or at every number.
+    """Whether `loss` and the gradients of `model` are finite. Waits for the device."""
+    # A sum propagates infinity and NaN, and is ten times faster than a maximum or a test of every value.
     sums = [parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None]
     return bool(torch.isfinite(torch.stack([loss.detach(), *sums])).all())
 
 
 def weights_finite(model: nn.Module) -> bool:
-    """Whether the parameters and buffers of `model` are finite. It waits for the device."""
+    """Whether all parameters and buffers of `model` are finite. Waits for the device."""
     return all(bool(torch.isfinite(values).all()) for values in model.state_dict().values())
 
 
-def first_not_finite(running: ModelComposite, batch: Batch, acceleration: Acceleration) -> str:
-    """The layer of `running`, a model that `acceleration` has prepared, where `batch` first gives infinity or NaN.
+def first_not_finite(prepared: ModelComposite, batch: Batch, plan: ComputePlan) -> str:
+    """Describe the first layer of the `prepared` model that computes infinity or NaN from `batch`.
 
-    `running` has the gradients of `batch`. They are computed from its last layer to its first, the other way round.
+    Outputs are checked from the first layer to the last, then gradients from the last layer to the first. The
+    parameters must hold the gradients of `batch`.
     """
     order: list[str] = []
     outputs: list[str] = []
@@ -49,19 +49,19 @@ def first_not_finite(running: ModelComposite, batch: Batch, acceleration: Accele
 
         return layer.register_forward_hook(note)
 
-    leaves = {name: layer for name, layer in running.named_modules() if not list(layer.children())}
+    leaves = {name: layer for name, layer in prepared.named_modules() if not list(layer.children())}
     hooks = [watch(name, layer) for name, layer in leaves.items()]
     try:
-        # What is compiled knows nothing of hooks that came later.
-        with torch.compiler.set_stance("force_eager"), acceleration.autocast():
-            running.training_step(batch)
+        # A compiled model ignores hooks that were added after compiling.
+        with torch.compiler.set_stance("force_eager"), plan.autocast():
+            prepared.training_step(batch)
     finally:
         for hook in hooks:
             hook.remove()
     if outputs:
-        return f"{outputs[0]} is the first that is not"
+        return f"{outputs[0]} is the first with infinity or NaN"
     for name in reversed(order):
         gradients = [p.grad for p in leaves[name].parameters() if p.grad is not None]
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            return f"the gradient of layer {name} ({type(leaves[name]).__name__}) is the first that is not"
+            return f"the gradient of layer {name} ({type(leaves[name]).__name__}) is the first with infinity or NaN"
     return NO_LAYER

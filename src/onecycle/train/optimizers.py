@@ -1,4 +1,4 @@
-"""Muon: steps for convolution filters in which every direction counts alike, and plain SGD for all else."""
+"""Muon for convolution filters, with SGD for all other parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-# Coefficients of a x + b x³ + c x⁵, steep at zero: three rounds bring all but the smallest singular values near one.
+# Coefficients of the polynomial a x + b x³ + c x⁵. The polynomial is steep at zero: three rounds bring most singular
+# values near one.
 # Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 3
 
 
 def orthogonalized(matrix: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
-    """About U Vᵀ, where `matrix` `[M,N]` is U S Vᵀ: the same directions, all nearer to one length; of the same type.
+    """Approximately U Vᵀ, where `matrix` `[M,N]` is U S Vᵀ: all singular values move towards one. The dtype is kept.
 
-    By a Newton-Schulz iteration, which needs only products, and bears those of bfloat16. Each round brings a singular
-    value that is small beside the length of the whole matrix up to 3.4 times nearer to one.
+    This is a Newton-Schulz iteration. It needs only matrix products, and bfloat16 is precise enough for it. Each round
+    multiplies small singular values by up to 3.4.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
@@ -30,12 +31,12 @@ def orthogonalized(matrix: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum with Nesterov's look ahead; in groups with `orthogonalize`, of an orthogonalized step.
+    """SGD with Nesterov momentum. Parameter groups with `orthogonalize` take orthogonalized steps.
 
-    `orthogonalize` names the precision to do that in, "bfloat16" or "float32". In these groups each parameter
-    `[outputs, …]` is a matrix with a row for each output. Before each step it is scaled back to a length of one for a
-    row on average, so that the learning rate says how far it turns. Elsewhere this is SGD. (PyTorch's own Muon takes
-    only matrices, and decays weights instead of scaling them.)
+    `orthogonalize` is the precision of the orthogonalization, "bfloat16" or "float32". In these groups a parameter
+    `[outputs, …]` is treated as a matrix with one row for each output. Before each step the parameter is rescaled so
+    that its rows have length one on average: the learning rate is then an angle. (PyTorch's own Muon takes only
+    matrices, and uses weight decay instead of rescaling.)
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
@@ -45,8 +46,8 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step with the gradients that the parameters have."""
-        assert closure is None, "the loss is never computed again"
+        """Update the parameters from their gradients."""
+        assert closure is None, "closures are not supported"
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for parameter in group["params"]:
@@ -59,10 +60,10 @@ class Muon(Optimizer):
                 step = parameter.grad.add(buffer, alpha=momentum)
                 if group["orthogonalize"]:
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                    step = _turned(step, getattr(torch, group["orthogonalize"]))
+                    step = _orthogonal_step(step, getattr(torch, group["orthogonalize"]))
                 parameter.add_(step, alpha=-lr)
 
 
-def _turned(step: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
-    rows = step.movedim(1, -1)  # which is how filters lie in memory where that is fast: flattening copies nothing
+def _orthogonal_step(step: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    rows = step.movedim(1, -1)  # channels-last filters already lie in memory like this, so flattening copies nothing
     return orthogonalized(rows.flatten(1).to(precision)).view(rows.shape).movedim(-1, 1).to(step.dtype)

@@ -1,10 +1,11 @@
-"""The learning rate of every step."""
+"""The one-cycle schedule: the learning rate of every step."""
 
 
 def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_max: float) -> float:
-    """Learning rate of `step` (0-based, global): straight up from `lr_min` to `lr_max` at `peak_step`, straight back.
+    """Learning rate of `step` (0-based, global): linear from `lr_min` up to `lr_max` at `peak_step`, and back down.
 
-    No annihilation: the cycle ends at `lr_min`. Pure, so a plot or a resumed run needs only the step number.
+    There is no annihilation phase: the cycle ends at `lr_min`. The function is pure, so a plot or a resumed run needs
+    only the step number.
     Source: Smith & Topin 2018, "Super-Convergence", section 3.
 
     Raises:
@@ -21,8 +22,8 @@ def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_
 
 
 def peak_step(total_steps: int, peak_fraction: float) -> int:
-    """The step (0-based) on which `peak_fraction` of `total_steps` is complete, kept inside the cycle.
+    """The step (0-based) that completes `peak_fraction` of `total_steps`, clamped so that the cycle can go down again.
 
-    Of 24 epochs of 98 steps, 5/24 end with step 489.
+    For example, with 24 epochs of 98 steps, 5/24 of the steps are completed by step 489.
     """
     return min(max(round(total_steps * peak_fraction) - 1, 0), max(total_steps - 2, 0))

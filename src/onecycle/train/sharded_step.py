@@ -1,113 +1,71 @@
-"""A batch in parts, each with batch norm statistics of its own, whose gradients are summed in an order that is fixed.
+"""A training step whose batch is split into shards, each with its own batch norm statistics.
 
-What comes of a batch is a function of the number of its shards, and never of how many processes they are shared out to:
-each computes its own in the same way as one process would, and sums follow one binary tree over all shards.
+The result depends on the number of shards, not on the number of processes that compute them. Each process computes its
+shards exactly as a single process would, and all sums add the shards in the order of the same binary tree.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from signal import SIGINT, SIGTERM
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from onecycle.compute.plan import Acceleration
-from onecycle.core import signals
+from onecycle.compute.plan import ComputePlan
 from onecycle.data.batches import Batches
-from onecycle.distributed import ranks
-from onecycle.distributed.ordered_sum import OrderedSum
+from onecycle.distributed.deterministic_reduce import DeterministicSum
+from onecycle.distributed.process_group import ProcessGroup
 from onecycle.models import Batch, ModelComposite
+from onecycle.train.train_step import StepResult, margins_of
 
-BUCKET = 2**20  # numbers after which a part of the gradient is sent, while the backward pass goes on
-_SIGNALS = (SIGINT, SIGTERM)
-
-
-class Learned(NamedTuple):
-    """What a batch came to: its mean loss and its correct answers, scalars, and its images.
-
-    `margins` float32 `[B]` are how far the logit of each image's label is above the largest other one. The gradient is
-    in the parameters. All are on the device: it may not be done before they are read.
-    """
-
-    loss: torch.Tensor
-    correct: torch.Tensor
-    images: int
-    margins: torch.Tensor
+BUCKET = 2**20  # values in a bucket of gradients; a full bucket is sent while the backward pass continues
 
 
-Learn = Callable[[ModelComposite, Batch, int], Learned]
-"""From a prepared model, a batch and the step (0-based, global) to what the batch came to."""
+class ShardedStep:
+    """A `TrainStep` in which this process computes its shards of the batch. The other processes compute the rest."""
 
-
-def learning(batches: Batches, acceleration: Acceleration) -> Learn:
-    """How the batches of a training set are learned from: whole, or in as many shards as they are cut into."""
-    if batches.shards > 1:
-        return _Sharded(batches, acceleration)
-    return whole(acceleration)
-
-
-def whole(acceleration: Acceleration) -> Learn:
-    """Each batch at once."""
-
-    def learn(running: ModelComposite, batch: Batch, step: int) -> Learned:
-        with acceleration.autocast():
-            loss, logits = running.training_step(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        logits = logits.detach()
-        correct = (logits.argmax(dim=1) == batch.labels).sum()
-        return Learned(loss.detach(), correct, len(batch.labels), _margins(logits, batch.labels))
-
-    return learn
-
-
-class _Sharded:
-    """Each batch in shards, of which this process computes some, and others the rest."""
-
-    def __init__(self, batches: Batches, acceleration: Acceleration) -> None:
+    def __init__(self, batches: Batches, plan: ComputePlan) -> None:
         self._batches = batches
-        self._acceleration = acceleration
+        self._plan = plan
 
-    def __call__(self, running: ModelComposite, batch: Batch, step: int) -> Learned:
-        shards, images = self._batches.shards, self._batches.size(step % len(self._batches))
-        mine = ranks.current().block(shards)
-        first = images * mine.start // shards  # of the batch's images, of those in this process
-        gradients = _Gradients([parameter for parameter in running.parameters() if parameter.requires_grad], shards)
-        outcome = _Outcome(running, images, shards)
+    def __call__(self, prepared: ModelComposite, batch: Batch, step: int) -> StepResult:
+        number = step % len(self._batches)
+        shards, images, group = self._batches.shards, self._batches.size(number), self._batches.group
+        mine = self._batches.local_shards(number)
+        offset = mine[0].start  # `batch` begins with this process's first image
+        parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
+        gradients = _GradientSums(parameters, shards, group)
+        statistics = _BatchStatistics(prepared, images, shards, group)
         for shard in mine:
-            start, stop = images * shard // shards, images * (shard + 1) // shards
-            with outcome.of(shard), gradients.of(shard):
-                if start == stop:  # the last batch of an epoch may have fewer images than there are shards
+            with statistics.of(shard.number), gradients.of(shard.number):
+                if shard.start == shard.stop:  # the last batch of an epoch may have fewer images than shards
                     continue
-                part = Batch(*(values[start - first : stop - first] for values in batch))
-                with self._acceleration.autocast():
-                    loss, logits = running.training_step(part)
-                (loss * ((stop - start) / images)).backward()  # type: ignore[no-untyped-call]
-                outcome.note(loss.detach(), logits.detach(), part.labels, start)
-        gradients.fill()
-        learned = outcome.learned()
-        ranks.current().expect_soon(True)  # the next batch
-        return learned
+                part = Batch(*(values[shard.start - offset : shard.stop - offset] for values in batch))
+                with self._plan.autocast():
+                    loss, logits = prepared.training_step(part)
+                (loss * ((shard.stop - shard.start) / images)).backward()  # type: ignore[no-untyped-call]
+                statistics.record(loss.detach(), logits.detach(), part.labels, shard.start)
+        gradients.assign()
+        return statistics.result()
 
 
-class _Gradients:
-    """The gradients of `parameters`, summed over all shards, and sent while the backward pass goes on."""
+class _GradientSums:
+    """The gradients of `parameters` summed over all shards, sent in buckets while the backward pass continues."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], shards: int) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], shards: int, group: ProcessGroup) -> None:
         self._parameters = parameters
-        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # the bucket, and where in it
+        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # bucket, and offset in the bucket
         lengths: list[int] = []
-        for parameter in reversed(parameters):  # about the order in which their gradients come
+        for parameter in reversed(parameters):  # roughly the order in which gradients become ready
             if not lengths or lengths[-1] >= BUCKET:
                 lengths.append(0)
             self._places[parameter] = len(lengths) - 1, lengths[-1]
             lengths[-1] += parameter.numel()
-        self._sums = [OrderedSum(length, shards, parameters[0].device) for length in lengths]
+        self._sums = [DeterministicSum(length, shards, parameters[0].device, group) for length in lengths]
 
     @contextmanager
     def of(self, shard: int) -> Iterator[None]:
-        """Inside, the gradients are those of `shard`; those that do not come are zero."""
+        """Treat gradients computed in the block as those of `shard`. Parameters without a gradient count as zero."""
         values = [each.zeros() for each in self._sums]
         missing = [0] * len(self._sums)
         for bucket, _ in self._places.values():
@@ -117,11 +75,11 @@ class _Gradients:
         def take(parameter: torch.Tensor) -> None:
             nonlocal added
             assert isinstance(parameter, nn.Parameter)
-            bucket, place = self._places[parameter]
-            _part(values[bucket], place, parameter).copy_(parameter.grad)  # type: ignore[arg-type]
+            bucket, offset = self._places[parameter]
+            _view_like(parameter, values[bucket], offset).copy_(parameter.grad)  # type: ignore[arg-type]
             parameter.grad = None
             missing[bucket] -= 1
-            while added < len(missing) and not missing[added]:  # in their order, which is the same in all processes
+            while added < len(missing) and not missing[added]:  # in the same order in all processes
                 self._sums[added].add(shard, values[added])
                 added += 1
             for each in self._sums[:added]:
@@ -137,17 +95,17 @@ class _Gradients:
         for each, of_shard in list(zip(self._sums, values, strict=True))[added:]:
             each.add(shard, of_shard)
 
-    def fill(self) -> None:
-        """Give the parameters the gradient of the whole batch."""
+    def assign(self) -> None:
+        """Give every parameter its gradient for the whole batch."""
         for each in self._sums:
             each.gather()
         results = [each.result() for each in self._sums]
-        for parameter, (bucket, place) in self._places.items():
-            parameter.grad = _part(results[bucket], place, parameter)
+        for parameter, (bucket, offset) in self._places.items():
+            parameter.grad = _view_like(parameter, results[bucket], offset)
 
 
-def _part(values: torch.Tensor, start: int, parameter: nn.Parameter) -> torch.Tensor:
-    """What is in `values` `[N]` from `start` on, in the shape of `parameter` and as it lies in memory."""
+def _view_like(parameter: nn.Parameter, values: torch.Tensor, start: int) -> torch.Tensor:
+    """A view of `values` `[N]` from `start` on, with the shape and memory layout of `parameter`."""
     part = values[start : start + parameter.numel()]
     if parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
         outputs, inputs, height, width = parameter.shape
@@ -155,64 +113,51 @@ def _part(values: torch.Tensor, start: int, parameter: nn.Parameter) -> torch.Te
     return part.view(parameter.shape)
 
 
-class _Outcome:
-    """All but the gradients that comes of a batch: running statistics, loss, answers, and whether it is to stop."""
+class _BatchStatistics:
+    """All results of a batch except gradients: loss, correct predictions, margins, and buffers like running means."""
 
-    def __init__(self, running: nn.Module, images: int, shards: int) -> None:
-        self._buffers = list(running.buffers())
+    def __init__(self, prepared: nn.Module, images: int, shards: int, group: ProcessGroup) -> None:
+        self._buffers = list(prepared.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
         self._images = images
         self._ends = list(accumulate((buffer.numel() for buffer in self._buffers), initial=0))
-        self._sum = OrderedSum(self._ends[-1] + images + 2 + len(_SIGNALS), shards, next(running.parameters()).device)
+        device = next(prepared.parameters()).device
+        self._sum = DeterministicSum(self._ends[-1] + images + 2, shards, device, group)
         self._values = self._sum.zeros()
 
     @contextmanager
     def of(self, shard: int) -> Iterator[None]:
-        """Inside, `shard` is computed, from the buffers that were there before the batch."""
+        """Let the model compute `shard` inside the block, with the buffer values from before the batch."""
         self._restore()
         self._values = self._sum.zeros()
         yield
-        *_, counts = self._split(self._values)
-        for place, number in enumerate(_SIGNALS, start=2):
-            counts[place] = signals.received() == number
         self._sum.add(shard, self._values)
 
-    def note(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, start: int) -> None:
-        """The shard's mean loss, and the `logits` `[B,C]` for its `labels` `[B]`, from `start` on in the batch."""
+    def record(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, start: int) -> None:
+        """Record a shard: its mean loss, logits `[B,C]` and labels `[B]`. `start` is its first image in the batch."""
         share = len(labels) / self._images
-        about_buffers, margins, counts = self._split(self._values)
-        for buffer, before, part in zip(self._buffers, self._before, about_buffers, strict=True):
-            part.copy_((buffer - before) * share)  # changes: what does not change stays as it is
-        margins[start : start + len(labels)] = _margins(logits, labels)
+        buffer_changes, margins, counts = self._split(self._values)
+        for buffer, before, part in zip(self._buffers, self._before, buffer_changes, strict=True):
+            part.copy_((buffer - before) * share)  # sum changes, so that a constant buffer keeps its exact value
+        margins[start : start + len(labels)] = margins_of(logits, labels)
         counts[0] = loss * share
         counts[1] = (logits.argmax(dim=1) == labels).sum()
 
-    def learned(self) -> Learned:
-        """What the whole batch came to; the buffers are then as it leaves them."""
-        about_buffers, margins, counts = self._split(self._sum.result())
+    def result(self) -> StepResult:
+        """The result of the whole batch. Also sets the model's buffers to their values after the batch."""
+        buffer_changes, margins, counts = self._split(self._sum.result())
         self._restore()
-        for buffer, change in zip(self._buffers, about_buffers, strict=True):
+        for buffer, change in zip(self._buffers, buffer_changes, strict=True):
             buffer.add_(change if buffer.is_floating_point() else change.round().to(buffer.dtype))
-        if ranks.several():  # else it would make a GPU wait
-            for place, number in enumerate(_SIGNALS, start=2):
-                if counts[place]:
-                    signals.agree(number)
-        return Learned(counts[0], counts[1].long(), self._images, margins)
+        return StepResult(counts[0], counts[1].long(), self._images, margins)
 
     def _restore(self) -> None:
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(before)
 
     def _split(self, values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """The parts of `values` `[N]`: about each buffer, in its shape, each image, and all."""
+        """Views of `values` `[N]`: one in the shape of each buffer, one with the margins, one with two counts."""
         pairs = zip(self._buffers, pairwise(self._ends), strict=True)
-        about_buffers = [values[start:stop].view(buffer.shape) for buffer, (start, stop) in pairs]
+        buffer_changes = [values[start:stop].view(buffer.shape) for buffer, (start, stop) in pairs]
         start = self._ends[-1]
-        return about_buffers, values[start : start + self._images], values[start + self._images :]
-
-
-def _margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The logit `[B]` of each label less the largest of the others, of logits `[B,C]`."""
-    logits, labels = logits.float(), labels.unsqueeze(1)
-    others = logits.scatter(1, labels, -torch.inf)
-    return logits.gather(1, labels).squeeze(1) - others.amax(dim=1)
+        return buffer_changes, values[start : start + self._images], values[start + self._images :]

@@ -12,8 +12,8 @@ from onecycle.compute.kernels import native
 from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 
 ACTIVATIONS = [nn.ReLU, nn.Hardswish]
-BEND = 0.02  # in bfloat16, which is how PyTorch hands on what it has normalized, 3 is next to 2.984 and 3.016
-SUMS = 1e-5  # what may be lost in float32 sums, relative to what is added; bfloat16 itself loses 2**-9
+BEND = 0.02  # PyTorch rounds the normalized values to bfloat16: the values next to 3 are 2.984 and 3.016
+SUMS = 1e-5  # allowed error of float32 sums, relative to the summands; rounding to bfloat16 adds 2**-9
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def threads(native_kernels: None) -> Iterator[None]:
 
 
 def norm(channels: int, **options: float) -> nn.BatchNorm2d:
-    """A norm in the midst of training: nothing about it is zero or one."""
+    """A norm as in the middle of training: no weight, bias or statistic is zero or one."""
     layer = nn.BatchNorm2d(channels, **options)
     for values in (layer.weight, layer.bias, layer.running_mean):
         nn.init.normal_(values)
@@ -33,22 +33,22 @@ def norm(channels: int, **options: float) -> nn.BatchNorm2d:
     return layer
 
 
-def maps(*shape: int, mean: float = 0, deviation: float = 1) -> torch.Tensor:
-    """Random maps in bfloat16, channels-last, that do not begin where their storage does."""
-    values = torch.randn(shape[0] + 1, *shape[1:]) * deviation + mean
+def maps(*shape: int, mean: float = 0, std: float = 1) -> torch.Tensor:
+    """Random maps in bfloat16, channels-last, with a storage offset."""
+    values = torch.randn(shape[0] + 1, *shape[1:]) * std + mean
     return values.bfloat16().contiguous(memory_format=torch.channels_last)[1:]
 
 
-def ordinary(layer: nn.BatchNorm2d, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def pytorch(layer: nn.BatchNorm2d, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     return nn.Sequential(copy.deepcopy(layer), activation())
 
 
-def stand_in(layer: nn.BatchNorm2d, activation: type[nn.Module] = nn.ReLU) -> BatchNormActivation2d:
+def replacement(layer: nn.BatchNorm2d, activation: type[nn.Module] = nn.ReLU) -> BatchNormActivation2d:
     return BatchNormActivation2d.sharing(copy.deepcopy(layer), activation())
 
 
 def run(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a step leaves behind: the output, the gradients and the running statistics."""
+    """The results of a step: output, gradients and running statistics."""
     images = images.detach().requires_grad_()
     output = layer(images)
     output.backward(gradient.to(output.dtype))
@@ -59,25 +59,27 @@ def run(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> dict[
     return {"output": output.detach(), "input": images.grad, **gradients, **dict(norms.named_buffers())}
 
 
-def assert_as_good_as_usual(layer: nn.BatchNorm2d, images: torch.Tensor, activation: type[nn.Module] = nn.ReLU) -> None:
-    """Hold the stand-in's errors against those of PyTorch's layers in bfloat16, both measured against float64."""
+def assert_as_accurate_as_pytorch(
+    layer: nn.BatchNorm2d, images: torch.Tensor, activation: type[nn.Module] = nn.ReLU
+) -> None:
+    """Both the replacement and PyTorch's layers run in bfloat16 and are compared with PyTorch's layers in float64."""
     wide = images.double()
-    # No gradient where rounding decides how much the activation lets through: about 0, or 3 from it.
+    # The gradient is zero near the bends of the activation, 0 or ±3, where rounding decides what passes through.
     normalized = copy.deepcopy(layer).double()(wide).abs()
     bends = torch.tensor([0.0] if activation is nn.ReLU else [3.0])
     gradient = torch.randn(images.shape).bfloat16() * ((normalized[..., None] - bends).abs() > BEND).all(dim=-1)
-    exact = run(ordinary(layer, activation).double(), wide, gradient.double())
-    usual = run(ordinary(layer, activation), images, gradient)
-    ours = run(stand_in(layer, activation), images, gradient)
+    exact = run(pytorch(layer, activation).double(), wide, gradient.double())
+    usual = run(pytorch(layer, activation), images, gradient)
+    ours = run(replacement(layer, activation), images, gradient)
     assert ours.keys() == exact.keys()
-    # Sums may cancel: what rounding leaves of them is to be held against the size of what was added.
+    # Sums may cancel, so their error is relative to the size of the summands.
     scale = layer.weight.detach() / (wide.var(dim=(0, 2, 3), correction=0) + layer.eps).sqrt()
     added = {"input": scale.abs().max() * gradient.double().norm(), "weight": gradient.double().abs().sum()}
-    for name, right in exact.items():
-        error, allowed = ((found[name].double() - right).norm() for found in (ours, usual))
+    for name, reference in exact.items():
+        error, allowed = ((found[name].double() - reference).norm() for found in (ours, usual))
         assert ours[name].dtype == usual[name].dtype
-        assert ours[name].shape == right.shape
-        assert error <= 1.2 * allowed + SUMS * max(right.double().norm(), added.get(name, 0)), name
+        assert ours[name].shape == reference.shape
+        assert error <= 1.2 * allowed + SUMS * max(reference.double().norm(), added.get(name, 0)), name
 
 
 @given(
@@ -90,7 +92,7 @@ def assert_as_good_as_usual(layer: nn.BatchNorm2d, images: torch.Tensor, activat
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=100)
-def test_outputs_gradients_and_statistics_are_as_good_as_usual(
+def test_outputs_gradients_and_statistics_are_as_accurate_as_pytorchs(
     shape, threads, eps, momentum, mean, activation, seed
 ) -> None:
     batch, _, height, width = shape
@@ -99,34 +101,34 @@ def test_outputs_gradients_and_statistics_are_as_good_as_usual(
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     layer = norm(shape[1], eps=eps, momentum=momentum)
-    assert_as_good_as_usual(layer, maps(batch, shape[1], height, width, mean=mean), activation)
+    assert_as_accurate_as_pytorch(layer, maps(batch, shape[1], height, width, mean=mean), activation)
 
 
-def test_sums_over_many_rows_stay_as_good() -> None:
-    assert_as_good_as_usual(norm(3), maps(4, 3, 64, 64, mean=2))
+def test_sums_over_many_rows_are_as_accurate() -> None:
+    assert_as_accurate_as_pytorch(norm(3), maps(4, 3, 64, 64, mean=2))
 
 
-def test_a_mean_a_thousand_times_the_deviation_keeps_an_accurate_variance() -> None:
-    images = torch.where(torch.rand(8, 5, 16, 16) < 1 / 64, 1032.0, 1024.0)  # next to each other in bfloat16
+def test_a_mean_of_a_thousand_standard_deviations_keeps_the_variance_accurate() -> None:
+    images = torch.where(torch.rand(8, 5, 16, 16) < 1 / 64, 1032.0, 1024.0)  # neighbors in bfloat16
     images = images.bfloat16().contiguous(memory_format=torch.channels_last)
     layer = norm(5, momentum=1.0)
-    found = stand_in(layer)
+    found = replacement(layer)
     found(images)
-    right = images.double().var(dim=(0, 2, 3))
-    assert right.sqrt().max() < 1.5
-    assert (found.running_var - right).abs().max() < 1e-5
-    assert_as_good_as_usual(layer, images)
+    exact = images.double().var(dim=(0, 2, 3))
+    assert exact.sqrt().max() < 1.5
+    assert (found.running_var - exact).abs().max() < 1e-5
+    assert_as_accurate_as_pytorch(layer, images)
 
 
 @pytest.mark.parametrize("first", [-300.0, 777.0])
-def test_a_first_value_far_from_all_others_does_not_spoil_the_variance(first: float) -> None:
+def test_a_first_value_far_from_all_others_keeps_the_variance_accurate(first: float) -> None:
     images = torch.ones(32, 2, 128, 128)
     images[0, :, 0, 0] = first
     images = images.bfloat16().contiguous(memory_format=torch.channels_last)
-    found = stand_in(norm(2, momentum=1.0))
+    found = replacement(norm(2, momentum=1.0))
     assert not found(images).isnan().any()
-    right = images.double().var(dim=(0, 2, 3))
-    assert ((found.running_var - right) / right).abs().max() < 1e-3
+    exact = images.double().var(dim=(0, 2, 3))
+    assert ((found.running_var - exact) / exact).abs().max() < 1e-3
 
 
 def test_a_channel_without_variance_gives_its_bias() -> None:
@@ -135,10 +137,10 @@ def test_a_channel_without_variance_gives_its_bias() -> None:
     layer = norm(3, momentum=1.0)
     with torch.no_grad():
         layer.bias.fill_(0.5)
-    found = stand_in(layer)
+    found = replacement(layer)
     assert (found(images)[:, 1] - 0.5).abs().max() < 2**-8
     assert found.running_var[1] == 0
-    assert_as_good_as_usual(layer, images)
+    assert_as_accurate_as_pytorch(layer, images)
 
 
 @given(st.lists(st.integers(0, 0x7F80_0000 >> 15), min_size=1, max_size=40))
@@ -148,88 +150,87 @@ def test_a_result_is_rounded_to_the_nearest_and_ties_to_even(upper_17_bits: list
     layer = norm(len(bias))
     with torch.no_grad():
         layer.bias.copy_(bias)
-    images = torch.zeros(2, len(bias), 1, 1).bfloat16()  # of which nothing but the bias is left
-    assert torch.equal(stand_in(layer)(images)[1, :, 0, 0], bias.bfloat16())
+    images = torch.zeros(2, len(bias), 1, 1).bfloat16()  # the norm turns constant maps into its bias
+    assert torch.equal(replacement(layer)(images)[1, :, 0, 0], bias.bfloat16())
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", [(0, 17, 0, 0), (1, 17, 2, 3)])
-def test_what_is_not_a_number_shows_wherever_it_does_in_pytorch(
-    where: tuple[int, ...], bad: float, activation: type[nn.Module]
-) -> None:
+def test_nan_and_infinity_spread_as_in_pytorch(where: tuple[int, ...], bad: float, activation: type[nn.Module]) -> None:
     layer, images = norm(20), maps(3, 20, 4, 4)
     images[where] = bad
     gradient = torch.ones_like(images)
-    ours, usual = (run(made(layer, activation), images, gradient) for made in (stand_in, ordinary))
+    ours, usual = (run(made(layer, activation), images, gradient) for made in (replacement, pytorch))
     assert ours["output"][:, 17].isnan().all()
-    assert ours["output"].isnan().sum() == 3 * 4 * 4, "and the other channels are whole"
+    assert ours["output"].isnan().sum() == 3 * 4 * 4, "the other channels are finite"
     for name, value in usual.items():
         assert torch.equal(ours[name].isfinite(), value.isfinite()), name
 
 
-def test_a_weight_that_is_not_a_number_shows_whatever_its_bits_are() -> None:
+def test_a_nan_weight_gives_nan_for_every_bit_pattern() -> None:
     for bits in (0x7FC00000, 0x7FFFFFFF, -1):
         layer = norm(2)
         with torch.no_grad():
             layer.weight.view(torch.int32).fill_(bits)
-        assert stand_in(layer)(maps(2, 2, 3, 3)).isnan().all(), hex(bits)
+        assert replacement(layer)(maps(2, 2, 3, 3)).isnan().all(), hex(bits)
 
 
-def test_a_single_value_a_channel_is_refused_as_in_pytorch() -> None:
-    for layer in (ordinary(norm(3)), stand_in(norm(3))):
+def test_a_single_value_per_channel_is_refused_as_in_pytorch() -> None:
+    for layer in (pytorch(norm(3)), replacement(norm(3))):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             layer(maps(1, 3, 1, 1))
 
 
-def test_maps_of_another_number_of_channels_are_refused() -> None:
+def test_maps_with_another_number_of_channels_are_refused() -> None:
     for channels in (1, 3):
-        for layer in (ordinary(norm(4)), stand_in(norm(4))):
+        for layer in (pytorch(norm(4)), replacement(norm(4))):
             with pytest.raises(RuntimeError):
                 layer(maps(2, channels, 3, 3))
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_the_gradient_may_come_in_any_layout(memory_format: torch.memory_format) -> None:
+def test_the_gradient_may_have_any_layout(memory_format: torch.memory_format) -> None:
     layer, images = norm(6), maps(3, 6, 4, 5)
     gradient = torch.randn(3, 6, 4, 5).bfloat16()
-    ours = run(stand_in(layer), images, gradient.contiguous(memory_format=memory_format))
-    assert torch.equal(ours["input"], run(stand_in(layer), images, gradient)["input"])
-    spread = run(stand_in(layer), images, torch.ones(1, 1, 1, 1).expand(images.shape))  # as from a sum
-    assert torch.equal(spread["input"], run(stand_in(layer), images, torch.ones(images.shape))["input"])
+    ours = run(replacement(layer), images, gradient.contiguous(memory_format=memory_format))
+    assert torch.equal(ours["input"], run(replacement(layer), images, gradient)["input"])
+    # The backward pass of a sum gives an expanded gradient.
+    spread = run(replacement(layer), images, torch.ones(1, 1, 1, 1).expand(images.shape))
+    assert torch.equal(spread["input"], run(replacement(layer), images, torch.ones(images.shape))["input"])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_step_repeats_bit_for_bit_with_the_same_number_of_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     layer, images, gradient = norm(33), maps(7, 33, 9, 9), torch.randn(7, 33, 9, 9)
-    first, *others = (run(stand_in(layer), images, gradient) for _ in range(4))
+    first, *others = (run(replacement(layer), images, gradient) for _ in range(4))
     assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", ["float32", "contiguous", "a slice of the channels", "evaluation"])
-def test_where_the_kernels_do_not_apply_pytorchs_own_compute(kind: str, activation: type[nn.Module]) -> None:
+def test_pytorch_computes_where_the_kernels_do_not_apply(kind: str, activation: type[nn.Module]) -> None:
     layer, images = norm(6).train(kind != "evaluation"), maps(3, 12, 4, 4)[:, :6]
     if kind != "a slice of the channels":
         images = images.contiguous(memory_format=torch.channels_last)
-    assert native.takes(images) is (kind != "a slice of the channels")
+    assert native.supports(images) is (kind != "a slice of the channels")
     images = {"float32": images.float(), "contiguous": images.contiguous()}.get(kind, images)
     gradient = torch.randn(images.shape)
-    ours, usual = (run(made(layer, activation), images, gradient) for made in (stand_in, ordinary))
+    ours, usual = (run(made(layer, activation), images, gradient) for made in (replacement, pytorch))
     assert all(torch.equal(ours[name], value) for name, value in usual.items())
     assert int(ours["num_batches_tracked"]) == (kind != "evaluation")
 
 
-def test_a_norm_in_bfloat16_itself_works_as_in_pytorch() -> None:
+def test_a_norm_with_bfloat16_weights_works_as_in_pytorch() -> None:
     layer, images = norm(6).bfloat16(), maps(3, 6, 4, 4)
-    ours, usual = (run(made(layer), images, torch.ones(images.shape)) for made in (stand_in, ordinary))
+    ours, usual = (run(made(layer), images, torch.ones(images.shape)) for made in (replacement, pytorch))
     assert all(torch.allclose(ours[name], value, rtol=0.02, atol=0.02) for name, value in usual.items())
 
 
-def test_no_grad_needs_no_gradient_and_still_keeps_statistics() -> None:
+def test_without_gradients_the_statistics_are_still_updated() -> None:
     layer, images = norm(6), maps(3, 6, 4, 4)
-    ours, usual = stand_in(layer), ordinary(layer)
+    ours, usual = replacement(layer), pytorch(layer)
     with torch.no_grad():
         outputs = ours(images), usual(images)
     assert not outputs[0].requires_grad
@@ -238,26 +239,26 @@ def test_no_grad_needs_no_gradient_and_still_keeps_statistics() -> None:
         assert torch.allclose(ours.get_buffer(name), value), name
 
 
-def test_frozen_weights_stay_without_a_gradient_and_the_input_gets_the_same() -> None:
+def test_frozen_weights_get_no_gradient_and_the_input_gets_the_same() -> None:
     layer, images, gradient = norm(6), maps(3, 6, 4, 4), torch.randn(3, 6, 4, 4)
-    trained = run(stand_in(layer), images, gradient)
-    frozen = run(stand_in(layer.requires_grad_(False)), images, gradient)
+    trained = run(replacement(layer), images, gradient)
+    frozen = run(replacement(layer.requires_grad_(False)), images, gradient)
     assert frozen["weight"] is frozen["bias"] is None
     assert torch.equal(frozen["input"], trained["input"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong(dtype: torch.dtype) -> None:
+def test_a_second_derivative_is_refused_or_correct(dtype: torch.dtype) -> None:
     layer, pixels = norm(2), maps(2, 2, 3, 3).to(dtype)
     if dtype == torch.float32:
-        assert torch.equal(penalty_gradient(stand_in(layer), pixels), penalty_gradient(ordinary(layer), pixels))
+        assert torch.equal(penalty_gradient(replacement(layer), pixels), penalty_gradient(pytorch(layer), pixels))
     else:
         with pytest.raises(RuntimeError, match="once_differentiable"):
-            penalty_gradient(stand_in(layer), pixels)
+            penalty_gradient(replacement(layer), pixels)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_stand_in_has_the_very_parameters_buffers_and_mode_of_its_norm(training: bool) -> None:
+def test_the_replacement_shares_parameters_buffers_and_mode_with_its_norm(training: bool) -> None:
     layer = norm(4, eps=0.01, momentum=0.3).train(training)
     made = BatchNormActivation2d.sharing(layer, nn.ReLU())
     assert (made.training, made.eps, made.momentum) == (training, 0.01, 0.3)
@@ -268,7 +269,7 @@ def test_the_stand_in_has_the_very_parameters_buffers_and_mode_of_its_norm(train
     assert layer.num_batches_tracked == 1
 
 
-def test_it_replaces_a_norm_followed_by_its_activations_and_nothing_else() -> None:
+def test_it_replaces_only_a_norm_followed_by_a_supported_activation() -> None:
     replaces = BatchNormActivation2d.replaces
     for activation in ACTIVATIONS:
         assert replaces(nn.BatchNorm2d(4), activation())
@@ -282,7 +283,7 @@ def test_it_replaces_a_norm_followed_by_its_activations_and_nothing_else() -> No
 
 
 @pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
-def test_layers_that_something_is_hooked_to_are_left_as_they_are(hook: str) -> None:
+def test_layers_with_hooks_are_not_replaced(hook: str) -> None:
     for hooked in (0, 1):
         pair = (nn.BatchNorm2d(4), nn.ReLU())
         getattr(pair[hooked], f"register_{hook}")(lambda *_: None)

@@ -8,22 +8,22 @@ from second_derivative import penalty_gradient
 from torch import nn
 from torch.nn import functional
 
-from onecycle.compute.kernels.convolution import LARGEST_FOR_PRODUCTS, FastConv2d, unfold_patches
+from onecycle.compute.kernels.convolution import GEMM_WEIGHT_MOST_PIXELS, FastConv2d, unfold_patches
 
 MAPS = [*((height, width) for height in range(1, 5) for width in range(1, 5)), (5, 4), (6, 7), (8, 8)]
 
 
-def plain(inputs: int, outputs: int, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
+def convolution(inputs: int, outputs: int, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
     torch.manual_seed(inputs * 100 + outputs)
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False, dtype=dtype)
 
 
-def stand_in_for(layer: nn.Conv2d) -> FastConv2d:
-    return FastConv2d.sharing(layer, products=True, matrix_unit=False)
+def replacement_of(layer: nn.Conv2d) -> FastConv2d:
+    return FastConv2d.sharing(layer, im2col_gemm=True, amx=False)
 
 
 def run(layer: nn.Conv2d, images: torch.Tensor, *, autocast: bool = False) -> tuple[torch.Tensor, ...]:
-    """Output, input gradient and weight gradient of `layer`, for a fixed uneven output gradient."""
+    """Output, input gradient and weight gradient of `layer`, for a fixed output gradient."""
     images = images.clone(memory_format=torch.preserve_format).requires_grad_()
     layer.weight.grad = None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -35,11 +35,11 @@ def run(layer: nn.Conv2d, images: torch.Tensor, *, autocast: bool = False) -> tu
 
 
 @pytest.mark.parametrize(("height", "width"), MAPS)
-def test_output_and_both_gradients_are_those_of_the_ordinary_convolution(height: int, width: int) -> None:
-    layer = plain(5, 7)
+def test_output_and_both_gradients_equal_those_of_pytorch(height: int, width: int) -> None:
+    layer = convolution(5, 7)
     images = torch.randn(3, 5, height, width, dtype=torch.float64)
     expected = run(layer, images)
-    for ours, theirs in zip(run(stand_in_for(layer), images), expected, strict=True):
+    for ours, theirs in zip(run(replacement_of(layer), images), expected, strict=True):
         assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() < 1e-10
 
@@ -52,21 +52,23 @@ def test_output_and_both_gradients_are_those_of_the_ordinary_convolution(height:
     st.booleans(),
 )
 @settings(max_examples=50)
-def test_they_agree_for_any_batch_channels_small_map_and_layout(batch, inputs, outputs, size, channels_last) -> None:
-    layer = plain(inputs, outputs)
+def test_results_equal_pytorchs_for_any_batch_channels_small_map_and_layout(
+    batch, inputs, outputs, size, channels_last
+) -> None:
+    layer = convolution(inputs, outputs)
     images = torch.randn(batch, inputs, *size, dtype=torch.float64)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    for ours, theirs in zip(run(stand_in_for(layer), images), run(layer, images), strict=True):
+    for ours, theirs in zip(run(replacement_of(layer), images), run(layer, images), strict=True):
         assert (ours - theirs).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (4, 4)])
 def test_the_gradients_pass_the_numerical_check(height: int, width: int) -> None:
-    layer = stand_in_for(plain(2, 3))
+    layer = replacement_of(convolution(2, 3))
     images = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
 
-    # As a network calls it: the weight is a leaf, so give the check a copy of it to move.
+    # The weight is a leaf, so the check needs a copy that it can change.
     def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(layer, {"weight": weight}, (images,))
 
@@ -74,14 +76,14 @@ def test_the_gradients_pass_the_numerical_check(height: int, width: int) -> None
     assert torch.autograd.gradcheck(convolve, (images, weight))
 
 
-def test_a_derivative_of_the_gradient_is_refused_and_not_wrong() -> None:
+def test_a_second_derivative_is_refused() -> None:
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        penalty_gradient(stand_in_for(plain(2, 3)), torch.randn(2, 2, 2, 2, dtype=torch.float64))
+        penalty_gradient(replacement_of(convolution(2, 3)), torch.randn(2, 2, 2, 2, dtype=torch.float64))
 
 
-def test_a_patch_holds_the_nine_pixels_around_its_own_and_zeros_beyond_the_border() -> None:
+def test_a_patch_holds_the_nine_pixels_around_its_center_and_zeros_beyond_the_border() -> None:
     images = torch.arange(1.0, 13).view(1, 2, 2, 3)
-    patches = unfold_patches(images).view(2, 3, 3, 3, 2)  # of pixel (y,x): [3,3,channels]
+    patches = unfold_patches(images).view(2, 3, 3, 3, 2)  # the patch of pixel (y,x) is `[y,x]`: [3,3,channels]
     padded = functional.pad(images, (1, 1, 1, 1))[0]  # [2,4,5]
     for y in range(2):
         for x in range(3):
@@ -89,43 +91,44 @@ def test_a_patch_holds_the_nine_pixels_around_its_own_and_zeros_beyond_the_borde
 
 
 @pytest.mark.parametrize("size", [(1, 65), (9, 8), (16, 16), (32, 32)])
-def test_larger_maps_take_the_ordinary_path(size: tuple[int, int]) -> None:
-    assert size[0] * size[1] > LARGEST_FOR_PRODUCTS
-    layer = plain(3, 4, torch.float32)
+def test_larger_maps_go_to_pytorch(size: tuple[int, int]) -> None:
+    assert size[0] * size[1] > GEMM_WEIGHT_MOST_PIXELS
+    layer = convolution(3, 4, torch.float32)
     images = torch.randn(2, 3, *size)
-    stand_in = stand_in_for(layer)
-    assert "Convolve" not in type(stand_in(images).grad_fn).__name__
-    assert all(torch.equal(*pair) for pair in zip(run(stand_in, images), run(layer, images), strict=True))
-    assert "Convolve" in type(stand_in(images[:, :, :1, :4]).grad_fn).__name__  # so the name tells
+    replacement = replacement_of(layer)
+    assert "Convolve" not in type(replacement(images).grad_fn).__name__
+    assert all(torch.equal(*pair) for pair in zip(run(replacement, images), run(layer, images), strict=True))
+    # A small map does run the kernel, so the name of `grad_fn` tells which code ran.
+    assert "Convolve" in type(replacement(images[:, :, :1, :4]).grad_fn).__name__
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_stand_in_has_the_very_weight_and_mode_of_its_layer(training: bool) -> None:
-    layer = plain(3, 4).train(training)
+def test_the_replacement_shares_weight_and_mode_with_its_layer(training: bool) -> None:
+    layer = convolution(3, 4).train(training)
     before = layer.weight.detach().clone()
-    stand_in = FastConv2d.sharing(layer, products=True, matrix_unit=True)
-    assert stand_in.weight is layer.weight
-    assert stand_in.training is training
-    assert list(stand_in.state_dict()) == list(layer.state_dict())
+    replacement = FastConv2d.sharing(layer, im2col_gemm=True, amx=True)
+    assert replacement.weight is layer.weight
+    assert replacement.training is training
+    assert list(replacement.state_dict()) == list(layer.state_dict())
     assert torch.equal(layer.weight, before)
     with torch.no_grad():
         layer.weight.mul_(2)
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    assert (stand_in(images) - layer(images)).abs().max() < 1e-10
+    assert (replacement(images) - layer(images)).abs().max() < 1e-10
 
 
-def test_frozen_weights_stay_without_a_gradient_and_no_grad_needs_none() -> None:
-    layer = plain(3, 4)
+def test_frozen_weights_get_no_gradient_and_no_grad_tracks_none() -> None:
+    layer = convolution(3, 4)
     layer.weight.requires_grad_(False)
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    stand_in_for(layer)(images).sum().backward()
+    replacement_of(layer)(images).sum().backward()
     assert layer.weight.grad is None
     assert images.grad is not None
     with torch.no_grad():
-        assert not stand_in_for(layer)(images).requires_grad
+        assert not replacement_of(layer)(images).requires_grad
 
 
-def test_it_replaces_the_convolution_it_was_made_for() -> None:
+def test_it_replaces_a_3x3_convolution_with_padding_1() -> None:
     assert FastConv2d.replaces(nn.Conv2d(3, 4, 3, padding=1, bias=False))
     assert FastConv2d.replaces(nn.Conv2d(3, 4, (3, 3), stride=(1, 1), padding=(1, 1), bias=False))
 
@@ -157,8 +160,8 @@ def test_it_replaces_nothing_else(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
-def test_a_layer_that_something_is_hooked_to_is_left_as_it_is(hook: str) -> None:
-    layer = plain(3, 4)
+def test_a_layer_with_hooks_is_not_replaced(hook: str) -> None:
+    layer = convolution(3, 4)
     getattr(layer, f"register_{hook}")(lambda *_: None)
     assert not FastConv2d.replaces(layer)
 
@@ -170,46 +173,46 @@ def test_a_layer_that_something_is_hooked_to_is_left_as_it_is(hook: str) -> None
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=60)
-def test_under_bfloat16_autocast_no_more_is_lost_than_usually(shape, outputs, channels_last, seed) -> None:
-    layer = plain(shape[1], outputs, torch.float32)
+def test_under_bfloat16_autocast_results_are_as_accurate_as_pytorchs(shape, outputs, channels_last, seed) -> None:
+    layer = convolution(shape[1], outputs, torch.float32)
     torch.manual_seed(seed)
-    images = torch.randn(shape).bfloat16().float()  # so that only what is computed is rounded, not what is given
+    images = torch.randn(shape).bfloat16().float()  # exact in bfloat16, so only the results are rounded
     with torch.no_grad():
         layer.weight.copy_(layer.weight.bfloat16())
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     exact = run(copy.deepcopy(layer).double(), images.double())
     usual = run(layer, images, autocast=True)
-    ours = run(stand_in_for(layer), images, autocast=True)
+    ours = run(replacement_of(layer), images, autocast=True)
     assert ours[0].dtype == usual[0].dtype == torch.bfloat16
-    for mine, theirs, right in zip(ours, usual, exact, strict=True):
-        error, allowed = ((value.double() - right).norm() / right.norm() for value in (mine, theirs))
+    for mine, theirs, reference in zip(ours, usual, exact, strict=True):
+        error, allowed = ((value.double() - reference).norm() / reference.norm() for value in (mine, theirs))
         assert error <= 1.2 * allowed
         assert error < 2**-8, "a result is rounded once, to 8 bits"
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_a_product_is_channels_last_whatever_the_layout_of_its_input(memory_format: torch.memory_format) -> None:
+def test_the_output_of_im2col_gemm_is_channels_last_for_any_input_layout(memory_format: torch.memory_format) -> None:
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64).contiguous(memory_format=memory_format)
-    output, input_gradient, _ = run(stand_in_for(plain(3, 4)), images)
+    output, input_gradient, _ = run(replacement_of(convolution(3, 4)), images)
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert input_gradient.shape == images.shape
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 8, 8), (0, 3, 4, 4), (0, 3, 8, 8)])
-def test_a_single_image_and_an_empty_batch_are_taken_as_usually(shape: tuple[int, ...]) -> None:
-    layer = plain(3, 4)
+def test_a_single_image_and_an_empty_batch_work_as_in_pytorch(shape: tuple[int, ...]) -> None:
+    layer = convolution(3, 4)
     images = torch.randn(shape, dtype=torch.float64)
-    for ours, theirs in zip(run(stand_in_for(layer), images), run(layer, images), strict=True):
+    for ours, theirs in zip(run(replacement_of(layer), images), run(layer, images), strict=True):
         assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs)
 
 
-def test_the_gradient_arrives_in_the_shared_weight_as_float32() -> None:
-    layer = plain(8, 8, torch.float32)
+def test_the_shared_weight_gets_a_float32_gradient() -> None:
+    layer = convolution(8, 8, torch.float32)
     images = torch.randn(2, 8, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = stand_in_for(layer)(images)
+        output = replacement_of(layer)(images)
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
     assert layer.weight.grad is not None

@@ -26,23 +26,23 @@ def run(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> tuple
     return output.detach(), images.grad
 
 
-def computed_natively(images: torch.Tensor) -> bool:
+def uses_the_kernels(images: torch.Tensor) -> bool:
     return type(MaxPool2x2()(images.detach().requires_grad_()).grad_fn).__name__ == "_MaxPoolBackward"
 
 
-def assert_exactly_as_in_pytorch(images: torch.Tensor, *, natively: bool = True) -> None:
+def assert_equal_to_pytorch(images: torch.Tensor, *, kernels: bool = True) -> None:
     gradient = torch.randn(nn.MaxPool2d(2)(images).shape).to(images.dtype)
-    assert computed_natively(images) is natively
+    assert uses_the_kernels(images) is kernels
     for ours, theirs in zip(run(MaxPool2x2(), images, gradient), run(nn.MaxPool2d(2), images, gradient), strict=True):
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
-        # To PyTorch's `equal`, what is not a number equals nothing.
+        # `torch.equal` treats NaN as different from NaN.
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert torch.equal(ours.nan_to_num(nan=0), theirs.nan_to_num(nan=0))
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """In bfloat16, and not from where its storage begins."""
+    """`images` in bfloat16 and channels-last, with a storage offset."""
     images = torch.cat([images[:1], images])
     return images.bfloat16().contiguous(memory_format=torch.channels_last)[1:]
 
@@ -54,27 +54,28 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=80)
-def test_maps_and_gradients_are_exactly_pytorchs_with_many_ties(shape, threads, largest, seed) -> None:
+def test_maps_and_gradients_equal_pytorchs_also_with_many_ties(shape, threads, largest, seed) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     images = torch.randint(-largest, largest + 1, shape)
-    assert_exactly_as_in_pytorch(channels_last(images.float()))
+    assert_equal_to_pytorch(channels_last(images.float()))
 
 
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, float("inf"), -float("inf"), float("nan")]), min_size=4, max_size=4))
 @settings(max_examples=80)
-def test_zeros_of_both_signs_infinities_and_what_is_not_a_number_are_treated_alike(window: list[float]) -> None:
+def test_signed_zeros_infinities_and_nan_are_pooled_as_in_pytorch(window: list[float]) -> None:
     images = torch.ones(2, 37, 4, 4)
     images[:, ::2, 2:, :2] = torch.tensor(window).view(2, 2)
-    assert_exactly_as_in_pytorch(channels_last(images))
+    assert_equal_to_pytorch(channels_last(images))
 
 
-def test_the_gradient_may_come_in_any_layout() -> None:
+def test_the_gradient_may_have_any_layout() -> None:
     images, gradient = channels_last(torch.randn(3, 6, 4, 8)), torch.randn(3, 6, 2, 4).bfloat16()
     expected = run(nn.MaxPool2d(2), images, gradient)[1]
     assert torch.equal(run(MaxPool2x2(), images, gradient)[1], expected)
     assert torch.equal(run(MaxPool2x2(), images, gradient.to(memory_format=torch.channels_last))[1], expected)
-    ones = torch.ones(1, 1, 1, 1).bfloat16().expand(gradient.shape)  # as from a sum
+    # The backward pass of a sum gives an expanded gradient.
+    ones = torch.ones(1, 1, 1, 1).bfloat16().expand(gradient.shape)
     assert torch.equal(run(MaxPool2x2(), images, ones)[1], run(nn.MaxPool2d(2), images, ones)[1])
 
 
@@ -89,8 +90,8 @@ def test_the_gradient_may_come_in_any_layout() -> None:
     ],
     ids=["float32", "contiguous", "a slice of the channels", "a single map", "no map"],
 )
-def test_where_the_kernels_do_not_apply_pytorchs_own_compute(images: torch.Tensor) -> None:
-    assert_exactly_as_in_pytorch(images, natively=False)
+def test_pytorch_computes_where_the_kernels_do_not_apply(images: torch.Tensor) -> None:
+    assert_equal_to_pytorch(images, kernels=False)
 
 
 @pytest.mark.parametrize("size", [(2, 1), (1, 2)])
@@ -101,7 +102,7 @@ def test_maps_too_small_to_pool_are_refused_as_in_pytorch(size: tuple[int, int])
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_pools_the_same_and_no_grad_needs_no_gradient(training: bool) -> None:
+def test_training_and_evaluation_pool_the_same_without_gradients(training: bool) -> None:
     images = channels_last(torch.randn(2, 6, 4, 4)).requires_grad_()
     with torch.no_grad():
         pooled = MaxPool2x2().train(training)(images)
@@ -110,7 +111,7 @@ def test_evaluation_pools_the_same_and_no_grad_needs_no_gradient(training: bool)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong(dtype: torch.dtype) -> None:
+def test_a_second_derivative_is_refused_or_correct(dtype: torch.dtype) -> None:
     pixels = channels_last(torch.randn(2, 3, 4, 4)).to(dtype)
     if dtype == torch.float32:
         assert torch.equal(penalty_gradient(MaxPool2x2(), pixels), penalty_gradient(nn.MaxPool2d(2), pixels))
@@ -119,7 +120,7 @@ def test_a_derivative_of_the_gradient_is_refused_or_right_but_never_wrong(dtype:
             penalty_gradient(MaxPool2x2(), pixels)
 
 
-def test_it_replaces_the_pooling_it_was_made_for() -> None:
+def test_it_replaces_pooling_of_2x2_windows() -> None:
     assert MaxPool2x2.replaces(nn.MaxPool2d(2))
     assert MaxPool2x2.replaces(nn.MaxPool2d(kernel_size=2, stride=2))
 
@@ -147,7 +148,7 @@ def test_it_replaces_nothing_else(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
-def test_a_layer_that_something_is_hooked_to_is_left_as_it_is(hook: str) -> None:
+def test_a_layer_with_hooks_is_not_replaced(hook: str) -> None:
     layer = nn.MaxPool2d(2)
     getattr(layer, f"register_{hook}")(lambda *_: None)
     assert not MaxPool2x2.replaces(layer)

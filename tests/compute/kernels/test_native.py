@@ -10,14 +10,14 @@ from torch import nn
 from onecycle.compute.kernels import native
 from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.compute.kernels.max_pool import MaxPool2x2
-from onecycle.compute.plan import PLAIN, Acceleration
+from onecycle.compute.plan import EAGER, ComputePlan
 
-NATIVE = Acceleration(native_kernels=True)
+NATIVE = ComputePlan(native_kernels=True)
 
 KERNELS = ["moments", "scale_shift_activate", "gradient_moments", "input_gradient", "max_pool", "max_pool_gradient"]
-KERNELS += ["has_tiles"]
+KERNELS += ["has_amx"]
 
-# The library is kept for the life of the process; this looks for it anew.
+# `compiled` caches the library for the life of the process; this function does not.
 find_library = native.compiled.__wrapped__
 
 
@@ -28,8 +28,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiler(native_kernels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A compiler that writes down when it compiles."""
-    script = tmp_path / "noting-cc"
+    """A compiler that logs each compilation."""
+    script = tmp_path / "logging-cc"
     script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled >> {tmp_path}/log\nexec cc "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
@@ -52,7 +52,7 @@ def test_the_library_is_compiled_once_and_then_loaded_from_the_cache(compiler: P
         assert all(hasattr(library, name) for name in KERNELS)
         assert compilations(tmp_path) == 1
     (folder,) = (tmp_path / "cache" / "onecycle").iterdir()
-    assert [path.suffix for path in folder.iterdir()] == [".so"], "and nothing temporary is left"
+    assert [path.suffix for path in folder.iterdir()] == [".so"], "a temporary file is left"
 
 
 @pytest.mark.parametrize("changed", ["source", "header", "flags", "compiler"])
@@ -65,7 +65,7 @@ def test_another_source_flag_or_compiler_makes_another_library(
     shutil.copytree(native._FOLDER, sources)
     monkeypatch.setattr(native, "_FOLDER", sources)
     assert find_library() is not None
-    assert cached(tmp_path) == before, "where the sources lie makes no difference"
+    assert cached(tmp_path) == before, "the folder of the sources must make no difference"
     if changed == "flags":
         monkeypatch.setattr(native, "_FLAGS", [*native._FLAGS, "-DNOTHING"])
     elif changed == "compiler":
@@ -79,7 +79,7 @@ def test_another_source_flag_or_compiler_makes_another_library(
 
 
 @pytest.mark.parametrize("name", ["no-such-compiler", "false", ""])
-def test_without_a_compiler_that_works_there_is_no_library(
+def test_without_a_working_compiler_there_is_no_library(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", name)
@@ -95,7 +95,7 @@ def test_a_compiler_that_cannot_be_started_makes_no_library(tmp_path: Path, monk
     assert find_library() is None
 
 
-def test_without_a_folder_to_keep_it_in_there_is_no_library(
+def test_without_a_writable_cache_there_is_no_library(
     compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -103,30 +103,30 @@ def test_without_a_folder_to_keep_it_in_there_is_no_library(
     assert find_library() is None
 
 
-def test_the_kernels_take_bfloat16_maps_in_rows_of_channels_and_nothing_else() -> None:
+def test_the_kernels_support_only_bfloat16_maps_in_channels_last_layout() -> None:
     images = torch.zeros(2, 6, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last)
-    assert native.takes(images)
-    assert native.takes(images[1:])
+    assert native.supports(images)
+    assert native.supports(images[1:])
     most = torch.zeros(1, native.MOST_CHANNELS + 1, 1, 1).bfloat16()
-    assert native.takes(most[:, 1:].clone())
+    assert native.supports(most[:, 1:].clone())
     refused = [images.float(), images.half(), images.contiguous(), images[:, :3], images[0], images[:0], most]
     refused += [images[:1].expand(2, -1, -1, -1), images.to("meta"), images.permute(0, 1, 3, 2)]
-    assert not any(native.takes(other) for other in refused)
+    assert not any(native.supports(other) for other in refused)
 
 
-def test_a_gradient_is_brought_into_the_type_and_layout_of_the_kernels() -> None:
+def test_a_gradient_is_converted_to_the_dtype_and_layout_of_the_kernels() -> None:
     gradient = torch.randn(2, 6, 4, 4).bfloat16()
     for given in (gradient, gradient.float(), gradient.to(memory_format=torch.channels_last)):
-        assert native.takes(native.in_rows(given))
-        assert torch.equal(native.in_rows(given), gradient)
-    assert native.takes(native.in_rows(torch.ones(1).expand(2, 6, 4, 4)))
+        assert native.supports(native.to_kernel_layout(given))
+        assert torch.equal(native.to_kernel_layout(given), gradient)
+    assert native.supports(native.to_kernel_layout(torch.ones(1).expand(2, 6, 4, 4)))
 
 
 FEWER_THREADS = """
 import torch
 from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.compute.kernels.max_pool import MaxPool2x2
-from onecycle.compute.kernels import tiles
+from onecycle.compute.kernels import amx
 
 torch.manual_seed(0)
 torch.set_num_threads(4)
@@ -135,11 +135,11 @@ output = BatchNormActivation2d(16, momentum=1.0).train()
 expected = torch.nn.BatchNorm2d(16, momentum=1.0).train()
 torch.testing.assert_close(MaxPool2x2()(output(images)), torch.nn.MaxPool2d(2)(expected(images).relu()))
 torch.testing.assert_close(output.running_mean, expected.running_mean)
-if tiles.can_be_used():
+if amx.is_available():
     weight, images = torch.randn(16, 16, 3, 3).bfloat16(), images.detach().repeat(16, 1, 1, 1)
-    convolved = tiles.convolve(images, weight)
-    of_weight = tiles.weight_gradient(images, convolved)
-    torch.set_num_threads(1)  # PyTorch's own convolution waits for the others for ever
+    convolved = amx.convolve(images, weight)
+    of_weight = amx.weight_gradient(images, convolved)
+    torch.set_num_threads(1)  # with more, PyTorch's own convolution would hang
     expected = torch.nn.functional.conv2d(images, weight, padding=1)
     torch.testing.assert_close(convolved, expected, rtol=0.02, atol=0.1)
     exact = torch.nn.grad.conv2d_weight(images.float(), weight.shape, convolved.float(), padding=1)
@@ -148,28 +148,28 @@ if tiles.can_be_used():
 
 
 @pytest.mark.parametrize("limit", ["OMP_THREAD_LIMIT=1", pytest.param("OMP_DYNAMIC=true", marks=pytest.mark.long)])
-def test_results_are_right_where_openmp_grants_fewer_threads_than_asked(limit: str, compiler: Path) -> None:
+def test_results_are_correct_with_fewer_openmp_threads_than_requested(limit: str, compiler: Path) -> None:
     command = ["env", limit, sys.executable, "-c", FEWER_THREADS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr[-600:]
 
 
-def test_norms_with_their_relu_and_poolings_of_two_become_native() -> None:
+def test_norms_with_relu_and_2x2_pools_are_replaced() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.MaxPool2d(3), nn.BatchNorm2d(4), nn.ReLU()
     )
-    network[4].eval()  # as one freezes a norm
-    running = NATIVE.prepare(network)
+    network[4].eval()  # a frozen norm
+    prepared = NATIVE.prepare(network)
     kinds = [nn.Conv2d, nn.BatchNorm2d, MaxPool2x2, nn.MaxPool2d, BatchNormActivation2d, nn.Identity]
-    assert [type(layer) for layer in running] == kinds
-    assert [layer.training for layer in running] == [True, True, True, True, False, False]
-    assert running[4].running_var is network[4].running_var
-    assert list(running.state_dict()) == list(network.state_dict())
-    assert [type(layer) for layer in PLAIN.prepare(network)] == [type(layer) for layer in network]
+    assert [type(layer) for layer in prepared] == kinds
+    assert [layer.training for layer in prepared] == [True, True, True, True, False, False]
+    assert prepared[4].running_var is network[4].running_var
+    assert list(prepared.state_dict()) == list(network.state_dict())
+    assert [type(layer) for layer in EAGER.prepare(network)] == [type(layer) for layer in network]
 
 
 class Tapped(nn.Sequential):
-    """Has a use of its own for what the norm gives."""
+    """Uses the output of the norm twice."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         normal = self[0](images)
@@ -189,12 +189,12 @@ class Tapped(nn.Sequential):
     ],
     ids=["GELU", "dropout between", "norm in another", "ReLU in another", "not affine", "only a list", "tapped"],
 )
-def test_a_norm_is_left_where_its_relu_may_not_be_all_that_follows(network: nn.Module) -> None:
-    running = NATIVE.prepare(network)
-    assert [type(layer) for layer in running.modules()] == [type(layer) for layer in network.modules()]
+def test_a_norm_whose_output_may_go_elsewhere_is_not_replaced(network: nn.Module) -> None:
+    prepared = NATIVE.prepare(network)
+    assert [type(layer) for layer in prepared.modules()] == [type(layer) for layer in network.modules()]
 
 
-def test_layers_that_stand_in_several_places_still_give_the_same() -> None:
+def test_layers_that_are_used_several_times_compute_the_same() -> None:
     norm, activation, pool = nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
     network = nn.Sequential(norm, activation, pool, norm, nn.Sigmoid(), activation, norm, activation, pool).eval()
     norm.running_mean.fill_(0.3)

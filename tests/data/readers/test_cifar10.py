@@ -31,7 +31,7 @@ def test_every_official_form_holds_the_same_images(
     assert (train.fingerprint, test.fingerprint) == (tiny[0].fingerprint, tiny[1].fingerprint)
 
 
-def test_the_real_samples_are_read_alike_from_both_formats(real_data: Path) -> None:
+def test_the_real_samples_are_the_same_in_both_formats(real_data: Path) -> None:
     binary = read_cifar10(real_data / "cifar-10-binary-sample.tar.gz", "binary")
     python = read_cifar10(real_data / "cifar-10-python-sample.tar.gz", "python")
     assert [part.fingerprint for part in binary[:2]] == [part.fingerprint for part in python[:2]]
@@ -41,7 +41,7 @@ def test_the_real_samples_are_read_alike_from_both_formats(real_data: Path) -> N
     assert train.images[0, 0, 0].tolist() == [59, 62, 63]  # the first pixel of CIFAR-10
 
 
-def test_the_fingerprint_of_the_files_follows_their_content(binary: Path) -> None:
+def test_the_checksum_of_the_files_changes_with_their_content(binary: Path) -> None:
     before = read_cifar10(binary, "binary")[2]
     content = bytearray((binary / "test_batch.bin").read_bytes())
     content[100] ^= 1
@@ -52,7 +52,7 @@ def test_the_fingerprint_of_the_files_follows_their_content(binary: Path) -> Non
 @pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin", "batches.meta.txt"])
 def test_a_missing_file_is_named(binary: Path, name: str) -> None:
     (binary / name).unlink()
-    with pytest.raises(InputError, match=f"binary: CIFAR-10 is not whole, {name} missing; get it again"):
+    with pytest.raises(InputError, match=f"binary: CIFAR-10 is incomplete: {name} missing; download it again"):
         read_cifar10(binary, "binary")
 
 
@@ -61,26 +61,28 @@ def test_an_archive_without_its_last_file_is_refused(python: Path, tmp_path: Pat
         for name in ("batches.meta", "data_batch_1"):
             archive.add(python / name, f"cifar-10-batches-py/{name}")
     with pytest.raises(
-        InputError, match="not whole, data_batch_2, data_batch_3, data_batch_4, data_batch_5, test_batch"
+        InputError, match="is incomplete: data_batch_2, data_batch_3, data_batch_4, data_batch_5, test_batch"
     ):
         read_cifar10(tmp_path / "part.tar.gz", "python")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95, 0.9999])
-def test_an_archive_cut_short_is_refused(binary_archive: Path, tmp_path: Path, share: float) -> None:
+def test_a_truncated_archive_is_refused(binary_archive: Path, tmp_path: Path, share: float) -> None:
     content = binary_archive.read_bytes()
-    (tmp_path / "cut.tar.gz").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=r"cut\.tar\.gz: cannot be read to its end"):
-        read_cifar10(tmp_path / "cut.tar.gz", "binary")
+    (tmp_path / "short.tar.gz").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"short\.tar\.gz: cannot be read to its end"):
+        read_cifar10(tmp_path / "short.tar.gz", "binary")
 
 
-def test_records_cut_short_are_refused(binary: Path) -> None:
+def test_truncated_records_are_refused(binary: Path) -> None:
     content = (binary / "data_batch_2.bin").read_bytes()
     (binary / "data_batch_2.bin").write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"data_batch_2\.bin has 30,729 bytes, which are no whole records of 3,073"):
+    with pytest.raises(
+        InputError, match=r"data_batch_2\.bin has 30,729 bytes, not a multiple of the record size 3,073"
+    ):
         read_cifar10(binary, "binary")
     (binary / "data_batch_2.bin").write_bytes(content[: 3 * 3073])
-    with pytest.raises(InputError, match=r"not whole, its training batches hold \[10, 3, 10, 10, 10\] images"):
+    with pytest.raises(InputError, match=r"is incomplete: its training batches hold \[10, 3, 10, 10, 10\] images"):
         read_cifar10(binary, "binary")
     (binary / "data_batch_2.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"data_batch_2\.bin has 0 bytes"):
@@ -96,7 +98,7 @@ def test_a_label_without_a_class_is_refused(binary: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [b"", b"only one\n", b"twice\ntwice\n", b"\xff\xfe"])
-def test_a_list_of_classes_that_is_none_is_refused(binary: Path, names: bytes) -> None:
+def test_an_invalid_list_of_class_names_is_refused(binary: Path, names: bytes) -> None:
     (binary / "batches.meta.txt").write_bytes(names)
     with pytest.raises(InputError, match=r"batches\.meta\.txt: not a list of"):
         read_cifar10(binary, "binary")
@@ -110,35 +112,37 @@ class _Call:
         return self.call
 
 
-def test_a_pickle_that_calls_something_is_refused_and_the_call_is_not_made(python: Path, tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    content = pickle.dumps({b"data": _Call(os.mkdir, str(made))}, protocol=2)
+def test_a_pickle_that_calls_a_function_is_refused_without_the_call(python: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "created by the pickle"
+    content = pickle.dumps({b"data": _Call(os.mkdir, str(folder))}, protocol=2)
     (python / "data_batch_1").write_bytes(content)
-    with pytest.raises(InputError, match=r"data_batch_1 wants to call \w+\.mkdir, so it was not loaded"):
+    with pytest.raises(
+        InputError, match=r"data_batch_1 asks to call \w+\.mkdir, which CIFAR-10 does not need, so it was not loaded"
+    ):
         read_cifar10(python, "python")
-    assert not made.exists()
+    assert not folder.exists()
     pickle.loads(content)
-    assert made.exists()  # so the pickle was a real one
+    assert folder.exists()  # the pickle does make the call
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "value",
     [_Call(eval, "1"), _Call(getattr, "x", "upper"), np.array([object()]), np.zeros(3), _Call("".encode, "zlib")],
     ids=["eval", "getattr", "array of objects", "array of floats", "method"],
 )
-def test_a_pickle_may_hold_data_only(python: Path, asked: Any) -> None:
-    (python / "test_batch").write_bytes(pickle.dumps({b"data": asked}, protocol=2))
+def test_a_pickle_may_hold_only_plain_data(python: Path, value: Any) -> None:
+    (python / "test_batch").write_bytes(pickle.dumps({b"data": value}, protocol=2))
     with pytest.raises(InputError, match="test_batch .*so it was not loaded"):
         read_cifar10(python, "python")
 
 
-def test_bytes_are_decoded_in_the_one_way_that_python_writes_them(python: Path) -> None:
+def test_bytes_are_decoded_only_from_latin_1_as_python_pickles_them(python: Path) -> None:
     (python / "test_batch").write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x05\0\0\0utf-7\x86R.")
     with pytest.raises(InputError, match="asks for the encoding 'utf-7'"):
         read_cifar10(python, "python")
 
 
-def test_arrays_named_as_old_and_new_numpy_name_them_are_read(python: Path) -> None:
+def test_arrays_pickled_by_numpy_1_and_by_numpy_2_are_read(python: Path) -> None:
     for path in python.glob("*_batch*"):
         content = path.read_bytes()
         assert b"numpy._core.multiarray" in content or b"numpy.core.multiarray" in content
@@ -152,16 +156,16 @@ def test_arrays_named_as_old_and_new_numpy_name_them_are_read(python: Path) -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1, 2], "not a CIFAR-10 file, but a pickled list"),
-        ({b"data": np.zeros((2, 7), np.uint8), b"labels": [0, 1]}, "its data are not rows of 3,072 bytes"),
+        ([1, 2], "not a CIFAR-10 file but a pickled list"),
+        ({b"data": np.zeros((2, 7), np.uint8), b"labels": [0, 1]}, "its data is not rows of 3,072 bytes"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "has 2 images and 1 labels"),
         (
             {b"data": np.zeros((1, 3072), np.uint8), b"labels": ["0"]},
-            "its labels are not a list of small whole numbers",
+            "its labels are not a list of small integers",
         ),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [-1]}, "its labels are not"),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]}, "has label 11, but there are 10 classes"),
-        ({b"labels": [0]}, "its data are not rows"),
+        ({b"labels": [0]}, "its data is not rows"),
     ],
 )
 def test_a_pickle_of_another_form_is_refused(python: Path, values: Any, message: str) -> None:

@@ -5,12 +5,12 @@ from onecycle.data.readers.digits import load_digits
 
 def test_the_digits_are_the_same_everywhere() -> None:
     train, test = load_digits()
-    # Whole-number arithmetic: a different fingerprint is a different set, on any machine.
+    # Integer arithmetic gives the same pixels on every machine.
     assert train.fingerprint == "0f7f8d03314631f5e21abc7b9a0d12fb3d170fae381c0c319a06e686364e21f4"
     assert test.fingerprint == "71a3f85d7f20957b12ff310e4a68b62de87cb6ad3e1b2bd7fc4c2659017268eb"
 
 
-def test_the_digits_look_like_cifar10_to_the_rest_of_the_code() -> None:
+def test_the_digits_have_the_image_format_of_cifar10() -> None:
     for images in load_digits():
         assert images.images.shape[1:] == (32, 32, 3)
         assert images.classes == tuple("0123456789")
@@ -18,7 +18,7 @@ def test_the_digits_look_like_cifar10_to_the_rest_of_the_code() -> None:
         assert images.images.max() > 240
 
 
-def test_the_split_is_stratified_and_loses_no_digit() -> None:
+def test_the_split_is_stratified_and_keeps_every_digit() -> None:
     train, test = load_digits()
     assert len(train) + len(test) == 1797
     share = np.bincount(test.labels) / (np.bincount(train.labels) + np.bincount(test.labels))
@@ -27,7 +27,7 @@ def test_the_split_is_stratified_and_loses_no_digit() -> None:
     assert not any(image.tobytes() in pixels for image in test.images)
 
 
-def test_enlarging_keeps_each_pixels_mean_ink() -> None:
+def test_enlarging_keeps_the_mean_of_the_pixels() -> None:
     from sklearn import datasets
 
     train, test = load_digits()

@@ -9,44 +9,45 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, StorageError
 from onecycle.data.readers.download import RemoteFile, download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
 class Server:
-    """A file server on this machine whose manners can be set."""
+    """A local file server with configurable faults."""
 
     def __init__(self) -> None:
-        self.ranges: list[str | None] = []  # what was asked for
+        self.ranges: list[str | None] = []  # the Range header of each request
         self.ignores_ranges = False
-        self.breaks_off_at: int | None = None
+        self.stops_at: int | None = None
         self.pauses_at: int | None = None
         self.content = CONTENT
         self.wrong_range = False
-        told = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked = self.headers["Range"]
-                told.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and not told.ignores_ranges else 0
-                if start >= len(told.content):
+                requested = self.headers["Range"]
+                server.ranges.append(requested)
+                has_range = requested and not server.ignores_ranges
+                start = int(requested.removeprefix("bytes=").removesuffix("-")) if has_range else 0
+                if start >= len(server.content):
                     self.send_error(416)
                     return
                 self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(told.content) - start))
+                self.send_header("Content-Length", str(len(server.content) - start))
                 if start:
-                    first = start + told.wrong_range
-                    self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
+                    first = start + server.wrong_range
+                    self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
                 self.end_headers()
-                if told.pauses_at:
-                    self.wfile.write(told.content[start : told.pauses_at])
-                    while told.pauses_at:
+                if server.pauses_at:
+                    self.wfile.write(server.content[start : server.pauses_at])
+                    while server.pauses_at:
                         time.sleep(0.01)
                     return
-                self.wfile.write(told.content[start : told.breaks_off_at])
+                self.wfile.write(server.content[start : server.stops_at])
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -71,7 +72,7 @@ def remote(server: Server) -> RemoteFile:
     return RemoteFile(url=server.url, size=len(CONTENT), md5=hashlib.md5(CONTENT).hexdigest())
 
 
-def test_a_file_is_downloaded_and_nothing_else_stays(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def test_a_download_leaves_only_the_file(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
     path = download(remote, tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / "set.tar.gz"
     assert path.read_bytes() == CONTENT
@@ -79,11 +80,11 @@ def test_a_file_is_downloaded_and_nothing_else_stays(server: Server, remote: Rem
 
 
 def test_an_interrupted_download_is_continued(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
-    server.breaks_off_at = 100_000
-    with pytest.raises(InputError, match="stopped at 100,000 of 300,000 bytes; the same command continues it"):
+    server.stops_at = 100_000
+    with pytest.raises(InputError, match="stopped at 100,000 of 300,000 bytes; repeat the command to continue"):
         download(remote, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz.part"]
-    server.breaks_off_at = None
+    server.stops_at = None
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-"]
 
@@ -106,34 +107,40 @@ def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz"]
 
 
-def test_a_server_that_ignores_ranges_sends_it_all_again(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def test_the_download_starts_again_if_the_server_ignores_ranges(
+    server: Server, remote: RemoteFile, tmp_path: Path
+) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
     server.ignores_ranges = True
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == ["bytes=50000-"]
 
 
-def test_a_server_that_continues_elsewhere_is_not_believed(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def test_a_continuation_at_the_wrong_position_is_refused(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
     server.wrong_range = True
-    with pytest.raises(InputError, match="continued at the wrong place.*50,000 bytes are kept"):
+    with pytest.raises(InputError, match="continued at the wrong position.*50,000 bytes are kept"):
         download(remote, tmp_path)
     assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:50_000]
 
 
-def test_a_partial_file_that_is_too_long_is_started_anew(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def test_a_partial_file_that_is_too_long_is_downloaded_again(
+    server: Server, remote: RemoteFile, tmp_path: Path
+) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT + b"more")
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None]
 
 
-def test_a_partial_file_that_is_whole_is_only_checked(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def test_a_complete_partial_file_is_only_checked(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT)
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == []
 
 
-def test_a_partial_file_longer_than_the_servers_is_dropped(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def test_a_partial_file_longer_than_the_file_of_the_server_is_deleted(
+    server: Server, remote: RemoteFile, tmp_path: Path
+) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
     server.content = CONTENT[:40_000]
     with pytest.raises(InputError, match="could not be downloaded"):
@@ -144,23 +151,23 @@ def test_a_partial_file_longer_than_the_servers_is_dropped(server: Server, remot
 @pytest.mark.parametrize(
     "change", [lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: c + b"?"], ids=["other bytes", "longer"]
 )
-def test_a_file_that_is_not_the_expected_one_is_thrown_away(
+def test_a_file_that_is_not_the_expected_one_is_deleted(
     server: Server, remote: RemoteFile, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     server.content = change(CONTENT)
-    with pytest.raises(InputError, match=r"not the expected file \(size or md5 differ\), so it was thrown away"):
+    with pytest.raises(InputError, match=r"not the expected file \(size or md5 differ\), so it was deleted"):
         download(remote, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_connection_the_message_says_so(tmp_path: Path) -> None:
-    unheard = RemoteFile(url="http://127.0.0.1:9/set.tar.gz", size=1, md5="")
+def test_a_refused_connection_is_reported(tmp_path: Path) -> None:
+    unreachable = RemoteFile(url="http://127.0.0.1:9/set.tar.gz", size=1, md5="")
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9/set\.tar\.gz could not be downloaded into .* \(.*refused"):
-        download(unheard, tmp_path)
+        download(unreachable, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(remote: RemoteFile, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(remote: RemoteFile, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="could not be downloaded into .*file/folder"):
+    with pytest.raises(StorageError, match="could not be downloaded into .*file/folder"):
         download(remote, tmp_path / "file" / "folder")

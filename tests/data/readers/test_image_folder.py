@@ -21,7 +21,7 @@ from onecycle.data.store.cache import cache_folder
 
 @pytest.fixture(scope="session")
 def few(tiny: tuple[ImageSet, ImageSet]) -> tuple[ImageSet, ImageSet]:
-    """Two training images and one test image of each of three classes, not ordered by class."""
+    """Two training images and one test image for each of three classes, not sorted by class."""
 
     def first(images: ImageSet, each: int) -> ImageSet:
         rows = np.sort(np.concatenate([np.flatnonzero(images.labels == digit)[:each] for digit in (3, 4, 7)]))
@@ -33,7 +33,7 @@ def few(tiny: tuple[ImageSet, ImageSet]) -> tuple[ImageSet, ImageSet]:
 
 @pytest.fixture
 def folder(few: tuple[ImageSet, ImageSet], tmp_path: Path) -> Path:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for split, images in zip(("train", "test"), few, strict=True):
         for row, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
             path = root / split / images.classes[label] / f"{row:03}.png"
@@ -55,27 +55,27 @@ def _shuffled(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _tar(folder: Path, top: str = "") -> Path:
-    with tarfile.open(folder.parent / "pictures.tar", "w") as archive:
+    with tarfile.open(folder.parent / "images.tar", "w") as archive:
         for path, name in _shuffled(folder):
             archive.add(path, top + name)
-    return folder.parent / "pictures.tar"
+    return folder.parent / "images.tar"
 
 
 def _tar_gz(folder: Path) -> Path:
-    with tarfile.open(folder.parent / "pictures.tar.gz", "w:gz") as archive:
-        archive.add(folder, "pictures")
-    return folder.parent / "pictures.tar.gz"
+    with tarfile.open(folder.parent / "images.tar.gz", "w:gz") as archive:
+        archive.add(folder, "images")
+    return folder.parent / "images.tar.gz"
 
 
 def _zip(folder: Path) -> Path:
-    with zipfile.ZipFile(folder.parent / "pictures.zip", "w") as archive:
+    with zipfile.ZipFile(folder.parent / "images.zip", "w") as archive:
         for path, name in _shuffled(folder):
             archive.write(path, name)
-    return folder.parent / "pictures.zip"
+    return folder.parent / "images.zip"
 
 
 def _expected(images: ImageSet) -> ImageSet:
-    return images.subset(np.lexsort((np.arange(len(images)), images.labels)))  # by class, then file name
+    return images.subset(np.lexsort((np.arange(len(images)), images.labels)))  # sorted by class, then file name
 
 
 _FORMS = pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_every_form_gives_the_same_sets_ordered_by_class_and_file_name(
 
 
 @_FORMS
-def test_the_second_reading_decodes_nothing_and_gives_the_same(
+def test_a_second_read_decodes_nothing_and_gives_the_same_sets(
     form: Callable[[Path], Path], folder: Path, own_cache: Path
 ) -> None:
     source = form(folder)
@@ -115,13 +115,13 @@ def test_a_changed_image_is_decoded_again(folder: Path) -> None:
     assert (before.images != after.images).any(axis=(1, 2, 3)).sum() == 1
 
 
-def test_each_input_size_is_cached_for_itself(folder: Path) -> None:
+def test_each_input_size_is_cached_separately(folder: Path) -> None:
     assert read_image_folder(folder, 32)[0].images.shape == (6, 32, 32, 3)
     assert read_image_folder(folder, 16)[0].images.shape == (6, 16, 16, 3)
     assert read_image_folder(folder, 32)[0].images.shape == (6, 32, 32, 3)
 
 
-def test_a_damaged_cache_is_made_again(folder: Path, own_cache: Path) -> None:
+def test_a_damaged_cache_is_written_again(folder: Path, own_cache: Path) -> None:
     before = read_image_folder(folder, 32)[0].fingerprint
     (images,) = own_cache.glob("*/train_images.npy")
     images.write_bytes(images.read_bytes()[:1000])
@@ -135,19 +135,19 @@ def test_writing_to_the_images_does_not_change_the_cache(folder: Path) -> None:
     assert (read_image_folder(folder, 32)[0].images == before).all()
 
 
-def test_pictures_of_every_usual_format_size_and_mode_are_read(folder: Path) -> None:
-    cat = folder / "train" / "7"
+def test_images_of_every_common_format_size_and_mode_are_read(folder: Path) -> None:
+    class_folder = folder / "train" / "7"
     for name, mode in [("a.jpg", "L"), ("b.JPEG", "CMYK"), ("c.bmp", "RGB"), ("d.gif", "P"), ("e.webp", "RGBA")]:
-        Image.new(mode, (50, 40)).save(cat / name)
+        Image.new(mode, (50, 40)).save(class_folder / name)
     for name, mode in [("f.tif", "RGB"), ("g.tiff", "1"), ("h.ppm", "RGB"), ("i.png", "LA")]:
-        Image.new(mode, (10, 90)).save(cat / name)
-    (cat / "notes.txt").write_text("not a picture")
-    (cat / ".hidden.png").write_text("not a picture")
+        Image.new(mode, (10, 90)).save(class_folder / name)
+    (class_folder / "notes.txt").write_text("not an image")
+    (class_folder / ".hidden.png").write_text("not an image")
     train, _, _ = read_image_folder(folder, 32)
     assert len(train) == 6 + 9
 
 
-def _cut_jpeg() -> bytes:
+def _truncated_jpeg() -> bytes:
     file = BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     Image.fromarray(noise).save(file, "JPEG")
@@ -157,14 +157,14 @@ def _cut_jpeg() -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (_cut_jpeg(), "the picture cannot be read .*[Tt]runcated"),
-        (b"a text", "not a picture .6 bytes."),
+        (_truncated_jpeg(), "the image cannot be read .*[Tt]runcated"),
+        (b"a text", "not an image .6 bytes."),
         (b"", "the file is empty"),
     ],
     ids=["truncated", "text", "empty"],
 )
 @_FORMS
-def test_a_file_that_is_no_whole_image_is_named_and_nothing_is_cached(
+def test_a_file_that_is_not_a_complete_image_is_named_and_nothing_is_cached(
     form: Callable[[Path], Path], content: bytes, reason: str, folder: Path, own_cache: Path
 ) -> None:
     (folder / "test" / "3" / "broken.jpg").write_bytes(content)
@@ -178,7 +178,7 @@ def test_a_file_that_is_no_whole_image_is_named_and_nothing_is_cached(
 def test_a_decompression_bomb_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing, "MOST_PIXELS", 1100)
     Image.new("RGB", (40, 40)).save(folder / "train" / "3" / "large.png")
-    with pytest.raises(InputError, match=r"large\.png: the picture cannot be read \(40×40 pixels are more than 1,100"):
+    with pytest.raises(InputError, match=r"large\.png: the image cannot be read \(40×40 pixels are more than 1,100"):
         read_image_folder(folder, 32)
 
 
@@ -210,7 +210,7 @@ def _loose(folder: Path) -> None:
         (_empty_class, "class folder train/4 has no images; add some or remove it"),
         (_remove("test/4"), "different classes: '4' is in train/ but not in test/"),
         (_remove("train/4"), "different classes: '4' is in test/ but not in train/"),
-        (_remove("train/3", "train/4", "test/3", "test/4"), "there is one class only, '7'"),
+        (_remove("train/3", "train/4", "test/3", "test/4"), "there is only one class, '7'"),
         (lambda folder: shutil.copytree(folder, folder / "copy"), "several places"),
         (
             lambda folder: [(folder / s / "4").rename(folder / s / "4\n") for s in ("train", "test")],
@@ -220,31 +220,31 @@ def _loose(folder: Path) -> None:
     ids=["no train", "loose", "empty class", "not in test", "not in train", "one class", "two", "newline"],
 )
 @pytest.mark.parametrize("form", [lambda folder: folder, _tar, _zip], ids=["folder", "tar", "zip"])
-def test_folders_that_are_not_as_they_must_be_are_refused(
+def test_a_wrong_folder_structure_is_refused(
     form: Callable[[Path], Path], change: Callable[[Path], object], message: str, folder: Path
 ) -> None:
     change(folder)
-    with pytest.raises(InputError, match=rf"pictures\S*: .*{message}"):
+    with pytest.raises(InputError, match=rf"images\S*: .*{message}"):
         read_image_folder(form(folder), 32)
 
 
 @pytest.mark.parametrize("pack", [_tar, _tar_gz, _zip])
-def test_an_archive_cut_short_is_refused(pack: Callable[[Path], Path], folder: Path, own_cache: Path) -> None:
+def test_a_truncated_archive_is_refused(pack: Callable[[Path], Path], folder: Path, own_cache: Path) -> None:
     archive = pack(folder)
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size * 2 // 3])
-    with pytest.raises(InputError, match=r"pictures\.\S+: cannot be read to its end"):
+    with pytest.raises(InputError, match=r"images\.\S+: cannot be read to its end"):
         read_image_folder(archive, 32)
     assert not own_cache.exists() or list(own_cache.iterdir()) == []
 
 
-def test_large_photographs_are_read_like_small_ones(tmp_path: Path) -> None:
+def test_large_photographs_are_read_like_small_images(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in ("a", "b"):
             (tmp_path / "photos" / split / name).mkdir(parents=True)
             for row in range(3):
                 pixels = noise.integers(0, 255, (200, 300, 3), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{row}.png")  # 180 kB
+                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{row}.png")  # a file of 180 kB
     train, _, _ = read_image_folder(tmp_path / "photos", 32)
     for image, path in zip(train.images, sorted((tmp_path / "photos" / "train").rglob("*.png")), strict=True):
         assert (image == to_square(Image.open(path), 32)).all()

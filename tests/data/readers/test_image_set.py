@@ -11,7 +11,7 @@ def _images(n: int = 4) -> np.ndarray:
 _LABELS = np.array([0, 1, 0, 1])
 
 
-def test_equal_sets_have_equal_fingerprints_whatever_their_memory_looks_like() -> None:
+def test_equal_sets_have_equal_fingerprints_with_any_memory_layout() -> None:
     fortran = ImageSet(np.asfortranarray(_images()), _LABELS, ("a", "b"))
     assert ImageSet(_images(), _LABELS, ("a", "b")).fingerprint == fortran.fingerprint
 
@@ -27,11 +27,11 @@ def test_equal_sets_have_equal_fingerprints_whatever_their_memory_looks_like() -
     ],
     ids=["pixels", "shape", "labels", "name", "one more class"],
 )
-def test_the_fingerprint_tells_sets_apart(other: ImageSet) -> None:
+def test_different_sets_have_different_fingerprints(other: ImageSet) -> None:
     assert ImageSet(_images(), _LABELS, ("a", "b")).fingerprint != other.fingerprint
 
 
-def test_a_subset_has_the_chosen_images_in_the_order_asked_for() -> None:
+def test_a_subset_has_the_chosen_images_in_the_given_order() -> None:
     subset = ImageSet(_images(), _LABELS, ("a", "b")).subset(np.array([3, 0]))
     assert len(subset) == 2
     assert (subset.images == _images()[[3, 0]]).all()
@@ -48,9 +48,9 @@ def test_a_subset_has_the_chosen_images_in_the_order_asked_for() -> None:
         (_images(), _LABELS[:3], ("a", "b"), r"must be int64 \[4\]"),
         (_images(), _LABELS, ("a",), "labels run from 0 to 1; 1 classes allow 0 to 0"),
         (_images(), _LABELS - 1, ("a", "b"), "labels run from -1"),
-        (_images(), _LABELS, ("a", "a"), "different names"),
+        (_images(), _LABELS, ("a", "a"), "one or more unique names"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(images, labels, classes, message: str) -> None:
+def test_invalid_arrays_and_class_names_are_refused(images, labels, classes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageSet(images, labels, classes)

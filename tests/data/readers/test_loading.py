@@ -18,31 +18,32 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_digits_need_nothing(nowhere: None) -> None:
+def test_digits_need_no_download(nowhere: None) -> None:
     digits = load_dataset("digits")
     assert (digits.name, digits.evaluated_on, digits.notes) == ("digits", "test", ())
     assert (len(digits.train), len(digits.evaluation)) == (1442, 355)
 
 
-def test_an_archive_without_the_official_checksum_is_used_and_said_to_be_unverified(binary_archive: Path) -> None:
+def test_an_archive_without_the_official_checksum_is_used_and_noted_as_unverified(binary_archive: Path) -> None:
     dataset = load_dataset(str(binary_archive))
     sha256 = hashlib.sha256(binary_archive.read_bytes()).hexdigest()
     assert dataset.name == "cifar10"
     assert dataset.source == f"CIFAR-10, binary version, from {binary_archive}"
     assert dataset.notes[0] == (
-        f"Unverified: {binary_archive.name} has not the checksum of an official CIFAR-10 archive (its sha256: {sha256})"
+        f"Unverified: {binary_archive.name} does not have the checksum of an official CIFAR-10 archive "
+        f"(its sha256: {sha256})"
     )
     assert dataset.notes[1] == "Not all of CIFAR-10: 50 training and 20 test images, not 50,000 and 10,000"
 
 
-def test_an_unpacked_folder_is_said_to_be_unverified(python_folder: Path) -> None:
+def test_an_unpacked_folder_is_noted_as_unverified(python_folder: Path) -> None:
     note = load_dataset(python_folder).notes[0]
-    assert note.startswith(f"Unverified: {python_folder.name} is unpacked and so has no official checksum")
+    assert note.startswith(f"Unverified: {python_folder.name} is unpacked, so it has no official checksum")
     assert str(python_folder.parent) not in note
 
 
 @pytest.mark.parametrize("data", [None, "cifar10", "auto"])
-def test_cifar10_is_found_where_the_variable_says(
+def test_cifar10_is_found_in_the_folder_of_the_variable(
     data: str | None, binary_archive: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[ImageSet, ImageSet]
 ) -> None:
     monkeypatch.setenv("ONECYCLE_DATA", str(binary_archive.parent))
@@ -50,16 +51,16 @@ def test_cifar10_is_found_where_the_variable_says(
 
 
 @pytest.mark.parametrize("data", [None, "cifar10"])
-def test_without_data_and_network_the_ways_out_are_named_and_nothing_stands_in(nowhere: None, data: str | None) -> None:
+def test_without_data_and_network_the_message_names_the_alternatives(nowhere: None, data: str | None) -> None:
     with pytest.raises(InputError) as caught:
         load_dataset(data)
     message = str(caught.value)
     assert message.startswith(
         "CIFAR-10 was not found, and https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz could"
     )
-    for way in ("get cifar-10-binary.tar.gz from https://www.cs.toronto.edu", "--data PATH", "$ONECYCLE_DATA"):
-        assert way in message
-    assert "--data digits" in message
+    download = "Download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    for alternative in (f"{download} and give its path with --data or $ONECYCLE_DATA", "--data digits"):
+        assert alternative in message
     assert "\n" not in message
     assert not any(path.is_file() for path in cache_folder().rglob("*"))
 
@@ -71,7 +72,7 @@ def test_auto_falls_back_to_digits_and_says_so_first(nowhere: None) -> None:
     assert "could not be downloaded" in dataset.notes[0]
 
 
-def test_auto_does_not_hide_a_wrong_variable_or_a_broken_archive(
+def test_auto_does_not_hide_a_wrong_variable_or_a_truncated_archive(
     nowhere: None, binary_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("data").mkdir()
@@ -88,7 +89,7 @@ def test_a_path_is_taken_before_the_variable(binary_archive: Path, monkeypatch: 
     assert load_dataset(binary_archive).name == "cifar10"
 
 
-def test_an_image_folder_gives_its_name_made_safe(image_folder: Path, tmp_path: Path) -> None:
+def test_an_image_folder_gives_the_data_set_a_safe_name(image_folder: Path, tmp_path: Path) -> None:
     assert load_dataset(image_folder).name == "handwritten"
     shutil.copytree(image_folder, tmp_path / "my digits: (1)")
     dataset = load_dataset(tmp_path / "my digits: (1)")
@@ -97,44 +98,44 @@ def test_an_image_folder_gives_its_name_made_safe(image_folder: Path, tmp_path: 
     assert dataset.notes == ()
 
 
-def test_validation_images_come_from_the_training_set_and_the_test_set_stays_out() -> None:
-    whole, cut = load_dataset("digits"), load_dataset("digits", validation=200)
-    assert cut.evaluated_on == "validation"
-    assert (len(cut.train), len(cut.evaluation)) == (1242, 200)
+def test_validation_images_come_from_the_training_set_and_replace_the_test_set() -> None:
+    whole, split = load_dataset("digits"), load_dataset("digits", validation=200)
+    assert split.evaluated_on == "validation"
+    assert (len(split.train), len(split.evaluation)) == (1242, 200)
     training = sorted(image.tobytes() for image in whole.train.images)
-    both = np.concatenate([cut.train.images, cut.evaluation.images])
+    both = np.concatenate([split.train.images, split.evaluation.images])
     assert sorted(image.tobytes() for image in both) == training
 
 
-def test_the_limit_is_taken_of_both_sets_after_validation_is_cut() -> None:
-    cut, limited = load_dataset("digits", validation=200), load_dataset("digits", validation=200, limit=100)
+def test_the_limit_applies_to_both_sets_after_the_validation_split() -> None:
+    split, limited = load_dataset("digits", validation=200), load_dataset("digits", validation=200, limit=100)
     assert (len(limited.train), len(limited.evaluation)) == (100, 100)
-    for before, after in [(cut.train, limited.train), (cut.evaluation, limited.evaluation)]:
+    for before, after in [(split.train, limited.train), (split.evaluation, limited.evaluation)]:
         assert {image.tobytes() for image in after.images} <= {image.tobytes() for image in before.images}
 
 
-def test_the_seed_decides_the_cut_and_the_fingerprint_tells() -> None:
+def test_the_fingerprint_changes_with_seed_limit_and_validation() -> None:
     fingerprints = [load_dataset("digits", limit=100, seed=seed).fingerprint for seed in (0, 0, 1)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert load_dataset("digits").fingerprint != load_dataset("digits", validation=100).fingerprint
 
 
-def test_a_limit_beyond_the_smaller_set_cuts_the_larger_alone() -> None:
+def test_a_limit_above_the_size_of_the_test_set_limits_only_the_training_set() -> None:
     whole, limited = load_dataset("digits"), load_dataset("digits", limit=400)
     assert (len(limited.train), limited.evaluation.fingerprint) == (400, whole.evaluation.fingerprint)
-    cut = load_dataset("digits", validation=100, limit=150)
-    assert (len(cut.train), len(cut.evaluation)) == (150, 100)
+    split = load_dataset("digits", validation=100, limit=150)
+    assert (len(split.train), len(split.evaluation)) == (150, 100)
     assert load_dataset("digits", limit=10**6).fingerprint == whole.fingerprint
 
 
-def test_a_limit_or_a_validation_set_that_does_not_fit_the_data_is_refused() -> None:
-    with pytest.raises(InputError, match="^--limit is 9; for 10 classes it must be at least that many$"):
+def test_a_limit_or_validation_size_that_does_not_fit_the_data_is_refused() -> None:
+    with pytest.raises(InputError, match="^--limit is 9; it must be at least 10, the number of classes$"):
         load_dataset("digits", limit=9)
-    with pytest.raises(InputError, match="^--validation is 2000; of 1,442 training images in 10 classes it must be"):
+    with pytest.raises(InputError, match="^--validation is 2000; with 1,442 training images in 10 classes it must be"):
         load_dataset("digits", validation=2000)
 
 
-def test_every_kind_of_data_comes_in_the_input_size(binary_archive: Path, image_folder: Path) -> None:
+def test_every_kind_of_data_has_the_input_size(binary_archive: Path, image_folder: Path) -> None:
     for data in ("digits", binary_archive, image_folder):
         dataset = load_dataset(data, input_size=24)
         assert dataset.train.images.shape[1:] == dataset.evaluation.images.shape[1:] == (24, 24, 3)
@@ -142,7 +143,7 @@ def test_every_kind_of_data_comes_in_the_input_size(binary_archive: Path, image_
         load_dataset("digits", input_size=0)
 
 
-def test_a_folder_of_jpegs_of_cifar10_matches_the_original(real_data: Path, tmp_path: Path) -> None:
+def test_cifar10_as_a_folder_of_jpegs_matches_the_original(real_data: Path, tmp_path: Path) -> None:
     sample = load_dataset(real_data / "cifar-10-binary-sample.tar.gz", limit=50)
     for split, images in (("train", sample.train), ("test", sample.evaluation)):
         for row, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):

@@ -17,7 +17,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_an_archive_is_known_by_its_content_whatever_its_name(
+def test_an_archive_is_recognized_by_its_content_under_any_name(
     binary_archive: Path, python_archive: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     for name, source, layout in [("a.zip", binary_archive, "binary"), ("b", python_archive, "python")]:
@@ -33,7 +33,7 @@ def test_a_folder_is_searched_for_the_official_names(
 ) -> None:
     folder = tmp_path / "found"
     folder.mkdir()
-    # Placed in reverse: each is preferred to those before it.
+    # The least preferred source comes first. `locate` prefers each new copy to all earlier copies.
     for source, layout in [
         (python_folder, "python"),
         (binary_folder, "binary"),
@@ -44,13 +44,15 @@ def test_a_folder_is_searched_for_the_official_names(
         assert locate(folder) == Found(folder / source.name, layout)
 
 
-def test_an_unpacked_folder_is_known_under_any_name(binary_folder: Path, python_folder: Path, tmp_path: Path) -> None:
+def test_an_unpacked_folder_is_recognized_under_any_name(
+    binary_folder: Path, python_folder: Path, tmp_path: Path
+) -> None:
     for source, layout in [(binary_folder, "binary"), (python_folder, "python")]:
         shutil.copytree(source, tmp_path / layout)
         assert locate(tmp_path / layout) == Found(tmp_path / layout, layout)
 
 
-def test_a_sample_is_never_picked_but_can_be_named(binary_archive: Path, tmp_path: Path) -> None:
+def test_a_sample_is_found_only_by_its_own_path(binary_archive: Path, tmp_path: Path) -> None:
     sample = tmp_path / "samples" / "cifar-10-binary-sample.tar.gz"
     sample.parent.mkdir()
     shutil.copy(binary_archive, sample)
@@ -64,11 +66,11 @@ def test_an_image_folder_may_have_one_folder_around_it(image_folder: Path, tmp_p
     shutil.copytree(image_folder, tmp_path / "outer" / "one")
     assert locate(tmp_path / "outer") == Found(tmp_path / "outer" / "one", "images")
     shutil.copytree(image_folder, tmp_path / "outer" / "two")
-    with pytest.raises(InputError, match=r"holds several image folders \(one, two\); name one of them"):
+    with pytest.raises(InputError, match=r"holds several image folders \(one, two\); give one of them"):
         locate(tmp_path / "outer")
 
 
-def test_a_folder_of_archives_alone_is_an_image_folder(
+def test_a_folder_that_holds_only_archives_is_an_image_folder(
     image_folder: Path, binary_archive: Path, tmp_path: Path
 ) -> None:
     archives = tmp_path / "archives"
@@ -76,7 +78,7 @@ def test_a_folder_of_archives_alone_is_an_image_folder(
     for split in ("train", "test"):
         with tarfile.open(archives / f"{split}.tar", "w") as archive:
             archive.add(image_folder / split, split)
-    (archives / "README.txt").write_text("what these are")
+    (archives / "README.txt").write_text("a description")
     assert locate(archives) == Found(archives, "images")
     shutil.copy(next(image_folder.rglob("*.png")), archives)
     with pytest.raises(InputError, match="holds neither CIFAR-10"):
@@ -88,7 +90,7 @@ def test_a_folder_of_archives_alone_is_an_image_folder(
         locate(archives)
 
 
-def test_what_is_not_there_or_holds_nothing_is_told(tmp_path: Path) -> None:
+def test_a_path_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="missing: no such file or folder; check the path"):
         locate(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
@@ -121,7 +123,7 @@ def test_the_variable_comes_before_the_working_folder_and_that_before_the_cache(
     assert find_cifar10() == Found(binary_archive, "binary")
 
 
-def test_a_variable_that_is_set_but_wrong_is_an_error_even_where_data_lie_elsewhere(
+def test_a_wrong_variable_is_an_error_even_if_there_is_data_elsewhere(
     binary_archive: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Path("data").mkdir()
@@ -136,6 +138,6 @@ def test_a_variable_that_is_set_but_wrong_is_an_error_even_where_data_lie_elsewh
     assert find_cifar10() is not None
 
 
-def test_a_working_folder_with_other_data_is_passed_over(image_folder: Path) -> None:
+def test_a_data_folder_without_cifar10_is_skipped(image_folder: Path) -> None:
     shutil.copytree(image_folder, "data")
     assert find_cifar10() is None

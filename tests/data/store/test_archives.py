@@ -1,4 +1,4 @@
-"""A folder of archives: one set, read in several processes, whatever stops them, as if all were in one folder."""
+"""A folder of archives is one data set. Several processes decode the archives, and resume after an interruption."""
 
 import os
 import re
@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, StorageError
 from onecycle.data import load_dataset
 from onecycle.data.check import check
 from onecycle.data.readers.image_folder import read_image_folder
-from onecycle.data.store import parts
+from onecycle.data.store import parallel_decode
 from onecycle.data.store.cache import images_folder
 
 ARCHIVES = 6
 READ = """
 import sys
 from onecycle.data import load_dataset
-from onecycle.data.store import parts
-parts.usable_cores = lambda: int(sys.argv[2])
+from onecycle.data.store import parallel_decode
+parallel_decode.usable_cores = lambda: int(sys.argv[2])
 print(load_dataset(sys.argv[1]).fingerprint)
 """
 
@@ -46,15 +46,15 @@ def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for number in range(600):
         split = "test" if number % 5 == 0 else "train"
-        path = tmp_path / "pictures" / split / f"class {number % 3}" / f"{number:04}.jpg"
+        path = tmp_path / "images" / split / f"class {number % 3}" / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.fixture
 def archives(folder: Path) -> Path:
-    """The same in archives of every kind, shuffled."""
+    """The same photographs, shuffled into archives of every kind."""
     target = folder.parent / "archives"
     target.mkdir()
     files = np.random.default_rng(1).permutation(np.array(sorted(folder.rglob("*.jpg")), dtype=object))
@@ -85,19 +85,19 @@ def start(source: Path, processes: int = 1) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def parts_in(cache: Path) -> set[Path]:
-    """The archives that are decoded, of what is not read to its end."""
+def decoded_in(cache: Path) -> set[Path]:
+    """The archives that are decoded while the data set is not complete yet."""
     return {path for path in cache.glob("unfinished-*/*") if re.fullmatch("[0-9a-f]{32}", path.name)}
 
 
-def wait_for_parts(cache: Path, process: subprocess.Popen[str], count: int = 1) -> None:
-    while len(parts_in(cache)) < count:
+def wait_for_decoded(cache: Path, process: subprocess.Popen[str], count: int = 1) -> None:
+    while len(decoded_in(cache)) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
 
 
-def spoil(archives: list[Path]) -> None:
-    """Make them of no use, so that who reads them again is found out, but for that like what they were."""
+def overwrite(archives: list[Path]) -> None:
+    """Fill `archives` with zeros, so that reading them again fails. Sizes and modification times stay the same."""
     for archive in archives:
         stat = archive.stat()
         archive.write_bytes(bytes(stat.st_size))
@@ -108,45 +108,45 @@ def spoil(archives: list[Path]) -> None:
 def test_archives_are_read_as_if_all_were_in_one_folder_in_any_number_of_processes(
     folder: Path, archives: Path, processes: int, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "usable_cores", lambda: processes)
+    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: processes)
     expected = fingerprints(folder)
     assert fingerprints(archives) == expected
-    assert len(list(own_cache.iterdir())) == 2  # one of each, and nothing else
-    spoil(sorted(archives.iterdir()))
+    assert len(list(own_cache.iterdir())) == 2  # a set for the folder and a set for the archives
+    overwrite(sorted(archives.iterdir()))
     assert fingerprints(archives) == expected
 
 
-def test_a_set_without_a_test_set_has_the_same_one_drawn(folder: Path, tmp_path: Path) -> None:
+def test_the_same_test_set_is_drawn_from_archives_and_from_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
-    for number, name in enumerate(("class 0", "class 1", "class 2")):  # each its own archive, as is usual
+    for number, name in enumerate(("class 0", "class 1", "class 2")):  # one archive per class, as is common
         pack(tmp_path / "few" / f"{number}.tar", folder / "train", sorted((folder / "train" / name).iterdir()))
     one, other = (read_image_folder(source, 32) for source in (folder / "train", tmp_path / "few"))
     assert one.drawn == other.drawn is not None
     assert one.test.fingerprint == other.test.fingerprint
 
 
-def test_each_archive_may_have_a_folder_around_its_own(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tops").mkdir()
+def test_each_archive_may_have_one_more_folder_around_its_images(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "nested").mkdir()
     files = sorted(folder.rglob("*.jpg"))
     for number in range(2):
-        pack(tmp_path / "tops" / f"{number}.tar", folder, files[number::2], top=f"part {number}/")
-    assert fingerprints(tmp_path / "tops") == fingerprints(folder)
-    shutil.rmtree(tmp_path / "tops")
-    (tmp_path / "tops").mkdir()
+        pack(tmp_path / "nested" / f"{number}.tar", folder, files[number::2], top=f"part {number}/")
+    assert fingerprints(tmp_path / "nested") == fingerprints(folder)
+    shutil.rmtree(tmp_path / "nested")
+    (tmp_path / "nested").mkdir()
     files = sorted((folder / "train").rglob("*.jpg"))
     for number in range(2):
-        pack(tmp_path / "tops" / f"{number}.tar", folder / "train", files[number::2], top=f"part {number}/")
-    assert load_dataset(tmp_path / "tops").train.classes == ("class 0", "class 1", "class 2")
+        pack(tmp_path / "nested" / f"{number}.tar", folder / "train", files[number::2], top=f"part {number}/")
+    assert load_dataset(tmp_path / "nested").train.classes == ("class 0", "class 1", "class 2")
 
 
-def test_check_takes_a_folder_of_archives(folder: Path, archives: Path) -> None:
+def test_check_accepts_a_folder_of_archives(folder: Path, archives: Path) -> None:
     shutil.copy(folder / "train" / "class 1" / "0001.jpg", folder / "test" / "class 0" / "again.jpg")
-    (folder / "train" / "class 0" / "cut.jpg").write_bytes(
+    (folder / "train" / "class 0" / "truncated.jpg").write_bytes(
         (folder / "train" / "class 1" / "0001.jpg").read_bytes()[:300]
     )
-    added = [folder / "test" / "class 0" / "again.jpg", folder / "train" / "class 0" / "cut.jpg"]
+    added = [folder / "test" / "class 0" / "again.jpg", folder / "train" / "class 0" / "truncated.jpg"]
     pack(archives / "added.tar", folder, added)
-    (archives / "README.txt").write_text("what these are")
+    (archives / "README.txt").write_text("a description")
     found, expected = check(archives), check(folder)
     assert (found.classes, found.counts) == (expected.classes, expected.counts)
     ((first, second),) = found.repeated
@@ -155,32 +155,32 @@ def test_check_takes_a_folder_of_archives(folder: Path, archives: Path) -> None:
         "test/class 0/again.jpg",
     }
     (problem,) = found.problems
-    assert problem.startswith(f"{archives}/added.tar:train/class 0/cut.jpg: the picture cannot be read")
+    assert problem.startswith(f"{archives}/added.tar:train/class 0/truncated.jpg: the image cannot be read")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGKILL, signal.SIGINT])
 def test_after_an_interruption_archives_that_were_decoded_are_not_decoded_again(
-    how: signal.Signals, folder: Path, archives: Path, own_cache: Path
+    stop_signal: signal.Signals, folder: Path, archives: Path, own_cache: Path
 ) -> None:
     expected = fingerprints(folder)
     process = start(archives)
-    wait_for_parts(own_cache, process, 2)
-    process.send_signal(how)
+    wait_for_decoded(own_cache, process, 2)
+    process.send_signal(stop_signal)
     process.communicate()
-    done = len(parts_in(own_cache))
+    done = len(decoded_in(own_cache))
     assert 2 <= done < ARCHIVES
-    spoil(sorted(archives.iterdir())[:done])
+    overwrite(sorted(archives.iterdir())[:done])
     assert fingerprints(archives) == expected
     assert len(list(own_cache.iterdir())) == 2
 
 
-def test_helpers_end_with_the_process_that_began_them(archives: Path, own_cache: Path) -> None:
+def test_helpers_end_with_the_process_that_started_them(archives: Path, own_cache: Path) -> None:
     def alive() -> list[str]:
         lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
         return [line for line in lines if str(archives).encode() in line]
 
     process = start(archives, processes=3)
-    wait_for_parts(own_cache, process)
+    wait_for_decoded(own_cache, process)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 20
@@ -191,23 +191,23 @@ def test_helpers_end_with_the_process_that_began_them(archives: Path, own_cache:
 
 def test_a_second_process_waits_for_the_first(archives: Path, own_cache: Path) -> None:
     first = start(archives)
-    wait_for_parts(own_cache, first)
+    wait_for_decoded(own_cache, first)
     first.send_signal(signal.SIGSTOP)
     second = start(archives)
     try:
         assert second.stderr
-        assert second.stderr.readline() == f"{archives} is being read by another process; waiting for it\n"
-        before = parts_in(own_cache)
+        assert second.stderr.readline() == f"another process is reading {archives}; waiting for it\n"
+        before = decoded_in(own_cache)
         time.sleep(0.1)
-        assert parts_in(own_cache) == before
+        assert decoded_in(own_cache) == before
     finally:
         first.send_signal(signal.SIGCONT)
-    told = [process.communicate()[0] for process in (first, second)]
-    assert told[0] == told[1] != ""
+    printed = [process.communicate()[0] for process in (first, second)]
+    assert printed[0] == printed[1] != ""
     assert len(list(own_cache.iterdir())) == 1
 
 
-def test_a_changed_archive_is_noticed(folder: Path, archives: Path) -> None:
+def test_a_changed_folder_of_archives_is_read_again(folder: Path, archives: Path) -> None:
     before = fingerprints(archives)
     red = folder / "train" / "class 0" / "red.jpg"
     Image.new("RGB", (32, 32), "red").save(red)
@@ -217,86 +217,88 @@ def test_a_changed_archive_is_noticed(folder: Path, archives: Path) -> None:
     assert [after.train.fingerprint, after.test.fingerprint] == fingerprints(folder) != before
 
 
-def test_of_a_damaged_archive_the_others_are_kept(
+def test_after_a_damaged_archive_the_others_stay_decoded(
     folder: Path, archives: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "usable_cores", lambda: 2)
+    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 2)
     *others, last = sorted(archives.iterdir())
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=rf"^{last}: cannot be read to its end \(unexpected end of data\)"):
         read_image_folder(archives, 32)
-    assert len(parts_in(own_cache)) >= ARCHIVES - 2  # another process was perhaps at one, too
-    spoil([archive for archive in others if archive.name < "4"])
+    assert len(decoded_in(own_cache)) >= ARCHIVES - 2  # the other process may not have finished its archive
+    overwrite([archive for archive in others if archive.name < "4"])
     last.write_bytes(whole)
     assert fingerprints(archives) == fingerprints(folder)
 
 
-def test_images_that_cannot_be_used_are_told_of_all_archives_and_the_rest_is_kept(
+def test_unusable_images_of_all_archives_are_listed_and_decoded_archives_are_kept(
     folder: Path, archives: Path, own_cache: Path
 ) -> None:
     expected, sound = fingerprints(folder), sorted(archives.iterdir())
     for number in range(2):
-        cut = folder / "train" / "class 0" / f"cut {number}.jpg"
-        cut.write_bytes(b"no picture")
-        pack(archives / f"more {number}.tar", folder, [cut])
-    told = r"2 of 602 images cannot be used: .*more 0\.tar:train/class 0/cut 0\.jpg: not a picture .*more 1\.tar:"
-    with pytest.raises(InputError, match=rf"^{archives}: {told}"):
+        text = folder / "train" / "class 0" / f"text {number}.jpg"
+        text.write_bytes(b"not an image")
+        pack(archives / f"more {number}.tar", folder, [text])
+    message = r"2 of 602 images cannot be used: .*more 0\.tar:train/class 0/text 0\.jpg: not an image .*more 1\.tar:"
+    with pytest.raises(InputError, match=rf"^{archives}: {message}"):
         read_image_folder(archives, 32)
     for number in range(2):
         (archives / f"more {number}.tar").unlink()
-    spoil(sound)
+    overwrite(sound)
     assert fingerprints(archives) == expected
 
 
-def test_a_full_disk_is_told_in_one_line_and_what_was_decoded_is_kept(
+def test_a_full_disk_gives_one_line_and_decoded_archives_are_kept(
     folder: Path, archives: Path, own_cache: Path
 ) -> None:
     expected = fingerprints(folder)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # a part has 300 KB, the training set 1.5 MB
+    # The limit is 1 MB. A decoded archive takes 300 KB, but the training set takes 1.5 MB.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
         with pytest.raises(
-            InputError, match=r"cannot be written \(File too large\); make room there, or set XDG_CACHE"
+            StorageError, match=r"cannot be written \(File too large\); make room there, or set XDG_CACHE"
         ):
             read_image_folder(archives, 32)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert len(parts_in(own_cache)) == ARCHIVES
-    spoil(sorted(archives.iterdir()))
+    assert len(decoded_in(own_cache)) == ARCHIVES
+    overwrite(sorted(archives.iterdir()))
     assert fingerprints(archives) == expected
 
 
-def test_what_changes_while_it_is_read_is_refused(archives: Path, tmp_path: Path) -> None:
-    answers = iter(["before", "after"])
-    source = parts.Source(sorted(archives.iterdir())[0], next(answers), lambda _: next(answers))
+def test_an_archive_that_changes_while_it_is_read_is_refused(archives: Path, tmp_path: Path) -> None:
+    successive = iter(["before", "after"])
+    first_archive = min(archives.iterdir())
+    source = parallel_decode.DecodeSource(first_archive, next(successive), lambda _: next(successive))
     with pytest.raises(InputError, match=r"0\.tar: changed while it was read; try again"):
-        parts.decode([source], 32, tmp_path)
+        parallel_decode.decode([source], 32, tmp_path)
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_a_name_that_is_there_twice_is_refused_with_the_archives(folder: Path, archives: Path) -> None:
+def test_a_duplicate_name_is_refused_with_its_archives(folder: Path, archives: Path) -> None:
     name = "train/class 1/0001.jpg"
     pack(archives / "more.tar", folder, [folder / name])
     with pytest.raises(InputError, match=rf"^{name} is in {archives}/\d\S+ and in more\.tar; keep one$"):
         read_image_folder(archives, 32)
     (archives / "more.tar").unlink()
     pack(archives.parent / "twice.tar", folder, [*sorted(folder.rglob("*.jpg")), folder / name])
-    with pytest.raises(InputError, match=rf"^{archives.parent}/twice\.tar: holds {name} twice; keep one$"):
+    with pytest.raises(InputError, match=rf"^{archives.parent}/twice\.tar: contains {name} twice; keep one$"):
         read_image_folder(archives.parent / "twice.tar", 32)
 
 
-def test_archives_that_do_not_fit_together_are_refused(folder: Path, archives: Path) -> None:
+def test_archives_of_classes_beside_archives_of_splits_are_refused(folder: Path, archives: Path) -> None:
     pack(archives / "other.tar", folder / "train", [folder / "train" / "class 1" / "0001.jpg"])
     with pytest.raises(
-        InputError, match=rf"^{archives}/other\.tar: has neither train/ nor test/, and {archives}/0\.tar has"
+        InputError, match=rf"^{archives}/other\.tar: has neither train/ nor test/, but {archives}/0\.tar has"
     ):
         read_image_folder(archives, 32)
 
 
-def test_a_training_set_and_a_test_set_that_are_archives_of_classes_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+def test_archives_called_train_and_test_without_these_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
     for split in ("train", "test"):
         pack(tmp_path / "sets" / f"{split}.tar", folder / split, sorted((folder / split).rglob("*.jpg")))
-    with pytest.raises(InputError, match=r"test\.tar: test looks like a set; put its classes into train/ or test/"):
+    with pytest.raises(InputError, match=r"test\.tar: test looks like a split; move its classes into train/ or test/"):
         read_image_folder(tmp_path / "sets", 32)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, StorageError
 from onecycle.data.store.cache import cache_folder, cached
 
 
@@ -19,7 +19,7 @@ def _read(folder: Path) -> int:
     return int((folder / "value").read_text())
 
 
-def test_what_was_written_once_is_only_read_afterwards() -> None:
+def test_an_entry_is_written_once_and_then_only_read() -> None:
     def never(folder: Path) -> None:
         raise AssertionError("written twice")
 
@@ -28,7 +28,7 @@ def test_what_was_written_once_is_only_read_afterwards() -> None:
 
 
 @pytest.mark.parametrize("damage", ["not a number", None])
-def test_a_damaged_entry_is_made_again(damage: str | None) -> None:
+def test_a_damaged_entry_is_written_again(damage: str | None) -> None:
     cached("key", _write, _read)
     value = cache_folder() / "images" / "key" / "value"
     value.write_text(damage) if damage else value.unlink()
@@ -47,16 +47,16 @@ def test_a_failure_leaves_nothing_behind(failure: BaseException) -> None:
     assert list((cache_folder() / "images").iterdir()) == []
 
 
-def test_the_second_of_two_processes_uses_what_the_first_wrote() -> None:
-    def while_another_was_faster(folder: Path) -> None:
+def test_of_two_writers_the_slower_uses_the_entry_of_the_faster() -> None:
+    def write_slowly(folder: Path) -> None:
         (folder / "value").write_text("8")
         cached("key", _write, _read)
 
-    assert cached("key", while_another_was_faster, _read) == 7
+    assert cached("key", write_slowly, _read) == 7
     assert [entry.name for entry in (cache_folder() / "images").iterdir()] == ["key"]
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_of_an_unwritable_cache_names_the_remedies(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match="cannot be written .*; make room there, or set XDG_CACHE_HOME"):
+    with pytest.raises(StorageError, match="cannot be written .*; make room there, or set XDG_CACHE_HOME"):
         cached("key", _write, _read)

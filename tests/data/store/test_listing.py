@@ -5,7 +5,7 @@ import numpy as np
 
 from onecycle.data.preprocessing import suffixes
 from onecycle.data.readers.entries import Entry
-from onecycle.data.store.folder_index import index_of
+from onecycle.data.store.index import index_of
 from onecycle.data.store.listing import Listing, listing_of, located
 
 
@@ -13,7 +13,7 @@ def _file(*parts: str) -> Entry:
     return Entry(parts, False, bytes)
 
 
-def test_images_are_listed_in_the_order_they_come_in_with_all_folders(image_folder: Path) -> None:
+def test_a_listing_has_all_images_and_all_folders(image_folder: Path) -> None:
     listing = listing_of(image_folder)
     names = [name for _, name in located([listing], np.arange(len(listing)))]
     files = [path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png")]
@@ -21,13 +21,13 @@ def test_images_are_listed_in_the_order_they_come_in_with_all_folders(image_fold
     assert {("train",), ("test", "9")} <= set(listing.folders)
 
 
-def test_of_a_file_that_is_no_image_only_the_folder_counts(tmp_path: Path) -> None:
+def test_only_the_folder_of_another_file_is_recorded(tmp_path: Path) -> None:
     listing = Listing(tmp_path)
     assert [listing.add(_file("a", "1.png")), listing.add(_file("b", "notes.txt"))] == [True, False]
     assert (len(listing), list(listing.folders)) == (1, [("a",), ("b",)])
 
 
-def test_a_listing_is_the_same_when_it_was_saved_even_with_names_that_are_no_text(tmp_path: Path) -> None:
+def test_a_saved_listing_is_loaded_unchanged_even_with_names_that_are_not_valid_text(tmp_path: Path) -> None:
     listing = Listing(tmp_path)
     for name in ("ä.png", "\udcff.png", "雪.png"):
         listing.add(_file("a\udcfe", name))
@@ -53,16 +53,16 @@ def test_images_are_numbered_through_all_listings(tmp_path: Path) -> None:
 
 
 def test_a_hundred_thousand_names_and_their_index_take_a_few_megabytes(tmp_path: Path) -> None:
-    suffixes()  # which loads Pillow's plugins
+    suffixes()  # loads Pillow's plugins
     tracemalloc.start()
     try:
         listings = [Listing(tmp_path / f"{part}.tar") for part in range(4)]
         for number in range(100_000):
             listings[number % 4].add(_file("train", f"class {number * 7919 % 100:03}", f"{number:08}.jpg"))
         index = index_of(listings, tmp_path)
-        held, most = tracemalloc.get_traced_memory()
+        current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert [len(images) for images in index.images.values()] == [80_000, 20_000]
-    assert held < 6e6
-    assert most < 9e6  # a dictionary of tuples of strings takes several times that
+    assert current < 6e6
+    assert peak < 9e6  # a dictionary with a tuple of strings per image would take several times as much

@@ -1,24 +1,25 @@
-/* Batch norm and activation over rows of channels, [rows, channels] in bfloat16; what is per channel is float32.
+/* Batch norm and activation of maps [rows, channels] in bfloat16. Values per channel are float32.
 
-   The activation is a ReLU, or a hardswish where `smooth` is not 0: z times z/6 + 1/2, held between 0 and 1.
+   The activation is a ReLU, or with `smooth` a hardswish: z times (z/6 + 1/2), where the second factor is clamped to
+   [0, 1].
 
-   Every loop over channels is one vector instruction after another, and every array is read once per pass. Each thread
-   takes an equal stretch of the rows, and its sums are its own: they are added outside, always in the same order. Where
-   OpenMP grants fewer threads than were asked for, one does the stretches of several. */
+   The compiler vectorizes every loop over channels, and each pass reads every array once. Each thread has an equal
+   range of the rows and its own sums. The caller adds the threads' sums, always in the same order. If OpenMP grants
+   fewer threads than requested, one thread computes several ranges. */
 #include "bfloat16.h"
 
-#define INLINE static inline __attribute__((always_inline))  /* with `smooth` known, no loop branches */
+#define INLINE static inline __attribute__((always_inline))  /* a constant `smooth` leaves no branches in loops */
 
 enum { BLOCK = 256 };  /* rows summed in float32 before they are added in float64 */
 
-/* What is not a number stays so. */
+/* The activation of z. It propagates NaN. */
 INLINE float activated(float z, long smooth) {
     if (!smooth) return z < 0 ? 0 : z;
     float part = z * (1 / 6.0f) + 0.5f;
     return z * (part < 0 ? 0 : part > 1 ? 1 : part);
 }
 
-/* The gradient before the activation, for the gradient behind it. */
+/* The gradient of the activation's input z. `gradient` is the gradient of the activation's output. */
 INLINE float let_through(float gradient, float z, long smooth) {
     if (!smooth) return z <= 0 ? 0 : gradient;
     return z <= -3 ? 0 : z >= 3 ? gradient : gradient * (z * (1 / 3.0f) + 0.5f);
@@ -31,8 +32,8 @@ static void add_block(double *sums, float *block, long channels) {
     }
 }
 
-/* sums [2, channels] over one thread's rows: of g and of g (x - around). g is the gradient that the activation lets
-   through; where there is none it is x - around itself. Around a value near the mean its squares stay small. */
+/* Sum g and g (x - around) over one thread's rows. `sums` is [2, channels]. g is the gradient of the activation's
+   input, or x - around if `gradient` is NULL. `around` is near the mean, so that squares stay small. */
 INLINE void sum_rows(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
                      const float *restrict shift, const float *restrict around, double *restrict sums, long begin,
                      long end, long channels, long smooth) {
@@ -51,7 +52,7 @@ INLINE void sum_rows(const bfloat16 *restrict x, const bfloat16 *restrict gradie
     }
 }
 
-/* sums [threads, 2, channels]: of x - around and of its square. */
+/* Sum x - around and its square. `sums` is [threads, 2, channels]. */
 void moments(const bfloat16 *x, const float *around, double *sums, long rows, long channels, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++)
@@ -77,7 +78,7 @@ void scale_shift_activate(const bfloat16 *x, const float *scale, const float *sh
     }
 }
 
-/* sums [threads, 2, channels]: of g and of g (x - mean), where g is the gradient that the activation lets through. */
+/* Sum g and g (x - mean), where g is the gradient of the activation's input. `sums` is [threads, 2, channels]. */
 void gradient_moments(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
                       const float *mean, double *sums, long rows, long channels, long smooth, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -99,7 +100,7 @@ INLINE void gradient_row(const bfloat16 *restrict x, const bfloat16 *restrict gr
     }
 }
 
-/* result = scale g + slope x + offset, where g is the gradient that the activation lets through. */
+/* result = scale g + slope x + offset, where g is the gradient of the activation's input. */
 void input_gradient(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
                     const float *slope, const float *offset, bfloat16 *result, long rows, long channels, long smooth,
                     int threads) {

@@ -11,7 +11,7 @@ static inline float widen(bfloat16 value) {
     return wide;
 }
 
-/* Rounds to the nearest, ties to even. What is not a number could be rounded up to one, so it is told apart. */
+/* Round to nearest, ties to even. Rounding could turn a NaN into a number, so NaN is handled separately. */
 static inline bfloat16 narrow(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);

@@ -1,11 +1,11 @@
-/* Max-pooling of 2×2 windows, and its gradient; maps [images, height, width, channels] in bfloat16, height and width
-   those of the map that is pooled. A last row or column without a partner is left out, as PyTorch does.
+/* Max-pooling of 2×2 windows, and its gradient, for bfloat16 maps [images, height, width, channels]. `height` and
+   `width` are the size before pooling. As in PyTorch, an odd last row or column is ignored.
 
-   Where a maximum lay is kept in a byte (0 to 3, in reading order), not in PyTorch's 64-bit index, and the gradient is
-   written in one pass over the larger map: nothing is filled with zeros first. */
+   The place of a maximum in its window is stored as a byte (0 to 3, row by row), not as a 64-bit index as in PyTorch.
+   The gradient is written in one pass, without filling the map with zeros first. */
 #include "bfloat16.h"
 
-/* Of equal values the first counts; what is not a number stays so. */
+/* Of equal values, the first is the maximum. NaN propagates. */
 void max_pool(const bfloat16 *restrict x, bfloat16 *restrict y, uint8_t *restrict place, long images, long height,
               long width, long channels, int threads) {
     long rows = height / 2, columns = width / 2;
@@ -32,7 +32,7 @@ void max_pool(const bfloat16 *restrict x, bfloat16 *restrict y, uint8_t *restric
         }
 }
 
-/* Each gradient goes to where its maximum lay, and zero to the other three and to what was left out. */
+/* Each gradient goes to the place of its maximum. All other places get zero. */
 void max_pool_gradient(const bfloat16 *restrict gradient, const uint8_t *restrict place, bfloat16 *restrict result,
                        long images, long height, long width, long channels, int threads) {
     long rows = height / 2, columns = width / 2;

@@ -26,7 +26,7 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (place,) = ctx.saved_tensors
-        gradient = native.in_rows(gradients[0])
+        gradient = native.to_kernel_layout(gradients[0])
         result = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
         native.call("max_pool_gradient", gradient, place, result, *_sizes(result))
         return result
@@ -34,18 +34,18 @@ class _MaxPool(torch.autograd.Function):
 
 def _sizes(x: torch.Tensor) -> tuple[int, int, int, int]:
     batch, channels, height, width = x.shape
-    return batch, height, width, channels  # as they lie in memory
+    return batch, height, width, channels  # in memory order
 
 
 class MaxPool2x2(nn.MaxPool2d):
-    """`nn.MaxPool2d(2)`; where the kernels do not apply, PyTorch's own compute."""
+    """`nn.MaxPool2d(2)`, by the native kernels. PyTorch pools inputs that the native kernels do not support."""
 
     def __init__(self) -> None:
         super().__init__(2)
 
     @classmethod
     def replaces(cls, layer: nn.Module) -> bool:
-        """Whether `layer` is what this class stands in for."""
+        """Whether this class can replace `layer`."""
         return (
             type(layer) is nn.MaxPool2d
             and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (2, 2, 0, 1)
@@ -53,7 +53,7 @@ class MaxPool2x2(nn.MaxPool2d):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not native.takes(input) or min(input.shape[2:]) < 2:
+        if not native.supports(input) or min(input.shape[2:]) < 2:
             pooled: torch.Tensor = super().forward(input)
         else:
             pooled = _MaxPool.apply(input)  # type: ignore[no-untyped-call]

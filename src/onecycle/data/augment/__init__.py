@@ -1,1 +1,1 @@
-"""Augmentation: image by image with albumentations, or batch by batch."""
+"""Augmentation: image by image with albumentations, or batch by batch on the device."""

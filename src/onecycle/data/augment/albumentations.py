@@ -1,11 +1,11 @@
-"""The augmentations of training images. The only importer of albumentations, which takes seconds to import."""
+"""Augmentation with albumentations. Only this module imports albumentations, because the import takes seconds."""
 
 import os
 import random
 from collections.abc import Sequence
 from typing import Any
 
-# Set first: on import albumentations asks the network for a newer version of itself.
+# This must be set before the import. Otherwise albumentations checks the web for updates.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations
@@ -13,32 +13,33 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.core.config import HOLE, PADDING
+from onecycle.core.config import CUTOUT, PADDING
 
-# One image is too little work to share between threads, and OpenCV's would fight the network for the cores.
+# One image is too little work for several threads, and OpenCV's threads would compete with training for the cores.
 cv2.setNumThreads(0)
 
 
 class Augmentation:
-    """Random crop after padding by 4, horizontal flip, one 8×8 hole: the recipe's three, for images of one size.
+    """Pads an image by 4 pixels and crops at random, flips it horizontally at random, and cuts out one 8×8 square.
 
-    The border is padded by reflection without repeating the edge, as in Page's original; the hole is filled with
-    `fill`, the mean colour (R,G,B from 0 to 255) of the training set, and lies wholly inside the image.
+    All images have `size`×`size` pixels. Padding reflects the image without repeating the edge, as in Page's original
+    implementation. The cutout is filled with `fill`, the mean color (R,G,B from 0 to 255) of the training set, and lies
+    fully inside the image.
     """
 
     def __init__(self, size: int, fill: Sequence[float]) -> None:
         self._arguments = size, fill
         padded = size + 2 * PADDING
-        # Not strict, albumentations only warns of an argument that it does not know and goes on with a default.
+        # Without `strict`, albumentations only warns about an unknown argument and uses a default.
         compose = albumentations.Compose(
             [
                 albumentations.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_REFLECT_101),
                 albumentations.RandomCrop(size, size),
                 albumentations.HorizontalFlip(p=0.5),
-                _OneHole(
+                _OneCutout(
                     num_holes_range=(1, 1),
-                    hole_height_range=(HOLE, HOLE),
-                    hole_width_range=(HOLE, HOLE),
+                    hole_height_range=(CUTOUT, CUTOUT),
+                    hole_width_range=(CUTOUT, CUTOUT),
                     fill=tuple(round(value) for value in fill),
                     p=1.0,
                 ),
@@ -46,16 +47,17 @@ class Augmentation:
             strict=True,
         )
         self._stream = _Stream()
-        # Called one by one: Compose would check image and arguments again for every image, at a third of the cost.
+        # `__call__` applies the transforms one by one, because `Compose` would validate every image again. That
+        # validation takes a third of the time.
         self._transforms = compose.transforms
         for transform in self._transforms:
             transform.set_random_state(self._stream.generator, self._stream)
 
     def __reduce__(self) -> tuple[type, tuple[int, Sequence[float]]]:
-        return type(self), self._arguments  # for workers that are not forked: a stream has nothing worth sending
+        return type(self), self._arguments  # for workers that are not forked: they create a new stream
 
     def __call__(self, image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
-        """An augmented copy of `image` uint8 `[S,S,3]`; equal keys (seed, epoch, position) give equal copies."""
+        """An augmented copy of `image`, uint8 `[S,S,3]`. Equal keys (seed, epoch, position) give equal copies."""
         self._stream.begin(*key)
         augmented = image
         for transform in self._transforms:
@@ -63,26 +65,25 @@ class Augmentation:
         return augmented
 
 
-class _OneHole(albumentations.CoarseDropout):  # type: ignore[misc]
-    """CoarseDropout of exactly one hole: drawn as two numbers instead of as arrays, which would take twice as long.
+class _OneCutout(albumentations.CoarseDropout):  # type: ignore[misc]
+    """A CoarseDropout that drops exactly one square and is three times as fast.
 
-    Nor does it seed a generator for a random fill, which would take as long again: there is none.
+    It draws two numbers instead of arrays. It does not seed a generator for random fills, because the fill is constant.
     """
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
-        top, left = (int(self.random_generator.integers(side - HOLE + 1)) for side in (height, width))
-        holes = np.array([[left, top, left + HOLE, top + HOLE]])
-        return {"holes": holes, "seed": self.random_generator}  # which `default_rng` gives back as it is
+        top, left = (int(self.random_generator.integers(side - CUTOUT + 1)) for side in (height, width))
+        holes = np.array([[left, top, left + CUTOUT, top + CUTOUT]])
+        return {"holes": holes, "seed": self.random_generator}  # `default_rng` returns a generator unchanged
 
 
 class _Stream(random.Random):
-    """Random numbers by (seed, epoch, position), for albumentations, which asks two generators for them.
+    """A stream of random numbers for each (seed, epoch, position).
 
-    Philox counts its way through numbers that key and counter determine, so that it takes two microseconds to go to
-    those of another image. Seeding two generators for each image would take fifteen. Both draw from one stream: were
-    each seeded alike, flips and crops would be correlated. Source: Salmon et al. 2011, "Parallel random numbers: as
-    easy as 1, 2, 3".
+    Both generators that albumentations uses draw from this stream. Seeding both with the same number would correlate
+    flips and crops. Philox is a counter-based generator: moving it to another image takes 2 µs, but seeding two
+    generators would take 15 µs. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
 
     def __init__(self) -> None:
@@ -92,12 +93,12 @@ class _Stream(random.Random):
         super().__init__()
 
     def begin(self, seed: int, epoch: int, position: int) -> None:
-        """Go to the numbers for the image at `position` of `epoch`."""
+        """Move to the random numbers for the image at `position` in the order of `epoch`."""
         if self._epoch != (seed, epoch):
             self._epoch = seed, epoch
             self._state["state"]["key"] = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2, np.uint64)
         self._state["state"]["counter"] = np.array([0, 0, position, 0], np.uint64)
-        self.generator.bit_generator.state = self._state  # saved before anything was drawn: nothing is left over
+        self.generator.bit_generator.state = self._state  # a fresh state, without leftover bits
 
     def random(self) -> float:
         return self.generator.random()
@@ -106,4 +107,4 @@ class _Stream(random.Random):
         return int(self.generator.random() * 2**count)  # albumentations asks for a few bits at a time
 
     def seed(self, *_: object) -> None:
-        """Nothing: `begin` does that."""
+        """Do nothing, because `begin` sets the state."""

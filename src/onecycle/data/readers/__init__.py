@@ -1,1 +1,1 @@
-"""Readers of data sets: CIFAR-10, image folders and archives, the embedded digits."""
+"""Read data sets: CIFAR-10, image folders and archives, and the embedded digits."""

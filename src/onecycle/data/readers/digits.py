@@ -1,24 +1,24 @@
-"""The embedded set, so that everything runs with no network at all."""
+"""The embedded handwritten digits, a data set that needs no download."""
 
 import numpy as np
 
 from onecycle.data.readers.image_set import ImageSet
 
-_EVERY = 5  # of each class, every fifth image is for testing
+_TEST_EVERY = 5  # every fifth image of each class is a test image
 
 
 def load_digits() -> tuple[ImageSet, ImageSet]:
     """scikit-learn's handwritten digits as 32×32 RGB: 1,442 training and 355 test images, the same everywhere.
 
-    Whole-number arithmetic makes the pixels and a fixed rule the split: no resampling library and no random
-    generator, whose next version may differ, has a part in them.
+    Images are resized with integer arithmetic and split by a fixed rule, so the result does not depend on library
+    versions.
     Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
-    from sklearn import datasets  # takes a second
+    from sklearn import datasets  # this import takes a second
 
     digits = datasets.load_digits()
     small = digits.images.astype(np.int64)  # [N,8,8], ink from 0 to 16
-    # Bilinear, from the pixels' centres: output pixel i lies at (i + 0.5) / 4 - 0.5, here in eighths of a pixel.
+    # Bilinear resizing: output pixel i has its center at (i + 0.5) / 4 - 0.5 in the input, here in eighths of a pixel.
     at = np.clip(2 * np.arange(32) - 3, 0, 56)
     left, eighths = np.divmod(at, 8)
     weights = np.zeros((32, 9), np.int64)
@@ -26,12 +26,12 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
     weights[np.arange(32), left + 1] += eighths
     weights = weights[:, :8]
     large = weights @ small @ weights.T  # [N,32,32], from 0 to 16 * 64
-    grey = ((large * 255 + 512) // 1024).astype(np.uint8)
-    images = np.repeat(grey[..., None], 3, axis=3)  # [N,32,32] -> [N,32,32,3]
+    gray = ((large * 255 + 512) // 1024).astype(np.uint8)
+    images = np.repeat(gray[..., None], 3, axis=3)  # [N,32,32] -> [N,32,32,3]
     labels = digits.target.astype(np.int64)
     classes = tuple(str(name) for name in digits.target_names)
     whole = ImageSet(images, labels, classes)
     is_test = np.zeros(len(whole), bool)
     for label in range(len(classes)):
-        is_test[np.flatnonzero(labels == label)[_EVERY - 1 :: _EVERY]] = True
+        is_test[np.flatnonzero(labels == label)[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
     return whole.subset(np.flatnonzero(~is_test)), whole.subset(np.flatnonzero(is_test))

@@ -1,23 +1,25 @@
-"""Getting one known file from the web."""
+"""Download a file with a known size and checksum."""
 
 import hashlib
 import http.client
 import os
+import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import flush
 
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 20
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file on the web whose content is known: `size` in bytes and `md5` in hex."""
+    """A file on the web with its `size` in bytes and `md5` in hex."""
 
     url: str
     size: int
@@ -41,7 +43,7 @@ CIFAR10_PYTHON = RemoteFile(
 
 
 def matches(path: Path, remote: RemoteFile) -> bool:
-    """Whether the file at `path` is `remote`, by size and md5."""
+    """Whether the file at `path` has the size and md5 of `remote`."""
     if path.stat().st_size != remote.size:
         return False
     with path.open("rb") as file:
@@ -49,12 +51,13 @@ def matches(path: Path, remote: RemoteFile) -> bool:
 
 
 def download(remote: RemoteFile, folder: Path) -> Path:
-    """`remote` in `folder`, with a progress bar; it has its name there only when it is whole and checked.
+    """Download `remote` into `folder`, with a progress bar.
 
-    Until then it is NAME.part, which a second call continues.
+    The file is called NAME.part until it is complete and verified. A second call continues an interrupted download.
 
     Raises:
-        InputError: no connection, an interruption, another file than expected, or a folder that cannot be written.
+        InputError: without a connection, after an interruption, or when the file is not the expected one.
+        StorageError: when the folder cannot be written.
     """
     whole, part = folder / remote.name, folder / f"{remote.name}.part"
     try:
@@ -66,17 +69,20 @@ def download(remote: RemoteFile, folder: Path) -> Path:
         if part.stat().st_size < remote.size:
             raise InputError(
                 f"the download of {remote.url} stopped at {part.stat().st_size:,} of {remote.size:,} bytes; "
-                "the same command continues it"
+                "repeat the command to continue"
             )
         if not matches(part, remote):
             part.unlink()
-            raise InputError(f"{remote.url} is not the expected file (size or md5 differ), so it was thrown away")
+            raise InputError(f"{remote.url} is not the expected file (size or md5 differ), so it was deleted")
         flush(part)
         part.replace(whole)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
-        kept = f"; {part.stat().st_size:,} bytes are kept, the same command continues" if os.path.isfile(part) else ""
-        raise InputError(f"{remote.url} could not be downloaded into {folder} ({reason}){kept}") from error
+        kept = (
+            f"; {part.stat().st_size:,} bytes are kept; repeat the command to continue" if os.path.isfile(part) else ""
+        )
+        kind = InputError if isinstance(error, _NETWORK_ERRORS) else StorageError
+        raise kind(f"{remote.url} could not be downloaded into {folder} ({reason}){kept}") from error
     return whole
 
 
@@ -84,24 +90,24 @@ def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPRespon
     try:
         response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the server's file ends before ours: ours is none to continue
+        if error.code == 416:  # the server's file is shorter than `part`, so the download cannot continue
             part.unlink(missing_ok=True)
         raise
     return response
 
 
 def _fetch(remote: RemoteFile, part: Path) -> None:
-    """Append to `part` what is missing, or write it anew where the server does not continue."""
+    """Append the rest of the file to `part`, or start from the beginning if the server cannot send only the rest."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={have}-"} if have else {})
     with _open(request, part) as response:
-        # A server may ignore the range and answer with the whole file.
+        # A server may ignore the range and send the whole file.
         continues = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if have and response.status == 206 and not continues:
-            raise http.client.HTTPException("the server continued at the wrong place")
+            raise http.client.HTTPException("the server continued at the wrong position")
         have = have if continues else 0
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)

@@ -1,4 +1,4 @@
-"""What is inside a folder or an archive, one file after the other. Nothing is ever extracted."""
+"""List and read the files in a folder or an archive. Archives are never extracted."""
 
 import gzip
 import os
@@ -14,19 +14,19 @@ from io import RawIOBase
 from pathlib import Path
 from typing import IO
 
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data.preprocessing import LARGEST_FILE, suffixes
 
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
-# Far above what image data need, and low enough that a trap cannot fill the memory or take the day.
+# These limits are far above what image data needs, and low enough that a zip bomb cannot fill memory or run for hours.
 MOST_ENTRIES = 10_000_000
-EXPANSION = 100, 2**28  # an archive may unpack to so many times its size, and so many bytes more
+EXPANSION = 100, 2**28  # an archive may unpack to 100 times its size plus 256 MiB
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder at `parts`, names from the top down. `read` works until the next entry is asked for."""
+    """A file or folder. `parts` are the names in its path. Call `read` before requesting the next entry."""
 
     parts: tuple[str, ...]
     is_folder: bool
@@ -34,15 +34,15 @@ class Entry:
 
 
 def entries_of(source: Path) -> Iterator[Entry]:
-    """The files and folders inside `source`: a folder, or a .zip, .tar or .tar.gz archive, told by its content.
+    """Yield the files and folders in `source`, a folder or an archive (.zip, .tar or .tar.gz, detected by content).
 
-    Left out: hidden names, macOS's `__MACOSX`, and, in a folder, links but those to files inside the folder.
+    Hidden names and macOS's `__MACOSX` are skipped. In a folder, links to files outside the folder are skipped, too.
 
     Raises:
-        InputError: `source` cannot be read, is no archive or ends too early; or holds what a data set does not: links,
-            devices, names that lead out of the archive, too many files, or too large ones.
+        InputError: when `source` is unreadable, truncated or not an archive, or contains too many files or too large
+            ones. Also when an archive contains links, devices or paths that point outside the archive.
     """
-    with _told_of(source):
+    with _one_line_errors(source):
         if source.is_dir():
             entries = _folder_entries(source, source.resolve(), ())
         else:
@@ -53,23 +53,23 @@ def entries_of(source: Path) -> Iterator[Entry]:
             elif start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
                 entries = _tar_entries(source, compressed=start.startswith(b"\x1f\x8b"))
             else:
-                raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; name an archive or a folder")
+                raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; give an archive or a folder")
         for number, entry in enumerate(entries):
             if number >= MOST_ENTRIES:
-                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the most")
+                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the limit")
             if entry.parts and not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
                 yield entry
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """The archives in `folder`, by name, where it holds neither folders nor pictures; none elsewhere."""
+    """The archives in `folder`, sorted by name. Empty if `folder` also contains folders or images."""
     if not folder.is_dir():
         return []
-    with _told_of(folder), os.scandir(folder) as scan:
+    with _one_line_errors(folder), os.scandir(folder) as scan:
         found = sorted((item for item in scan if not item.name.startswith(".")), key=lambda item: item.name)
     if any(item.is_dir() or Path(item.name).suffix.lower() in suffixes() for item in found):
         return []
-    return [Path(item.path) for item in found if item.name.lower().endswith(_ARCHIVES)]
+    return [Path(item.path) for item in found if item.name.lower().endswith(ARCHIVE_SUFFIXES)]
 
 
 def _folder_entries(root: Path, resolved_root: Path, inside: tuple[str, ...]) -> Iterator[Entry]:
@@ -92,7 +92,9 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise InputError(f"{path}: {info.filename!r} is a link or a device; a data set holds files only")
+                raise InputError(
+                    f"{path}: {info.filename!r} is a link or a device; a data set holds files only, so remove it"
+                )
             left -= info.file_size
             if left < 0:
                 raise _too_large(path)
@@ -101,21 +103,23 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
 
 
 def _tar_entries(path: Path, *, compressed: bool) -> Iterator[Entry]:
-    # tarfile's own "r|gz" neither checks the gzip checksum nor notices a stream that ends early.
+    # tarfile's own mode "r|gz" neither checks the gzip checksum nor detects a truncated stream.
     with path.open("rb") as raw, gzip.open(raw) if compressed else raw as plain:
-        stream, left = _Watched(plain, path), _most_bytes(path)
+        stream, left = _CheckedStream(plain, path), _most_bytes(path)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for info in archive:
                 if not (info.isfile() or info.isdir()):
-                    raise InputError(f"{path}: {info.name!r} is a link or a device; a data set holds files only")
-                left -= info.size  # a sparse file has more bytes than the stream
+                    raise InputError(
+                        f"{path}: {info.name!r} is a link or a device; a data set holds files only, so remove it"
+                    )
+                left -= info.size  # counted here, too: a sparse file may be larger than the stream
                 if left < 0:
                     raise _too_large(path)
                 read = _reader(path, partial(_read_member, archive, info), info.size, f"{path}:{info.name}")
                 yield Entry(_parts(info.name, path), info.isdir(), read)
             while stream.read(1 << 20):
                 pass
-            # tarfile takes a damaged or missing header for the end; the end is zeros, and at least a block of them.
+            # tarfile treats a damaged header as the end of the archive. A real end has at least one block of zeros.
             if stream.last_nonzero > archive.offset or stream.position < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("unexpected end of data")
 
@@ -125,8 +129,8 @@ def _read_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     return file.read() if file else b""
 
 
-class _Watched(RawIOBase):
-    """A stream that knows how far it was read and where its last byte that is not zero was, and has an end."""
+class _CheckedStream(RawIOBase):
+    """Wraps a stream to limit its length, and to track the position and the end of the last nonzero byte."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
         self.stream = stream
@@ -147,37 +151,39 @@ class _Watched(RawIOBase):
 
 def _parts(name: str, path: Path) -> tuple[str, ...]:
     if re.match(r"[/\\]|[A-Za-z]:[/\\]", name) or ".." in re.split(r"[/\\]", name):
-        raise InputError(f"{path}: the name {name!r} leads out of the archive; make it anew, from inside the folder")
+        raise InputError(
+            f"{path}: the path {name!r} points outside the archive; create the archive again from inside the folder"
+        )
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
 def _most_bytes(path: Path) -> int:
-    """That the archive may unpack to."""
+    """The most bytes that the archive may unpack to."""
     times, more = EXPANSION
     return times * path.stat().st_size + more
 
 
 def _too_large(path: Path) -> InputError:
-    return InputError(f"{path}: unpacks to more than {_most_bytes(path):,} bytes, so it is taken for a trap; check it")
+    return InputError(f"{path}: unpacks to more than {_most_bytes(path):,} bytes and may be a zip bomb; check it")
 
 
 def _reader(path: Path, read: Callable[[], bytes], size: int, where: str) -> Callable[[], bytes]:
-    def told() -> bytes:
+    def checked_read() -> bytes:
         if size > LARGEST_FILE:
-            raise InputError(f"{where}: has {size:,} bytes, and {LARGEST_FILE:,} is the most; replace or remove it")
-        with _told_of(path):
+            raise InputError(f"{where}: has {size:,} bytes; the limit is {LARGEST_FILE:,}; replace or remove it")
+        with _one_line_errors(path):
             return read()
 
-    return told
+    return checked_read
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Turn what the archive libraries raise into one line about `path`."""
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn any error of the archive libraries into an InputError with one line about `path`."""
     try:
         yield
-    except InputError:
+    except OnecycleError:
         raise
-    except Exception as error:  # damaged archives raise many kinds
+    except Exception as error:  # damaged archives raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read to its end ({reason}); check it, or get it again") from error
+        raise InputError(f"{path}: cannot be read to its end ({reason}); check it, or download it again") from error

@@ -1,7 +1,7 @@
-"""One's own images, in a folder or an archive: `train/<class>/*` and `test/<class>/*`, or just `<class>/*`.
+"""Read your own images from a folder or an archive: `train/<class>/*` and `test/<class>/*`, or just `<class>/*`.
 
-A folder that holds only archives stands for all that is in them. Where there is no test set one is drawn: the same from
-the same files, whatever else differs.
+A folder that holds only archives is read as the content of all these archives. If there is no test set, one is drawn
+from the images. The same files always give the same test set.
 """
 
 import hashlib
@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from onecycle.core.errors import InputError
-from onecycle.core.files import taking_turns
+from onecycle.core.files import waiting_for_lock
 from onecycle.core.signals import Interrupted
 from onecycle.data.readers.entries import archives_in
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.store.cache import cached, images_folder, look_up, writing_cache
-from onecycle.data.store.folder_index import SPLITS, Index, index_of
+from onecycle.data.store.index import SPLITS, Index, index_of
 from onecycle.data.store.listing import listing_of, located
-from onecycle.data.store.parts import Part, Source, decode
-from onecycle.data.store.stored import portions, read_set, write_set
+from onecycle.data.store.mapped import portions, read_set, write_set
+from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
-PROBLEMS_TOLD = 5  # in a message
-_CACHE_VERSION = 3  # raised when decoding or the cached files change
+PROBLEMS_LISTED = 5  # at most, in an error message
+_CACHE_VERSION = 3  # increase it when decoding or the cached files change
 
 
 class FolderSets(NamedTuple):
-    """What is in an image folder; `drawn` names the test images, where the test set was drawn."""
+    """The sets of an image folder. `drawn` lists the names of the test images if the test set was drawn, else None."""
 
     train: ImageSet
     test: ImageSet
@@ -43,39 +43,42 @@ class FolderSets(NamedTuple):
 
 
 def sources_of(source: Path) -> list[Path]:
-    """What `source`, an image folder, is read from: the archives in a folder that holds nothing else, or itself."""
+    """What to read for the image folder `source`: its archives if it is a folder of archives, otherwise itself."""
     return archives_in(source) or [source]
 
 
 def read_image_folder(source: Path, input_size: int) -> FolderSets:
-    """The training and the test set of `source`: a folder, an archive or a folder of archives.
+    """The training set and the test set of `source`: a folder, an archive or a folder of archives.
 
-    There may be one folder around those of the sets. Images are uint8 `[N,input_size,input_size,3]`, ordered by class
-    and file name, in files mapped into memory (copy on write); classes are the folders' names, sorted. They are decoded
-    once, into the user's cache; of several archives, those that were decoded before an interruption are not again.
+    The content may be inside one extra top-level folder. Images are uint8 `[N,input_size,input_size,3]`, ordered by
+    class and file name, in memory-mapped files (copy on write). Classes are the sorted folder names. Images are decoded
+    once, into the user's cache. Archives that were decoded before an interruption are not decoded again.
 
     Raises:
-        InputError: the folders are not as they must be, or there are images that cannot be used; the message names
-            them, or the first few.
+        InputError: when the folder structure is wrong, or images cannot be used. The message lists the first few.
+        StorageError: when the cache cannot be written.
     """
-    alone = not archives_in(source)
-    identify = partial(_identity, alone=alone)
-    sources = [Source(path, identify(path), identify) for path in sources_of(source)]
-    key = _key(_CACHE_VERSION, input_size, *(known.identity for known in sources))
+    is_single = not archives_in(source)
+    compute_fingerprint = partial(_fingerprint, is_single=is_single)
+    sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in sources_of(source)]
+    key = _key(_CACHE_VERSION, input_size, *(known.fingerprint for known in sources))
     if found := look_up(key, _read):
         return found
-    # Known by its place, so that of several archives one may change, and the parts of the others still be there.
+    # This folder's name depends only on the path of `source`. If one archive changes, the others need no new decoding.
     unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
-    waits = partial(_say, f"{source} is being read by another process; waiting for it")
+    before_waiting = partial(_print, f"another process is reading {source}; waiting for it")
     with writing_cache():
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        with taking_turns(unfinished.with_suffix(".lock"), waits), _removed(unfinished, keep=not alone):
-            for left in unfinished.glob("partial-*"):  # by a process that was killed
+        with (
+            waiting_for_lock(unfinished.with_suffix(".lock"), before_waiting),
+            _removed(unfinished, keep=not is_single),
+        ):
+            for left in unfinished.glob("partial-*"):  # left by a process that was killed
                 shutil.rmtree(left)
             return cached(key, partial(_write, source, sources, input_size, unfinished), _read, within=unfinished)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -83,8 +86,8 @@ def _key(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-def _identity(source: Path, alone: bool) -> str:
-    """What `source` is known by: an archive by its content, or, where it is not alone, as the files of a folder are."""
+def _fingerprint(source: Path, is_single: bool) -> str:
+    """A hash that changes with `source`: of the content of a single archive, otherwise of file sizes and times."""
     try:
         if source.is_dir():
             listing = listing_of(source)
@@ -93,7 +96,7 @@ def _identity(source: Path, alone: bool) -> str:
                 stat = os.stat(source / name)
                 digest.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
             return digest.hexdigest()
-        if alone:
+        if is_single:
             with source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         stat = source.stat()
@@ -104,8 +107,8 @@ def _identity(source: Path, alone: bool) -> str:
 
 @contextmanager
 def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
-    """Removes `folder` in the end; after a failure only if it is not to be kept, or there is nothing in it."""
-    folder.mkdir(exist_ok=True)  # another process may have removed it
+    """Create `folder`, and remove it at the end of the block. With `keep`, a failure leaves it unless it is empty."""
+    folder.mkdir(exist_ok=True)  # another process may just have removed it
     try:
         yield
     except BaseException as failure:
@@ -115,52 +118,55 @@ def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
         else:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(failure, Interrupted) and folder.exists():
-            raise Interrupted(failure.number, "the same command goes on with the archives that are left") from None
+            raise Interrupted(failure.number, "repeat the command to go on with the remaining archives") from None
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(source: Path, sources: Sequence[Source], size: int, unfinished: Path, folder: Path) -> None:
-    """Fill `folder` with both sets of `source`, which is read from `sources`; `unfinished` is for their parts."""
+def _write(source: Path, sources: Sequence[DecodeSource], size: int, unfinished: Path, folder: Path) -> None:
+    """Decode `sources`, which make up `source`, into files in `unfinished`. Then write both sets into `folder`."""
     if len(sources) == 1:
-        index_of([listing_of(sources[0].path)], source)  # names are read soon: what is wrong with them is told at once
-    parts = decode(sources, size, unfinished)
-    listings = [part.listing for part in parts]
+        # Listing names is fast, so report a wrong structure before decoding.
+        index_of([listing_of(sources[0].path)], source)
+    decoded_sources = decode(sources, size, unfinished)
+    listings = [decoded.listing for decoded in decoded_sources]
     index = index_of(listings, source)
-    _require_usable(parts, index, source)
+    _require_usable(decoded_sources, index, source)
     names = [name for _, name in located(listings, index.images["test"])] if index.is_drawn else None
     (folder / "drawn.json").write_text(json.dumps(names))
     for split in SPLITS:
         shape = (len(index.labels[split]), size, size, 3)
-        write_set(folder, split, _gathered(parts, index.images[split]), shape, index.labels[split], index.classes)
-
-
-def _require_usable(parts: Sequence[Part], index: Index, source: Path) -> None:
-    first, problems = 0, []
-    used = np.zeros(sum(len(part.listing) for part in parts), bool)
-    for images in index.images.values():
-        used[images] = True
-    for part in parts:
-        problems += [problem for image, problem in part.problems.items() if used[first + image]]
-        first += len(part.listing)
-    if problems:
-        more = f", and {len(problems) - PROBLEMS_TOLD} more" if len(problems) > PROBLEMS_TOLD else ""
-        raise InputError(
-            f"{source}: {len(problems)} of {used.sum():,} images cannot be used: "
-            f"{' '.join(problems[:PROBLEMS_TOLD])}{more}. `onecycle check {source}` lists all"
+        write_set(
+            folder, split, _gathered(decoded_sources, index.images[split]), shape, index.labels[split], index.classes
         )
 
 
-def _gathered(parts: Sequence[Part], images: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """The pixels of these `images`, numbered through all parts, a few at a time."""
-    ends = np.cumsum([len(part.listing) for part in parts])
-    for portion in portions(len(images), math.prod(parts[0].images.shape[1:])):
+def _require_usable(decoded_sources: Sequence[DecodedSource], index: Index, source: Path) -> None:
+    first, problems = 0, []
+    used = np.zeros(sum(len(decoded.listing) for decoded in decoded_sources), bool)
+    for images in index.images.values():
+        used[images] = True
+    for decoded in decoded_sources:
+        problems += [problem for image, problem in decoded.problems.items() if used[first + image]]
+        first += len(decoded.listing)
+    if problems:
+        more = f", and {len(problems) - PROBLEMS_LISTED} more" if len(problems) > PROBLEMS_LISTED else ""
+        raise InputError(
+            f"{source}: {len(problems)} of {used.sum():,} images cannot be used: "
+            f"{'; '.join(problems[:PROBLEMS_LISTED])}{more}; `onecycle check {source}` lists all of them"
+        )
+
+
+def _gathered(decoded_sources: Sequence[DecodedSource], images: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of `images`, a few megabytes at a time. Image numbers count through all sources."""
+    ends = np.cumsum([len(decoded.listing) for decoded in decoded_sources])
+    for portion in portions(len(images), math.prod(decoded_sources[0].images.shape[1:])):
         numbers = images[portion]
-        pixels = np.empty((len(numbers), *parts[0].images.shape[1:]), np.uint8)
+        pixels = np.empty((len(numbers), *decoded_sources[0].images.shape[1:]), np.uint8)
         of_part = np.searchsorted(ends, numbers, side="right")
         for which in np.unique(of_part):
-            part, rows = parts[which], of_part == which
-            pixels[rows] = part.images[numbers[rows] - (ends[which] - len(part.listing))]
+            decoded, rows = decoded_sources[which], of_part == which
+            pixels[rows] = decoded.images[numbers[rows] - (ends[which] - len(decoded.listing))]
         yield pixels
 
 

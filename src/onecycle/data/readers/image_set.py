@@ -1,4 +1,4 @@
-"""Labelled images: in memory, or in a file that is mapped into it."""
+"""Labeled images, in memory or in a memory-mapped file."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from onecycle.data.preprocessing import channel_sums
 
 
 @dataclass(frozen=True, eq=False)
-class Totals:
-    """What all pixels of a set come to: it is kept beside a set in a file, which need not be read for it."""
+class ImageStatistics:
+    """Values computed from all pixels of an image set. They are saved with it, so its pixels need not be read again."""
 
     fingerprint: str
     channel_sums: NDArray[np.int64]  # [2,3], see `preprocessing.channel_sums`
@@ -25,17 +25,17 @@ class Totals:
 class ImageSet:
     """Images of one size with their labels.
 
-    `images` is uint8 `[N,H,W,3]`, `labels` int64 `[N]`, positions in `classes`, the unique class names.
-    `totals` are theirs, where they are known.
+    `images` is uint8 `[N,H,W,3]`. `labels` is int64 `[N]`, indices into `classes`, the unique class names.
+    Without `statistics`, they are computed when needed.
 
     Raises:
-        ValueError: when shapes, dtypes, label range or class names are not these.
+        ValueError: when a shape, a dtype, a label or the class names are wrong.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    totals: Totals | None = None
+    statistics: ImageStatistics | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
@@ -46,7 +46,7 @@ class ImageSet:
                 f"they must be int64 [{len(self.images)}], one for each image"
             )
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes are {self.classes}; they must be one or more different names")
+            raise ValueError(f"classes are {self.classes}; they must be one or more unique names")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(
                 f"labels run from {self.labels.min()} to {self.labels.max()}; "
@@ -58,27 +58,27 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256, in hex, of shape, pixels, labels and class names: equal sets have equal fingerprints."""
-        if self.totals:
-            return self.totals.fingerprint
+        """The sha256, in hex, of the shape, pixels, labels and class names. Equal sets have equal fingerprints."""
+        if self.statistics:
+            return self.statistics.fingerprint
         return fingerprint_of([np.ascontiguousarray(self.images)], self.images.shape, self.labels, self.classes)
 
     @cached_property
     def channel_sums(self) -> NDArray[np.int64]:
-        """The sums over all pixels of the values of each channel, and of their squares: int64 `[2,3]`."""
-        return self.totals.channel_sums if self.totals else channel_sums(self.images)
+        """For each channel, the sum of the values of all pixels and the sum of their squares: int64 `[2,3]`."""
+        return self.statistics.channel_sums if self.statistics else channel_sums(self.images)
 
     def subset(self, indices: NDArray[np.integer[Any]]) -> Self:
-        """The images and labels at `indices` (integers `[M]`), in that order, copied."""
+        """A copy of the images and labels at `indices` (integers `[M]`), in that order."""
         return type(self)(self.images[indices], self.labels[indices], self.classes)
 
 
 def fingerprint_of(
     parts: Iterable[NDArray[np.uint8]], shape: Sequence[int], labels: NDArray[np.int64], classes: Sequence[str]
 ) -> str:
-    """That of a set whose images uint8 `[N,H,W,3]`, of this `shape`, come in `parts`, one after the other."""
+    """The fingerprint of an image set. Its pixels arrive in `parts`, uint8 arrays of total `shape` `[N,H,W,3]`."""
     digest = hashlib.sha256(json.dumps([list(shape), list(classes)]).encode())
     for part in parts:
         digest.update(part.data)
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)  # the same on a big-endian machine
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)  # equal on big-endian machines
     return digest.hexdigest()

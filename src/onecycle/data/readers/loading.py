@@ -1,8 +1,9 @@
-"""From what a person asked for to two sets of images."""
+"""Load a data set by name or path: `load_dataset`."""
 
 import hashlib
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from onecycle.core.cache import cache_folder
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data import splits
 from onecycle.data.preprocessing import to_square
 from onecycle.data.readers.cifar10 import read_cifar10
@@ -20,24 +21,24 @@ from onecycle.data.readers.download import CIFAR10_BINARY, CIFAR10_PYTHON, downl
 from onecycle.data.readers.image_folder import read_image_folder
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.search import Found, find_cifar10, locate
-from onecycle.data.store.folder_index import DRAWN_SHARE
+from onecycle.data.store.index import DRAWN_SHARE
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A training set and what it is evaluated on, with what a reader of the results must know about them."""
+    """A training set and an evaluation set, with notes that are shown with the results."""
 
-    name: str  # "cifar10", "digits", or that of the image folder; safe in a file's name
+    name: str  # "cifar10", "digits" or the name of the image folder; safe as a file name
     train: ImageSet
     evaluation: ImageSet
     evaluated_on: str  # "test" or "validation"
-    source: str  # what a person is told
+    source: str  # a description for people
     notes: tuple[str, ...] = ()
-    drawn: tuple[str, ...] | None = None  # the names of the test images, where the test set was drawn
+    drawn: tuple[str, ...] | None = None  # names of the test images, if the test set was drawn
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256, in hex, of both sets as they are used here."""
+        """The sha256, in hex, of both sets after splits and limits."""
         both = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
         return hashlib.sha256(both.encode()).hexdigest()
 
@@ -50,46 +51,48 @@ def load_dataset(
     seed: int = 0,
     input_size: int = 32,
 ) -> Dataset:
-    """The data set that `data` names, its images uint8 `[N,input_size,input_size,3]`.
+    """Load the data set with the name or path `data`. Images are uint8 `[N,input_size,input_size,3]`.
 
-    None or "cifar10" is CIFAR-10, from `$ONECYCLE_DATA`, `./data`, the user's cache, or else downloaded. "digits" is
-    the embedded set. "auto" is CIFAR-10 where it can be had, else digits. Anything else is a path: CIFAR-10 in an
-    official archive or unpacked, a folder that holds that, or an image folder, as it is or in an archive.
+    None or "cifar10" is CIFAR-10 from `$ONECYCLE_DATA`, `./data` or the user's cache. If none of them has CIFAR-10, it
+    is downloaded. "digits" is the embedded set. "auto" is CIFAR-10 if it is available, otherwise digits. Anything else
+    is a path: to CIFAR-10 (an official archive, an unpacked archive, or a folder with either), or to an image folder or
+    an archive of an image folder.
 
-    `validation` images are cut from the training set and evaluated on instead of the test set; then `limit` images of
-    each set are kept. Both are stratified and depend on `seed`.
+    `validation` images are split off the training set and replace the test set. Then `limit` images of each set are
+    kept. Both selections are stratified and depend on `seed`.
 
     Raises:
-        InputError: the data are absent, damaged or not of a known form; `validation` or `limit` does not fit them.
+        InputError: when the data is missing, damaged, in an unknown format, or too small for `validation` or `limit`.
+        StorageError: when the cache cannot be written.
     """
     if input_size < 1:
         raise InputError(f"input_size is {input_size}; it must be 1 or more")
     dataset = _resized(_whole(data, input_size), input_size)
     if validation:
-        train, held_out = splits.cut_validation(dataset.train, validation, seed=seed)
+        train, held_out = splits.split_validation(dataset.train, validation, seed=seed)
         dataset = replace(dataset, train=train, evaluation=held_out, evaluated_on="validation")
     if limit is not None:
-        train = splits.cut_limit(dataset.train, limit, seed=seed)
-        evaluation = splits.cut_limit(dataset.evaluation, limit, seed=seed)
+        train = splits.limit_images(dataset.train, limit, seed=seed)
+        evaluation = splits.limit_images(dataset.evaluation, limit, seed=seed)
         dataset = replace(dataset, train=train, evaluation=evaluation)
     return dataset
 
 
 def _whole(data: str | os.PathLike[str] | None, input_size: int) -> Dataset:
-    if data == "digits":
-        return _digits()
-    if data is not None and data not in ("cifar10", "auto"):
+    if isinstance(data, str) and data in EMBEDDED:
+        return EMBEDDED[data]()
+    if data is not None and is_path(data):
         return _read(locate(Path(data)), input_size)
     if found := find_cifar10():
         return _read(found, input_size)
     try:
         archive = download(CIFAR10_BINARY, cache_folder())
-    except InputError as error:
+    except OnecycleError as error:
         if data == "auto":
             return _digits(instead_of_cifar10_because=str(error))
         raise InputError(
-            f"CIFAR-10 was not found, and {error}. Ways out: get {CIFAR10_BINARY.name} from {CIFAR10_BINARY.url} "
-            "by hand and name it with --data PATH or $ONECYCLE_DATA; or use --data digits, which needs no network"
+            f"CIFAR-10 was not found, and {error}. Download {CIFAR10_BINARY.url} and give its path with --data "
+            "or $ONECYCLE_DATA, or use --data digits, which needs no download"
         ) from error
     return _read(Found(archive, "binary"), input_size)
 
@@ -99,11 +102,20 @@ def _digits(*, instead_of_cifar10_because: str | None = None) -> Dataset:
     notes: tuple[str, ...] = ()
     if instead_of_cifar10_because:
         notes = (
-            "THIS IS NOT CIFAR-10: scikit-learn's handwritten digits stand in for it, and their accuracy says nothing "
-            f"about CIFAR-10's. CIFAR-10 was not found, and {instead_of_cifar10_because}",
+            "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits, so the accuracy says nothing about CIFAR-10. "
+            f"CIFAR-10 was not found, and {instead_of_cifar10_because}",
         )
     source = "scikit-learn's handwritten digits, embedded"
     return Dataset(name="digits", train=train, evaluation=test, evaluated_on="test", source=source, notes=notes)
+
+
+EMBEDDED: Mapping[str, Callable[[], Dataset]] = {"digits": _digits}
+"""Data sets that need no files, by name."""
+
+
+def is_path(data: str | os.PathLike[str]) -> bool:
+    """Whether `data` is a path and not the name of a data set."""
+    return data not in ("cifar10", "auto", *EMBEDDED)
 
 
 def _read(found: Found, input_size: int) -> Dataset:
@@ -125,20 +137,21 @@ def _folder_notes(drawn: tuple[str, ...] | None) -> tuple[str, ...]:
     if drawn is None:
         return ()
     return (
-        f"There is no test set: {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing, the "
-        "same for every run on these files; drawn_test_images.json names them",
+        f"There is no test set, so {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing. "
+        "Every run on these files draws the same images; drawn_test_images.json lists them",
     )
 
 
 def _cifar10_notes(path: Path, contents: str, train: int, test: int) -> tuple[str, ...]:
     notes = []
     if path.is_dir():
-        notes.append(f"Unverified: {path.name} is unpacked and so has no official checksum (its sha256: {contents})")
+        notes.append(f"Unverified: {path.name} is unpacked, so it has no official checksum (its sha256: {contents})")
     elif not any(matches(path, official) for official in (CIFAR10_BINARY, CIFAR10_PYTHON)):
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         notes.append(
-            f"Unverified: {path.name} has not the checksum of an official CIFAR-10 archive (its sha256: {fingerprint})"
+            f"Unverified: {path.name} does not have the checksum of an official CIFAR-10 archive "
+            f"(its sha256: {fingerprint})"
         )
     if (train, test) != (50_000, 10_000):
         notes.append(f"Not all of CIFAR-10: {train:,} training and {test:,} test images, not 50,000 and 10,000")
@@ -150,7 +163,7 @@ def _safe_name(path: Path) -> str:
     if not path.is_dir():
         name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", name, flags=re.IGNORECASE)
     name = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
-    return f"{name}-images" if name in ("cifar10", "digits") else name  # one's own are not those
+    return f"{name}-images" if name in ("cifar10", "digits") else name  # data sets have these names
 
 
 def _resized(dataset: Dataset, size: int) -> Dataset:

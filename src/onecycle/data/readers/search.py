@@ -1,6 +1,6 @@
-"""Finding data: what a path holds, and where CIFAR-10 is.
+"""Find out what a path holds, and find CIFAR-10.
 
-`os.path` is asked what exists: its answer for a path that is not allowed or too long is no, where `Path` raises.
+This module uses `os.path.exists`, which returns False for a forbidden or too long path. `Path.exists` would raise.
 """
 
 import os
@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Literal
 
 from onecycle.core.cache import cache_folder
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data.readers import cifar10
 from onecycle.data.readers.entries import Entry, archives_in, entries_of
-from onecycle.data.store.folder_index import SPLITS
-from onecycle.data.store.listing import is_picture
+from onecycle.data.store.index import SPLITS
+from onecycle.data.store.listing import is_image_name
 
 OFFICIAL_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
 
 
 @dataclass(frozen=True)
 class Found:
-    """Data at `path`: CIFAR-10 in one of the official layouts, or an image folder; an archive or a folder."""
+    """What `path`, an archive or a folder, contains: CIFAR-10 in an official layout, or images."""
 
     path: Path
     layout: cifar10.Layout | Literal["images"]
 
 
 def locate(path: Path) -> Found:
-    """What the file or folder at `path` holds.
+    """Find out what the file or folder at `path` holds.
 
     Raises:
-        InputError: there is nothing at `path`, or neither CIFAR-10 nor an image folder.
+        InputError: when `path` does not exist, or holds neither CIFAR-10 nor images.
     """
     path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
@@ -48,12 +48,12 @@ def locate(path: Path) -> Found:
     if found := cifar10_in(path):
         return found
     beside = [folder for folder in folders if folder not in around]
-    if len(around) == 1 and not any(_has_pictures(folder) for folder in beside):
+    if len(around) == 1 and not any(_has_images(folder) for folder in beside):
         return Found(around[0], "images")
     if len(around) > 1:
-        raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); name one of them")
+        raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); give one of them")
     if empty:
-        raise InputError(f"{path}: the folder is empty; name CIFAR-10's archive or folder, or an image folder")
+        raise InputError(f"{path}: the folder is empty; give CIFAR-10's archive or folder, or an image folder")
     if archives := archives_in(path):
         if next(filter(None, map(_first_layout, archives)), None) == "images":
             return Found(path, "images")
@@ -61,12 +61,12 @@ def locate(path: Path) -> Found:
         return Found(path, "images")
     raise InputError(
         f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
-        "(train/<class>/* and test/<class>/*, or <class>/*), or archives of these; name one that does"
+        "(train/<class>/* and test/<class>/*, or <class>/*), nor archives of these; give a folder that does"
     )
 
 
 def cifar10_in(folder: Path) -> Found | None:
-    """CIFAR-10 unpacked in `folder` itself, or in it under one of the official names, so never a sample."""
+    """CIFAR-10 in `folder`: its unpacked files, or an archive or folder with an official name. Or None."""
     for layout, names in cifar10.FILES.items():
         if any(os.path.isfile(folder / name) for name in names):
             return Found(folder, layout)
@@ -77,27 +77,27 @@ def cifar10_in(folder: Path) -> Found | None:
 
 
 def find_cifar10() -> Found | None:
-    """CIFAR-10 at `$ONECYCLE_DATA`, in `./data` or in the user's cache, in this order.
+    """Find CIFAR-10 at `$ONECYCLE_DATA`, in `./data` or in the user's cache, in this order. None if it is nowhere.
 
     Raises:
-        InputError: `$ONECYCLE_DATA` is set, but CIFAR-10 is not there.
+        InputError: when `$ONECYCLE_DATA` is set but does not hold CIFAR-10.
     """
     if named := os.environ.get("ONECYCLE_DATA"):
         path = Path(os.path.expanduser(named))
         try:
             there = cifar10_in(path) or locate(path)
-        except InputError as error:
+        except OnecycleError as error:
             raise InputError(f"$ONECYCLE_DATA: {error}") from error
         if there.layout == "images":
             raise InputError(
-                f"$ONECYCLE_DATA: {named} is an image folder, not CIFAR-10; name it with --data, or unset ONECYCLE_DATA"
+                f"$ONECYCLE_DATA: {named} is an image folder, not CIFAR-10; give it with --data, or unset ONECYCLE_DATA"
             )
         return there
     return next((found for folder in (Path("data"), cache_folder()) if (found := cifar10_in(folder))), None)
 
 
 def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
-    """Read no further than the first member that tells, where there is one."""
+    """The layout of an archive. Reading stops at the first entry that determines the layout."""
     has_classes = False
     for entry in entries_of(path):
         if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
@@ -109,12 +109,15 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
         return "images"
     raise InputError(
         f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
-        "<class>/*); name an archive that does"
+        "<class>/*); give an archive that does"
     )
 
 
 def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
-    """What the first file that tells anything tells: of many archives none need be read to its end."""
+    """The layout of `archive`, or None. Its first CIFAR-10 file or first image in a class folder determines the layout.
+
+    Reading stops at this file.
+    """
     for entry in entries_of(archive):
         if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
             return layout
@@ -123,9 +126,9 @@ def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
     return None
 
 
-def _has_pictures(folder: Path) -> bool:
-    return any(not entry.is_folder and is_picture(entry.parts) for entry in entries_of(folder))
+def _has_images(folder: Path) -> bool:
+    return any(not entry.is_folder and is_image_name(entry.parts) for entry in entries_of(folder))
 
 
 def _is_in_class(entry: Entry) -> bool:
-    return not entry.is_folder and len(entry.parts) > 1 and is_picture(entry.parts)
+    return not entry.is_folder and len(entry.parts) > 1 and is_image_name(entry.parts)

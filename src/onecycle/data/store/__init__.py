@@ -1,1 +1,1 @@
-"""Images on disk: listed, indexed, decoded once, cached and mapped."""
+"""Image files on disk: listing, indexing, decoding, caching and memory mapping."""

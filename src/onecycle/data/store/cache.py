@@ -1,4 +1,4 @@
-"""The user's cache: what was downloaded or decoded once and need not be again."""
+"""The cache of decoded images."""
 
 import shutil
 import tempfile
@@ -8,47 +8,47 @@ from pathlib import Path
 from typing import TypeVar
 
 from onecycle.core.cache import cache_folder
-from onecycle.core.errors import InputError
+from onecycle.core.errors import StorageError
 from onecycle.core.files import flush
 
 T = TypeVar("T")
 
 
 def images_folder() -> Path:
-    """The part of the cache that is for decoded images."""
+    """The folder of decoded images in the user's cache."""
     return cache_folder() / "images"
 
 
 def look_up(key: str, read: Callable[[Path], T]) -> T | None:
-    """What `read` makes of the cached folder `key`, or None where it is absent or damaged.
+    """Read the cached folder `key` with `read`. Returns None if the folder is missing or damaged.
 
-    `read` says that a folder is damaged by OSError, ValueError or KeyError.
+    `read` must raise OSError, ValueError or KeyError for a damaged folder.
     """
-    place = images_folder() / key
-    if not place.exists():
+    folder = images_folder() / key
+    if not folder.exists():
         return None
     try:
-        return read(place)
-    except (OSError, ValueError, KeyError):  # it appears only when whole, so what cannot be read is damaged
-        shutil.rmtree(place, ignore_errors=True)
+        return read(folder)
+    except (OSError, ValueError, KeyError):  # only complete folders get this name, so it is damaged
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
 def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *, within: Path | None = None) -> T:
-    """What `read` makes of the cached folder `key`, which `write` fills first where it is absent or damaged.
+    """Read the cached folder `key` with `read`. If the folder is missing or damaged, `write` creates it first.
 
-    `write` fills a temporary folder, in the folder `within` if given, that takes its place only when whole, so neither
-    a failure nor a second process leaves half a folder. `read` is as for `look_up`.
+    `write` fills a temporary folder (inside `within`, if given), which is renamed when it is complete. A failure or a
+    second process therefore never leaves an incomplete folder. `read` must raise errors as described for `look_up`.
 
     Raises:
-        InputError: the cache cannot be written; and whatever `write` raises.
+        StorageError: when the cache cannot be written; also whatever `write` raises.
     """
     if (found := look_up(key, read)) is not None:
         return found
-    place = images_folder() / key
+    folder = images_folder() / key
     with writing_cache():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = within or place.parent
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = within or folder.parent
         with tempfile.TemporaryDirectory(prefix="partial-", dir=beside, ignore_cleanup_errors=True) as temporary:
             whole = Path(temporary) / key
             whole.mkdir()
@@ -56,24 +56,24 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
             for file in whole.iterdir():
                 flush(file)
             try:
-                whole.rename(place)
+                whole.rename(folder)
             except OSError:
-                if not place.is_dir():  # otherwise another process was first, with the same content
+                if not folder.is_dir():  # if it is, another process wrote the same content first
                     raise
-        return read(place)
+        return read(folder)
 
 
 @contextmanager
 def writing_cache() -> Iterator[None]:
-    """Turn what the system says to writing into the cache into one line about it.
+    """Turn an OSError inside the block into a StorageError about the cache.
 
     Raises:
-        InputError: when it cannot be written.
+        StorageError: when the cache cannot be written.
     """
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise StorageError(
             f"{images_folder()}: the cache of decoded images cannot be written ({error.strerror or error}); "
-            "make room there, or set XDG_CACHE_HOME to a folder that can be written"
+            "make room there, or set XDG_CACHE_HOME to a writable folder"
         ) from error

@@ -1,4 +1,4 @@
-"""What a folder or an archive holds, by name, without an object for each: a million names are some 30 MB."""
+"""The names of all images in a folder or an archive, stored compactly: a million names take about 30 MB."""
 
 import json
 import os
@@ -10,32 +10,32 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.core.files import shown
+from onecycle.core.files import printable
 from onecycle.data.preprocessing import suffixes
 from onecycle.data.readers.entries import Entry, entries_of
 
 Parts = tuple[str, ...]
 
-_ENCODING = "utf-8", "surrogatepass"  # names of files may be bytes that are no text
+_ENCODING = "utf-8", "surrogatepass"  # file names may not be valid text
 
 
 class Listing:
-    """The images of `source` in the order they come in, each a folder's number and a name, and all folders."""
+    """All folders of `source`, and all images in reading order. Each image has a folder number and a file name."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
         self._top = f"{source}{'/' if source.is_dir() else ':'}"
-        self.folders: dict[Parts, int] = {}  # and their numbers
-        self.folder_of = array("i")  # of each image
-        self._names = bytearray()  # one after the other
+        self.folders: dict[Parts, int] = {}  # the number of each folder
+        self.folder_of = array("i")  # the folder number of each image
+        self._names = bytearray()  # all file names, concatenated
         self._ends = array("q")
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def add(self, entry: Entry) -> bool:
-        """Take up `entry`; whether it is an image. Of another file only the folder that it is in counts."""
-        is_image = not entry.is_folder and is_picture(entry.parts)
+        """Add `entry` and return whether it is an image. For any other file only the folder is recorded."""
+        is_image = not entry.is_folder and is_image_name(entry.parts)
         folder = self.folders.setdefault(entry.parts if entry.is_folder else entry.parts[:-1], len(self.folders))
         if is_image:
             self.folder_of.append(folder)
@@ -44,13 +44,13 @@ class Listing:
         return is_image
 
     def name(self, image: int) -> str:
-        """The file name of the image of this number."""
+        """The file name of the image with this number."""
         start = self._ends[image - 1] if image else 0
         return self._names[start : self._ends[image]].decode(*_ENCODING)
 
     def where(self, path: str) -> str:
-        """What messages call the image at `path`."""
-        return shown(self._top + path)
+        """The name of the image at `path` in messages."""
+        return printable(self._top + path)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Listing) and all(
@@ -64,14 +64,14 @@ class Listing:
         )
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`, but for its source."""
+        """Write the listing, without its source, into `folder`."""
         (folder / "folders.json").write_text(json.dumps(list(self.folders)))
         for name, values in (("folder_of", self.folder_of), ("names", self._names), ("ends", self._ends)):
             (folder / name).write_bytes(values)
 
     @classmethod
     def load(cls, folder: Path, source: Path) -> Self:
-        """What was saved in `folder`, of `source`."""
+        """The listing of `source` that was saved in `folder`."""
         listing = cls(source)
         folders = json.loads((folder / "folders.json").read_text())
         listing.folders = {tuple(parts): number for number, parts in enumerate(folders)}
@@ -82,10 +82,10 @@ class Listing:
 
 
 def listing_of(source: Path) -> Listing:
-    """What the folder or archive `source` holds.
+    """The listing of the folder or archive `source`.
 
     Raises:
-        InputError: as `entries_of` does.
+        InputError: as for `entries_of`.
     """
     listing = Listing(source)
     for entry in entries_of(source):
@@ -94,7 +94,7 @@ def listing_of(source: Path) -> Listing:
 
 
 def located(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[tuple[Listing, str]]:
-    """The listing and the name in it of each of `images`, whose numbers are counted through all `listings`."""
+    """Yield the listing and the path of each of `images`. Image numbers count through all `listings`."""
     ends = np.cumsum([len(listing) for listing in listings])
     folders = [["/".join(folder) for folder in listing.folders] for listing in listings]
     for image, which in zip(images.tolist(), np.searchsorted(ends, images, side="right").tolist(), strict=True):
@@ -103,6 +103,6 @@ def located(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[
         yield listing, f"{folders[which][listing.folder_of[own]]}/{listing.name(own)}"
 
 
-def is_picture(parts: Parts) -> bool:
-    """Whether the name at the end of `parts` is a picture's."""
-    return os.path.splitext(parts[-1])[1].lower() in suffixes()  # a Path for each costs more than the rest
+def is_image_name(parts: Parts) -> bool:
+    """Whether the last of `parts` has the suffix of an image file."""
+    return os.path.splitext(parts[-1])[1].lower() in suffixes()  # faster than creating a Path

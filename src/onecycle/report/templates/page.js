@@ -1,6 +1,6 @@
 "use strict";
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
-// Shows the incorrect predictions of the classes that were chosen, a screenful at a time. Without it all are shown.
+// Filters the incorrect predictions by class, a screenful at a time. Without JavaScript all of them are visible.
 (() => {
   const gallery = document.getElementById("incorrect");
   if (!gallery) return;
@@ -9,7 +9,7 @@ addEventListener("beforeprint", () => document.querySelectorAll("details").forEa
   const more = document.getElementById("more");
   const status = document.getElementById("count");
   const items = [...gallery.children];
-  let shown = SCREENFUL;
+  let limit = SCREENFUL;
 
   const show = () => {
     const [actual, predicted] = choices.map((choice) => choice.value);
@@ -17,18 +17,18 @@ addEventListener("beforeprint", () => document.querySelectorAll("details").forEa
     for (const item of items) {
       const fits = (!actual || item.dataset.true === actual) && (!predicted || item.dataset.predicted === predicted);
       if (fits) found += 1;
-      item.hidden = !fits || found > shown;
+      item.hidden = !fits || found > limit;
     }
-    const visible = Math.min(found, shown);
+    const visible = Math.min(found, limit);
     more.hidden = visible === found;
-    status.textContent = found ? `${visible} of ${found} shown` : "No such mistake among these";
+    status.textContent = found ? `${visible} of ${found} shown` : "No incorrect prediction of these classes";
   };
-  const first = () => { shown = SCREENFUL; show(); };
+  const first = () => { limit = SCREENFUL; show(); };
 
   choices.forEach((choice) => choice.addEventListener("change", first));
   more.addEventListener("click", () => {
     const next = items.filter((item) => !item.hidden).length;
-    shown += SCREENFUL;
+    limit += SCREENFUL;
     show();
     const item = items.filter((each) => !each.hidden)[next];
     if (item) { item.tabIndex = -1; item.focus({ preventScroll: true }); }

@@ -1,4 +1,4 @@
-"""How sure the network is against how often it is right."""
+"""The reliability diagram: accuracy against confidence."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,26 +9,26 @@ from onecycle.report.visualizations.style import BLUE, GREY, SMALL, VERMILLION, 
 
 @styled
 def reliability_diagram(found: Calibration) -> Figure:
-    """The accuracy of the images of each bin of confidence, against what it would be if confidence were accuracy.
+    """A bar chart of the accuracy in each confidence bin, with the diagonal of perfect calibration.
 
-    A line tells the mean confidence of each bin; above it stands how many images it has.
+    A line marks the mean confidence of each bin. A number above each bar is the number of images in the bin.
     """
     figure, axes = chart()
     bins = len(found.counts)
     edges = 100 * np.arange(bins) / bins
-    some = found.counts > 0
+    filled = found.counts > 0
     axes.bar(
-        edges[some] + 50 / bins,
-        100 * found.accuracies[some],
+        edges[filled] + 50 / bins,
+        100 * found.accuracies[filled],
         width=100 / bins * 0.92,
         color=BLUE,
-        label="right: the accuracy of these images",
+        label="accuracy of these images",
     )
-    for left, confidence in zip(edges[some], 100 * found.confidences[some], strict=True):
+    for left, confidence in zip(edges[filled], 100 * found.confidences[filled], strict=True):
         axes.plot([left, left + 100 / bins], [confidence] * 2, color=VERMILLION, linewidth=2.5)
-    axes.plot([], [], color=VERMILLION, linewidth=2.5, label="sure: their mean confidence")
+    axes.plot([], [], color=VERMILLION, linewidth=2.5, label="their mean confidence")
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    for left, accuracy, count in zip(edges[some], 100 * found.accuracies[some], found.counts[some], strict=True):
+    for left, accuracy, count in zip(edges[filled], 100 * found.accuracies[filled], found.counts[filled], strict=True):
         axes.annotate(
             f"{count:,}",
             (left + 50 / bins, max(accuracy, left + 100 / bins)),
@@ -43,6 +43,6 @@ def reliability_diagram(found: Calibration) -> Figure:
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("confidence: the probability of the predicted class (%)")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(f"Calibration: off by {100 * found.error:.1f} points in the mean (ECE)")
+    axes.set_title(f"Calibration: expected calibration error {100 * found.error:.1f} points")
     axes.legend(loc="upper left", labelcolor=GREY, bbox_to_anchor=(0.01, 0.97))
     return figure

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""The confusion matrix."""
 
 import numpy as np
 from matplotlib.colors import PowerNorm
@@ -19,20 +19,20 @@ from onecycle.report.visualizations.style import (
 )
 
 _MOST_WITH_COUNTS = 20
-_MOST_NAMES = 100  # of more classes, every second, third, … is named
+_MOST_NAMES = 100  # with more classes, only every second (third, …) class is labeled
 _NAME_INCHES = 1.4
-_SMALLEST_WIDTH = 6.5  # the title's
+_SMALLEST_WIDTH = 6.5  # inches, for the title
 
 
 @styled
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
-    """How often each true class (a row) was predicted as each class (a column).
+    """A plot of how often each true class (a row) was predicted as each class (a column).
 
-    Cells are coloured by their share of the row and, up to 20 classes, hold their count.
-    `labels` and `predictions` are int64 `[N]`, positions in `classes`.
+    The color of a matrix cell shows its share of the row. With up to 20 classes, each cell also shows its count.
+    `labels` and `predictions` are int64 `[N]`, indices into `classes`.
 
     Raises:
-        ValueError: if the lengths differ, or a value is not a position in `classes`.
+        ValueError: if the lengths differ, or a value is not an index into `classes`.
     """
     counts = confusion_counts(labels, predictions, len(classes))  # [C,C]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -50,7 +50,7 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     right += max(_SMALLEST_WIDTH - left - n * cell - right, 0)
     figure = Figure(figsize=(left + n * cell + right, top + n * cell + bottom))
     axes = axes_inside(figure, left=left, right=right, top=top, bottom=bottom)
-    # The square root keeps rare mistakes visible beside a diagonal near 100 %.
+    # A square-root color scale keeps rare confusions visible beside a diagonal near 100 %.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto", interpolation="nearest")
     axes.set_xticks(range(0, n, every), names, rotation=90 if upright else 0, fontsize=size)
     axes.set_yticks(range(0, n, every), names, fontsize=size)
@@ -75,14 +75,14 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
 def _write_title(figure: Figure, counts: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     total, correct = int(counts.sum()), int(np.trace(counts))
     title = f"Confusion matrix: {correct:,} of {total:,} correct ({correct / max(total, 1):.1%})".replace("%", " %")
-    mistakes = counts - np.diag(np.diag(counts))
-    row, column = np.unravel_index(np.argmax(mistakes), mistakes.shape)
-    times = int(mistakes[row, column])
+    errors = counts - np.diag(np.diag(counts))
+    row, column = np.unravel_index(np.argmax(errors), errors.shape)
+    times = int(errors[row, column])
     if times:
-        taken = f"{shorten(classes[row], _NAME_INCHES)} taken for {shorten(classes[column], _NAME_INCHES)}"
-        subtitle = f"most frequent mistake: {taken}, {times:,} {'time' if times == 1 else 'times'}"
+        confusion = f"{shorten(classes[row], _NAME_INCHES)} predicted as {shorten(classes[column], _NAME_INCHES)}"
+        subtitle = f"most frequent error: {confusion}, {times:,} {'time' if times == 1 else 'times'}"
     else:
-        subtitle = "no mistakes"
+        subtitle = "no errors"
     width, height = figure.get_size_inches()
     figure.text(0.2 / width, 1 - 0.32 / height, title, fontsize=TITLE_SIZE, weight="bold")
     figure.text(0.2 / width, 1 - 0.58 / height, subtitle, color=GREY)

@@ -26,12 +26,12 @@ from onecycle.report.visualizations.style import (
 )
 from onecycle.storage.records import History
 
-_NAME_INCHES = 2.0  # of a run
+_NAME_INCHES = 2.0  # for the name of a run
 
 
 class _Line(NamedTuple):
-    values: NDArray[np.float64]  # [E], one an epoch
-    label: str  # stands at the line's end
+    values: NDArray[np.float64]  # [E], one per epoch
+    label: str  # at the end of the line
     color: str
 
 
@@ -41,15 +41,16 @@ def accuracy_curves(
 ) -> Figure:
     """Training and evaluation accuracy by epoch, in percent.
 
-    The last values stand at the ends of the lines. The best epoch is marked, and labelled as not being the result.
-    `evaluated_on` names the evaluated split; `reference` is a name and an accuracy (a fraction) to draw as a level.
+    Labels at the ends of the lines show the last values. The best epoch is marked, with a note if it is not the result.
+    `evaluated_on` is the name of the evaluated split. `reference` is the name and the value (a fraction) of an
+    accuracy that is drawn as a horizontal line.
 
     Raises:
         ValueError: if `history` is empty.
     """
     _check(history)
     train = 100 * np.array([record.train_accuracy for record in history])
-    evaluated = 100 * np.array([record.test_accuracy for record in history])
+    evaluated = 100 * np.array([record.eval_accuracy for record in history])
     level = None if reference is None else 100 * reference[1]
     figure, axes = _draw(
         history,
@@ -76,14 +77,14 @@ def accuracy_curves(
 
 @styled
 def loss_curves(history: History, *, evaluated_on: str = "test") -> Figure:
-    """Training and evaluation loss by epoch: means over samples. `evaluated_on` names the evaluated split.
+    """Training and evaluation loss (means over samples) by epoch. `evaluated_on` is the name of the evaluated split.
 
     Raises:
         ValueError: if `history` is empty.
     """
     _check(history)
     train = np.array([record.train_loss for record in history])
-    evaluated = np.array([record.test_loss for record in history])
+    evaluated = np.array([record.eval_loss for record in history])
     figure, axes = _draw(
         history,
         _Line(train, f"train {train[-1]:.3f}", VERMILLION),
@@ -97,17 +98,17 @@ def loss_curves(history: History, *, evaluated_on: str = "test") -> Figure:
 
 @styled
 def compared_accuracies(histories: Mapping[str, History], *, evaluated_on: str = "test") -> Figure:
-    """The evaluation accuracies of several runs by epoch, in percent; each line ends in the name of its run.
+    """The evaluation accuracy of several runs by epoch, in percent. Each line is labeled with the name of its run.
 
     Raises:
-        ValueError: if there are no runs or more than 6, or one has no epoch.
+        ValueError: if there are no runs or more than 6, or a run has no epoch.
     """
     if not 1 <= len(histories) <= len(PALETTE):
         raise ValueError(f"there are {len(histories)} runs; there must be from 1 to {len(PALETTE)}")
     for history in histories.values():
         _check(history)
     lines = [
-        _Line(100 * np.array([record.test_accuracy for record in history]), shorten(name, _NAME_INCHES), color)
+        _Line(100 * np.array([record.eval_accuracy for record in history]), shorten(name, _NAME_INCHES), color)
         for (name, history), color in zip(histories.items(), PALETTE, strict=False)
     ]
     longest = max(histories.values(), key=len)
@@ -124,11 +125,11 @@ def _check(history: History) -> None:
 
 
 def _limits(values: NDArray[np.float64], *, smallest: float, top: float) -> tuple[float, float]:
-    """Where the vertical axis begins and ends: room around the finite `values`, never below zero or above `top`."""
+    """The limits of the vertical axis: the range of the finite `values` with a margin, at least zero, at most `top`."""
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, smallest)
     margin = 0.08 * max(high - low, smallest)
-    # More room below: a run's lines start low on the left, so the best epoch's label has the lower right.
+    # Leave more space below, for the label of the best epoch.
     return max(low - 1.5 * margin, 0), min(high + margin, top)
 
 
@@ -142,7 +143,7 @@ def _draw(history: History, *lines: _Line, limits: tuple[float, float]) -> tuple
         along = epochs[: len(line.values)]
         axes.plot(along, line.values, color=line.color, linewidth=2, clip_on=False)
         axes.plot(along[-1:], line.values[-1:], "o", color=line.color, markersize=5, clip_on=False)
-    # A loss that is not finite has no place on the axis; its label stands at the top.
+    # A loss that is not finite is not on the axis. Its label is at the top.
     ends = [float(line.values[-1]) if np.isfinite(line.values[-1]) else limits[1] for line in lines]
     unit = (limits[1] - limits[0]) / axes_inches(axes)[1]
     for line, y in zip(lines, spread(ends, LINE_INCHES * unit), strict=True):

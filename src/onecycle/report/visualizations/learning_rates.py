@@ -1,4 +1,4 @@
-"""The learning rate of every step, and the sweep that found its limits."""
+"""Plots of the schedule and of the LR finder's sweep."""
 
 import math
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class _Mark(NamedTuple):
 def learning_rate_curve(
     *, lr_min: float, lr_max: float, total_steps: int, peak_step: int, steps_per_epoch: int
 ) -> Figure:
-    """The learning rate of every step of the cycle, on an axis of epochs completed, with its peak and its ends.
+    """The learning rate at every step of the cycle, against epochs completed. The peak and the end are labeled.
 
     Raises:
         ValueError: unless 0 <= peak_step < total_steps - 1 and steps_per_epoch >= 1.
@@ -59,9 +59,9 @@ def learning_rate_curve(
     axes.plot(epochs, lrs, color=BLUE, linewidth=2, clip_on=False)
     axes.plot([peak], [lr_max], "o", color=VERMILLION, markersize=8)
     when = f"at the end of epoch {peak:g}" if peak == int(peak) else f"after {peak:.2f} epochs"
-    way = f"one cycle from {lr_min:.3g} to {lr_max:.3g} and back"
+    shape = f"one cycle from {lr_min:.3g} to {lr_max:.3g} and back"
     if peak_step == 0:
-        when, way = "at the first step", f"straight from {lr_max:.3g} to {lr_min:.3g}"
+        when, shape = "at the first step", f"straight from {lr_max:.3g} to {lr_min:.3g}"
     on_the_left = peak > epochs[-1] / 2
     axes.annotate(
         f"LR max {lr_max:.3g} {when}",
@@ -82,7 +82,7 @@ def learning_rate_curve(
         weight="bold",
         annotation_clip=False,
     )
-    axes.set_title(f"Learning rate by epoch: {way}")
+    axes.set_title(f"Learning rate by epoch: {shape}")
     axes.set_xlabel("epochs completed")
     axes.set_ylabel("learning rate")
     return figure
@@ -90,9 +90,10 @@ def learning_rate_curve(
 
 @styled
 def lr_finder_curve(curve: LRCurve) -> Figure:
-    """The finder's sweep: loss against learning rate, with the pair it chose and its other suggestions.
+    """The LR finder's sweep: loss against learning rate, with LR min, LR max and the other suggestions.
 
-    The vertical axis follows the loss up to its minimum; what diverges after it leaves the picture at the top.
+    The vertical axis covers the losses up to the minimum. If the loss diverges afterwards, the curve leaves the plot at
+    the top.
     """
     lrs, raw, smoothed = (np.array(values, dtype=np.float64) for values in (curve.lrs, curve.losses, curve.smoothed))
     pair = [_Mark(f"LR min {curve.lr_min:.3g}", curve.lr_min), _Mark(f"LR max {curve.lr_max:.3g}", curve.lr_max)]
@@ -102,7 +103,7 @@ def lr_finder_curve(curve: LRCurve) -> Figure:
     figure, axes = chart(top=0.85)
     axes.set_xscale("log")
     axes.set_xlim(_lr_range(lrs, [*pair, *others], axes_inches(axes)[0]))
-    # Below the curve there is a row for every other suggestion.
+    # Each of the other suggestions has its own row below the curve.
     strip = LINE_INCHES * (len(others) + 1)
     row = LINE_INCHES * (high - low) / (axes_inches(axes)[1] - strip)
     axes.set_ylim(low, high)
@@ -140,13 +141,13 @@ def _loss_range(raw: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tupl
     until = int(np.argmin(smoothed)) + 1
     low = min(float(smoothed.min()), float(np.percentile(raw[:until], 2)))
     high = max(float(smoothed[:until].max()), float(np.percentile(raw[:until], 98)))
-    # A sweep that only climbs has its minimum at its first step: show some of the climb.
+    # If the loss only rises, its minimum is at the first step: show some of the rise.
     span = max(high - low, 0.05 * abs(high), 1e-6)
     return low - 0.05 * span, high + 0.25 * span
 
 
 def _lr_range(lrs: NDArray[np.float64], marks: list[_Mark], inches: float) -> tuple[float, float]:
-    """Where an axis of `inches` begins and ends so that right of every mark there is room for its label."""
+    """The limits of a learning-rate axis `inches` wide, with space for a label to the right of every mark."""
     every = [*lrs, *(mark.lr for mark in marks)]
     first, last = float(np.log(min(every))), float(np.log(max(every)))
     for mark in marks:
@@ -156,7 +157,7 @@ def _lr_range(lrs: NDArray[np.float64], marks: list[_Mark], inches: float) -> tu
 
 
 def _name_decades(axes: Axes) -> None:
-    """Ticks at the powers of ten of a log axis; on an axis that has fewer than two, at its ends."""
+    """Put ticks at the powers of ten of a log axis, or at its ends if it has fewer than two powers of ten."""
     first, last = (float(lr) for lr in np.log10(axes.get_xlim()))
     decades = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
     if len(decades) < 2:
@@ -167,7 +168,7 @@ def _name_decades(axes: Axes) -> None:
 
 
 def _heights(marks: list[_Mark], lrs: NDArray[np.float64], smoothed: NDArray[np.float64], high: float) -> list[float]:
-    """The smoothed loss at each mark, read between the steps; where it has left the picture, the upper edge."""
+    """The smoothed loss at each mark, interpolated and limited to the upper edge of the plot."""
     finite = np.isfinite(smoothed)
     if not finite.any():
         return [high] * len(marks)
@@ -176,12 +177,12 @@ def _heights(marks: list[_Mark], lrs: NDArray[np.float64], smoothed: NDArray[np.
 
 
 def _mark_pair(axes: Axes, pair: list[_Mark], losses: list[float], high: float) -> None:
-    """LR min and LR max, strongly: a stem from the curve up to a label above the axes."""
+    """Mark LR min and LR max with a line from the curve up to a label above the axes."""
     width = axes_inches(axes)[0]
     gap = 0.04 / width
     first, last = np.log(axes.get_xlim())
     places = [(float(np.log(mark.lr)) - first) / (last - first) for mark in pair]
-    # The first label ends where the second begins, or further left; near the left edge both give way.
+    # The first label ends where the second starts, or further left. Near the left edge both labels move right.
     ends = max(places[0], text_inches(pair[0].text, bold=True) / width + gap)
     begins = max(places[1], ends)
     for mark, loss, x, align in zip(pair, losses, (ends - gap, begins + gap), ("right", "left"), strict=True):
@@ -191,9 +192,9 @@ def _mark_pair(axes: Axes, pair: list[_Mark], losses: list[float], high: float) 
 
 
 def _mark_others(axes: Axes, marks: list[_Mark], losses: list[float], row: float) -> None:
-    """Each suggestion of `marks` (ascending), smaller: a line from the curve down to a label in a row of its own.
+    """Mark each of the other suggestions (ascending) with a line from the curve down to a label in its own row.
 
-    The lowest rate has the lowest row, so that no line crosses a label: those to its right end above it.
+    The lowest rate has the lowest row, so that no line crosses a label.
     """
     for place, (mark, loss) in enumerate(zip(marks, losses, strict=True)):
         y = axes.get_ylim()[0] + row * (place + 0.6)

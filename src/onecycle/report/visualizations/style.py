@@ -1,4 +1,4 @@
-"""One look for every picture: palette, sizes, text that fits, and files that are equal for equal records."""
+"""The common style of all plots: palette, sizes, and functions that fit text. Equal records give equal files."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -15,22 +15,22 @@ from matplotlib.textpath import text_to_path
 
 from onecycle.core.files import replacing
 
-# Okabe & Ito's palette, "Color Universal Design": told apart with every kind of colour vision.
+# Okabe & Ito's palette, "Color Universal Design": distinct with every kind of color vision.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
-PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # lines and their names, on white
+PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # for lines and their labels, on white
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 12.0
 LINE_INCHES = 0.18  # the height of a line of text at FONT_SIZE
-DPI = 150  # 8 inches are 1200 pixels: sharp where a README shows 900
+DPI = 150  # 8 inches are 1200 pixels; a README is about 900 pixels wide
 
 _FONT = "DejaVu Sans"
 _STYLE = {
     "figure.dpi": DPI,
-    "font.family": _FONT,  # comes with matplotlib, so a picture is the same on every machine
+    "font.family": _FONT,  # part of matplotlib, so plots are the same on every machine
     "font.size": FONT_SIZE,
     "text.color": INK,
-    "text.parse_math": False,  # a class may be called "$5"
+    "text.parse_math": False,  # a class name may contain a $
     "axes.edgecolor": GREY,
     "axes.labelcolor": GREY,
     "axes.titlesize": TITLE_SIZE,
@@ -53,7 +53,7 @@ _P = ParamSpec("_P")
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Draws in this project's style whatever the user's settings are, and leaves those as they were."""
+    """Decorator: draw in this style, and leave the user's matplotlib settings unchanged."""
 
     @wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
@@ -64,13 +64,13 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes a picture whole or not at all. Equal figures give equal files: no date and no version is written."""
+    """Save a figure. Equal figures give equal files: no date or version is written."""
     with replacing(path) as temporary, style.context(_STYLE, after_reset=True):
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG whose text stays text. Equal figures give equal texts."""
+    """A figure as SVG with text as text, not as paths. Equal figures give equal SVG."""
     file = io.StringIO()
     with style.context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": "onecycle"}, after_reset=True):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -78,7 +78,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom: float) -> Axes:
-    """Axes that fill the figure but for these margins, in inches."""
+    """Axes that fill the figure except for margins in inches."""
     width, height = figure.get_size_inches()
     return figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
@@ -86,7 +86,7 @@ def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom
 
 
 def chart(*, right: float = 0.3, top: float = 0.5) -> tuple[Figure, Axes]:
-    """A figure of 8 by 4.5 inches with axes for lines. `right` and `top` are margins in inches."""
+    """A figure of 8 by 4.5 inches with axes for a line plot. `right` and `top` are margins in inches."""
     figure = Figure(figsize=(8, 4.5))
     axes = axes_inside(figure, left=0.9, right=right, top=top, bottom=0.6)
     axes.grid(axis="y")
@@ -94,7 +94,7 @@ def chart(*, right: float = 0.3, top: float = 0.5) -> tuple[Figure, Axes]:
 
 
 def show_epochs(axes: Axes, first: float, last: float) -> None:
-    """An epoch axis from `first` to `last`, with both ends among its round ticks."""
+    """Make the horizontal axis show epochs from `first` to `last`, with ticks at round numbers and at both ends."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**6) if (last - first) / s <= 8)
     between = [float(e) for e in range(0, int(last) + 1, step) if first + step / 2 < e < last - step / 2]
     axes.set_xticks([first, *between, last] if last > first else [first])
@@ -113,37 +113,38 @@ def axes_inches(axes: Axes) -> tuple[float, float]:
 
 
 def text_inches(text: str, size: float = FONT_SIZE, *, bold: bool = False) -> float:
-    """How wide one line of `text` is, in inches."""
+    """The width of one line of `text` in inches."""
     font = FontProperties(family=_FONT, weight="bold" if bold else "normal", size=size)
     points = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
     return float(points) / 72
 
 
 def shorten(text: str, inches: float, size: float = FONT_SIZE) -> str:
-    """`text` on one line of at most `inches`: an ellipsis takes the place of its middle, since names often end in what
-    tells them apart."""
+    """`text` on one line of at most `inches`. An ellipsis replaces the middle of a longer text: names often differ
+    at the end.
+    """
     text = " ".join(text.split())
-    shown, kept = text, len(text)
-    while kept > 2 and text_inches(shown, size) > inches:
+    shortened, kept = text, len(text)
+    while kept > 2 and text_inches(shortened, size) > inches:
         kept -= 1
-        shown = text[: (kept + 1) // 2].rstrip() + "…" + text[-(kept // 2) :].lstrip()
-    return shown
+        shortened = text[: (kept + 1) // 2].rstrip() + "…" + text[-(kept // 2) :].lstrip()
+    return shortened
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """`positions`, moved as little as need be so that any two are `gap` or more apart; their order stays."""
+    """`positions`, moved as little as possible so that any two are at least `gap` apart. Their order stays."""
     groups: list[list[int]] = []
-    centres: list[float] = []
+    centers: list[float] = []
     for i in np.argsort(positions, kind="stable").tolist():
         groups.append([i])
-        centres.append(float(positions[i]))
-        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+        centers.append(float(positions[i]))
+        while len(groups) > 1 and centers[-1] - centers[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
             upper, lower = groups.pop(), groups.pop()
-            del centres[-2:]
+            del centers[-2:]
             groups.append(lower + upper)
-            centres.append(float(np.mean([positions[j] for j in groups[-1]])))
+            centers.append(float(np.mean([positions[j] for j in groups[-1]])))
     moved = list(positions)
-    for group, centre in zip(groups, centres, strict=True):
+    for group, center in zip(groups, centers, strict=True):
         for place, i in enumerate(group):
-            moved[i] = centre + gap * (place - (len(group) - 1) / 2)
+            moved[i] = center + gap * (place - (len(group) - 1) / 2)
     return moved

@@ -1,6 +1,6 @@
 "use strict";
 
-const KEPT = 12; // predictions that stay on the page
+const KEPT = 12; // predictions on the page
 const limits = {
   files: Number(document.body.dataset.files),
   bytes: Number(document.body.dataset.bytes),
@@ -13,47 +13,47 @@ const status = document.getElementById("status");
 const results = document.getElementById("results");
 const cards = document.getElementById("cards");
 
-function say(words) {
-  status.textContent = words;
+function report(text) {
+  status.textContent = text;
 }
 
 function megabytes(bytes) {
   return `${(bytes / 2 ** 20).toFixed(1).replace(".0", "")} MB`;
 }
 
-// Why these files cannot be sent, or nothing.
-function refusal(files) {
-  if (files.length > limits.files) return `${files.length} pictures are too many at once; ${limits.files} is the most.`;
+// Why these files cannot be sent, or an empty text.
+function problemWith(files) {
+  if (files.length > limits.files) return `${files.length} images are too many; the limit is ${limits.files} at a time.`;
   const large = files.find((file) => file.size > limits.bytes);
-  if (large) return `${large.name} has ${megabytes(large.size)}; ${megabytes(limits.bytes)} is the most.`;
+  if (large) return `${large.name} has ${megabytes(large.size)}; the limit is ${megabytes(limits.bytes)}.`;
   const all = files.reduce((sum, file) => sum + file.size, 0);
-  if (all > limits.requestBytes) return `Together they have ${megabytes(all)}; ${megabytes(limits.requestBytes)} is the most.`;
+  if (all > limits.requestBytes) return `The images have ${megabytes(all)} in total; the limit is ${megabytes(limits.requestBytes)}.`;
   return "";
 }
 
 async function predict(files) {
   if (!files.length) return;
-  const refused = refusal(files);
-  if (refused) return say(refused);
-  say(files.length === 1 ? `Looking at ${files[0].name} …` : `Looking at ${files.length} pictures …`);
+  const problem = problemWith(files);
+  if (problem) return report(problem);
+  report(files.length === 1 ? `Predicting ${files[0].name} …` : `Predicting ${files.length} images …`);
   const form = new FormData();
-  for (const file of files) form.append("files", file, file.name || "pasted picture");
+  for (const file of files) form.append("files", file, file.name || "pasted image");
   try {
     const response = await fetch("predict?explain=true&top=5", { method: "POST", body: form });
     const answer = await response.json();
-    if (!answer.pictures) return say(`That did not work: ${answer.detail || response.status}.`);
-    show(answer.pictures.map((picture, place) => card(picture, files[place])));
-    say(summary(answer.pictures));
+    if (!answer.images) return report(`The request failed: ${answer.detail || response.status}.`);
+    show(answer.images.map((image, index) => card(image, files[index])));
+    report(summary(answer.images));
   } catch {
-    say("They could not be sent. Is a folder among them, or has the service stopped?");
+    report("The images could not be sent. Check that none is a folder, and that the service is running.");
   }
 }
 
-function summary(pictures) {
-  if (pictures.length === 1) return `${pictures[0].file}: ${pictures[0].error || pictures[0].predictions[0].label}`;
-  const unread = pictures.filter((picture) => picture.error).length;
-  const named = pictures.length - unread;
-  return `${named} picture${named === 1 ? "" : "s"} named${unread ? `, ${unread} could not be read` : ""}.`;
+function summary(images) {
+  if (images.length === 1) return `${images[0].file}: ${images[0].error || images[0].predictions[0].class_name}`;
+  const unreadable = images.filter((image) => image.error).length;
+  const predicted = images.length - unreadable;
+  return `${predicted} image${predicted === 1 ? "" : "s"} predicted${unreadable ? `, ${unreadable} could not be read` : ""}.`;
 }
 
 function show(added) {
@@ -62,55 +62,55 @@ function show(added) {
   results.hidden = false;
 }
 
-function card(picture, file) {
+function card(image, file) {
   const made = document.getElementById("card").content.cloneNode(true).firstElementChild;
-  made.querySelector("h3").textContent = picture.error ? picture.file : `${picture.predictions[0].label}: ${picture.file}`;
-  if (picture.error) {
-    made.querySelector(".views").remove();
+  made.querySelector("h3").textContent = image.error ? image.file : `${image.predictions[0].class_name}: ${image.file}`;
+  if (image.error) {
+    made.querySelector(".versions").remove();
     made.querySelector(".bars").remove();
-    const words = made.querySelector(".error");
-    words.textContent = picture.error;
-    words.hidden = false;
+    const error = made.querySelector(".error");
+    error.textContent = image.error;
+    error.hidden = false;
   } else {
-    showViews(made, picture, file);
-    made.querySelector(".bars").append(...picture.predictions.map(bar));
+    showVersions(made, image, file);
+    made.querySelector(".bars").append(...image.predictions.map(bar));
   }
   return made;
 }
 
-function showViews(card, picture, file) {
-  const original = card.querySelector(".picture");
-  const address = URL.createObjectURL(file);
-  original.addEventListener("error", () => original.closest("figure").remove(), { once: true }); // a format that browsers do not show
-  for (const event of ["load", "error"]) original.addEventListener(event, () => URL.revokeObjectURL(address), { once: true });
-  original.src = address;
-  original.alt = picture.file;
-  const seen = card.querySelector(".seen");
-  seen.alt = `${picture.file} in ${size}×${size} pixels`;
-  const heat = card.querySelector(".heat");
-  heat.setAttribute("aria-label", `What spoke for ${picture.predictions[0].label}`);
-  seen.addEventListener("load", () => drawHeat(heat, seen, picture.explanation.heat), { once: true });
-  seen.src = `data:image/png;base64,${picture.explanation.seen}`;
+function showVersions(card, image, file) {
+  const original = card.querySelector(".original");
+  const url = URL.createObjectURL(file);
+  original.addEventListener("error", () => original.closest("figure").remove(), { once: true }); // the browser does not know the format
+  for (const event of ["load", "error"]) original.addEventListener(event, () => URL.revokeObjectURL(url), { once: true });
+  original.src = url;
+  original.alt = image.file;
+  const pixels = card.querySelector(".pixels");
+  pixels.alt = `${image.file} in ${size}×${size} pixels`;
+  const heatmap = card.querySelector(".heatmap");
+  heatmap.setAttribute("aria-label", `Heatmap of ${image.predictions[0].class_name}`);
+  pixels.addEventListener("load", () => drawHeatmap(heatmap, pixels, image.explanation.heatmap), { once: true });
+  pixels.src = `data:image/png;base64,${image.explanation.pixels}`;
 }
 
-// The picture, in the dark where nothing spoke for the class.
-function drawHeat(canvas, image, heat) {
+// The image, darkened where nothing supports the class.
+function drawHeatmap(canvas, image, heatmap) {
   canvas.width = canvas.height = size;
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0, size, size);
   const shade = document.createElement("canvas");
-  shade.width = heat[0].length;
-  shade.height = heat.length;
+  shade.width = heatmap[0].length;
+  shade.height = heatmap.length;
   const pixels = new ImageData(shade.width, shade.height);
-  heat.flat().forEach((value, place) => pixels.data.set([0, 0, 0, 225 * (1 - value)], 4 * place));
+  heatmap.flat().forEach((value, index) => pixels.data.set([0, 0, 0, 225 * (1 - value)], 4 * index));
   shade.getContext("2d").putImageData(pixels, 0, 0);
-  context.drawImage(shade, 0, 0, size, size); // smoothly
+  context.drawImage(shade, 0, 0, size, size); // smooth scaling
 }
 
-function bar({ label, probability }) {
+function bar({ class_name: className, probability }) {
   const item = document.createElement("li");
   const [name, track, fill, share] = Array.from({ length: 4 }, () => document.createElement("span"));
-  name.textContent = label;
+  name.textContent = className;
   track.className = "track";
   fill.className = "fill";
   fill.style.width = `${100 * probability}%`;
@@ -124,16 +124,16 @@ function bar({ label, probability }) {
 drop.addEventListener("submit", (event) => event.preventDefault());
 input.addEventListener("change", async () => {
   await predict([...input.files]);
-  input.value = ""; // so that the same file can be chosen again
+  input.value = ""; // allows choosing the same file again
 });
 document.getElementById("clear").addEventListener("click", () => {
   cards.replaceChildren();
   results.hidden = true;
-  say("");
+  report("");
   input.focus();
 });
 
-// Anywhere on the page: a file that misses the field would replace the page.
+// On the whole page: a file dropped beside the field would replace the page.
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   drop.classList.add("over");
@@ -149,5 +149,5 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files];
   if (files.length) predict(files);
-  else say("There is no picture in the clipboard.");
+  else report("There is no image in the clipboard.");
 });

@@ -1,0 +1,240 @@
+"""Assign each image of folders or archives to a split and a class, by the names of its folders."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.core.errors import InputError
+from onecycle.core.files import printable
+from onecycle.data.splits import held_out
+from onecycle.data.store.listing import Listing, Parts
+
+SPLITS = ("train", "test")
+DRAWN_SHARE = 0.2  # fraction of each class that becomes the test set if there is none
+_DRAWN_SEED = 0
+_SPLIT_LIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # case does not matter
+
+_Places = list[tuple[str, str] | None]
+"""The split and class of each folder of a listing, if any."""
+
+_Counts = dict[str, dict[str, int]]
+"""The number of images by split and class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The split and class of each image. Images are numbered through all listings."""
+
+    classes: tuple[str, ...]
+    labels: dict[str, NDArray[np.int64]]  # by split, `[N]`
+    images: dict[str, NDArray[np.int64]]  # by split, `[N]`: image numbers, ordered by class and name
+    is_drawn: bool  # whether the test set was drawn
+
+
+def index_of(listings: Sequence[Listing], source: Path) -> Index:
+    """Assign each image of `listings` to a split and a class. The listings are the content of `source`.
+
+    The images of each listing may be inside one extra top-level folder.
+
+    Raises:
+        InputError: when the folder structure is wrong, or two images have the same name.
+    """
+    is_split = [any(part in SPLITS for folder in listing.folders for part in folder[:2]) for listing in listings]
+    if any(is_split):
+        _require_sets(listings, is_split)
+        tops = [_around_sets(listing) for listing in listings]
+        places, counts = _by_split(listings, tops, source)
+    else:
+        tops = _around_classes(listings)
+        places, counts = _by_class(listings, tops, source)
+    is_drawn = set(counts) == {"train"}
+    _check(counts, source, is_drawn=is_drawn)
+    classes = tuple(sorted(counts["train"]))
+    labels, images = _ordered(listings, places, tops, classes)
+    if is_drawn:
+        is_test = np.zeros(len(labels["train"]), bool)
+        is_test[held_out(labels["train"], DRAWN_SHARE, seed=_DRAWN_SEED)] = True
+        labels, images = ({"train": of["train"][~is_test], "test": of["train"][is_test]} for of in (labels, images))
+    return Index(classes, labels, images, is_drawn)
+
+
+def _require_sets(listings: Sequence[Listing], is_split: Sequence[bool]) -> None:
+    for listing, split in zip(listings, is_split, strict=True):
+        if len(listing) and not split:
+            other = listings[is_split.index(True)].source
+            raise InputError(
+                f"{listing.source}: has neither train/ nor test/, but {other} has; move its classes into one of them"
+            )
+
+
+def _around_sets(listing: Listing) -> Parts:
+    """The folder that contains train/ and test/, or () if that is the top folder."""
+    around = {folder[:depth] for folder in listing.folders if (depth := _depth_of_set(folder)) is not None}
+    if len(around) > 1:
+        tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
+        raise InputError(f"{listing.source}: train/ and test/ occur in several places ({tops}); keep one pair")
+    top = around.pop() if around else ()
+    if top and any(folder[: len(top)] != top for folder in _with_images(listing)):
+        raise InputError(
+            f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images beside it; "
+            "move train/ and test/ to the top, or rename them"
+        )
+    return top
+
+
+def _depth_of_set(folder: Parts) -> int | None:
+    return next((depth for depth, part in enumerate(folder[:2]) if part in SPLITS), None)
+
+
+def _around_classes(listings: Sequence[Listing]) -> list[Parts]:
+    """For each listing, the one folder around its classes. () for all, unless every listing with images has one."""
+    tops = [_only_folder(listing) for listing in listings]
+    with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
+    return [top if all(with_images) else () for top in tops]
+
+
+def _only_folder(listing: Listing) -> Parts:
+    """The one folder that contains all other folders, or () if there is none."""
+    tops = {folder[:1] for folder in listing.folders if folder}
+    return tops.pop() if len(tops) == 1 and any(len(folder) > 1 for folder in listing.folders) else ()
+
+
+def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
+    """The split and class of each folder, and the image counts, when the folders are split/class."""
+    counts: _Counts = {}
+    all_places: list[_Places] = []
+    beside: str | None = None
+    for listing, top in zip(listings, tops, strict=True):
+        places: _Places = []
+        for folder, images in zip(listing.folders, _images_in(listing), strict=True):
+            inside = folder[len(top) :]
+            is_set = _depth_of_set(folder) is not None
+            if is_set:
+                of_split = counts.setdefault(inside[0], {})
+            elif inside and images:
+                beside = beside or "/".join((*top, inside[0]))
+            places.append((inside[0], inside[1]) if is_set and len(inside) > 1 else None)
+            if is_set and len(inside) > 1:
+                of_split[inside[1]] = of_split.get(inside[1], 0) + images
+        all_places.append(places)
+    if "test" not in counts and beside:
+        raise InputError(
+            f"{source}: there is no test/, but {beside}/ with images beside train/; rename it to "
+            "test/ to evaluate on it, or move it away to draw a test set from train/"
+        )
+    return all_places, counts
+
+
+def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
+    """The split and class of each folder, and the image counts, when the folders are classes without splits."""
+    counts: dict[str, int] = {}
+    all_places: list[_Places] = []
+    for listing, top in zip(listings, tops, strict=True):
+        places: _Places = []
+        for folder, images in zip(listing.folders, _images_in(listing), strict=True):
+            inside = folder[len(top) :]
+            places.append(("train", inside[0]) if inside else None)
+            if inside:
+                counts[inside[0]] = counts.get(inside[0], 0) + images
+        all_places.append(places)
+        if len(listings) > 1 and (name := listing.source.name.split(".")[0]).lower() in _SPLIT_LIKE:
+            raise InputError(f"{listing.source}: {name} looks like a split; move its classes into train/ or test/")
+    if sets := sorted(name for name in counts if name.lower() in _SPLIT_LIKE):
+        raise InputError(f"{source}: {sets[0]}/ looks like a split, not a class; name the splits train/ and test/")
+    return all_places, {"train": counts}
+
+
+def _images_in(listing: Listing) -> list[int]:
+    """The number of images in each folder, without its subfolders."""
+    counts: list[int] = np.bincount(np.asarray(listing.folder_of, np.int32), minlength=len(listing.folders)).tolist()
+    return counts
+
+
+def _with_images(listing: Listing) -> list[Parts]:
+    return [folder for folder, images in zip(listing.folders, _images_in(listing), strict=True) if images]
+
+
+def _check(counts: _Counts, source: Path, *, is_drawn: bool) -> None:
+    """Check that every split has images of the same two or more classes."""
+    wanted = SPLITS[:1] if is_drawn else SPLITS
+    for split in wanted:
+        if split not in counts:
+            raise InputError(f"{source}: there is no {split}/ folder; put images in {split}/<class>/")
+        if not counts[split]:
+            raise InputError(f"{source}: {split}/ has no class folders; put images in {split}/<class>/")
+    for split in wanted:
+        if empty := sorted(name for name, images in counts[split].items() if not images):
+            where = empty[0] if is_drawn else f"{split}/{empty[0]}"
+            raise InputError(f"{source}: class folder {where} has no images; add some or remove it")
+    train, test = (set(counts.get(split, counts["train"])) for split in SPLITS)
+    if different := sorted(train ^ test):
+        here, there = ("train", "test") if different[0] in train else ("test", "train")
+        raise InputError(
+            f"{source}: train/ and test/ have different classes: {different[0]!r} is in {here}/ but not in {there}/; "
+            "both need the same class folders"
+        )
+    if len(train) == 1:
+        raise InputError(f"{source}: there is only one class, {min(train)!r}; a classifier needs at least two")
+    for name in sorted(train):
+        if not name.isprintable():
+            raise InputError(f"{source}: the class name {name!r} cannot be printed; rename the folder")
+        if is_drawn and counts["train"][name] < 2:
+            raise InputError(f"{source}: class {name!r} has only one image, and the test set needs one; add more")
+
+
+def _ordered(
+    listings: Sequence[Listing], places: list[_Places], tops: Sequence[Parts], classes: tuple[str, ...]
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+    """The labels and image numbers of each split, ordered by class and name."""
+    groups = [(split, name) for split in SPLITS for name in classes]
+    numbers = {group: number for number, group in enumerate(groups)}
+    group_of_image = np.concatenate(
+        [
+            np.array([numbers[place] if place else -1 for place in of_folders], np.int32)[np.asarray(listing.folder_of)]
+            for listing, of_folders in zip(listings, places, strict=True)
+        ]
+    )
+    by_group = np.argsort(group_of_image, kind="stable")
+    bounds = np.searchsorted(group_of_image[by_group], np.arange(len(groups) + 1))
+    folders = [
+        ["\0".join(folder[len(top) :]) for folder in listing.folders]
+        for listing, top in zip(listings, tops, strict=True)
+    ]
+    # Sort class by class, so that only the names of one class are in memory.
+    for start, end in itertools.pairwise(bounds.tolist()):
+        by_group[start:end] = _by_name(by_group[start:end], listings, folders)
+    middle = int(bounds[len(classes)])
+    counts = np.diff(bounds)
+    labels = np.arange(len(classes))
+    return (
+        {"train": np.repeat(labels, counts[: len(classes)]), "test": np.repeat(labels, counts[len(classes) :])},
+        {"train": by_group[bounds[0] : middle], "test": by_group[middle:]},
+    )
+
+
+def _by_name(images: NDArray[np.int64], listings: Sequence[Listing], folders: list[list[str]]) -> NDArray[np.int64]:
+    """Sort `images`, which are in ascending order, by path."""
+    names: list[str] = []
+    first = 0
+    for listing, of_listing in zip(listings, folders, strict=True):
+        start, end = np.searchsorted(images, (first, first + len(listing)))
+        own = (images[start:end] - first).tolist()
+        names += [f"{of_listing[listing.folder_of[image]]}\0{listing.name(image)}" for image in own]
+        first += len(listing)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    for place, other in itertools.pairwise(order):
+        if names[place] == names[other]:
+            raise _duplicate_name(names[place].replace("\0", "/"), int(images[place]), int(images[other]), listings)
+    return images[order]
+
+
+def _duplicate_name(name: str, image: int, other: int, listings: Sequence[Listing]) -> InputError:
+    ends = np.cumsum([len(listing) for listing in listings])
+    here, there = (listings[int(np.searchsorted(ends, number, side="right"))].source for number in (image, other))
+    if here == there:
+        return InputError(f"{here}: contains {printable(name)} twice; keep one")
+    return InputError(f"{printable(name)} is in {here} and in {there.name}; keep one")

@@ -1,0 +1,108 @@
+"""Image sets of any size, in memory-mapped files in the cache."""
+
+import hashlib
+import json
+import mmap
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.data.preprocessing import channel_sums
+from onecycle.data.readers.image_set import ImageSet, ImageStatistics, fingerprint_of
+from onecycle.data.store.cache import cached
+
+IN_MEMORY = 2**28  # bytes; a larger subset becomes a file
+_AT_ONCE = 2**23  # bytes of images copied at a time
+_VERSION = 1  # increase it when the files of a subset change
+
+# The system reserves memory for private writable pages, so a set larger than memory could not be mapped without this
+# flag. Python has the flag's name from 3.13 on. 0x4000 is its value on Linux.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+def subset_of(images: ImageSet, rows: NDArray[np.integer[Any]]) -> ImageSet:
+    """The images at `rows` (integers `[M]`), in that order: in memory, or in the cache if they are large.
+
+    Raises:
+        StorageError: when the cache cannot be written.
+    """
+    if len(rows) * images.images[:1].nbytes <= IN_MEMORY:
+        return images.subset(rows)
+    digest = hashlib.sha256(json.dumps([_VERSION, images.fingerprint]).encode())
+    digest.update(np.ascontiguousarray(rows, dtype="<i8").data)
+    parts = (images.images[rows[part]] for part in portions(len(rows), images.images[:1].nbytes))
+    shape = (len(rows), *images.images.shape[1:])
+
+    def write(folder: Path) -> None:
+        write_set(folder, "subset", parts, shape, images.labels[rows], images.classes)
+
+    return cached(digest.hexdigest()[:32], write, lambda folder: read_set(folder, "subset"))
+
+
+def portions(count: int, nbytes: int) -> Iterator[slice]:
+    """Slices that cover `count` images of `nbytes` bytes each. Each slice covers a few megabytes."""
+    step = max(1, _AT_ONCE // max(1, nbytes))
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def write_set(
+    folder: Path,
+    name: str,
+    parts: Iterable[NDArray[np.uint8]],
+    shape: Sequence[int],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+) -> None:
+    """Write an image set into files in `folder` that start with `name`. `parts` yields its images, in total of `shape`.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    sums = np.zeros((2, 3), np.int64)
+    with (folder / f"{name}_images.npy").open("wb") as file:
+        # The file is written, not memory-mapped. A full disk then raises an error instead of killing the process.
+        header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def passed() -> Iterator[NDArray[np.uint8]]:
+            nonlocal sums
+            for part in parts:
+                file.write(part.data)
+                sums += channel_sums(part)
+                yield part
+
+        fingerprint = fingerprint_of(passed(), shape, labels, classes)
+    np.save(folder / f"{name}_labels.npy", labels)
+    description = {"classes": list(classes), "fingerprint": fingerprint, "channel_sums": sums.tolist()}
+    (folder / f"{name}.json").write_text(json.dumps(description))
+
+
+def read_set(folder: Path, name: str) -> ImageSet:
+    """Read the set that `write_set` wrote. Its images are memory-mapped.
+
+    They are copy-on-write, because torch warns about read-only arrays.
+
+    Raises:
+        OSError, ValueError, KeyError: when the set is missing or damaged.
+    """
+    description = json.loads((folder / f"{name}.json").read_text())
+    return ImageSet(
+        _mapped(folder / f"{name}_images.npy"),
+        np.load(folder / f"{name}_labels.npy"),
+        tuple(description["classes"]),
+        ImageStatistics(description["fingerprint"], np.array(description["channel_sums"], np.int64)),
+    )
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    if sys.platform == "win32":
+        return np.asarray(np.load(path, mmap_mode="c"))
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        content = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
+        return np.frombuffer(content, np.uint8, offset=file.tell()).reshape(shape)

@@ -1,0 +1,55 @@
+"""Watchdog: detects a stalled process."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LEAST_CPU_SECONDS = 0.01  # a thread that used less has made no progress
+
+
+class Watchdog:
+    """Watches the thread that creates it. Another thread calls `has_stalled` from time to time.
+
+    The watchdog is armed inside `armed`, except inside `paused`, where the thread waits for other processes.
+    """
+
+    def __init__(self) -> None:
+        self._armed, self._pauses = False, 0
+        self._cpu_seconds = _cpu_clock_of_this_thread()
+        self._spent, self._progressed = 0.0, time.monotonic()  # CPU seconds and time at the last progress
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        self._armed = True
+        try:
+            yield
+        finally:
+            self._armed = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+
+    def has_stalled(self, seconds: float) -> bool:
+        """Whether the thread has used no CPU time for `seconds` while the watchdog was armed. True once per stall."""
+        spent, now = self._cpu_seconds(), time.monotonic()
+        if not self._armed or self._pauses or spent - self._spent > _LEAST_CPU_SECONDS:
+            self._spent, self._progressed = spent, now
+        elif now - self._progressed > seconds:
+            self._progressed = now
+            return True
+        return False
+
+
+def _cpu_clock_of_this_thread() -> Callable[[], float]:
+    """A function that returns the CPU seconds of this thread. Without thread clocks, it measures the whole process."""
+    try:
+        number = time.pthread_getcpuclockid(threading.get_ident())
+    except AttributeError:
+        return time.process_time
+    return lambda: time.clock_gettime(number)

@@ -1,0 +1,136 @@
+"""The image galleries of a report: sprite sheets, and the text below each image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle.report.page import Page, confidence
+from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
+
+LISTED = 48  # images shown in each list
+_MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # maximum per sheet; base64 adds a third
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """An image of a sheet with the text below it."""
+
+    place: tuple[int, int]  # column and row on the sheet
+    name: str  # "test image 123"
+    label: int  # index of the class
+    other: int  # index of the predicted class, or of the class that the network prefers
+    lines: tuple[str, ...]  # more text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Tiles with their sheets. `listed` holds the indices of all ranked images, `tiles` only the first images."""
+
+    sheet: Sheet
+    tiles: list[Tile]
+    heatmaps: Sheet | None = None
+    listed: tuple[str, ...] = ()
+
+
+def misclassified(page: Page) -> Gallery | None:
+    """The incorrect predictions, most confident first, with their heatmaps."""
+    if not (found := page.interpretation) or not len(found.misclassified_images):
+        return None
+    sheet = image_sheet(found.misclassified_images, most_bytes=_MISCLASSIFIED_BYTES)
+    tiles = _evaluated(page, sheet, found.misclassified[: len(found.misclassified_images)])
+    return Gallery(sheet=sheet, heatmaps=heatmap_sheet(found.heatmaps, sheet.tile), tiles=tiles)
+
+
+def label_issues(page: Page) -> Gallery | None:
+    """Evaluated images whose label may be wrong."""
+    if not (found := page.interpretation) or not len(found.label_issue_images):
+        return None
+    images = found.label_issue_images[:LISTED]
+    sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
+    tiles = _evaluated(page, sheet, found.label_issues[: len(images)])
+    return Gallery(sheet=sheet, tiles=tiles, listed=_numbers(found.label_issues))
+
+
+def train_label_issues(page: Page) -> Gallery | None:
+    """Training images whose label may be wrong."""
+    if not (found := page.interpretation):
+        return None
+    images = found.train_label_issue_images[:LISTED]
+    sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
+    tiles = [
+        Tile(
+            place=sheet.place(number),
+            name=f"training image {found.train_label_issues[number]}",
+            label=int(found.train_label_issue_labels[number]),
+            other=int(found.train_label_issue_predictions[number]),
+            lines=(f"margin {found.train_label_issue_margins[number]:.2f}",),
+        )
+        for number in range(len(images))
+    ]
+    return Gallery(sheet=sheet, tiles=tiles, listed=_numbers(found.train_label_issues))
+
+
+def duplicates(page: Page) -> Gallery | None:
+    """Evaluated images, each with the most similar training image: two tiles per pair."""
+    if not (found := page.interpretation):
+        return None
+    pairs = found.duplicate_images[:LISTED]  # [d,2,S,S,3]
+    sheet = image_sheet(pairs.reshape(-1, *pairs.shape[2:]), most_bytes=2 * _OTHERS_BYTES)
+    tiles = [
+        Tile(
+            place=sheet.place(2 * number + side),
+            name=f"{split} image {found.duplicates[number, side]}",
+            label=int(found.duplicate_labels[number, side]),
+            other=int(found.duplicate_labels[number, 1 - side]),
+            lines=(f"{100 * found.duplicate_similarities[number]:.1f} % similar",),
+        )
+        for number in range(len(pairs))
+        for side, split in enumerate((page.evaluated_on, "training"))
+    ]
+    listed = tuple(f"{ours} ~ {theirs}" for ours, theirs in found.duplicates.tolist())
+    return Gallery(sheet=sheet, tiles=tiles, listed=listed)
+
+
+def augmentations(page: Page) -> Gallery | None:
+    """Training images in the first half of the tiles, and their augmented copies in the second half."""
+    if not page.folder.augmentations.exists():
+        return None
+    arrays = page.folder.read_arrays(page.folder.augmentations)
+    images = np.concatenate([arrays["originals"], arrays["augmented"]])
+    sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
+    names = ["original", "augmented"]
+    tiles = [
+        Tile(
+            place=sheet.place(number),
+            name=f"training image, {names[2 * number // len(images)]}",
+            label=0,
+            other=0,
+            lines=(),
+        )
+        for number in range(len(images))
+    ]
+    return Gallery(sheet=sheet, tiles=tiles)
+
+
+def _evaluated(page: Page, sheet: Sheet, images: Sequence[int] | NDArray[np.int64]) -> list[Tile]:
+    """Tiles for the evaluated images with the indices `images`, each with its three most likely classes."""
+    tiles = []
+    for number, image in enumerate(images):
+        probabilities = page.probabilities[image]
+        most_likely = np.argsort(-probabilities, kind="stable")[:3]
+        tiles.append(
+            Tile(
+                place=sheet.place(number),
+                name=f"{page.evaluated_on} image {image}",
+                label=int(page.labels[image]),
+                other=int(page.predictions[image]),
+                lines=tuple(f"{page.classes[c]} {confidence(probabilities[c])}" for c in most_likely),
+            )
+        )
+    return tiles
+
+
+def _numbers(positions: NDArray[np.int64]) -> tuple[str, ...]:
+    return tuple(map(str, positions.tolist()))

@@ -1,0 +1,140 @@
+"""Work on a finished run: evaluate it again, interpret it, write its report again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from onecycle.compute import hardware
+from onecycle.compute.plan import ComputePlan
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError, OnecycleError
+from onecycle.core.files import locked
+from onecycle.core.recipes import BASELINE
+from onecycle.data import Dataset
+from onecycle.data.batches import Batches
+from onecycle.models.test_time_augmentation import TestTimeAugmentation
+from onecycle.predict.predictor import SHIPPED, Predictor, load
+from onecycle.run import environment
+from onecycle.run.build import load_data
+from onecycle.storage.run_folder import RunFolder
+from onecycle.train.loop import evaluate
+
+SHIPPED_TOLERANCE = 0.001  # the accuracy of the included network depends slightly on the CPU
+
+
+class Reevaluation(NamedTuple):
+    """The recorded result and the new result as text, and whether the two results agree."""
+
+    recorded: str
+    now: str
+    agrees: bool
+
+
+def evaluate_run(path: Path, data: str | None = None) -> Reevaluation:
+    """Evaluate a finished run again, from its weights and its data. `data` is the new place of the data, if it moved.
+
+    Raises:
+        InputError: when there is no such run, or the data differs from the data of the run.
+    """
+    folder = RunFolder.open(path)
+    config, recorded = folder.read_config(), folder.read_result()
+    plan = _recorded_plan(folder)
+    predictor = Predictor.load(folder.weights, plan)
+    dataset = _recorded_data(folder, config, data)
+    now = _evaluate(predictor, dataset, batch_size=config.batch_size, tta=config.test_time_augmentation)
+    then = recorded.eval_accuracy, recorded.eval_loss, recorded.tta_accuracy
+    split = recorded.evaluated_on
+    return Reevaluation(_in_words(split, *then), _in_words(split, *now), now == then)
+
+
+def evaluate_shipped(data: str | None = None) -> Reevaluation:
+    """Evaluate the network that comes with the package on the test set of CIFAR-10.
+
+    Raises:
+        InputError: when `data` has other classes.
+    """
+    predictor = load()
+    dataset = load_data(replace(BASELINE, data=data or "cifar10"))
+    if dataset.evaluation.classes != predictor.classes:
+        raise InputError(
+            f"{dataset.source} has other classes than the included network ({', '.join(predictor.classes)}); use "
+            "CIFAR-10"
+        )
+    accuracy, loss, tta_accuracy = _evaluate(predictor, dataset, batch_size=500, tta=True)
+    assert tta_accuracy is not None
+    recorded = json.loads(SHIPPED.with_suffix(".json").read_text())
+    pairs = (accuracy, recorded["accuracy"]), (tta_accuracy, recorded["tta_accuracy"])
+    agrees = all(abs(ours - theirs) <= SHIPPED_TOLERANCE for ours, theirs in pairs)
+    then = _in_words("test", recorded["accuracy"], None, recorded["tta_accuracy"])
+    return Reevaluation(then, _in_words("test", accuracy, loss, tta_accuracy), agrees)
+
+
+def _evaluate(
+    predictor: Predictor, dataset: Dataset, *, batch_size: int, tta: bool
+) -> tuple[float, float, float | None]:
+    """The accuracy, the loss, and the accuracy with test-time augmentation (None unless `tta`)."""
+    plan = predictor.plan
+    batches = Batches(dataset.evaluation, predictor.preprocessing, batch_size=batch_size, device=plan.device)
+    evaluation = evaluate(predictor.model, batches, plan=plan)
+    averaged = evaluate(TestTimeAugmentation(predictor.model), batches, plan=plan).accuracy if tta else None
+    return evaluation.accuracy, evaluation.loss, averaged
+
+
+def _in_words(split: str, accuracy: float, loss: float | None, tta_accuracy: float | None) -> str:
+    parts = [f"{split} accuracy {accuracy}"]
+    parts += [f"loss {loss}"] if loss is not None else []
+    parts += [f"accuracy with test-time augmentation {tta_accuracy}"] if tta_accuracy is not None else []
+    return ", ".join(parts)
+
+
+def report_run(path: Path, data: str | None = None) -> Path:
+    """Write the report of a run again from its folder, and return its path.
+
+    A complete run that was not interpreted yet is interpreted first, which needs its weights and its data. `data` is
+    the new place of the data, if it moved. The report of an unfinished run shows its progress.
+
+    Raises:
+        InputError: when there is no such run. Also when the run cannot be interpreted, because the data differs from
+            the data of the run or this machine lacks the device. The report is then written without interpretation.
+    """
+    folder = RunFolder.open(path)
+    missing = [path for path in (folder.weights, folder.training_margins) if not path.exists()]
+    if folder.is_complete and not missing and not folder.interpretation.exists():
+        try:
+            with locked(folder.path):
+                predictor = Predictor.load(folder.weights, _recorded_plan(folder))
+                interpret_run(folder, predictor, _recorded_data(folder, folder.read_config(), data))
+        except OnecycleError as error:
+            raise InputError(f"{write_report(folder)} is written without the interpretation: {error}") from error
+    return write_report(folder)
+
+
+def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> None:
+    """Interpret the complete run in `folder`, and save the result."""
+    from onecycle.predict.explain import interpret
+
+    logits = folder.read_arrays(folder.predictions)["logits"]
+    margins = folder.read_arrays(folder.training_margins)["margins"]
+    folder.write_arrays(folder.interpretation, **interpret(predictor, dataset, logits, margins).to_arrays())
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write the report of the run in `folder`, with everything that is recorded so far."""
+    from onecycle import report  # imported late: matplotlib would delay the first step
+
+    return report.write(folder)
+
+
+def _recorded_plan(folder: RunFolder) -> ComputePlan:
+    """The part of the run's compute plan that evaluation needs. The plan is applied to this process."""
+    plan = environment.recorded_plan(folder).for_evaluation()
+    plan.require(hardware.detect())
+    plan.apply()
+    return plan
+
+
+def _recorded_data(folder: RunFolder, config: Config, data: str | None) -> Dataset:
+    dataset = load_data(config if data is None else replace(config, data=data))
+    environment.require_same_data(folder, dataset)
+    return dataset

@@ -1,0 +1,150 @@
+"""Image folders with one folder per class, with and without a test set."""
+
+import shutil
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onecycle.core.errors import InputError
+from onecycle.data import load_dataset
+from onecycle.data.check import check
+from onecycle.data.preprocessing import to_square
+from onecycle.data.readers.image_folder import read_image_folder
+from onecycle.data.store.index import DRAWN_SHARE
+
+COUNTS = {"ant": 20, "bee": 10, "cät": 3}
+
+
+def write_images(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Write `counts[name]` images of different sizes to `folder/<name>/` for each class. Returns `folder`."""
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (20 + number, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "photos", COUNTS)
+
+
+def test_without_a_test_set_a_fifth_of_each_class_is_drawn(photos: Path) -> None:
+    train, test, drawn = read_image_folder(photos, 32)
+    assert train.classes == test.classes == tuple(COUNTS)
+    assert np.bincount(test.labels).tolist() == [4, 2, 1] == [round(DRAWN_SHARE * n) for n in COUNTS.values()]
+    assert np.bincount(train.labels).tolist() == [16, 8, 2]
+    assert drawn is not None
+    assert Counter(name.split("/")[0] for name in drawn) == {"ant": 4, "bee": 2, "cät": 1}
+
+
+def test_the_drawn_names_are_those_of_the_test_images(photos: Path) -> None:
+    _, test, drawn = read_image_folder(photos, 32)
+    assert drawn is not None
+    for name, pixels in zip(drawn, test.images, strict=True):
+        assert (to_square(Image.open(photos / name), 32) == pixels).all()
+        (photos / name).unlink()
+    train, other_test, _ = read_image_folder(photos, 32)
+    pixels = {image.tobytes() for image in (*train.images, *other_test.images)}
+    assert not pixels & {image.tobytes() for image in test.images}
+
+
+@pytest.mark.parametrize("form", ["in train", "in another folder", "in an archive"])
+def test_the_same_test_images_are_drawn_from_every_form_of_a_set(photos: Path, tmp_path: Path, form: str) -> None:
+    first = read_image_folder(photos, 32)
+    if form == "in train":
+        source = tmp_path / "other"
+        shutil.copytree(photos, source / "train")
+    elif form == "in another folder":
+        source = tmp_path / "outer"
+        shutil.copytree(photos, source / "photos")
+    else:
+        source = tmp_path / "photos.tar.gz"
+        with tarfile.open(source, "w:gz") as archive:
+            archive.add(photos, "photos")
+    second = load_dataset(source)
+    assert [first.train.fingerprint, first.test.fingerprint] == [
+        second.train.fingerprint,
+        second.evaluation.fingerprint,
+    ]
+    assert second.drawn and [name[-9:] for name in second.drawn] == [name[-9:] for name in first.drawn or ()]
+    (note,) = second.notes
+    assert "no test set, so 20% of each class, 7 images, were drawn" in note
+
+
+def test_a_cached_set_keeps_the_names_of_the_drawn_images(photos: Path) -> None:
+    assert load_dataset(photos).drawn == load_dataset(photos).drawn is not None
+
+
+def test_nothing_is_drawn_if_there_is_a_test_set(image_folder: Path) -> None:
+    dataset = load_dataset(image_folder)
+    assert dataset.drawn is None and dataset.notes == ()
+
+
+def test_images_are_cropped_to_the_input_size(photos: Path) -> None:
+    assert load_dataset(photos, input_size=48).train.images.shape == (26, 48, 48, 3)
+
+
+def test_check_counts_the_images_of_a_drawn_test_set(photos: Path) -> None:
+    found = check(photos)
+    assert found.counts == {"train": (16, 8, 2), "test": (4, 2, 1)}
+    assert found.dangers() == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"ant": 3, "bee": 1}, "class 'bee' has only one image, and the test set needs one; add more"),
+        ({"ant": 3, "bee": 0}, "class folder bee has no images; add some or remove it"),
+        ({"ant": 3}, "there is only one class, 'ant'"),
+    ],
+)
+def test_too_few_images_or_classes_are_refused(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_dataset(write_images(tmp_path / "few", counts))
+
+
+@pytest.mark.parametrize("name", ["val", "Test", "testing", "Validation", "plane"])
+def test_images_beside_train_are_refused(tmp_path: Path, name: str) -> None:
+    for split in ("train", name):
+        write_images(tmp_path / "photos" / split, COUNTS)
+    with pytest.raises(
+        InputError, match=f"there is no test/, but {name}/ with images beside train/; rename it to test/"
+    ):
+        load_dataset(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAINING", "validation")])
+def test_splits_with_other_names_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write_images(tmp_path / "photos" / name, COUNTS)
+    with pytest.raises(InputError, match="looks like a split, not a class; name the splits train/ and test/"):
+        load_dataset(tmp_path / "photos")
+
+
+def test_a_split_with_another_name_is_found_in_an_archive_without_folder_entries(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / "photos" / split, COUNTS)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in (tmp_path / "photos").rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path / "photos"))
+    with pytest.raises(InputError, match="there is no test/, but val/ with images beside train/"):
+        load_dataset(tmp_path / "photos.zip")
+
+
+def test_a_folder_called_train_inside_a_class_does_not_hide_the_other_classes(photos: Path) -> None:
+    for name in ("steam", "electric"):
+        write_images(photos / "rail" / "train", {name: 5})
+    with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images beside it"):
+        load_dataset(photos)
+
+
+def test_an_image_folder_called_digits_gets_another_name(tmp_path: Path) -> None:
+    assert load_dataset(write_images(tmp_path / "digits", COUNTS)).name == "digits-images"
