@@ -9,10 +9,10 @@ TRAINING := .venv/installed
 ALL := .venv/installed-dev
 CODE := $(wildcard src tests benchmarks tools)
 
-# Where it is set, each of the hundreds of processes that the tests start compiles torch's Python code again.
+# If it is set, each of the hundreds of test processes compiles torch's Python code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# CIFAR-10 where a checkout of ours finds it. A value from the environment or the command line wins.
+# A shared copy of CIFAR-10 beside the checkout. A value from the environment or the command line wins.
 ifeq ($(origin ONECYCLE_DATA),undefined)
   SHARED_DATA := $(shell cd ../shared/cifar10 2>/dev/null && pwd)
   ifneq ($(SHARED_DATA),)
@@ -29,26 +29,26 @@ help: ## list these commands
 train: $(TRAINING) ## train on CIFAR-10 and write a report, e.g. make train RECIPE=quick ARGS="--seed 1"
 	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto)$(if $(RECIPE), --recipe $(RECIPE)) $(ARGS)
 
-test: $(ALL) ## run the tests, but for the long ones, e.g. make test ARGS="-k scheduler"
+test: $(ALL) ## run the tests without the long ones, e.g. make test ARGS="-k scheduler"
 	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 # The long tests, whole, each set one after another: some measure, and some need the machine for themselves.
-faults: $(ALL) ## kill, fill and damage hundreds of runs, kill an installation, and write results/reliability.json
+faults: $(ALL) ## kill and damage hundreds of runs, fill their disks, and write results/reliability.json
 	$(BIN)/pytest -m "" --whole tests/faults tests/distributed tests/test_install.py $(ARGS)
 
 cluster-test: $(ALL) ## try Ray, and docs/distributed.md on Slurm and machines made of network namespaces (root, Linux)
 	$(BIN)/pytest -m "" --cluster tests/cluster tests/study/test_study_on_ray.py tests/predict/test_bulk_on_ray.py $(ARGS)
 
-benchmarks-test: $(ALL) ## run every benchmark on little, and what takes long of training, export and kernels
+benchmarks-test: $(ALL) ## run every benchmark on little data, and the long tests of training, export and kernels
 	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/predict/test_onnx.py tests/predict/test_stream.py tests/compute $(ARGS)
 
 lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
 	$(BIN)/python tools/lock.py $(ARGS)
 
-newest-test: $(ALL) ## install onecycle as a package, with the newest versions it allows, and use it
+newest-test: $(ALL) ## install onecycle as a package with the newest allowed versions, and try it
 	$(BIN)/python tools/try_newest.py
 
-lint: $(ALL) ## check style, types, and which room uses which
+lint: $(ALL) ## check style, types, and which package uses which
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy

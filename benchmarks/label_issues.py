@@ -29,7 +29,7 @@ from onecycle.compute import hardware
 from onecycle.core.recipes import RECIPES
 from onecycle.data import Dataset, load_dataset
 from onecycle.data.duplicates import most_similar
-from onecycle.predict.explain import LISTED
+from onecycle.predict.explain import LISTED_FRACTION
 from onecycle.run import environment, experiment
 
 NAMES = [f"data_batch_{number}.bin" for number in range(1, 6)]
@@ -65,7 +65,7 @@ def main() -> int:
         "recipe": options.recipe,
         "epochs": config.epochs,
         "planted_of_each_kind": options.planted,
-        "part_listed": LISTED,
+        "part_listed": LISTED_FRACTION,
         "found": found,
         "mean_found": {name: rounded(statistics.fmean(shares)) for name, shares in found.items()},
         "known_duplicates": known(data, options.known) if options.known else None,
@@ -145,7 +145,7 @@ ALTERATIONS: tuple[Alteration, ...] = (lambda image: image, lambda image: image[
 def known(data: Dataset, path: Path) -> dict[str, dict[str, float]]:
     """The fraction of known near-duplicates that are among the 5 % most similar, with their partner, by kind."""
     partners, similarities = most_similar(data.evaluation.images, data.train.images)
-    listed = set(np.argsort(-similarities, kind="stable")[: round(LISTED * len(partners))].tolist())
+    listed = set(np.argsort(-similarities, kind="stable")[: round(LISTED_FRACTION * len(partners))].tolist())
     kinds: dict[str, list[bool]] = {}
     with path.open() as file:
         for row in csv.DictReader(file):

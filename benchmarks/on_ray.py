@@ -65,7 +65,7 @@ def main() -> int:
     record = {
         "nodes": options.nodes,
         "study": study,
-        "pictures": images,
+        "images": images,
         "environment": environment.describe(hardware.detect(), load().plan),
     }
     write(options.out, record)
@@ -143,7 +143,7 @@ def predict(folder: Path, nodes: Nodes, draws: random.Random, data: str, count: 
     same = all(table.equals(pq.read_table(folder / "local-predictions" / name)) for name, table in tables.items())
     return {
         "exit_code": driver.returncode,
-        "pictures": len(names),
+        "images": len(names),
         "in_archives": sum(member is not None for _, member in names),
         "parts": parts,
         "parts_done_when_the_node_was_killed": done,

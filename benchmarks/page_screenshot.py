@@ -1,4 +1,4 @@
-"""A picture of the page that `onecycle serve` shows, with six pictures on it: by Chromium, which must be installed."""
+"""Take a screenshot of the page of `onecycle serve` with six images. Needs Chromium."""
 
 import argparse
 import shutil
@@ -14,8 +14,8 @@ from studies import served
 from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
-SHOWN = 6  # of the record's picture of augmentations
-WIDTH, HEIGHT = 1200, 1150  # of the picture, in pixels
+IMAGES = 6  # the first ones of the recorded augmentations
+WIDTH, HEIGHT = 1200, 1150  # of the screenshot, in pixels
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
 def photograph(url: str, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         files = []
-        for number, pixels in enumerate(RECORD.read_arrays(RECORD.augmentations)["originals"][:SHOWN]):
+        for number, pixels in enumerate(RECORD.read_arrays(RECORD.augmentations)["originals"][:IMAGES]):
             files.append(Path(folder) / f"photo {number + 1}.png")
             Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC).save(files[-1])
         browser = playwright.chromium.launch(
@@ -39,7 +39,7 @@ def photograph(url: str, out: Path) -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(url)
         page.set_input_files("#files", files)
-        expect(page.locator("#cards > li")).to_have_count(SHOWN)
+        expect(page.locator("#cards > li")).to_have_count(IMAGES)
         page.wait_for_function("[...document.querySelectorAll('.heat')].every((canvas) => canvas.width === 32)")
         page.screenshot(path=out)
         browser.close()

@@ -310,8 +310,8 @@ def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["study"]["done"] == record["study"]["identical_to_the_local_engine"] == record["study"]["runs"] == 2
-    images = record["pictures"]
-    assert images["exactly_once"] == images["pictures"] == 4000
+    images = record["images"]
+    assert images["exactly_once"] == images["images"] == 4000
     assert (images["in_archives"], images["lost"], images["doubled"], images["unreadable"]) == (2000, 0, 0, 4)
     assert images["identical_to_the_local_engine"]
 

@@ -469,7 +469,7 @@ def test_the_cost_of_shards_is_recorded() -> None:
 
 def test_the_figures_of_killed_nodes_are_recorded() -> None:
     record = recorded("on_ray")
-    study, images = record["study"], record["pictures"]
+    study, images = record["study"], record["images"]
     same = study["identical_to_the_local_engine"]
     assert record["nodes"] == 3 and study["exit_code"] == 0
     assert study["nodes_killed"] == 4
@@ -477,8 +477,8 @@ def test_the_figures_of_killed_nodes_are_recorded() -> None:
         f"four times one was killed and replaced during a study of {study['runs']} runs: "
         f"{study['done']} were completed, {same} with the same bits"
     ) in WORDS
-    assert f"Of {images['pictures']:,} images, half of them in archives" in WORDS
-    assert 2 * images["in_archives"] == images["exactly_once"] == images["pictures"]
+    assert f"Of {images['images']:,} images, half of them in archives" in WORDS
+    assert 2 * images["in_archives"] == images["exactly_once"] == images["images"]
     assert images["lost"] == images["doubled"] == 0 and images["identical_to_the_local_engine"]
     assert 2 * images["parts_done_when_the_node_was_killed"] == images["parts"]
 

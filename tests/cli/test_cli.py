@@ -133,7 +133,7 @@ def test_other_commands_that_train_show_only_their_own_options_and_name_help_all
 ) -> None:
     text = help_of(capsys, command, "--help")
     assert not options_of(text) & options_for(*GROUPS)
-    assert "All options of `onecycle train` apply, too: --help-all." in text
+    assert "The configuration options of `onecycle train` apply, too: --help-all." in text
 
 
 def test_every_command_that_takes_a_run_names_it_run(
@@ -187,7 +187,7 @@ def test_help_and_prediction_do_not_import_slow_libraries() -> None:
         (["evaluate", "a-run"], "a-run"),
         (["evaluate", "--run", "no-such-run"], "there is no run folder no-such-run"),
         (["summary", "--classes", "1"], "at least 2 classes, not 1"),
-        (["summary", "--input-size", "4"], "4×4"),
+        (["summary", "--size", "4"], "4×4"),
         (["predict"], "no image is given"),
     ],
     ids=" ".join,
@@ -253,7 +253,7 @@ def test_a_summary_counts_whitening_filters_and_scales_of_norms_as_frozen(
 
 
 def test_a_summary_has_the_numbers_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["summary", "--json", "--classes", "3", "--input-size", "64"]) == 0
+    assert main(["summary", "--json", "--classes", "3", "--size", "64"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["layers"][0]["output_shape"] == [64, 64, 64]
     assert summary["layers"][-1] == {"layer": "Linear-30", "output_shape": [3], "parameters": 3 * 512}

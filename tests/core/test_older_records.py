@@ -23,7 +23,7 @@ OLDER_NAMES = {
     *("test_accuracy", "best_test_accuracy", "test_images", "test_loss"),
     *("mistakes", "mistake_images", "heat", "suspects", "suspect_images"),
     *(f"train_suspect{rest}" for rest in ("s", "_margins", "_labels", "_guesses", "_images")),
-    *("deviation", "resolved"),
+    *("deviation", "resolved", "pictures"),
 }
 
 
@@ -167,3 +167,13 @@ def test_an_older_file_name_is_used_only_if_no_file_has_the_current_name(tmp_pat
     current.touch()
     assert existing(current) == current
     assert existing(tmp_path / "predictions.npz") == tmp_path / "predictions.npz"
+
+
+def test_names_of_classes_are_not_renamed() -> None:
+    values = {"by_class": {"hole": {"deviation": 0.5}, "heat": {"deviation": 0.25}}}
+    assert with_current_names(values) == {"by_class": {"hole": {"std": 0.5}, "heat": {"std": 0.25}}}
+
+
+def test_the_record_of_ray_counts_images() -> None:
+    record = json.loads((RESULTS / "on_ray.json").read_text())
+    assert with_current_names(record)["images"]["images"] == record["pictures"]["pictures"] == 100_000

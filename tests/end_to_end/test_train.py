@@ -406,7 +406,7 @@ def test_a_run_that_was_stopped_before_its_first_epoch_starts_again(begun: RunFo
 def test_a_complete_run_is_not_resumed(run: RunFolder) -> None:
     outcome = onecycle("train", "--resume", run.path)
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err == f"onecycle: {run.path} is complete: there is nothing to resume\n"
+    assert outcome.err == f"onecycle: {run.path} is complete: there is nothing to resume; start a new run\n"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_run_that_is_not_complete_is_refused(
 ) -> None:
     copy_of.result.unlink()
     assert main(["compare", "--run", str(runs[0].path), str(copy_of.path)]) == 2
-    assert "is not complete, so it cannot be compared" in capsys.readouterr().err
+    assert "is not complete; resume it, or compare other runs" in capsys.readouterr().err
     shutil.rmtree(copy_of.path)
     assert main(["compare", "--run", str(runs[0].path), str(copy_of.path)]) == 2
     assert "there is no run folder" in capsys.readouterr().err

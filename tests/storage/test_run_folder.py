@@ -61,7 +61,7 @@ def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for out in (file, file / "below"):
-        with pytest.raises(InputError, match=f"^cannot create a folder in --out {out}: {file} is a file; give another"):
+        with pytest.raises(InputError, match=f"^cannot create a folder in --out {out}: {file} is a file; give"):
             new_folder(out, "a-run")
     assert list(tmp_path.iterdir()) == [file]
 

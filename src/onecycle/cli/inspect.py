@@ -96,7 +96,7 @@ def summary(
     *,
     recipe: RecipeName = "baseline",
     classes: int = 10,
-    input_size: int = 32,
+    size: int = 32,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Print the network of a recipe, layer by layer.
@@ -107,7 +107,7 @@ def summary(
         The recipe.
     classes
         Number of classes.
-    input_size
+    size
         Height and width of the images.
     as_json
         Print JSON instead of a table.
@@ -115,10 +115,10 @@ def summary(
     from onecycle.models import Architecture, WhitenedConvNet
 
     config = RECIPES[recipe]
-    model = Architecture.of(config).build(classes, input_size)
+    model = Architecture.of(config).build(classes, size)
     if isinstance(model, WhitenedConvNet) and config.whitening:
         model.freeze_filters()
-    network = model.summary((3, input_size, input_size))
+    network = model.summary((3, size, size))
     if as_json:
         print(json.dumps(network.to_json(), indent=2))
         return 0

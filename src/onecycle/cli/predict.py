@@ -96,11 +96,11 @@ def _predict_into(
     out: Path, images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, engine: EngineOptions
 ) -> int:
     require("cluster", "pyarrow", *(["ray"] if engine.engine == "ray" else []))
-    from onecycle.predict.bulk import LOCAL_ENGINE, predict_into
+    from onecycle.predict.bulk import LOCAL_PREDICTION_ENGINE, predict_into
     from onecycle.predict.predictor import weights_of
     from onecycle.predict.ray import RayPredictionEngine
 
-    chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_ENGINE
+    chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_PREDICTION_ENGINE
     counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, engine=chosen)
     print(f"{counts.images:,} images, in {out}")
     if counts.unreadable:

@@ -107,9 +107,9 @@ def study(
     """
     from onecycle.study import study as studies
     from onecycle.study.ray import RayStudyEngine
-    from onecycle.study.run import LOCAL_ENGINE
+    from onecycle.study.run import LOCAL_STUDY_ENGINE
 
-    chosen = RayStudyEngine(engine.address) if engine.engine == "ray" else LOCAL_ENGINE
+    chosen = RayStudyEngine(engine.address) if engine.engine == "ray" else LOCAL_STUDY_ENGINE
     if resume:
         studies.resume(resume, Console(), chosen)
     else:

@@ -1,4 +1,4 @@
-"""Read records that earlier versions wrote. Only this module knows the older names of fields and files."""
+"""Read records that earlier versions wrote. No other module of the package knows the older names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ _CURRENT_NAMES: Mapping[str, str] = {
     "matrix_unit": "amx",
     "mistake_images": "misclassified_images",
     "mistakes": "misclassified",
+    "pictures": "images",
     "resolved": "significant",
     "small_map_products": "im2col_gemm",
     "suspect_images": "label_issue_images",
@@ -26,16 +27,23 @@ _CURRENT_NAMES: Mapping[str, str] = {
     "train_suspect_margins": "train_label_issue_margins",
     "train_suspects": "train_label_issues",
 }
-_OLDER_FILES: Mapping[str, str] = {"misclassified.npz": "mistakes.npz", "plots": "pictures"}
+_BY_CLASS = ("by_class",)  # fields whose keys are names of classes, which a user chose
+_OLDER_FILES: Mapping[str, str] = {"misclassified.npz": "mistakes.npz"}
 
 
 def with_current_names(values: Any) -> Any:
     """A copy of `values` (JSON, or a dictionary of arrays) with older field names replaced, at any depth."""
     if isinstance(values, dict):
-        return {_CURRENT_NAMES.get(name, name): with_current_names(value) for name, value in values.items()}
+        return {_CURRENT_NAMES.get(name, name): _with_current_names_in(name, value) for name, value in values.items()}
     if isinstance(values, list):
         return [with_current_names(value) for value in values]
     return values
+
+
+def _with_current_names_in(field: str, value: Any) -> Any:
+    if field in _BY_CLASS:
+        return {name: with_current_names(part) for name, part in value.items()}
+    return with_current_names(value)
 
 
 def existing(path: Path) -> Path:

@@ -113,7 +113,7 @@ class LocalPredictionEngine:
         return map(predictor.predict, chunks)
 
 
-LOCAL_ENGINE = LocalPredictionEngine()
+LOCAL_PREDICTION_ENGINE = LocalPredictionEngine()
 
 
 def predict_into(
@@ -124,7 +124,7 @@ def predict_into(
     *,
     tta: bool,
     top: int,
-    engine: PredictionEngine = LOCAL_ENGINE,
+    engine: PredictionEngine = LOCAL_PREDICTION_ENGINE,
 ) -> Counts:
     """Predict all images in `sources` with the network in `weights`, and write the results into the folder `out`.
 

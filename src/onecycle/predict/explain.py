@@ -13,7 +13,7 @@ from onecycle.predict.predictor import Predictor
 from onecycle.storage.records import Interpretation
 
 MISCLASSIFIED = 1000  # at most this many misclassified images are saved
-LISTED = 0.05  # fraction of the images that a list ranks
+LISTED_FRACTION = 0.05  # fraction of the images that a list ranks
 KEPT = 100  # images of each list that are saved with their pixels
 _BATCH = 250
 
@@ -76,8 +76,8 @@ def grad_cam(model: ModelComposite, features: torch.Tensor, classes: torch.Tenso
 
 
 def _lowest(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The indices of the lowest `values`, lowest first: the fraction `LISTED`, but at least `KEPT`."""
-    return np.argsort(values, kind="stable")[: max(KEPT, round(LISTED * len(values)))]
+    """The indices of the lowest `values`, lowest first: the fraction `LISTED_FRACTION`, but at least `KEPT`."""
+    return np.argsort(values, kind="stable")[: max(KEPT, round(LISTED_FRACTION * len(values)))]
 
 
 def _heatmaps(predictor: Predictor, images: NDArray[np.uint8], predictions: NDArray[np.int64]) -> NDArray[np.uint8]:

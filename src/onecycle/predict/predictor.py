@@ -222,4 +222,6 @@ def read_file(path: Path) -> bytes:
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{printable(path)} cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise InputError(
+            f"{printable(path)} cannot be read: {getattr(error, 'strerror', error)}; check its permissions"
+        ) from error

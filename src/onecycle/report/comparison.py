@@ -34,7 +34,7 @@ class Comparison:
         self.pages = [Page(RunFolder.open(path)) for path in paths]
         for page in self.pages:
             if not page.result:
-                raise InputError(f"{page.folder.path} is not complete, so it cannot be compared")
+                raise InputError(f"{page.folder.path} is not complete; resume it, or compare other runs")
         self.names = [chr(ord("A") + number) for number in range(len(paths))]
 
     @property

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onecycle.report.page import Page, confidence
 from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
 
-LISTED = 48  # images shown in each list
+LISTED_IMAGES = 48  # images shown in each list
 _MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # maximum per sheet; base64 adds a third
 
 
@@ -47,7 +47,7 @@ def label_issues(page: Page) -> Gallery | None:
     """Evaluated images whose label may be wrong."""
     if not (found := page.interpretation) or not len(found.label_issue_images):
         return None
-    images = found.label_issue_images[:LISTED]
+    images = found.label_issue_images[:LISTED_IMAGES]
     sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
     tiles = _evaluated(page, sheet, found.label_issues[: len(images)])
     return Gallery(sheet=sheet, tiles=tiles, listed=_numbers(found.label_issues))
@@ -57,7 +57,7 @@ def train_label_issues(page: Page) -> Gallery | None:
     """Training images whose label may be wrong."""
     if not (found := page.interpretation):
         return None
-    images = found.train_label_issue_images[:LISTED]
+    images = found.train_label_issue_images[:LISTED_IMAGES]
     sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
     tiles = [
         Tile(
@@ -76,7 +76,7 @@ def duplicates(page: Page) -> Gallery | None:
     """Evaluated images, each with the most similar training image: two tiles per pair."""
     if not (found := page.interpretation):
         return None
-    pairs = found.duplicate_images[:LISTED]  # [d,2,S,S,3]
+    pairs = found.duplicate_images[:LISTED_IMAGES]  # [d,2,S,S,3]
     sheet = image_sheet(pairs.reshape(-1, *pairs.shape[2:]), most_bytes=2 * _OTHERS_BYTES)
     tiles = [
         Tile(

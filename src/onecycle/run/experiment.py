@@ -99,7 +99,7 @@ def _resume(
         require_same(then, now, f"{folder.path} can only be resumed as it was started")
         with locked(folder.path), RunProgress(_screen(console, group)) as progress:
             if folder.is_complete:
-                raise InputError(f"{folder.path} is complete: there is nothing to resume")
+                raise InputError(f"{folder.path} is complete: there is nothing to resume; start a new run")
             folder.remove_temporary_files()
             with resumable(folder, config, group):
                 return _continue(folder, config, progress, interruption, group)

@@ -113,7 +113,9 @@ class Checkpoint:
             try:
                 optimizer.load_state_dict({"state": values, "param_groups": self.progress["param_groups"]})
             except ValueError as error:
-                raise InputError(f"{self.path} has the state of another optimizer: {error}") from error
+                raise InputError(
+                    f"{self.path} has the state of another optimizer: {error}; use a checkpoint of this run"
+                ) from error
             torch.set_rng_state(self.tensors["random.cpu"])
             if "random.cuda" in self.tensors:
                 torch.cuda.set_rng_state(self.tensors["random.cuda"])
@@ -181,7 +183,10 @@ def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
     try:
         model.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        raise InputError(f"{path} has the weights of another network: {str(error).splitlines()[-1].strip()}") from error
+        raise InputError(
+            f"{path} has the weights of another network: {str(error).splitlines()[-1].strip()}; "
+            "use the weights of this network"
+        ) from error
 
 
 def weights_digest(model: nn.Module) -> str:

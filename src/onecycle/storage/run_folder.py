@@ -47,7 +47,7 @@ def new_folder(parent: Path, name: str) -> Path:
             raise StorageError(f"{refusal}{error.strerror}; give another one") from error
         else:
             return path
-    raise InputError(f"--out {parent} holds too many folders named {stem}")
+    raise InputError(f"--out {parent} holds too many folders named {stem}; give another one")
 
 
 class RunFolder:
@@ -103,7 +103,7 @@ class RunFolder:
         try:
             folder.plots.mkdir(parents=True)
         except OSError as error:
-            raise StorageError(f"cannot create the run folder {path}: {error.strerror}") from error
+            raise StorageError(f"cannot create the run folder {path}: {error.strerror}; give another --out") from error
         return folder
 
     @classmethod

@@ -100,7 +100,7 @@ class LocalStudyEngine:
                 yield StudyOutcome(run)
 
 
-LOCAL_ENGINE = LocalStudyEngine()
+LOCAL_STUDY_ENGINE = LocalStudyEngine()
 
 
 @contextmanager

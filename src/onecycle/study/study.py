@@ -20,7 +20,7 @@ from onecycle.core.recipes import RECIPES
 from onecycle.core.signals import Interrupted
 from onecycle.storage.run_folder import RunFolder, new_folder
 from onecycle.study import summary
-from onecycle.study.run import LOCAL_ENGINE, StudyEngine, StudyRun
+from onecycle.study.run import LOCAL_STUDY_ENGINE, StudyEngine, StudyRun
 
 # A variant with another recipe keeps the study's values for these fields.
 _SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard")
@@ -140,7 +140,7 @@ def plan(
     return Study.of(config, changes, seeds=seeds, threshold=threshold, cores=cores)
 
 
-def start(study: Study, console: Console, engine: StudyEngine = LOCAL_ENGINE) -> Path:
+def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE) -> Path:
     """Carry out a study in a new folder, or continue the same study if it was stopped before. Returns the folder.
 
     Raises:
@@ -166,7 +166,7 @@ def _find_stopped(study: Study, name: str) -> Path | None:
     return None
 
 
-def resume(path: Path, console: Console, engine: StudyEngine = LOCAL_ENGINE) -> None:
+def resume(path: Path, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE) -> None:
     """Carry out the remaining runs of the study in `path`.
 
     Raises:
@@ -216,7 +216,9 @@ def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) ->
     wide = console if console.is_terminal else Console(file=console.file, width=_TABLE_WIDTH)
     wide.print(summary.table(_summary(path, study)))
     if failed:
-        raise InputError(f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}")
+        raise InputError(
+            f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}; start the study again to repeat them"
+        )
 
 
 def folder_of(path: Path, variant: str, seed: int) -> Path:

@@ -73,7 +73,9 @@ def download(remote: RemoteFile, folder: Path) -> Path:
             )
         if not matches(part, remote):
             part.unlink()
-            raise InputError(f"{remote.url} is not the expected file (size or md5 differ), so it was deleted")
+            raise InputError(
+                f"{remote.url} is not the expected file (size or md5 differ), so it was deleted; try again later"
+            )
         flush(part)
         part.replace(whole)
     except (OSError, http.client.HTTPException) as error:

@@ -56,7 +56,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
                 raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; give an archive or a folder")
         for number, entry in enumerate(entries):
             if number >= MOST_ENTRIES:
-                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the limit")
+                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the limit; split it")
             if entry.parts and not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
                 yield entry
 
