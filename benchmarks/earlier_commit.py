@@ -105,7 +105,7 @@ def plan_for(tree: Path, plan: ComputePlan) -> dict[str, Any]:
 
 
 def serve(plan: ComputePlan, options: argparse.Namespace) -> None:
-    """Train with the package of this script's tree, in turns, until the process is told to end."""
+    """Train with the package of this script's tree, in turns, until the process receives a signal."""
     turns = Turns(sys.stdout)
     experiment = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size), plan)
     batches = itertools.chain.from_iterable(map(experiment.train.epoch, itertools.count()))

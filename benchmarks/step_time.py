@@ -120,7 +120,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def serve(name: str, batch_size: int) -> None:
-    """Compute steps as `name`, until the process is told to end."""
+    """Compute steps as `name`, until the process receives a signal."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a trainer may print to stdout
     torch.set_num_threads(hardware.usable_cores())

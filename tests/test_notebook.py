@@ -17,8 +17,8 @@ def test_it_is_committed_with_its_outputs_and_without_an_error() -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
-    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 9
+    plots = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(plots) >= 9
 
 
 @pytest.mark.filterwarnings("default")  # Jupyter itself warns in this process

@@ -35,7 +35,7 @@ class ComputePlan:
     channels_last: bool = False
     im2col_gemm: bool = False  # compute convolutions on small maps by im2col and a matrix product
     native_kernels: bool = False  # batch norm with activation, and max-pooling, in C compiled for this CPU
-    amx: bool = False  # convolutions in C for AMX, the matrix unit of some x86 CPUs
+    amx: bool = False  # convolutions in C for AMX, the matrix extensions of some x86 CPUs
     torch_compile: bool = False
     threads: int | None = None  # None: PyTorch's default
 

@@ -70,9 +70,9 @@ def grad_cam(model: ModelComposite, features: torch.Tensor, classes: torch.Tenso
     logits = model.classify(features)
     (gradients,) = torch.autograd.grad(logits.gather(1, classes.unsqueeze(1)).sum(), features)
     weights = gradients.mean(dim=(2, 3), keepdim=True)  # [B,channels,1,1]
-    heat = functional.relu((weights * features.detach()).sum(dim=1))  # [B,h,w]
-    greatest = heat.amax(dim=(1, 2), keepdim=True)
-    return heat / torch.where(greatest > 0, greatest, 1)
+    heatmap = functional.relu((weights * features.detach()).sum(dim=1))  # [B,h,w]
+    greatest = heatmap.amax(dim=(1, 2), keepdim=True)
+    return heatmap / torch.where(greatest > 0, greatest, 1)
 
 
 def _lowest(values: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -220,14 +220,14 @@ def test_a_changed_folder_of_archives_is_read_again(folder: Path, archives: Path
 def test_after_a_damaged_archive_the_others_stay_decoded(
     folder: Path, archives: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 2)
+    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 1)  # one process decodes the others before the last
     *others, last = sorted(archives.iterdir())
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=rf"^{last}: cannot be read to its end \(unexpected end of data\)"):
         read_image_folder(archives, 32)
-    assert len(decoded_in(own_cache)) >= ARCHIVES - 2  # the other process may not have finished its archive
-    overwrite([archive for archive in others if archive.name < "4"])
+    assert len(decoded_in(own_cache)) == ARCHIVES - 1
+    overwrite(others)
     last.write_bytes(whole)
     assert fingerprints(archives) == fingerprints(folder)
 

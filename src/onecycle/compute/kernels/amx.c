@@ -1,4 +1,4 @@
-/* 3×3 convolution (stride 1, padding 1) with AMX, the matrix unit of x86 CPUs: bfloat16 values, float32 sums.
+/* 3×3 convolution (stride 1, padding 1) with AMX, the matrix extensions of x86 CPUs: bfloat16 values, float32 sums.
    Maps are [images, height, width, channels], filters are [outputs, 3, 3, inputs].
 
    Maps are packed with the images innermost, in groups of 32: every pixel has a matrix of 32 images by channels.

@@ -1,4 +1,4 @@
-"""3×3 convolution (stride 1, padding 1) and its weight gradient in bfloat16 with AMX, the matrix unit of x86 CPUs.
+"""3×3 convolution (stride 1, padding 1) and its weight gradient in bfloat16 with AMX, a matrix extension of x86 CPUs.
 
 An AMX tile holds 16×16 float32 or 16×32 bfloat16 values. The constants below must match amx.c.
 """

@@ -62,8 +62,8 @@ class BatchedAugmentation:
         -1000 to 1000, in thousandths of the largest change.
         """
         generator = np.random.default_rng((seed, epoch, _DRAWS))
-        offsets, holes = 2 * self.padding + 1, self.size - self.cutout + 1
-        ends = (offsets, offsets, 2, holes, holes)
+        offsets, positions = 2 * self.padding + 1, self.size - self.cutout + 1
+        ends = (offsets, offsets, 2, positions, positions)
         # One row of draws for each image, so that a longer epoch starts with the same draws.
         draws = generator.integers(ends, size=(len(order), len(ends)), dtype=np.int16)
         if self.flip == "alternating":
