@@ -37,7 +37,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=10_240, help="training images per cell")
     parser.add_argument("--validation", type=int, default=5000, help="validation images")
     parser.add_argument("--epochs", type=int, default=5, help="epochs per cell")
-    parser.add_argument("--seed", type=int, default=1, help="not that of the recorded run, so that the images differ")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="it differs from the seed of the recorded run, so that the images differ"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/lr_finder_quality"), help="folder for JSON and PNG")
     options = parser.parse_args()
     try:
@@ -73,7 +75,7 @@ def sweep(experiment: Experiment) -> dict[str, Any]:
 
 
 def train_cell(config: Config, curve: dict[str, Any], multiple: float, rule: str) -> dict[str, Any]:
-    """Train one cell. Accuracy (a fraction) and loss are those of the validation images."""
+    """Train with one pair of learning rates. Returns accuracy (0 to 1) and loss on the validation images."""
     lr_max = curve["lr_max"] * multiple
     lr_min = {"finder": curve["lr_min"], "max/10": lr_max / 10, "max/100": lr_max / 100}[rule]
     experiment = assemble(config)

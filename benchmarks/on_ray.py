@@ -48,7 +48,7 @@ def main() -> int:
     )
     parser.add_argument("--study", default="--recipe quick --limit 5000 --device cpu", help="options of the study")
     parser.add_argument("--images", type=int, default=100_000, help="images to predict")
-    parser.add_argument("--data", default="cifar10", help="data set of these images")
+    parser.add_argument("--data", default="cifar10", help="data set from which the images are taken")
     parser.add_argument("--seed", type=int, default=0, help="seed of the times and nodes")
     parser.add_argument("--folder", type=Path, help="for all files; by default a temporary one")
     parser.add_argument("--out", type=Path, default=Path("results/on_ray.json"))

@@ -78,7 +78,7 @@ def main() -> int:
         serve(options.data, options.batch_sizes[0])
         return 0
     if len(options.processes) == 1 and len(set(options.batch_sizes)) < 3:
-        parser.error("the fit uses all of these steps; give three --batch-sizes, or more --processes")
+        parser.error("no measured step is left to test the model; give three --batch-sizes, or more --processes")
     try:
         return compare(options, hardware.usable_cores())
     except NotStarted as reason:

@@ -70,7 +70,7 @@ async def measured(options: argparse.Namespace, port: int, process: int) -> dict
 
 
 def form(*contents: bytes) -> bytes:
-    """A request with files of these `contents`."""
+    """An HTTP request that uploads one file for each of `contents`."""
     parts = (
         b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + c + b"\r\n" for c in contents
     )

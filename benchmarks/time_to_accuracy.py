@@ -41,9 +41,9 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; round 1 has seed 0")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
-    parser.add_argument("--epochs", type=int, help="instead of that of the recipes, for a trial")
+    parser.add_argument("--epochs", type=int, help="replaces the value of the recipes, for a short trial")
     parser.add_argument("--limit", type=int, help="use only this many images of each split, for a trial")
-    parser.add_argument("--batch-size", type=int, help="instead of that of the recipes, for a trial")
+    parser.add_argument("--batch-size", type=int, help="replaces the value of the recipes, for a short trial")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy.json"))
     options = parser.parse_args()
     common = ["--data", options.data]

@@ -35,7 +35,7 @@ def predict(
     """Predict the classes of images: one line per file with the most likely classes and their probabilities.
 
     The exit code is 2 if a file cannot be read; all other files are predicted.
-    With --out, repeat the command to go on after an interruption.
+    With --out, repeat the command to resume after an interruption.
 
     Parameters
     ----------

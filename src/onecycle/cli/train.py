@@ -25,7 +25,7 @@ def train(
     config
         Start from a config.json; other options override it.
     resume
-        Go on with the interrupted run in this folder.
+        Resume the interrupted run in this folder.
     processes
         Processes on this machine, which share the --shards.
     """
@@ -103,7 +103,7 @@ def study(
     cores
         CPU cores for each run; by default all of this machine.
     resume
-        Go on with the study in this folder; allows no other option but --engine and --address.
+        Resume the study in this folder; allows no other option but --engine and --address.
     """
     from onecycle.study import study as studies
     from onecycle.study.ray import RayStudyEngine

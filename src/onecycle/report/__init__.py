@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from onecycle.core.files import replacing
 from onecycle.report import page_galleries
 from onecycle.report.comparison import Comparison
-from onecycle.report.page import Page, dataset_name, duration, percent
+from onecycle.report.page import Page
+from onecycle.report.templating import render
 from onecycle.storage.run_folder import RunFolder
 
 
@@ -38,15 +37,7 @@ def _save(path: Path, template: str, **values: object) -> Path:
     Raises:
         StorageError: when the file cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("onecycle.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "duration": duration, "dataset_name": dataset_name}
-    text = environment.get_template(template).render(**values)
+    text = render(template, **values)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -1,14 +1,12 @@
 """The model card of a trained network: use, accuracy, data and limits."""
 
-import json
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onecycle.core.files import replacing
 from onecycle.core.metrics import calibration
 from onecycle.predict.predictor import Predictor
-from onecycle.report.page import Page, dataset_name, percent
+from onecycle.report.page import Page, dataset_name
+from onecycle.report.templating import render
 from onecycle.storage.run_folder import RunFolder
 
 CARD = "README.md"
@@ -26,20 +24,17 @@ def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote:
     """
     page = Page(folder)
     name = page.environment["dataset"]["name"]
-    card = (
-        _templates()
-        .get_template("card.md")
-        .render(
-            page=page,
-            result=folder.read_result(),
-            file=file,
-            notes=[*page.environment["dataset"]["notes"], *filter(None, [footnote])],
-            data=dataset_name(name),
-            is_known=name in _KNOWN,
-            classes=predictor.classes,
-            size=predictor.preprocessing.input_size,
-            calibration=calibration(page.probabilities, page.labels),
-        )
+    card = render(
+        "card.md",
+        page=page,
+        result=folder.read_result(),
+        file=file,
+        notes=[*page.environment["dataset"]["notes"], *filter(None, [footnote])],
+        data=dataset_name(name),
+        is_known=name in _KNOWN,
+        classes=predictor.classes,
+        size=predictor.preprocessing.input_size,
+        calibration=calibration(page.probabilities, page.labels),
     )
     path = file.parent / CARD
     with replacing(path) as temporary:
@@ -55,27 +50,10 @@ def write_card_of_included(predictor: Predictor, weights: Path, file: Path) -> P
     Raises:
         StorageError: when the card cannot be written.
     """
-    use = (
-        _templates()
-        .get_template("card_use.md")
-        .render(file=file, classes=predictor.classes, size=predictor.preprocessing.input_size)
-    )
+    use = render("card_use.md", file=file, classes=predictor.classes, size=predictor.preprocessing.input_size)
     head, _, rest = (weights.parent / CARD).read_text(encoding="utf-8").partition("## Use\n")
     card = f"{head}## Use\n\n{use}\n## {rest.partition('## ')[2]}"
     path = file.parent / CARD
     with replacing(path) as temporary:
         temporary.write_text(card.replace("library_name: onecycle", "library_name: onnx"), encoding="utf-8")
     return path
-
-
-def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("onecycle.report", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # A JSON string is also a YAML string.
-    environment.filters |= {"percent": percent, "quoted": lambda text: json.dumps(text, ensure_ascii=False)}
-    return environment
