@@ -1,12 +1,12 @@
 """A port of airbench94-Muon to the CPU: the published recipe without the kernels of this project.
 
 Network, optimizers, learning rates, augmentation and test-time augmentation are those of Jordan 2024 (arXiv 2404.00498)
-and of its later Muon version. It computes with bfloat16 autocast in channels-last memory, with an allocator that keeps
-its memory. Everything else is standard PyTorch.
+and of its later Muon version. The port computes with bfloat16 autocast in channels-last memory, and its allocator keeps
+freed memory. Everything else is standard PyTorch.
 
-It prints one line of JSON with the accuracies, without and with test-time augmentation, and with the seconds. As in the
-original, `seconds` include whitening, training and test-time augmentation. `data_seconds` are the loading and the
-normalization of the images.
+The output is one line of JSON with the accuracies, with and without test-time augmentation, and the seconds. As in the
+original, `seconds` include whitening, training and test-time augmentation. `data_seconds` are the time to load and
+normalize the images.
 """
 
 import argparse
@@ -198,7 +198,7 @@ def infer(network: Network, images: torch.Tensor, plan: ComputePlan) -> torch.Te
 
 
 def infer_with_tta(network: Network, images: torch.Tensor, plan: ComputePlan) -> torch.Tensor:
-    """Mean logits of the images (weight 1/2) and two shifts by a pixel (1/4 each), all also mirrored."""
+    """Weighted mean of the logits of the images (1/2) and of two shifts by a pixel (1/4 each), each also mirrored."""
     size = images.shape[-1]
     padded = functional.pad(images, (1,) * 4, mode="reflect")
     views = [(images, 0.5), (padded[..., :size, :size], 0.25), (padded[..., 2:, 2:], 0.25)]

@@ -42,7 +42,7 @@ class Contender:
 
 
 class Turns:
-    """The side of a `Contender` inside its process. It counts the steps, and waits between turns."""
+    """The counterpart of `Contender` inside the contender's process. It counts the steps, and waits between turns."""
 
     def __init__(self, answers: TextIO) -> None:
         self._answers = answers
@@ -51,7 +51,10 @@ class Turns:
         self._wait()
 
     def step_done(self, seconds: float | None = None) -> None:
-        """Report a step, of `seconds` or the time since the last return. Returns when the next step may start."""
+        """Report a step, and return when the next step may start.
+
+        `seconds` is the duration of the step. By default it is the time since the last return.
+        """
         self._seconds.append(time.perf_counter() - self._started if seconds is None else seconds)
         self._left -= 1
         if self._left == 0:
@@ -65,7 +68,7 @@ class Turns:
         if request in ("end", ""):
             memory = hardware.peak_memory_gib()
             self._answer({"peak_memory_gib": memory, "compute_plan": self.plan.to_json()})
-            os._exit(0)  # the caller may be inside a trainer
+            os._exit(0)  # unlike sys.exit, also ends a trainer that calls this method
         self._left = int(request)
         self._started = time.perf_counter()
 

@@ -1,9 +1,9 @@
 """Compare the duration of a training step in one process with that at an earlier commit.
 
-Both train the specified network on real batches, which a worker augments, with the compute plan that is fastest on this
-machine. They take turns, each first in every other round. A ratio is the duration of a step now divided by its duration
-at the earlier commit, in the same round. Needs git, and a checkout. Each commit runs its own version of this script, so
-the earlier one must have it.
+The current code and the earlier commit train the custom ResNet on real batches, which a worker augments. Both use the
+compute plan that is fastest on this machine. They take turns, and alternate in which goes first. A ratio is the
+duration of a step now divided by its duration at the earlier commit, in the same round. Needs git, and a checkout. Each
+commit runs its own version of this script, so the earlier commit must have the script.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WARM_UP = 3  # steps before the first turn
 LR = 1e-4
 HERE = Path(__file__).resolve().parents[1]
 SCRIPT = Path("benchmarks/earlier_commit.py")
-OLDER_FIELDS = {"im2col_gemm": "small_map_products", "amx": "matrix_unit"}  # of a plan, up to commit 91a7a1f
+OLDER_FIELDS = {"im2col_gemm": "small_map_products", "amx": "matrix_unit"}  # names up to commit 91a7a1f
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("results/earlier_commit.json"))
-    parser.add_argument("--serve", metavar="PLAN", help=argparse.SUPPRESS)  # used by the processes
+    parser.add_argument("--serve", metavar="PLAN", help=argparse.SUPPRESS)  # used in child processes
     options = parser.parse_args()
     if options.serve:
         serve(ComputePlan.from_json(json.loads(options.serve)), options)
@@ -66,7 +66,7 @@ def main() -> int:
         "earlier": options.commit,
         "ratio": rounded(statistics.median(ratios)),
         "mean_ratio": rounded(statistics.fmean(ratios)),
-        "interval_95": interval and [rounded(end) for end in interval],  # of the mean
+        "interval_95": interval and [rounded(end) for end in interval],  # of the mean ratio
         "seconds": {name: rounded(statistics.median(values)) for name, values in seconds.items()},
         "ratios": [rounded(ratio) for ratio in ratios],
         "batch_size": options.batch_size,
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def take_turns(trees: dict[str, Path], plan: ComputePlan, options: argparse.Namespace) -> dict[str, list[float]]:
-    """The seconds of a step in each round, by the names of `trees`."""
+    """The seconds of a step in each round, for each name in `trees`."""
     contenders = {}
     for name, tree in trees.items():
         script = [str(tree / SCRIPT), "--serve", json.dumps(plan_for(tree, plan))]
@@ -105,7 +105,7 @@ def plan_for(tree: Path, plan: ComputePlan) -> dict[str, Any]:
 
 
 def serve(plan: ComputePlan, options: argparse.Namespace) -> None:
-    """Train with the package of this script's tree, in turns, until the process receives a signal."""
+    """Train with the package of this script's tree, in turns, until the parent process requests the end."""
     turns = Turns(sys.stdout)
     experiment = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size), plan)
     batches = itertools.chain.from_iterable(map(experiment.train.epoch, itertools.count()))

@@ -1,8 +1,8 @@
 """Measure what loading and augmenting data adds to a training epoch.
 
 Three kinds of epochs take turns in one process: the same number of steps on one fixed batch, an epoch with
-albumentations in a worker process, and an epoch with the batched augmentation. Each ratio is the median over the rounds
-of the seconds divided by those of the fixed batch in the same round. Epochs do not include evaluation.
+albumentations in a worker process, and an epoch with the batched augmentation. In each round, the seconds of an epoch
+are divided by the seconds with the fixed batch. The median of these ratios counts. Epochs do not include evaluation.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> int:
             float(result.loss)  # as a progress bar does
         return time.perf_counter() - started
 
-    seconds(islice(experiment.train.epoch(0), 3))  # also starts the worker
+    seconds(islice(experiment.train.epoch(0), 3))  # warm up and start the worker process
     times: dict[str, list[float]] = {"fixed_batch": [], "albumentations": [], "batched": []}
     for round in range(options.rounds):
         times["fixed_batch"].append(seconds(repeat(fixed, steps)))

@@ -2,7 +2,7 @@
 
 A host has its own name, network, processes, `/etc/hosts`, `/run`, `$TMPDIR` and shared memory. It shares processor and
 disk with this machine. The machine itself does not change. When the program ends, for any reason, its hosts end with
-all their processes: each host is held by a process that waits for the end of a pipe. Needs Linux and root.
+all their processes: the first process of each host waits on a pipe and ends when the pipe closes. Needs Linux and root.
 """
 
 import os
@@ -21,17 +21,17 @@ PREFIX = "10.77.0"
 SWITCH = f"{PREFIX}.254"
 OWN_TMP = "/run/tmp"
 
-# The first process of a host must reap the others. This shell does, and ends when the program that started it ends. A
-# restart of the host kills cat with all other processes, so the loop starts it again.
+# The first process of a host must reap orphaned processes. This shell does so, and ends when the program that started
+# it ends. `Host.restart` kills cat with all other processes, so the loop starts cat again.
 _UNTIL_THE_PIPE_ENDS = "exec 3<&0; echo ready; until { cat <&3 >/dev/null & wait $!; }; do :; done"
-# resolv.conf is empty, because lookups would wait for a name server that is out of reach. It may be in the machine's
-# /run, so it is mounted first.
+# resolv.conf is empty, because lookups would wait for a name server that is out of reach. It is mounted before /run,
+# because it may be a link into the machine's /run.
 _HOST = (
     'set -e; hostname "$0"; ip link set lo up; mount --bind "$1" /etc/hosts;'
     "[ ! -e /etc/resolv.conf ] || mount --bind /dev/null /etc/resolv.conf;"
     f"mount -t tmpfs run /run; mount -t tmpfs shm /dev/shm; mkdir {OWN_TMP};" + _UNTIL_THE_PIPE_ENDS
 )
-# As a router it answers at once that other networks are unreachable.
+# With IP forwarding, the switch answers at once that other networks are unreachable.
 _SWITCH = (
     "set -e; ip link set lo up; ip link add name switch type bridge; ip link set dev switch up;"
     f"ip addr add {SWITCH}/24 dev switch; echo 1 > /proc/sys/net/ipv4/ip_forward;" + _UNTIL_THE_PIPE_ENDS
@@ -43,14 +43,14 @@ Holder = subprocess.Popen[bytes]
 
 
 class NotStarted(Exception):
-    """This machine cannot provide a setup. The message says why, and what to do."""
+    """This machine cannot provide the hosts or a cluster on them. The message says why, and what to do."""
 
 
 def need(**packages: str) -> None:
-    """Check that programs are installed, each given with the Debian package that contains it.
+    """Check that programs are installed. `packages` maps each program to its Debian package.
 
     Raises:
-        NotStarted: naming the missing ones.
+        NotStarted: when a program is missing.
     """
     missing = {program: package for program, package in packages.items() if shutil.which(program) is None}
     if missing:
@@ -76,7 +76,7 @@ class Host:
     def start(
         self, *arguments: str | Path, folder: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> StartedCommand:
-        """Start a command. It finds the programs of this Python first, and uses no proxy."""
+        """Start a command. Its PATH begins with the folder of this Python, and it uses no proxy."""
         variables = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         variables |= {"PATH": f"{Path(sys.executable).parent}:{variables['PATH']}", "TMPDIR": OWN_TMP}
         log = self._folder / f"{self.name}-{len(self._started)}.log"
@@ -107,7 +107,7 @@ class Host:
         return started.output
 
     def cut(self) -> None:
-        """Disconnect the host behind the switch's port: nothing arrives any more, and neither side is notified."""
+        """Disconnect the host's port from the switch. No packet arrives any more, and neither side is notified."""
         _network(self._switch, "ip", "link", "set", "dev", self.name, "nomaster")
 
     def join(self) -> None:
@@ -165,7 +165,7 @@ def _plug(holder: Holder, switch: Holder, port: str, address: str, megabits_per_
     _network(holder, *f"ip addr add {address}/24 dev {INTERFACE}".split())
     for end, device in ((switch, port), (holder, INTERFACE)):
         if megabits_per_second is not None:
-            # The traffic of 4 ms, one tick of the kernel's clock, and at least 64 KiB, which the kernel sends at once.
+            # The bytes of 4 ms, one tick of the kernel's clock, but at least the 64 KiB that the kernel sends at once.
             burst = max(65536, megabits_per_second * 500)
             limit = f"rate {megabits_per_second}mbit burst {burst} latency 50ms"
             _network(end, *f"tc qdisc add dev {device} root tbf {limit}".split())

@@ -2,8 +2,8 @@
 
 In the copy, --planted test images and --planted training images get another label, and --planted test images are
 replaced by copies of training images: unchanged, mirrored, brightened, scaled or compressed again. A run is trained on
-it. An issue counts as found if it is in the 5 % of the images that a list ranks. A duplicate counts only together with
-its original.
+the copy. The report of the run has lists of the 5 % most suspicious images. An issue counts as found if it is in its
+list. A duplicate counts only if it is listed with its original.
 
 With --known, known near-duplicates between the training and the test set (Barz & Denzler 2020) are searched for in the
 original data set. The file has the columns TestID, TrainID and Judgment, as offered by https://cvjena.github.io/cifair.
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="CIFAR-10, as in `onecycle train`")
     parser.add_argument("--recipe", choices=RECIPES, default="quick")
     parser.add_argument("--planted", type=int, default=100, help="issues of each kind")
-    parser.add_argument("--seeds", type=int, default=3, help="copies, each with other planted issues and another run")
+    parser.add_argument("--seeds", type=int, default=3, help="copies; each has its own planted issues and its own run")
     parser.add_argument("--epochs", type=int, help="epochs of each run; by default those of the recipe")
     parser.add_argument("--known", type=Path, help="CSV file of known near-duplicates")
     parser.add_argument("--out", type=Path, default=Path("results/label_issues.json"))
@@ -143,7 +143,7 @@ ALTERATIONS: tuple[Alteration, ...] = (lambda image: image, lambda image: image[
 
 
 def known(data: Dataset, path: Path) -> dict[str, dict[str, float]]:
-    """The fraction of known near-duplicates that are among the 5 % most similar, with their partner, by kind."""
+    """By kind of known duplicates: the number of pairs, and the fraction that is among the 5 % most similar pairs."""
     partners, similarities = most_similar(data.evaluation.images, data.train.images)
     listed = set(np.argsort(-similarities, kind="stable")[: round(LISTED_FRACTION * len(partners))].tolist())
     kinds: dict[str, list[bool]] = {}

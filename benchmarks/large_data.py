@@ -1,8 +1,8 @@
-"""Compare the cost per image of a data set of 1.3 million images with that of one of 50,000.
+"""Compare the cost per image of a data set of 1.3 million images with that of 50,000 images.
 
 For each size, synthetic JPEGs of 32×32 pixels in 100 classes, with the spectrum of photographs, are packed into
 --archives tar files. One process reads them into an empty cache. A second one trains on the cached images. A third one
-reads the files into an empty cache again and is killed half-way, and a fourth one continues. The record has the
+reads the files into an empty cache again and is killed half-way. A fourth one continues its work. The record has the
 seconds, the images per second, and the peak private memory of the processes, without the pages of mapped files.
 """
 
@@ -39,7 +39,7 @@ from onecycle.train.loop import training_steps
 SIDE = 32
 PIXELS = 3 * SIDE**2  # bytes of an image in the cache
 CLASSES = 100
-TEST = 26  # one image of this many is a test image
+TEST = 26  # every 26th image is a test image
 FIELDS, FIELD = 64, 256  # number and side of the synthetic photographs that images are cropped from
 POLL_SECONDS = 0.1
 WARM_STEPS = 10  # before the timed ones
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60, help="timed training steps")
     parser.add_argument("--folder", type=Path, help="for all files: some 10 KB per image; by default a temporary one")
     parser.add_argument("--out", type=Path, default=Path("results/large_data.json"))
-    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # used by the processes
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # used in child processes
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read or options.train:
@@ -158,14 +158,14 @@ def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[int, i
 def family(process: int) -> Iterator[int]:
     """The process id `process` and those of all its descendants."""
     yield process
-    with suppress(OSError):  # it has ended
+    with suppress(OSError):  # the process has ended
         for task in Path(f"/proc/{process}/task").iterdir():
             for child in (task / "children").read_text().split():
                 yield from family(int(child))
 
 
 def own_mib(process: int) -> int:
-    """The memory of a process without pages of files. Pages that it shares with its parent count."""
+    """The resident memory of a process, without pages of files but with pages that it shares with its parent."""
     with suppress(OSError):
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
         values = dict(line.split(":", 1) for line in lines)
@@ -213,7 +213,7 @@ def interrupted(cache: Path, data: Path, archives: int, fingerprint: str) -> dic
         time.sleep(POLL_SECONDS / 20)
     process.kill()
     process.wait()
-    time.sleep(10 * POLL_SECONDS)  # until its helpers notice
+    time.sleep(10 * POLL_SECONDS)  # until the helper processes notice the kill and end
     done = sum(path.stat().st_size for path in parts()) // PIXELS
     again = sum(path.stat().st_size for path in images.glob("unfinished-*/*.unfinished/images")) // PIXELS
     continued, _ = watched(begin(cache, "--read", data))

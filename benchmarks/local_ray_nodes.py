@@ -15,7 +15,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
-    "RAY_worker_niceness": "0",  # no other work competes for the cores
+    "RAY_worker_niceness": "0",  # normal priority: no other work competes for the cores
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",  # so that a dead node is detected within seconds
     "RAY_health_check_failure_threshold": "3",

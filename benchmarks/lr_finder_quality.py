@@ -1,9 +1,9 @@
 """Compare the learning rates of the LR finder with a grid of LR max × LR min, on a small budget.
 
-Every cell trains the baseline recipe from the same weights on a stratified subset of the training set, and is evaluated
-on a validation split; the test set is never read. LR max is the finder's value, or a multiple of it. LR min is the
-finder's value, a tenth of LR max, or a hundredth. Every cell is recorded when it ends, so the same command continues an
-interrupted study.
+Every cell of the grid is one run of the baseline recipe. It starts from the same weights, trains on a stratified subset
+of the training set, and is evaluated on a validation split; the test set is never read. LR max is the finder's value,
+or a multiple of it. LR min is the finder's value, a tenth of LR max, or a hundredth. Every cell is recorded when it
+ends, so the same command continues an interrupted study.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--validation", type=int, default=5000, help="validation images")
     parser.add_argument("--epochs", type=int, default=5, help="epochs per cell")
     parser.add_argument(
-        "--seed", type=int, default=1, help="it differs from the seed of the recorded run, so that the images differ"
+        "--seed", type=int, default=1, help="the default differs from the seed of the recorded run, so images differ"
     )
     parser.add_argument("--out", type=Path, default=Path("results/lr_finder_quality"), help="folder for JSON and PNG")
     options = parser.parse_args()
@@ -103,7 +103,7 @@ def train_cell(config: Config, curve: dict[str, Any], multiple: float, rule: str
 
 
 def verdict(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The finder's cell against the grid's best."""
+    """Compare the run with the finder's learning rates with the best run of the grid."""
     best = max(cells, key=lambda cell: float(cell["accuracy"]))
     found = next(cell for cell in cells if (cell["multiple"], cell["rule"]) == (1, "finder"))
     return {
@@ -117,7 +117,7 @@ def verdict(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 @styled
 def draw(study: dict[str, Any]) -> Figure:
-    """Validation accuracy over LR max, a line for each rule for LR min, the finder's pair marked."""
+    """Plot validation accuracy over LR max, with a line for each rule for LR min. The finder's values are marked."""
     figure, axes = chart(top=0.75)
     labels = (f"LR min {study['curve']['lr_min']:.1e}, the finder's", "LR min = LR max / 10", "LR min = LR max / 100")
     for rule, label, color, marker in zip(RULES, labels, (BLUE, VERMILLION, GREY), "os^", strict=True):

@@ -35,7 +35,7 @@ from onecycle.data import load_dataset
 from onecycle.predict.predictor import load
 from onecycle.run import environment
 
-DAMAGED = 1000  # one file of this many is not an image
+DAMAGED = 1000  # every 1000th file is not an image
 IN_AN_ARCHIVE = 10_000
 
 
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--study", default="--recipe quick --limit 5000 --device cpu", help="options of the study")
     parser.add_argument("--images", type=int, default=100_000, help="images to predict")
     parser.add_argument("--data", default="cifar10", help="data set from which the images are taken")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the times and nodes")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for kill times and killed nodes")
     parser.add_argument("--folder", type=Path, help="for all files; by default a temporary one")
     parser.add_argument("--out", type=Path, default=Path("results/on_ray.json"))
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def onecycle(*arguments: object) -> list[str]:
 def run_study(
     folder: Path, nodes: Nodes, draws: random.Random, options: str, *, runs: int, kills: int
 ) -> dict[str, Any]:
-    """Run the study on both engines, and kill nodes of the second."""
+    """Run the study on the local engine and then on Ray. Kill Ray nodes during the second run."""
     arguments = ["study", *shlex.split(options), "--seeds", runs, "--cores", 1, "--workers", 0, "--out"]
     seconds = {}
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def run_study(
     mean = seconds["local"] / len(nodes.workers) / (kills + 1)
     killed = 0
     while killed < kills:
-        wait_for(folder / "ray", "*/*/seed-*/checkpoint.safetensors", driver)  # a run to be lost
+        wait_for(folder / "ray", "*/*/seed-*/checkpoint.safetensors", driver)  # until a kill can interrupt a run
         time.sleep(draws.uniform(0, 2 * mean))
         if driver.poll() is not None:
             break
@@ -121,7 +121,7 @@ def of(files: dict[str, object], place: str) -> dict[str, object]:
 
 
 def predict(folder: Path, nodes: Nodes, draws: random.Random, data: str, count: int) -> dict[str, Any]:
-    """Predict on both engines, and kill a node of the second when half of the parts are done."""
+    """Predict on the local engine and then on Ray. Kill a Ray node when half of the output files are written."""
     sources, names = generate(folder / "images", load_dataset(data).train.images, count)
     seconds = {}
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[Any], count: i
 
 
 def generate(folder: Path, images: NDArray[np.uint8], count: int) -> tuple[list[Path], set[tuple[str, str | None]]]:
-    """`count` JPEGs of `images` `[N,H,W,3]`, which repeat with falling quality: half in files, half in archives.
+    """Write `count` JPEGs of `images` `[N,H,W,3]`, half as files and half in archives. Repetitions have lower quality.
 
     Returns the sources for `onecycle predict`, and the file and member names of all images.
     """

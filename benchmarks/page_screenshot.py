@@ -40,7 +40,7 @@ def photograph(url: str, out: Path) -> None:
         page.goto(url)
         page.set_input_files("#files", files)
         expect(page.locator("#cards > li")).to_have_count(IMAGES)
-        page.wait_for_function("[...document.querySelectorAll('.heat')].every((canvas) => canvas.width === 32)")
+        page.wait_for_function("[...document.querySelectorAll('.heatmap')].every((canvas) => canvas.width === 32)")
         page.screenshot(path=out)
         browser.close()
 

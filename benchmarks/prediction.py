@@ -1,7 +1,7 @@
 """Measure the speed of `onecycle predict`, the share of decoding in it, and the speed of ONNX relative to torch.
 
-The whole command on a folder of JPEGs takes turns with its parts alone. Then networks in torch take turns with the same
-networks in onnxruntime, for batches of several sizes.
+In every round, the whole command runs on a folder of JPEGs, and then each part of its work runs alone. After that,
+networks in torch take turns with the same networks in onnxruntime, for several batch sizes.
 """
 
 import argparse

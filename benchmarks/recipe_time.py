@@ -1,7 +1,8 @@
-"""Estimate how long each recipe takes on CIFAR-10, on this CPU and limited to the instructions of older ones.
+"""Estimate how long each recipe takes on CIFAR-10, on this CPU and limited to the instructions of older CPUs.
 
-For each class of CPU a process times training steps of each image size and evaluation batches, and multiplies the
-medians by their numbers in the recipe: training, the evaluation after each epoch, and the sweep of the LR finder.
+For each class of CPU, a process times training steps of each image size and the evaluation of some images. It
+multiplies these times by the numbers of steps and images in the recipe: in training, in the evaluation after each epoch
+and, for training steps, in the sweep of the LR finder.
 Loading data, plots and the report are not included; they take some seconds. An AVX2 CPU is simulated by limiting
 oneDNN, ATen and MKL to AVX2: the clock and the caches are still those of this CPU.
 """
@@ -43,8 +44,8 @@ TRAIN_IMAGES, EVAL_IMAGES = 50_000, 10_000
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
-    parser.add_argument("--steps", type=int, default=5, help="to time for each image size")
-    parser.add_argument("--classes", nargs="*", choices=CLASSES, default=list(CLASSES), help="of CPU")
+    parser.add_argument("--steps", type=int, default=5, help="steps to time for each image size")
+    parser.add_argument("--classes", nargs="*", choices=CLASSES, default=list(CLASSES), help="classes of CPU")
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=Path("results/recipe_time.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -79,7 +80,7 @@ def in_a_process(name: str, recipe: str, options: argparse.Namespace) -> dict[st
 
 
 def measure(recipe: str, plan: ComputePlan, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per step, by image size, and per evaluated image; and the minutes that the recipe takes with them."""
+    """The seconds per step of each image size, the time per evaluated image, and the estimated minutes of a recipe."""
     config = replace(RECIPES[recipe], data=options.data)
     plan = replace(plan, threads=hardware.usable_cores())
     parts = assemble(config, plan)
@@ -88,7 +89,7 @@ def measure(recipe: str, plan: ComputePlan, options: argparse.Namespace) -> dict
     prepared = plan.prepare(parts.model)
     seconds = {}
     for number, size in enumerate(sizes):
-        # The batches of an epoch of which every size has its part.
+        # Each image size has an equal share of the run's steps. These batches begin where the share of `size` begins.
         first = number * len(parts.train) * config.epochs // len(sizes)
         epoch, offset = divmod(first, len(parts.train))
         batches = parts.train.epoch(epoch, first=offset)

@@ -1,6 +1,6 @@
 """Copy a complete run into results/, without its weights, and with only the images that its plots need.
 
-Chromium, which must be installed, takes a screenshot of its report.
+Chromium takes a screenshot of the run's report, so it must be installed.
 """
 
 import argparse

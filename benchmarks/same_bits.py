@@ -1,9 +1,9 @@
 """Check that a run is bit-identical for any number of processes, and after a process was killed.
 
 A short run on CIFAR-10 with four shards is computed by one, two and four processes, with one thread each and with two.
-Then four processes start it --kills times, a random one is killed (SIGKILL) at a random time after the first epoch, and
-two processes or one resume it. The record says whether weights, history and predictions equal those of the run by one
-process, and those of an undisturbed run.
+Then --kills runs start with four processes. In each, a random process is killed (SIGKILL) at a random time after the
+first epoch, and one or two processes resume the run. The record says whether the results are bit-identical: those for
+each number of processes to those of one process, and those after a kill to those of an undisturbed run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from onecycle.storage.run_folder import RunFolder
 
 SHARDS = 4
 PROCESSES = (1, 2, 4)
-AFTER_KILL = (2, 1)  # processes, in turn
+AFTER_KILL = (2, 1)  # numbers of processes that resume, in turn
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument(
-        "--recipes", nargs="+", default=["quick", "baseline"], help="processes of the first one are also killed"
+        "--recipes", nargs="+", default=["quick", "baseline"], help="the runs with a kill use the first recipe"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each process")
     parser.add_argument("--kills", type=int, default=20, help="runs with a killed process")

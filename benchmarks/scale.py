@@ -1,4 +1,4 @@
-"""Compare the cost of a training step with a million images with that with ten thousand.
+"""Compare the cost of a training step on a data set of a million images with the cost on ten thousand images.
 
 A new process measures each size. Images are generated into a file that is mapped into memory. Batches are drawn with
 albumentations, without workers, and with the batched augmentation. The custom ResNet is trained for --steps steps. The
@@ -51,7 +51,7 @@ def main() -> int:
         "--folder", type=Path, help="for the generated files (3 KiB per image); by default a temporary one"
     )
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # used by the processes
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # used in child processes
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure, options.batch_size, options.steps, options.drawn)))
@@ -143,7 +143,7 @@ def endless(batches: Batches) -> Iterator[Batch]:
 
 
 def cost(batches: Batches, count: int) -> float:
-    """Microseconds per image. It draws whole epochs, at least one, until about `count` images were drawn."""
+    """Microseconds per image, measured over whole epochs: as many as have about `count` images, but at least one."""
     epochs = max(1, count // len(batches.images))
     started = time.perf_counter()
     images = sum(len(batch.labels) for epoch in range(epochs) for batch in batches.epoch(epoch))

@@ -5,12 +5,12 @@ one shard each. Every process has its own simulated host (`hosts.py`), whose net
 fastest of several steps counts, because other load on the machine only adds time. The bytes that a process sends are
 measured, too.
 
-A model with six parameters is fitted to the steps of one process, and to the smallest and the largest batch of two. It
-is compared with all other measurements. The model, and the steps of one process with all cores, give a prediction for
-up to 64 machines like this one. The prediction is not measured, and it ignores the latency of the network.
+A model with six parameters is fitted to the steps of one process, and to the steps of two processes with the smallest
+and the largest batch. The model is compared with all other measurements. It also predicts the speed of up to 64
+machines like this one, from the steps of one process with all cores. The prediction is not measured, and it ignores the
+latency of the network.
 
-In a second measurement, without simulated hosts, one process with all cores takes turns with as many processes as there
-are cores.
+In a second measurement, without simulated hosts, one process with all cores takes turns with one process per core.
 
 Needs Linux and root.
 """
@@ -64,11 +64,11 @@ def main() -> int:
         "--links", type=int, nargs="+", default=[100, 1000, 10_000], help="Mbit/s of the link of each host"
     )
     parser.add_argument("--steps", type=int, default=8, help="timed steps; the fastest counts")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of one process and of several")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of the second measurement")
     parser.add_argument(
         "--out", type=Path, default=Path("results/scaling.json"), help="the record; its plot is written beside it"
     )
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # used by the processes
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # used in child processes
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -182,7 +182,7 @@ class Team:
 
 
 def serve(data: str, batch_size: int) -> None:
-    """Train a step for each request that the main process reads, after one that is not timed and synchronizes all."""
+    """Train two steps for each request to the main process: one to synchronize the processes, and one that is timed."""
     with process_group.init() as group:
         results, _ = training(data, batch_size, group)
         next(itertools.islice(results, WARM_STEPS - 1, None))
@@ -238,7 +238,7 @@ def of_rank(rank: int, size: int, address: str, port: int, threads: int) -> dict
 
 
 def measure(data: str, batch_sizes: Sequence[int], steps: int) -> list[dict[str, Any]]:
-    """Train `steps` steps with each batch size. Record the seconds of the fastest, and the data sent per step."""
+    """Train `steps` steps with each batch size. Record the seconds of the fastest step, and the data sent per step."""
     measured = []
     with process_group.init() as group:
         for size in batch_sizes:

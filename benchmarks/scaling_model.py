@@ -17,7 +17,7 @@ from studies import rounded
 from onecycle.report.visualizations.style import GREY, INK, PALETTE, SMALL, styled
 
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
-PAYS = 1.1  # twice as many machines pay if they train at least this many times as many images per second
+PAYS = 1.1  # doubling the machines pays if the images per second rise at least by this factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,12 @@ class Model:
     """The seconds of a step, from the number of processes, the batch size and the bytes per second of a link."""
 
     a_step: float  # seconds: constant work of every process in a step
-    an_image: float  # seconds, of a process that is alone on the machine
+    an_image: float  # seconds per image, for a process that is alone on the machine
     crowded: float  # an image takes this many times as long if the processes use all cores
-    together: float  # seconds: constant work of each of several processes to sum gradients
+    together: float  # seconds: constant extra work of each process to sum gradients, if there are several
     slack: float  # sending takes this many times the transfer time of its bytes
     hidden: float  # fraction of the time for images that overlaps with sending
-    gradient: float  # bytes
+    gradient: float  # bytes of all gradients
     cores: int  # shared by all processes
 
     def seconds(
@@ -41,7 +41,7 @@ class Model:
         shared = np.maximum(1, processes / self.cores)
         crowded = np.where(several & (processes >= self.cores), self.crowded, 1)
         images = shared * crowded * self.an_image * batch_size / processes
-        sent = 2 * self.gradient * (processes - 1) / processes  # a slice to each other process, and then its sum
+        sent = 2 * self.gradient * (processes - 1) / processes  # as in a reduce-scatter and an all-gather
         waiting = np.maximum(0, self.slack * sent / bytes_per_second - self.hidden * images)
         seconds: NDArray[np.float64] = shared * (self.a_step + several * self.together) + images + waiting
         return seconds

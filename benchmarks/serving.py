@@ -27,7 +27,7 @@ from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
-IMAGE, CLASS = 4, b"cat"  # of the images in the record's augmentations.npz
+IMAGE, CLASS = 4, b"cat"  # index and class of the photograph in the record's augmentations.npz
 
 
 def main() -> int:
@@ -200,7 +200,7 @@ async def slow_clients(port: int) -> str:
 
 
 async def huge_uploads(port: int) -> str:
-    """Clients that upload as much as the service accepts."""
+    """Clients that each upload 1 GiB, or until the service refuses more."""
     statuses = []
 
     async def huge() -> None:
@@ -236,7 +236,7 @@ async def bombs(port: int) -> str:
         return b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
     statuses = []
-    for content in (png(50_000), png(5_400)):  # refused by its header; the largest that is decoded
+    for content in (png(50_000), png(5_400)):  # the first is refused by its header; the second is decoded
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(5):
             writer.write(form(*[content] * 2))

@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def until_first_step(command: list[str], *, cache: str, folder: str = ".") -> float:
-    """Seconds until the progress bar of the LR finder shows the first step. The command gets a terminal for it."""
+    """Seconds until the progress bar of the LR finder shows the first step. The command runs in a pseudo-terminal."""
     ours, theirs = pty.openpty()
     variables = {**os.environ, "XDG_CACHE_HOME": cache, "TERM": "xterm", "COLUMNS": "120"}
     started = time.perf_counter()

@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender; the median counts")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("results/step_time.json"))
-    parser.add_argument("--serve", choices=(*CONTENDERS, *PEAKS), help=argparse.SUPPRESS)  # used by the processes
+    parser.add_argument("--serve", choices=(*CONTENDERS, *PEAKS), help=argparse.SUPPRESS)  # used in child processes
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.batch_size)
@@ -120,9 +120,9 @@ def show(record: dict[str, Any]) -> None:
 
 
 def serve(name: str, batch_size: int) -> None:
-    """Compute steps as `name`, until the process receives a signal."""
+    """Compute steps as `name`, until the parent process requests the end."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a trainer may print to stdout
+    os.dup2(2, 1)  # stdout is for answers, so send what a trainer prints to stderr
     torch.set_num_threads(hardware.usable_cores())
     torch.manual_seed(0)
     model = CustomResNet()

@@ -22,7 +22,9 @@ from onecycle.storage.run_folder import RunFolder
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
-    """The study in the file `path`, or a new one without cells. `begin` returns further fields of a new one.
+    """Load the study in the file `path`, or start a new one. `begin` returns further fields of a new study.
+
+    The field "cells" lists the finished runs of a study. A new study has none.
 
     Raises:
         InputError: when the file holds a study with another configuration, or cannot be read.
@@ -99,7 +101,7 @@ class StartedCommand:
         """Wait at most `seconds` until the command ends, and return its exit code.
 
         Raises:
-            TimeoutError: with the output, when that takes longer; the command is killed.
+            TimeoutError: when the command takes longer. It is killed, and the message has its output.
         """
         try:
             return self.process.wait(seconds)
@@ -113,10 +115,10 @@ class StartedCommand:
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
-    """The process ids of the processes that torch's launcher, the process `launcher`, has started, by rank."""
+    """The process id of each rank. `launcher` is the id of the process in which torch's launcher runs."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):  # it has ended
+        with suppress(OSError, ValueError):  # the process has ended
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             pairs = (path / "environ").read_bytes().split(b"\0") if parent == launcher else []
             found |= {int(pair.removeprefix(b"RANK=")): int(path.name) for pair in pairs if pair.startswith(b"RANK=")}
@@ -125,7 +127,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
 
 @contextmanager
 def served() -> Iterator[tuple[str, int]]:
-    """Inside, `onecycle serve` runs. Yields its address and its process id."""
+    """A context in which `onecycle serve` runs. Yields its address and its process id."""
     command = [sys.executable, "-m", "onecycle", "serve", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -9,7 +9,7 @@ Each contender is a command, with the same seeds:
 `seconds` include the same phases as in airbench: whitening, training and test-time augmentation, but not loading the
 data or other evaluations. A recipe does not time its whitening, so this script measures it and adds it to the epochs.
 The search for the compute plan happens once per machine and is not included. `wall_seconds` are those of the whole
-command, with all its output. The medians of the rounds are compared.
+command, including the files that it writes. The medians of the rounds are compared.
 """
 
 import argparse

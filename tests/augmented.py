@@ -20,7 +20,7 @@ class Drawn(NamedTuple):
 
 
 def map_of(size: int = SIZE) -> np.ndarray:
-    """A uint8 image `[size,size,3]`. Red is a pixel's row, green is its column, and blue differs from the cutout's."""
+    """A uint8 image `[size,size,3]`. Red is the row, green is the column, and blue differs from the cutout's blue."""
     rows, columns = np.mgrid[:size, :size].astype(np.uint8)
     return np.stack([rows, columns, np.full_like(rows, 77)], axis=-1)
 

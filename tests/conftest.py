@@ -2,7 +2,7 @@
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads it on import
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads OMP_NUM_THREADS on import
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import multiprocessing
@@ -30,7 +30,7 @@ settings.register_profile(
 )
 settings.load_profile("onecycle")
 
-# A shell ignores SIGINT in background jobs, and processes that the tests start would inherit that.
+# A shell makes background jobs ignore SIGINT. The processes that the tests start would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests fork processes from one server process, which imports the slow modules once.
@@ -51,7 +51,7 @@ def for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(for_all_workers: Path) -> Iterator[Path]:
-    """One cache for all fixtures: kernels are compiled once, and all runs use the compute plan of the first."""
+    """One cache for all fixtures: kernels are compiled once, and all runs use the compute plan of the first run."""
     folder = for_all_workers / "cache"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,7 @@ def cache_home(for_all_workers: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def isolated(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the user's cache or data, and none can download, because nothing listens on port 9."""
+    """Hide the user's cache and data from the test. Block downloads: the proxy is port 9, where nothing listens."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     monkeypatch.delenv("ONECYCLE_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -102,7 +102,7 @@ def nodes(ray_settings: None) -> Iterator[Nodes]:
 def native_kernels() -> None:
     """The compiled native kernels. They must be available on every Linux machine with a compiler."""
     if platform.system() != "Linux" or not shutil.which("cc"):
-        pytest.skip("there is no C compiler, or no Linux, for the native kernels")
+        pytest.skip("the native kernels need Linux and a C compiler")
     assert native.compiled() is not None
 
 

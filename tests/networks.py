@@ -5,7 +5,8 @@ from torch import nn
 
 from onecycle.core.config import Config
 
-# Options for a network with 8 channels, for tests of everything but the network. It is trained like the full network.
+# Options for a network with 8 channels, for tests in which the network does not matter. It is trained like the full
+# network.
 NARROW = ["--network", "whitened_convnet", "--widths", "8", "8", "8"]
 # A configuration with the same network, on the embedded digits. Tests change it with `replace`.
 NARROW_CONFIG = Config(network="whitened_convnet", widths=(8, 8, 8), data="digits", workers=0)

@@ -1,4 +1,4 @@
-"""Eight CIFAR-10 photographs, which the run folder of the pretrained network in `results/` contains."""
+"""Eight CIFAR-10 photographs from the run folder of the pretrained network, `results/fast-cifar10`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The benchmarks run on little data, and write the records that they describe."""
+"""The benchmarks run on little data, and write the records that their docstrings describe."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_every_benchmark_explains_itself(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    with pytest.raises(SystemExit) as ended:  # in this process, which has imported the slow packages
+    with pytest.raises(SystemExit) as ended:  # in this process, because a new one would import slow packages
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {script.name}")
@@ -338,7 +338,7 @@ def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_pat
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert [(point["processes"], point["batch_size"]) for point in record["points"] if not point["fitted"]] == [(2, 16)]
-    for point in record["points"]:  # sends half of its gradient, and then half of the sum
+    for point in record["points"]:  # each of two processes sends half of its gradients and half of the sum
         assert (point["mib_sent"] > 6_573_120 * 4 / 2**20) == (point["processes"] == 2)
         assert point["predicted"] > 0
     assert record["on_this_machine"]["batch_size"] == 24

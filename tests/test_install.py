@@ -21,9 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCH = "2.13.0"
 UV = Path(sys.executable).with_name("uv")
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="the CPU build of torch is taken by itself on Linux only"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the installer selects torch's CPU build on Linux only")
 without_driver = pytest.mark.skipif(
     Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None,
     reason="this machine has an NVIDIA driver",
@@ -217,7 +215,7 @@ def test_what_was_installed_for_tests_stays_when_the_lock_changes(checkout: Chec
     mine = checkout.path / ".venv" / "mine"
     mine.touch()
     assert checkout.install(PIP_FIND_LINKS=str(index.cpu_wheels / "torch"))[0] == 0
-    assert mine.exists(), "a whole .venv is brought up to date, not made anew"
+    assert mine.exists(), "a complete .venv is updated, not created again"
     assert (checkout.path / ".venv" / "installed-dev").exists()
 
 

@@ -21,7 +21,7 @@ def test_it_is_committed_with_its_outputs_and_without_an_error() -> None:
     assert len(plots) >= 9
 
 
-@pytest.mark.filterwarnings("default")  # Jupyter itself warns in this process
+@pytest.mark.filterwarnings("default")  # Jupyter itself warns; this must not be an error
 def test_it_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
     if NAMED_DATA:  # otherwise the notebook uses the digits
         monkeypatch.setenv("ONECYCLE_DATA", NAMED_DATA)

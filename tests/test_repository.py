@@ -1,4 +1,4 @@
-"""The repository: its make commands, its lock file, its file sizes, and that no file contains a path of one machine."""
+"""The repository: its make commands, its lock file, and that no file contains a path of one machine."""
 
 import fnmatch
 import os

@@ -3,15 +3,15 @@
     python tools/install.py          what `make train` needs: training, its report, prediction, export, the service
     python tools/install.py --dev    also what all other commands need
 
-`uv` installs the packages. It does not read pip's configuration, so this script passes it on: indexes, folders of
-wheels, certificates and proxies. On Linux without an NVIDIA driver it installs torch's CPU build, which is several
-gigabytes smaller.
+`uv` installs the packages. `uv` does not read pip's configuration, so this script passes pip's indexes, folders of
+wheels, certificates and proxies to `uv`. On Linux without an NVIDIA driver, this script installs torch's CPU build,
+which is several gigabytes smaller.
 
-The stamps are written last. Without them `.venv` is created from scratch, because an interrupted installation may leave
-incomplete packages behind.
+The files `.venv/installed` and `.venv/installed-dev` are written last. If `.venv/installed` is missing, the next
+installation creates `.venv` from scratch, because an interrupted installation may leave incomplete packages behind.
 """
 
-from __future__ import annotations  # this file must parse on an old Python, to refuse it in one line
+from __future__ import annotations  # an old Python must run this file up to the version check
 
 import ast
 import os
@@ -55,14 +55,14 @@ def main(options: list[str]) -> None:
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run `command`. If it fails, it has printed the reason, and this script ends with its exit code."""
+    """Run `command`, which prints its own errors. If the command fails, exit with its exit code."""
     ended = subprocess.run(command, env=environment)
     if ended.returncode:
         sys.exit(ended.returncode)
 
 
 def install_uv() -> None:
-    """Install uv with pip, which uses its own configuration and checks the hash."""
+    """Install the locked version of uv with pip. pip uses its own configuration and checks the hash."""
     locked = re.search(r"^uv==(.|\n(?!\w))+", LOCK.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert locked, f"{LOCK} does not pin uv"
     only_uv = VENV / "uv.txt"
@@ -83,7 +83,7 @@ def install_uv() -> None:
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's settings by option name, from its files and `PIP_*` variables. The latter have priority."""
+    """pip's settings by option name, from its configuration files and `PIP_*` variables. Variables have priority."""
     listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     lines = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.+)$", listed.stdout, flags=re.MULTILINE)
     order = ["global", "install", ":env:"]
@@ -91,7 +91,7 @@ def pip_settings() -> dict[str, str]:
 
 
 class Uv:
-    """The uv of `.venv`, with pip's settings. The user's own settings of uv have priority."""
+    """The uv of `.venv`, with pip's settings. The user's environment variables for uv have priority."""
 
     def __init__(self, settings: dict[str, str]) -> None:
         self.options: list[str] = []
@@ -104,7 +104,7 @@ class Uv:
         variables = {
             "UV_DEFAULT_INDEX": settings.get("index-url", ""),
             "UV_INDEX": " ".join(several["extra-index-url"]),
-            # pip takes the best version of all indexes. By default, uv only searches the first that has the package.
+            # pip takes the best version of all indexes. By default, uv uses the first index with the package.
             "UV_INDEX_STRATEGY": "unsafe-best-match" if several["extra-index-url"] else "",
             "UV_FIND_LINKS": ",".join(several["find-links"]),
             "UV_INSECURE_HOST": " ".join(several["trusted-host"]),
@@ -139,7 +139,7 @@ def has_nvidia_driver() -> bool:
 
 
 def install_cpu_build(uv: Uv) -> None:
-    """Install only torch from the index of its CPU builds. If that fails, print a message and go on without it."""
+    """Install torch without dependencies from the index of its CPU builds. On failure, print a message and continue."""
     elsewhere = ("UV_INDEX", "UV_FIND_LINKS", "UV_INDEX_STRATEGY")
     environment = {name: value for name, value in uv.environment.items() if name not in elsewhere}
     # One attempt of ten seconds, so that a firewall that drops packets does not delay the installation.

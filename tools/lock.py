@@ -2,8 +2,9 @@
 
     python tools/lock.py [--upgrade]
 
-Locked versions stay as long as they are allowed; `--upgrade` takes the newest ones. torch is pinned by hand in
-install.py. The lock leaves out the CUDA packages that torch needs on Linux, because torch itself names them.
+A locked version stays as long as pyproject.toml allows it. `--upgrade` locks the newest allowed versions instead. torch
+is pinned by hand in install.py. The lock leaves out the CUDA packages that torch needs on Linux, because torch itself
+requires them.
 """
 
 import re
@@ -24,10 +25,10 @@ HEADER = """\
 def main(options: list[str]) -> None:
     build = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     uv = Uv(pip_settings())
-    # Local folders and extra indexes may hold wheels for this machine only.
+    # Resolve without local folders and extra indexes, which may hold wheels for this machine only.
     local = ("UV_FIND_LINKS", "UV_INDEX", "UV_INDEX_STRATEGY")
     environment = {name: value for name, value in uv.environment.items() if name not in local}
-    # uv keeps the versions that it finds in its output file. It would also keep their hashes, which may be incomplete.
+    # uv keeps the versions and hashes that it finds in its output file. The hashes may be incomplete, so remove them.
     made = Path(tempfile.mkdtemp(), LOCK.name)
     made.write_text(re.sub(r" \\\n    --hash=\S+", "", LOCK.read_text(encoding="utf-8")), encoding="utf-8")
     versions = ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", *options]

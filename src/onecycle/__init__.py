@@ -1,6 +1,6 @@
 """Train a small, strong image classifier with one cycle of the learning rate.
 
-These names are for use in your own programs. Everything else is in the modules.
+`__all__` lists the names to use in your own programs. Import other names from their modules.
 """
 
 from importlib import import_module

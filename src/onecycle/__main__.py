@@ -1,4 +1,4 @@
-"""`python -m onecycle` is `onecycle`."""
+"""Run the `onecycle` command line by `python -m onecycle`."""
 
 import sys
 

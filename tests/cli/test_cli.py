@@ -24,7 +24,7 @@ COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
 PANELS = ["Data", "Training", "Network", "Augmentation", "Compute", "Output"]
 RARE_PANELS = ["Optimization", "Whitened network", "Batched augmentation"]
 
-# The specification's table: output shape and parameters of each layer.
+# The layers of the custom ResNet as specified: number, type, output shape and number of parameters.
 LAYERS = """
  1 Conv2d 64,32,32 1728
  2 BatchNorm2d 64,32,32 128
@@ -93,7 +93,7 @@ def panels_of(text: str) -> list[str]:
 
 
 def options_of(text: str) -> set[str]:
-    """The options that start a line of a help text. A `--no-…` form shares the line of its option."""
+    """The options in a help text, without `--no-…` forms. Such a form follows its option on the same line."""
     return set(re.findall(r"^│ (?:\*  )?(--[a-z-]+)", text, re.MULTILINE))
 
 
@@ -133,7 +133,7 @@ def test_other_commands_that_train_show_only_their_own_options_and_name_help_all
 ) -> None:
     text = help_of(capsys, command, "--help")
     assert not options_of(text) & options_for(*GROUPS)
-    assert "The configuration options of `onecycle train` apply, too: --help-all." in text
+    assert "All configuration options of `onecycle train` also apply; --help-all lists them." in text
 
 
 def test_every_command_that_takes_a_run_names_it_run(

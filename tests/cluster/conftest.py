@@ -16,7 +16,7 @@ _not_started: dict[str, str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cluster", action="store_true", help="also test Slurm, Ray and two machines, not only the hosts")
+    parser.addoption("--cluster", action="store_true", help="test Slurm, Ray and two machines, not only virtual hosts")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -43,7 +43,7 @@ def _entered(stack: ExitStack, name: str, setup: AbstractContextManager[Setup]) 
 
 @pytest.fixture
 def start_hosts(tmp_path: Path) -> Iterator[Callable[..., list[Host]]]:
-    """A function that starts hosts and takes the options of `hosts`. A test may call it once."""
+    """A function that starts virtual hosts and takes the options of `hosts.hosts`. A test may call it only once."""
     with ExitStack() as stack:
         yield lambda number, **links: _entered(stack, "hosts", hosts(number, tmp_path, **links))
 

@@ -38,7 +38,7 @@ def need_ray() -> None:
 def ray_nodes(hosts: list[Host], *, cores: int = 1) -> Iterator[str]:
     """Start the Ray head on the first host and a Ray node on each other host. Yields the address of the head.
 
-    The nodes end with the hosts.
+    The nodes stop when the hosts stop.
 
     Raises:
         NotStarted: when Ray is not installed.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hosts import Host, need
 
-# Slurm uses no cgroups, because they would need systemd. It does not check the real hardware of a node. A requeued job
-# waits until its credential expires. Here that takes 5 seconds instead of two minutes.
+# This configuration uses no cgroups, because cgroups need systemd. Slurm does not compare the configured cores with the
+# real hardware. A requeued job waits until its credential expires: 5 seconds here, 2 minutes by default.
 _CONFIGURATION = """\
 ClusterName=onecycle
 SlurmctldHost={first.name}({first.address})
@@ -60,7 +60,7 @@ class Slurm:
 
 @contextmanager
 def slurm(hosts: list[Host], folder: Path, *, cores: int = 2) -> Iterator[Slurm]:
-    """Start Slurm on the hosts, with all of its files in `folder`. Slurm ends with the hosts.
+    """Start Slurm on the hosts, with all of its files in `folder`. Slurm stops when the hosts stop.
 
     Raises:
         NotStarted: when Slurm or munge is not installed.

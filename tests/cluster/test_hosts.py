@@ -86,7 +86,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def answers(host: Host, other: Host, seconds: float) -> bool:
-    """Whether `other` answers `host` within `seconds`. The answer is a refusal, because nothing listens on the port."""
+    """Whether `other` answers a connection from `host` within `seconds`. Its answer is "Connection refused"."""
     connect = f"import socket; socket.create_connection(({other.address!r}, 9), {seconds})"
     return "Connection refused" in host.run("sh", "-c", f'{sys.executable} -c "{connect}" 2>&1 || true')
 

@@ -17,7 +17,7 @@ PATIENCE = 300  # seconds
 
 
 def train(hosts: list[Host], folder: Path, **variables: str) -> list[StartedCommand]:
-    """Start the script on each host, in a folder of its own. Only the first host has a cached compute plan."""
+    """Start two_machines.sh on each host, in a separate folder. Only the first host has a cached compute plan."""
     return [start(host, hosts[0], folder, **variables) for host in hosts]
 
 
@@ -38,7 +38,7 @@ def wait_for_epochs(command: StartedCommand, folder: Path, epochs: int) -> None:
 
 
 def train_an_epoch(hosts: list[Host], folder: Path, **variables: str) -> list[StartedCommand]:
-    """Start the script on each host, and wait until the first host has trained an epoch."""
+    """Start two_machines.sh on each host, and wait until the first host has trained an epoch."""
     started = train(hosts, folder, **variables)
     wait_for_epochs(started[0], folder / hosts[0].name, 1)
     return started

@@ -69,7 +69,7 @@ def test_an_epoch_on_a_gpu_never_waits_for_it(recipe: Config) -> None:
         lambda step: 1e-3,
         plan=experiment.plan,
     )
-    next(steps)  # the first step copies the epoch's order and draws to the GPU, and finds the fastest algorithms
+    next(steps)  # the first step copies the image order and random draws to the GPU, and cuDNN tries its algorithms
     with waiting_forbidden():
         rest = sum(1 for _ in steps)
     assert rest == len(experiment.train) - 1

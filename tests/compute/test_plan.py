@@ -188,7 +188,7 @@ def test_the_gradients_of_the_fastest_plan_are_as_accurate_as_those_of_eager_bfl
         found = [gradients(model, Batch(images, labels), plan) for plan in (FASTEST, USUAL)]
         squares.append([[((g - e).norm() / e.norm()) ** 2 for g, e in zip(ours, exact, strict=True)] for ours in found])
     fastest, usual = torch.tensor(squares).mean(dim=0).sqrt()
-    assert usual.max() < 0.6, "the reference is not the gradient any more"
+    assert usual.max() < 0.6, "eager bfloat16 is too inaccurate for a comparison"
     for (name, _), error, allowed in zip(model.named_parameters(), fastest, usual, strict=True):
         assert error <= 1.2 * allowed, name
 

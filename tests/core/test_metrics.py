@@ -49,7 +49,7 @@ def test_probabilities_sum_to_one_in_the_order_of_the_logits(logits: np.ndarray)
     probabilities = probabilities_of(logits)
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(logits)))
     likeliest = probabilities[np.arange(len(logits)), logits.argmax(axis=1)]
-    assert np.array_equal(likeliest, probabilities.max(axis=1)), "logits that hardly differ may be equally likely"
+    assert np.array_equal(likeliest, probabilities.max(axis=1)), "logits that hardly differ may get equal probabilities"
 
 
 def test_misclassified_images_are_sorted_by_confidence() -> None:

@@ -85,7 +85,7 @@ def test_the_environment_holds_a_compute_plan(folder: RunFolder) -> None:
     plan = ComputePlan.from_json(environment["compute_plan"])
     is_amx = "Xeon" in environment["hardware"]["cpu"]
     assert (plan.device, plan.precision, plan.channels_last) == ("cpu", "bfloat16", True)
-    assert (plan.im2col_gemm, plan.amx) == (is_amx, is_amx), "the other run has the CPU without AMX"
+    assert (plan.im2col_gemm, plan.amx) == (is_amx, is_amx), "only the run on a Xeon used AMX"
 
 
 def test_the_configuration_holds_the_size_of_the_cutout(folder: RunFolder) -> None:
@@ -133,7 +133,7 @@ def test_every_run_in_results_is_read_with_current_names() -> None:
         if folder.result.exists():
             assert folder.read_history()[-1].eval_accuracy == folder.read_result().eval_accuracy
         else:
-            assert curve is not None, "the folder of an LR finder"
+            assert curve is not None, "a folder without result.json must have an LR curve"
 
 
 @pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.parent.name)

@@ -112,4 +112,4 @@ def test_a_signal_that_a_launcher_forwards_at_once_counts_as_the_same_signal() -
 def test_a_held_signal_has_no_effect() -> None:
     with watched(), signals.held():
         os.kill(os.getpid(), signal.SIGTERM)
-    assert signals.received() == 0, "the signal belonged to a watch that has ended"
+    assert signals.received() == 0, "no signal is recorded after `watched` has ended"

@@ -220,7 +220,8 @@ def test_images_that_are_mapped_from_a_file_are_never_copied_whole(
 ) -> None:
     images = ImageSet(np.zeros((5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int64), ("one", "two"))
     on_disk = mapped(images, tmp_path / "images")
-    # tracemalloc counts the memory of NumPy arrays. A tensor that shared the read-only memory would raise a warning.
+    # tracemalloc counts the memory of NumPy arrays. If a tensor shared the read-only memory, torch would warn, and the
+    # warning would fail the test.
     tracemalloc.start()
     try:
         batches = Batches(

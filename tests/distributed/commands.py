@@ -48,7 +48,7 @@ class Command(StartedCommand):
 
 
 def start(folder: Path, *words: str, threads: int = 1, **environment: str) -> Command:
-    """Run `python -m` with `words` in the working folder `folder`."""
+    """Start `python -m` with the arguments `words` in the working folder `folder`."""
     folder.mkdir(exist_ok=True)
     log = folder / f"log-{len(list(folder.glob('log-*')))}"
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **environment}

@@ -1,4 +1,4 @@
-"""Stop or kill runs with several processes, and resume them with fewer processes or on other machines."""
+"""Stop or kill runs with several processes. Resume them with fewer or more processes, or on other machines."""
 
 import os
 import shutil
@@ -89,7 +89,8 @@ def machine(folder: Path, endpoint: str, least: int, *options: str, restarts: in
     """Start training on one of two machines. The machines share no disk: each has its own working folder."""
     size = ["--nnodes", f"{least}:2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "job"]
-    is_host = str(folder.name == "first").lower()  # torchrun cannot tell, because both have one address
+    # Both machines have the same address, so torchrun cannot tell which machine hosts the rendezvous.
+    is_host = str(folder.name == "first").lower()
     timeouts = ["--rdzv-conf", f"last_call_timeout=1,join_timeout=60,is_host={is_host}"]
     return start(folder, "torch.distributed.run", *size, *rendezvous, *timeouts, "-m", "onecycle", "train", *options)
 

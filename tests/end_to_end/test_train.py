@@ -125,7 +125,7 @@ def with_finder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained(tmp_path_factory.mktemp("finder"), *TWO_STEPS)
 
 
-# The run folder
+# Tests of the run folder
 
 
 def test_a_run_has_a_folder_of_its_own_with_exactly_its_files(run: RunFolder) -> None:
@@ -167,7 +167,7 @@ def test_the_history_has_one_line_per_epoch_with_exactly_these_fields(run: RunFo
     ]
     assert [list(record) for record in history] == [fields] * 3
     assert [record["epoch"] for record in history] == [1, 2, 3]
-    # Of the 12 steps, the peak is at 5/24, which is step 1 (0-based). The rate then falls for 10 steps.
+    # The run has steps 0 to 11. The learning rate peaks at step 1, after 5/24 of the run, and then falls for 10 steps.
     down = (0.002 - 1e-5) / 10
     assert [record["lr"] for record in history] == pytest.approx([0.002 - 2 * down, 0.002 - 6 * down, 1e-5])
 
@@ -246,7 +246,7 @@ def test_classes_input_size_and_normalization_travel_with_the_weights(run: RunFo
     assert metadata["preprocessing"]["std"] == pytest.approx(channels.std(axis=0))
 
 
-# Evaluation and repetition
+# Tests that evaluate or repeat a run
 
 
 def test_evaluating_a_run_gives_its_result_to_the_last_digit(run: RunFolder) -> None:
@@ -320,7 +320,7 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_plot(with_finder: 
     assert all(f"{name} {lr:.2e}" in outcome.out for name, lr in curve["suggestions"].items())
 
 
-# Killed and resumed
+# Tests of runs that are killed and resumed
 
 
 def killed_after_its_first_epoch(out: Path, *options: str) -> RunFolder:
@@ -376,7 +376,7 @@ def test_the_fast_recipe_trains_to_the_end_and_resumes_after_a_kill(tmp_path: Pa
 
 @pytest.fixture
 def begun(run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A run folder as the run `finished` had it before its first epoch."""
+    """A copy of the run folder of `finished` in its state before the first epoch."""
     begun = RunFolder(tmp_path / "begun")
     begun.plots.mkdir(parents=True)
     for name in ("config.json", "environment.json", "network.json", "augmentations.npz"):
@@ -444,7 +444,7 @@ def test_a_run_whose_data_has_changed_is_not_resumed(copied: RunFolder) -> None:
     assert "was trained on other data" in outcome.err
 
 
-# Other data
+# Tests with other data sets
 
 
 def test_validation_images_are_held_out_of_training_and_named_in_the_output(tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ def test_a_run_on_an_image_folder_has_the_name_of_the_folder(image_folder: Path,
     assert onecycle("evaluate", "--run", folder.path, "--data", moved).code == 0
 
 
-# Prediction
+# Tests of prediction
 
 
 @pytest.fixture
@@ -541,7 +541,7 @@ def test_predict_with_weights_that_are_damaged_is_refused(copied: RunFolder, ima
     assert re.fullmatch(r"onecycle: .*weights\.safetensors (cannot be read|is damaged).*\n", outcome.err)
 
 
-# Damaged run folders
+# Tests with damaged run folders
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")], ids=["gone", "{}"])

@@ -1,4 +1,4 @@
-"""Run `onecycle` in a process of its own with planted faults: a kill, a signal, an error, a hang."""
+"""Run `onecycle` with injected faults, such as a kill, a signal, an error or a hang."""
 
 import errno
 import importlib
@@ -29,7 +29,7 @@ class Fault:
         "note": record every call of the function in a file.
         "vanish": remove the folder `runs`.
         "limit": limit the size of files to `LIMIT`, so that no checkpoint can be written.
-        "hang": hang until the watchdog ends the process after a few seconds.
+        "hang": hang. The watchdog reports the process as stalled after a few seconds.
         the name of a signal, such as "SIGINT": send the signal to the process.
         the name of a signal and "to all": send the signal to the children of the process, then to the process.
         the name of an errno, such as "ENOSPC": raise an OSError with that errno.

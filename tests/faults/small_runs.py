@@ -25,7 +25,7 @@ REPORTED = [
 ]
 SMALL = [*REPORTED, "--no-report"]
 SOON = 0.1  # seconds between checkpoints within an epoch: short enough that a small run saves some
-PATIENCE = 600  # seconds
+PATIENCE = 600  # seconds, longer than any small run takes
 
 processes = multiprocessing.get_context("forkserver")
 

@@ -1,4 +1,4 @@
-"""The cost of saving checkpoints of the specified network, and of checking that its gradients are finite."""
+"""The cost of saving checkpoints of the custom ResNet, and of checking that its gradients are finite."""
 
 import statistics
 import time
@@ -16,8 +16,8 @@ from onecycle.storage.checkpoint import save_checkpoint
 from onecycle.train.loop import training_steps
 from onecycle.train.nonfinite import all_finite
 
-STEPS_PER_EPOCH = 98  # of 512 images, on CIFAR-10
-CHECKPOINTS_PER_EPOCH = 1  # because an epoch takes less than five minutes
+STEPS_PER_EPOCH = 98  # batches of 512 images, on CIFAR-10
+CHECKPOINTS_PER_EPOCH = 1  # at the end of the epoch; only epochs of more than five minutes have others
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -54,5 +54,5 @@ def test_saving_and_checking_take_less_than_a_hundredth_of_an_epoch(
             (CHECKPOINTS_PER_EPOCH * save + STEPS_PER_EPOCH * check) / (STEPS_PER_EPOCH * step), 5
         ),
     }
-    # Only the whole suite repeats often enough for a reliable measurement. Its figures are published.
+    # Without --whole, the measurement has too few repetitions to be reliable, and it is not published.
     assert not whole or figures["cost for the specified network"]["part of an epoch's time"] < 0.01

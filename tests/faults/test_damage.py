@@ -39,7 +39,7 @@ def damages(content: bytes, count: int) -> Iterator[Damage]:
     draw = random.Random(0)
     header = 8 + int.from_bytes(content[:8], "little")
     for number in range(count):
-        # One third of the damages is in the header's length, one third in the header, and one third in the tensors.
+        # One third of the changes is in the length field, one third in the header, and one third in the tensors.
         start, end = ((0, 8), (8, header), (header, len(content)))[number % 3]
         place = draw.randrange(start, end)
         kind = ("flip", "range", "cut", "zeros")[number // 3 % 4]
@@ -98,7 +98,7 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_with_a_warning(
 
 
 def test_a_kill_during_the_first_write_after_that_loses_nothing(reference: Reference, killed: Workspace) -> None:
-    """The damaged checkpoint must not replace the intact previous checkpoint."""
+    """After a resume from the previous checkpoint, a save must not replace it with the damaged newest checkpoint."""
     run = killed.run
     assert run is not None
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-1])

@@ -68,7 +68,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_bits(
 def test_a_run_of_the_specified_network_killed_within_an_epoch_resumes_to_the_same_bits(
     reference: Reference, new_workspace: Callable[[object], Workspace]
 ) -> None:
-    """The network is trained with Adam, whose moments have the same memory layout as the filters."""
+    """The network is trained with Adam. A resume must restore the memory layout of Adam's moments, too."""
     whole, workspace = new_workspace("whole"), new_workspace("killed")
     baseline = ["train", "--data", "digits", "--limit", "40", "--epochs", "2", "--batch-size", "8", "--out", "runs"]
     rates = ["--lr-min", "1e-5", "--lr-max", "2e-3"]
@@ -98,7 +98,7 @@ def test_a_run_killed_during_any_write_resumes_to_the_same_bits(
     def kill(call: int) -> bool:
         workspace = new_workspace(call)
         assert workspace.onecycle(*SMALL, faults=[Fault(*fault, call)], save_seconds=PATIENCE).code == -9
-        if not (workspace.run and workspace.run.is_complete):  # after the last write the run is complete
+        if not (workspace.run and workspace.run.is_complete):  # a kill at the last write may leave a complete run
             assert workspace.onecycle(*workspace.resume).code == 0
         identical = bits(workspace) == reference.bits
         shutil.rmtree(workspace.path)

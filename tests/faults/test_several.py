@@ -99,7 +99,7 @@ def test_a_main_process_whose_disk_hangs_is_named_by_the_other_and_one_process_r
     assert ended.code == 2
     assert ended.last_line.startswith("onecycle: rank 0 (")
     assert "has made no progress for 4 s; check its disk and its data" in ended.last_line
-    assert seconds < SAVING_SECONDS, "it does not wait for the message of the main process"
+    assert seconds < SAVING_SECONDS, "rank 1 does not wait for a message of the main process"
     require_undisturbed_after_resume(workspace, undisturbed)
 
 

@@ -8,7 +8,7 @@ from onecycle.models.test_time_augmentation import TestTimeAugmentation
 def test_unshifted_copies_count_twice_and_shifted_ones_once() -> None:
     """The network returns the value of one pixel, which shows how each copy was shifted."""
     network = as_composite(nn.Sequential(nn.Identity(), Pixel(2, 3)))
-    images = torch.rand(2, 3, 8, 8)  # the network is never confident
+    images = torch.rand(2, 3, 8, 8)  # with logits below 1, the network is never confident
     averaged = TestTimeAugmentation(network)(images)[:, 0]
     pixels = images[:, 0]
     # In a shifted copy, the network sees a neighbor of pixel (2,3). In a mirrored copy, it sees a neighbor of (2,4).

@@ -1,4 +1,4 @@
-"""Bulk prediction into parquet files: results equal `predict_files`, each image once, even after interruptions."""
+"""Bulk prediction: parquet files have each image once, as predicted by `predict_files`, even after interruptions."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_an_archive_is_predicted_like_its_folder(
     assert {row["file"] for row in rows if row["member"]} == {str(archives[kind])}
     unreadable = pq.read_table(tmp_path / "out" / "unreadable").to_pylist()
     assert sorted(Path(row["member"] or row["file"]).name for row in unreadable) == ["07.png"] * 2 + ["21.png"] * 2
-    # The folder is one chunk. The archive has 30 images, which are five chunks.
+    # The folder is one chunk. The 30 images of the archive are five chunks of at most seven images.
     assert len(list((tmp_path / "out" / "predictions").iterdir())) == 1 + 5
 
 

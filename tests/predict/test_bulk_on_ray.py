@@ -61,7 +61,7 @@ def chunk_files(out: Path) -> list[Path]:
 
 
 def require_same(out: Path, local: Path, images: Path) -> None:
-    """Check that every image is predicted once, bit for bit as by the local engine."""
+    """Check that every image is predicted once, and that the results are bit-identical to those of the local engine."""
     files = (
         pq.read_table(out / "predictions")["file"].to_pylist() + pq.read_table(out / "unreadable")["file"].to_pylist()
     )

@@ -118,7 +118,7 @@ def test_evaluate_without_a_run_reports_a_different_accuracy(
             Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
     assert main(["evaluate", "--data", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
-    assert 8 <= round(18 * float(out.split()[2].rstrip(","))) <= 12, "all photographs, and noise by chance"
+    assert 8 <= round(18 * float(out.split()[2].rstrip(","))) <= 12, "all 8 photographs are correct; noise is by chance"
     recorded = "test accuracy 0.9334, accuracy with test-time augmentation 0.9436"
     assert err == f"differs from the recorded result: {recorded}\n"
 

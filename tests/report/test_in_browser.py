@@ -114,13 +114,13 @@ def test_it_can_be_printed(runs: tuple[RunFolder, RunFolder], opened: Open) -> N
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden() and page.locator("#filters").is_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)", (
-        "the dark theme would waste ink"
+        "a printed page has the light theme"
     )
     assert page.pdf().startswith(b"%PDF")
 
 
 def test_every_image_of_a_sheet_is_in_its_place(runs: tuple[RunFolder, RunFolder], opened: Open) -> None:
-    """The tile of each incorrect prediction shows the right image of the sheet."""
+    """The tile of each incorrect prediction shows the right image of the sprite sheet."""
     from io import BytesIO
 
     import numpy as np

@@ -26,7 +26,7 @@ def run_test(test: Callable[[Squares], Awaitable[None]], batcher: Squares) -> No
             with suppress(asyncio.CancelledError):
                 await work
 
-    with ThreadPoolExecutor(1) as pool:  # the browser of other tests has an event loop in this thread
+    with ThreadPoolExecutor(1) as pool:  # other tests may leave Playwright's event loop in this thread
         pool.submit(asyncio.run, both()).result()
 
 

@@ -111,7 +111,7 @@ def test_the_service_listens_on_this_machine_only(service: Service) -> None:
         (415, {"headers": {"Content-Type": "multipart/form-data"}}, "the form has no boundary"),
         (422, {"data": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}, ""),
         (422, {"files": [("others", ("a.png", b"x"))]}, "the form has no file; send one or more as `files`"),
-        (422, {"files": [("files", (None, "text"))]}, "`files` must be files"),
+        (422, {"files": [("files", (None, "text"))]}, "every `files` field must be a file"),
         (422, {"files": [("files", (f"{n}.png", b"x")) for n in range(33)]}, "Too many files"),
         (422, {"params": {"top": 0}, "files": [("files", ("a.png", b"x"))]}, ""),
     ],

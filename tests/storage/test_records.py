@@ -159,4 +159,4 @@ def test_a_file_with_objects_is_refused_and_nothing_is_unpickled(
     assert not harm.exists()
     with np.load(path, allow_pickle=True) as arrays_of_objects:
         arrays_of_objects["classes"]
-    assert harm.exists()  # if it is loaded, the pickle creates the folder
+    assert harm.exists()  # loading the pickle does create the folder

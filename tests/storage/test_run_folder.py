@@ -68,7 +68,7 @@ def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
 def test_out_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(StorageError, match="cannot create a folder in --out /proc/self/runs: .*; give another one"):
+    with pytest.raises(StorageError, match="cannot create a folder in --out /proc/self/runs: .*; give another folder"):
         new_folder(Path("/proc/self/runs"), "a-run")
     with pytest.raises(StorageError, match="cannot create the run folder /proc/self/runs: "):
         RunFolder.create(Path("/proc/self/runs"))

@@ -55,7 +55,7 @@ def test_a_grid_makes_every_combination_and_vary_each_value_alone(quick: Config)
     alone = study.plan(quick, seeds=2, vary=["batch-size=10", "precision=float32"])
     assert list(alone.variants) == ["baseline", "batch_size=10", "precision=float32"]
     runs = alone.runs()
-    assert [config.seed for _, config in runs] == [0, 0, 0, 1, 1, 1], "the runs of a pair are close in time"
+    assert [config.seed for _, config in runs] == [0, 0, 0, 1, 1, 1], "the runs with the same seed are close in time"
     assert [config.batch_size for _, config in runs] == [20, 10, 20] * 2
 
 

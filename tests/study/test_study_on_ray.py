@@ -229,7 +229,7 @@ def test_a_missing_ray_is_reported_with_the_command_that_installs_it(tmp_path: P
 
 @pytest.mark.long
 def test_runs_that_start_together_use_the_same_compute_plan(tmp_path: Path) -> None:
-    """The run that is first measures the compute plans. The other run reuses the result."""
+    """One run measures the compute plans. The other run waits and reuses the result."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = command(
         QUICK, "--workers 0 --device cpu --cores 1 --epochs 1 --seeds 2 --engine ray --out", tmp_path / "out"

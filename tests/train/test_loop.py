@@ -209,7 +209,7 @@ def test_evaluate_weights_the_short_last_batch_by_its_number_of_images() -> None
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluate_leaves_mode_parameters_and_buffers_as_they_were(ten: ImageSet, training: bool) -> None:
     model = convolutional().train(training)
-    model[1].train(not training)  # a part of the network may be frozen
+    model[1].train(not training)  # a layer in another mode, such as a frozen batch norm
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()

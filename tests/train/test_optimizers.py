@@ -1,4 +1,4 @@
-"""Tests of Muon, which compare it with a singular value decomposition, and with SGD where it does not orthogonalize."""
+"""Tests of Muon: compare its orthogonalized steps with a singular value decomposition, and its other steps with SGD."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choose_shown_groups(tokens[0] if tokens else "", all_groups=all_groups)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
+            stream.reconfigure(errors="backslashreplace")  # print undecodable bytes in file names as escapes
     try:
         with watched():
             return _run(tokens, debug)

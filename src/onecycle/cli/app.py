@@ -10,7 +10,7 @@ app = App(
     name="onecycle",
     help="Train a small, strong image classifier with one cycle of the learning rate. Add --debug to see the traceback "
     "of an error.",
-    version=lambda: version("onecycle"),  # reading it takes time that --help need not spend
+    version=lambda: version("onecycle"),  # a function, because reading the version would slow down --help
     default_parameter=Parameter(negative_iterable=(), negative_none=(), consume_multiple=True),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,

@@ -17,7 +17,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Take the values of missing options from `--config`, `--recipe` or `--resume`.
 
     Raises:
-        InputError: when options exclude each other, or a value is not a whole number.
+        InputError: when options exclude each other, or the value of an integer option is not a whole number.
     """
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
     for argument in arguments:
@@ -31,7 +31,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         return
     if "--resume" in given:
         is_study = "study" in commands
-        # Resuming a run accepts further options. Those that differ from its configuration are refused later.
+        # Resuming a study allows only these options. Resuming a run refuses changed values later.
         allowed = {"--resume", "--engine", "--address"}
         if refused := given.keys() - allowed if is_study else given.keys() & {"--config"}:
             raise InputError(f"--resume uses the saved configuration; remove {', '.join(sorted(refused))}")

@@ -20,8 +20,8 @@ def evaluate(*, run: Run = None, data: str | None = None) -> int:
     """Evaluate a network again, and compare with its recorded accuracy.
 
     The exit code is 1 if the result of a run differs in any digit.
-    For the network that comes with onecycle, it is 1 if the accuracy
-    differs by more than 0.1 points, because its digits depend on the CPU.
+    The accuracy of the network that comes with onecycle depends slightly on the CPU.
+    For this network, the exit code is 1 if the accuracy differs by more than 0.1 points.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def compare(*, run: tuple[Path, ...], out: Path = Path("compare.html")) -> int:
 
 @app.command
 def check(data: str = "cifar10", /, *, size: int = 32) -> int:
-    """Validate a data set before training on it. The exit code is 1 if it is not safe to train on.
+    """Validate a data set before training on it. The exit code is 1 if the data set is not safe to train on.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ _GROUPS = {
 }
 _RARE = ("Optimization", "Whitened network", "Batched augmentation")
 MORE_OPTIONS = "More options (optimization, whitened network, batched augmentation): --help-all."
-TRAIN_OPTIONS = "The configuration options of `onecycle train` apply, too: --help-all."
+TRAIN_OPTIONS = "All configuration options of `onecycle train` also apply; --help-all lists them."
 
 
 def _panel(name: str) -> Parameter:

@@ -50,7 +50,7 @@ def predict(
     as_csv
         Print comma-separated values with a header.
     out
-        Write parquet files into this folder instead; images may also be in .tar, .tar.gz and .zip archives.
+        Write parquet files into this folder. Images may then also be in .tar, .tar.gz and .zip archives.
     """
     if not images:
         raise InputError("no image is given; give files, folders or patterns")
@@ -138,7 +138,7 @@ def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = 
     to
         The format. onnx takes uint8 images [N,H,W,3] and returns probabilities, with normalization and classes inside.
     out
-        The folder to write into; by default onnx/ in the run folder, or here for the included network.
+        The folder to write into; by default onnx/ in the run folder, or ./onnx for the included network.
     """
     from onecycle.run.export import export_onnx
 

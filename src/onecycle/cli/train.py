@@ -93,11 +93,11 @@ def study(
     config
         Start from a config.json; other options override it.
     seeds
-        Runs of each variant, with --seed and the following seeds.
+        Runs of each variant. Their seeds count up from --seed.
     grid
         field=value,value: run all combinations of all --grid values. Write sizes and widths as 24-28-32.
     vary
-        field=value,value: run the recipe itself, and each value of each --vary alone.
+        field=value,value: run the recipe unchanged, and one variant for each value of each --vary.
     threshold
         Count the runs that reach this accuracy (a fraction), with test-time augmentation if configured.
     cores

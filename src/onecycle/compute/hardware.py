@@ -66,8 +66,8 @@ def _cpu_quota(cgroup: Path) -> float:
         except (OSError, ValueError):
             return math.inf
     try:
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except (ValueError, ZeroDivisionError):  # no limit is "max" in version 2, and -1 in version 1
+        return int(quota) / int(period) if int(quota) > 0 else math.inf  # version 1 has -1 without a limit
+    except (ValueError, ZeroDivisionError):  # without a limit, version 2 has "max" here
         return math.inf
 
 

@@ -101,7 +101,7 @@ class ComputePlan:
         return prepared
 
     def for_evaluation(self) -> Self:
-        """The plan for evaluation. Other machines can use it, too.
+        """A variant of this plan for evaluation, which also works on other machines.
 
         Evaluation uses PyTorch's own batch norm and pooling, and compiles nothing. AMX sums in another order, so
         results on a CPU without AMX may differ in the last digits.
@@ -155,7 +155,7 @@ def _replace_norms_and_pools(prepared: nn.Module) -> None:
             if MaxPool2x2.replaces(layer):
                 setattr(parent, name, MaxPool2x2().train(layer.training))
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
-            # In a Sequential, the output of the norm goes only to the activation.
+            # In a Sequential, only the activation reads the norm's output, so one layer can replace both.
             for place in range(len(parent) - 1):
                 norm, activation = parent[place], parent[place + 1]
                 if BatchNormActivation2d.replaces(norm, activation):

@@ -83,10 +83,10 @@ class TrainingConfig(_Group):
     """Learning rate at the peak; by default from the LR finder."""
 
     lr_min: float | None = None
-    """Learning rate at both ends; by default from the LR finder."""
+    """Lowest learning rate; by default from the LR finder."""
 
     class_weights: bool = False
-    """Weight all classes equally."""
+    """Weight the loss to balance the classes."""
 
     seed: int = 0
     """Seed of all random numbers."""
@@ -113,7 +113,7 @@ class OptimizationConfig(_Group):
     """Learning rate of the norms' biases, relative to that of the other parameters that SGD trains."""
 
     peak_fraction: float = 5 / 24
-    """Fraction of all steps before the peak."""
+    """Fraction of all steps before the learning rate peaks."""
 
     label_smoothing: float = 0
     """Fraction of each label that is spread over all classes."""
@@ -209,13 +209,13 @@ class ComputeConfig(_Group):
     """auto is the GPU if there is one."""
 
     precision: Precision = "auto"
-    """auto is the faster one on this machine."""
+    """auto is the faster precision on this machine."""
 
     workers: int = 1
     """Processes that run albumentations."""
 
     shards: int = 1
-    """Shards of each batch, which several processes share."""
+    """Split each batch into this many shards, which processes share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,7 +251,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(  # a dataclass takes the fields of its last base class first
+class Config(  # in reverse order, because a dataclass takes the fields of its last base class first
     OutputConfig,
     ComputeConfig,
     BatchedAugmentationConfig,

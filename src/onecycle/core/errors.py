@@ -2,9 +2,9 @@
 
 
 class OnecycleError(Exception):
-    """Base class of these errors. The message is one line: what is wrong, where, and what to do.
+    """Base class of errors that the command line prints as one line, without a traceback. The exit code is 2.
 
-    The command line prints the message without a traceback and exits with code 2.
+    The message says what is wrong, where, and what to do.
     """
 
 

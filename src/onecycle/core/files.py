@@ -102,7 +102,7 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Inside the block, which reads the file `path` of a run, turn any error into one with a one-line message.
+    """Inside the block, which reads the file `path` of a run, turn errors into one-line `InputError`s.
 
     Raises:
         InputError: when the file is missing, damaged or of another kind.

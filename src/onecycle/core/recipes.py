@@ -6,7 +6,7 @@ from dataclasses import replace
 from onecycle.core.config import Config
 
 BASELINE = Config()
-"""The specification: custom ResNet, CIFAR-10, batch size 512, one cycle over 24 epochs with its peak at epoch 5."""
+"""The recipe of docs/specification.md: custom ResNet, CIFAR-10, batch size 512, 24 epochs with the peak at epoch 5."""
 
 QUICK = Config(
     recipe="quick",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-FORWARDED_SECONDS = 2.0  # a launcher repeats, within this time, a signal that all processes have received
+FORWARDED_SECONDS = 2.0  # a repeated signal within this time is ignored, because launchers forward signals
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,7 +64,7 @@ class Interruption:
             raise Interrupted(number)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None:  # a second signal: exit at once. Unfinished files still have temporary names.
+        if self._number is not None:  # a second signal: exit at once. Only temporary files stay incomplete.
             if self._together and time.monotonic() - self._came < FORWARDED_SECONDS:
                 return
             if os.isatty(2):

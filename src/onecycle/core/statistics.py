@@ -117,8 +117,8 @@ class DifferenceByImage:
 def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
     """Compare two networks by McNemar's exact test. Both arguments are bool `[N]`: is the prediction correct?
 
-    Only the images that exactly one network gets right matter. Our network's share of these images is binomial, and its
-    interval is the Clopper-Pearson interval.
+    The test uses only the images that exactly one network gets right. Our network's share of these images is binomial.
+    The interval of the difference follows from the Clopper-Pearson interval of this share.
 
     Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
 

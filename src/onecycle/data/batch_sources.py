@@ -18,12 +18,13 @@ Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
 WORKER_GRACE_SECONDS = 60  # from SIGTERM to a worker's exit: longer than a step and a checkpoint take
 WORKER_NICENESS = 15  # a worker then gets 1/30 of a busy core, enough for 512 images per step
 
-# Part of the seed that keeps this random stream apart from the images' streams with keys (seed, epoch, position).
+# Last element of the shuffle's seed. It is larger than any position, so the seed never equals an image's key
+# (seed, epoch, position).
 _ORDER = 2**32
 
 
 class AugmentBatch(Protocol):
-    """Augments whole batches. `draw` draws the augmentations of an epoch, whose images have the indices `order`."""
+    """Augments whole batches. `draw` draws the random parameters of an epoch: one row for each index in `order`."""
 
     def draw(self, seed: int, epoch: int, order: NDArray[np.int64]) -> NDArray[np.int16]: ...
 

@@ -23,7 +23,7 @@ from onecycle.models import Batch
 
 
 class Shard(NamedTuple):
-    """A part of a batch: its number (0-based), and its images, the range from `start` to `stop` in the batch."""
+    """A part of a batch. `number` is its index (0-based). Its images are the slice `start:stop` of the batch."""
 
     number: int
     start: int
@@ -31,15 +31,17 @@ class Shard(NamedTuple):
 
 
 class Batches:
-    """The batches of `images`, epoch by epoch: shuffled and augmented for training, or in their own order.
+    """The batches of `images`, epoch by epoch: shuffled and augmented for training, or in the order of `images`.
 
     `augment` is called with a uint8 image `[H,W,3]` and its key (seed, epoch, position), in `workers` processes.
     Batches do not depend on the number of workers. `augment_batch` is called on the device with a batch of uint8 images
-    `[B,H,W,3]` and their draws. All images then stay on the device. The last batch may be shorter. It is not dropped.
+    `[B,H,W,3]` and their draws. Without `augment`, all images stay on the device. The last batch may be shorter. It is
+    not dropped.
 
-    With more than one of `shards`, each process of `group` gets only the images of its own shards of every batch.
+    If `shards` is more than 1, each process of `group` gets only the images of its own shards of every batch.
 
-    With `sizes`, images are resized to each size in turn, for an equal part of the steps of all `epochs`.
+    With `sizes`, the image size changes during training. The steps of all `epochs` are divided equally among the sizes,
+    in their order.
 
     Raises:
         ValueError: when both `augment` and `augment_batch` are given.
@@ -104,7 +106,7 @@ class Batches:
             if self._sizes and len(labels):
                 images = resize(images, self._size(epoch * len(self) + number))
             yield Batch(self.preprocessing.normalize(images), labels)
-            if self._current is not current:  # the source now yields batches of a later call
+            if self._current is not current:  # a later call of `epoch` is using the source
                 raise RuntimeError(f"epoch {epoch} was continued after another one had started; iterate one at a time")
 
     def local_shards(self, number: int) -> list[Shard]:

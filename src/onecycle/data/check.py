@@ -26,7 +26,7 @@ from onecycle.data.store.parallel_decode import images_in
 
 MOST_SHARED = 0.01  # fraction of the test images that may also be in the training set
 MOST_CONTRADICTED = 0.01  # fraction of the training images that may have a copy with another label
-_LISTED = 10  # groups of identical images, in the printed result
+_LISTED = 10  # the printed result shows at most this many groups of identical images
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DataCheck:
     counts: dict[str, tuple[int, ...]]  # images by split and class, including images that cannot be used
     problems: tuple[str, ...] = ()
     converted: dict[str, list[str]] = field(default_factory=dict)  # names of images, by the conversion that they need
-    repeated: tuple[tuple[NamedImage, ...], ...] = ()  # images with identical pixels at the training size
+    repeated: tuple[tuple[NamedImage, ...], ...] = ()  # groups of images with identical pixels at the training size
 
     def shared(self) -> int:
         """The number of test images that are also in the training set."""
@@ -140,7 +140,7 @@ def _check_folder(source: Path, size: int) -> DataCheck:
         labels[index.images[split]] = index.labels[split]
     problems: list[str] = []
     converted: dict[str, list[str]] = defaultdict(list)
-    digests, digested = bytearray(), array("q")  # lists would need more memory than the pixels
+    digests, digested = bytearray(), array("q")  # lists would need about four times as much memory
     for image, checked in each_decoded(_wanted_images(listings, splits >= 0), partial(_check_image, size=size)):
         if isinstance(checked, Unreadable):
             problems.append(checked.reason)
@@ -169,7 +169,7 @@ def _check_folder(source: Path, size: int) -> DataCheck:
 
 
 class _NumberedImage(NamedTuple):
-    """An encoded image with its number, counted through all listings."""
+    """An encoded image with its number. Images are numbered consecutively across all listings."""
 
     number: int
     content: bytes | Unreadable
@@ -206,7 +206,7 @@ def _counts(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[int, ...
 
 
 def _groups(digests: bytes | bytearray) -> list[NDArray[np.int64]]:
-    """Groups of the indices of equal digests: one group for each repeated digest, sorted by the first index."""
+    """Group the indices of equal digests of 16 bytes. Only repeated digests have a group. Sorted by first index."""
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort(halves.T)
     starts = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1

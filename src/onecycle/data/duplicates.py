@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-SIDE = 8  # images are averaged to this size, which keeps the layout of colors
+SIDE = 8  # images are averaged down to 8×8 pixels, which still show where the colors are
 _AT_ONCE = 500  # images averaged at a time
 _THEIRS = 50_000  # images of the other set that are compared at a time: 38 MB
 _PRODUCTS = 25_000_000  # similarities in memory at a time: 100 MB
@@ -15,8 +15,9 @@ def most_similar(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[ND
     """The index of the most similar image in `theirs` for each image in `ours`, int64 `[N]`, and their similarity.
 
     Images are uint8 `[N,S,S,3]` and `[M,S,S,3]`. They are averaged to 8×8 pixels. The similarity, float32 `[N]`, is the
-    correlation of these pixels, from -1 to 1, with or without mirroring, whichever is larger. Images from the same
-    photograph are similar even if scaled, brightened, mirrored or compressed again, but rarely if cropped differently.
+    correlation of these pixels, from -1 to 1. It is computed with and without mirroring, and the larger value counts.
+    Images from the same photograph are similar even if scaled, brightened, mirrored or compressed again. Different
+    crops of a photograph are rarely similar.
 
     Raises:
         ValueError: when `theirs` is empty.

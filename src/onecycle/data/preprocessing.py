@@ -23,7 +23,7 @@ _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
 
 LARGEST_FILE = 2**26  # bytes, because a file is read as a whole; an image needs far less
 MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
-SMALLEST_SIDE = 2  # pixels; a smaller image is a web counter or a placeholder
+SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholder
 
 # At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.
 _SUMMED = 4096
@@ -65,7 +65,7 @@ def open_image(
             image.load()  # verify() would accept truncated files
             _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its header says
             if _is_turned(image):
-                ImageOps.exif_transpose(image)  # tried here because it reads more EXIF tags and may fail
+                ImageOps.exif_transpose(image)  # only to find damaged EXIF tags before `to_square` does
     except UnidentifiedImageError as error:
         raise InputError(f"{where}: not an image ({len(content):,} bytes); replace or remove it") from error
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
@@ -119,7 +119,7 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
-    """What to tell people about an image: `to_square`'s conversions except resizing, and a wrong suffix of `name`."""
+    """Describe what `to_square` converts in `image`, except resizing. Also report a wrong file suffix of `name`."""
     suffix, format = Path(name).suffix.lower(), "JPEG" if image.format == "MPO" else image.format
     found = {
         # A JPEG with several images is not animated: cameras add preview images.

@@ -29,7 +29,7 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
 
 
 def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.int64]:
-    """Choose the fraction `share`, and at least one, of each class in `labels`, int64 `[N]`. Returns sorted indices."""
+    """Choose the fraction `share` of each class in `labels`, int64 `[N]`, but at least one. Returns sorted indices."""
     rng = np.random.default_rng(seed)
     by_class = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
     return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in by_class]))
@@ -39,7 +39,7 @@ def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet
     """Split `train` into a training set and a stratified validation set of `size` images.
 
     Raises:
-        InputError: unless both parts have at least one image per class.
+        InputError: when either set would have fewer images than there are classes.
         StorageError: when the cache cannot be written.
     """
     smallest, largest = len(train.classes), len(train) - len(train.classes)

@@ -62,7 +62,7 @@ class DeterministicSum:
             self._result = whole.view(-1)
 
     def result(self) -> torch.Tensor:
-        """The sum, float32 `[N]`, as long as `zeros`."""
+        """The sum, float32 `[N]`. N is the length of the vectors from `zeros`."""
         if not self._group:
             return _total(self._subtrees)
         self.gather()
@@ -95,8 +95,8 @@ class _Subtree(NamedTuple):
 def merged(subtrees: Iterable[_Subtree]) -> list[_Subtree]:
     """Merge sibling subtrees in `subtrees`, which are consecutive, until no siblings are left. Adds values in place.
 
-    The tree covers all shard numbers from 0 on. For every power of two, it has a subtree of that length at every
-    multiple of that length.
+    The tree covers all shard numbers from 0. For every power of two L, a subtree of L shards starts at every multiple
+    of L.
     """
     done: list[_Subtree] = []
     for subtree in subtrees:

@@ -81,10 +81,10 @@ class Heartbeat:
         return TCPStore(*self._master, self.size, hosts, limit, wait_for_workers=False, multi_tenant=True)
 
     def _join(self) -> str:
-        """Agree on a name for this start of the job. The store may still hold keys of an earlier start.
+        """Agree on a key prefix for this start of the job, because the store may still hold keys of an earlier start.
 
         Every process writes a random word. Rank 0 collects the words until each process has found its own word in the
-        collection. The name is a hash of the collection.
+        collection. The prefix is a hash of the collection.
         """
         mine = uuid.uuid4().hex
         self.put(f"word/{self.rank}", mine.encode())
@@ -117,7 +117,7 @@ class Heartbeat:
 
         Raises:
             PeerError: when a process is lost or stalled.
-            OnecycleError: when a process ended with an error of its own.
+            OnecycleError: when another process ended with an error.
         """
         pause, longest = _POLL_SECONDS
         patient_until = time.monotonic() + SILENT_SECONDS
@@ -146,10 +146,12 @@ class Heartbeat:
 
         Raises:
             PeerError: when a process is silent or stalled, or has itself lost a process.
-            OnecycleError: when a process ended with another error. This error has the same kind and message.
+            OnecycleError: when a process ended with another error. The raised error has the same type, and its
+                message names the process.
         """
         now = time.monotonic()
-        if now - min(self._store_answered, self._last_heard[self.rank]) > SILENT_SECONDS:  # not even our own heartbeats
+        # If this process's own heartbeats do not come back, the store itself does not answer.
+        if now - min(self._store_answered, self._last_heard[self.rank]) > SILENT_SECONDS:
             raise self._peer_error(
                 f"{self._master[0]}:{self._master[1]}, through which the processes find each other, has not answered "
                 f"for {SILENT_SECONDS:.0f} s; check that machine and the link to it"
@@ -172,13 +174,15 @@ class Heartbeat:
         cause: BaseException | None = None,
         otherwise: str = "the values they exchange do not arrive; check the links between them",
     ) -> NoReturn:
-        """Raise the error for a lost connection. It says which processes are gone or, if all are alive, `otherwise`.
+        """Raise the error for a lost connection.
+
+        The message names the processes that are gone. If all are alive, it gives `otherwise` as the reason.
 
         Raises:
             OnecycleError: always.
         """
         before: list[int] = []
-        for periods in (1.5, 2.5):  # the first may still see the last heartbeat of a lost process
+        for periods in (1.5, 2.5):  # the first period may still see the last heartbeat of a lost process
             before = list(self._heartbeats)
             deadline = time.monotonic() + periods * HEARTBEAT_SECONDS
             while time.monotonic() < deadline:
@@ -213,7 +217,7 @@ class Heartbeat:
                 if self._ask(lambda store: store.check([f"stalled/{main_rank}"])):
                     return False
                 if self._ask(lambda store: store.check(["main process ends"])):
-                    self._ended.set()  # the store may end with the main process
+                    self._ended.set()  # stop using the store, which may end with the main process
                     time.sleep(HEARTBEAT_SECONDS)  # time to print its error
                     return True
                 time.sleep(HEARTBEAT_SECONDS / 10)

@@ -1,8 +1,8 @@
 """The processes that compute one run together, and what they exchange.
 
 torchrun, or `onecycle train --processes`, gives every process a rank. Small values go through the TCPStore of
-torch.distributed. A process that waits for a value waits as long as the sender is alive, even if the sender reads its
-data for minutes. Tensors go through gloo. A single process is rank 0 of 1.
+torch.distributed. A process waits for a value as long as the sender is alive, even if the sender reads data for
+minutes. Tensors go through gloo. A single process is rank 0 of 1.
 """
 
 import json
@@ -91,7 +91,7 @@ class ProcessGroup:
         return value
 
     def wait_for_main_process(self) -> None:
-        """On the main process, announce the end of the run. On the others, wait for it.
+        """On the main process, announce the end of the run. On the other processes, wait for this announcement.
 
         Raises:
             PeerError: when a process is lost.
@@ -214,7 +214,7 @@ def init() -> Iterator[ProcessGroup]:
 
     Raises:
         PeerError: when another process is lost.
-        OnecycleError: when another process ended with an error of its own.
+        OnecycleError: when another process ended with an error.
         ReportedElsewhere: when the main process reports why this process ends.
     """
     if not job.is_part() or int(os.environ["WORLD_SIZE"]) == 1:
@@ -256,7 +256,7 @@ def _is_reported_elsewhere(error: OnecycleError | None, heartbeat: Heartbeat, gr
 
     `error` is None if the other processes already know the reason.
     """
-    with signals.held():  # a launcher ends all processes when the first process ends
+    with signals.held():  # ignore the signal that a launcher sends to all processes when the first one ends
         if error:
             heartbeat.publish_error(error)
         if group.is_main_process:

@@ -13,7 +13,7 @@ from onecycle.core.extras import require
 _ANSWER_SECONDS = 10  # for a cluster to answer
 _OBJECT_STORE_BYTES = 200_000_000  # if Ray runs only on this machine, where it stores very little
 
-# Ray reads these on import. The user's own values win.
+# Ray reads these environment variables on import. Variables that the user has set keep their values.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports nothing to its makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns that this will be its default

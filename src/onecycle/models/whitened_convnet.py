@@ -1,7 +1,7 @@
 """The whitened network, which learns CIFAR-10 in minutes: a whitening layer and three groups of two convolutions.
 
 Source: Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, section 3. A ReLU or a
-hardswish replaces its GELU, because both are faster on a CPU.
+hardswish replaces the GELU of the source, because both are faster on a CPU.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -207,7 +207,7 @@ def _count(out: Path) -> Counts:
     """Count the images in the parquet files of all chunks.
 
     Raises:
-        InputError: when the files of a chunk do not hold as many images as the listing.
+        InputError: when the files of a chunk do not hold as many images as the listing says.
     """
     total = unreadable = 0
     for chunk in read_listing(out / "listing.parquet"):

@@ -16,7 +16,7 @@ from onecycle.data.readers.entries import ARCHIVE_SUFFIXES, Entry, entries_of
 from onecycle.data.store.decode import Unreadable
 from onecycle.predict.stream import files_of, read_content
 
-CHUNK_IMAGES = 1000  # roughly, in a chunk
+CHUNK_IMAGES = 1000  # approximate number of images in a chunk
 # Reading a chunk of an archive also reads everything before the chunk, so more chunks would repeat more reading.
 MOST_CHUNKS_PER_ARCHIVE = 16
 _DIGEST_BYTES = 12  # length of the hash of an image's name
@@ -59,8 +59,8 @@ class ChunkImage(NamedTuple):
 def split_into_chunks(sources: Iterable[str], batch_size: int) -> Iterator[Chunk]:
     """Split all images in `sources` into chunks. Sources are files, folders, patterns and archives.
 
-    Each archive is read once. The size of a chunk of files is a multiple of `batch_size`, so that chunks do not change
-    the batches.
+    Each archive is read once. A full chunk of files holds a multiple of `batch_size` files, so that its batches are
+    full.
     """
     chunk_size = batch_size * max(1, CHUNK_IMAGES // batch_size)
     number = 0

@@ -13,7 +13,7 @@ from onecycle.predict.predictor import Predictor
 from onecycle.storage.records import Interpretation
 
 MISCLASSIFIED = 1000  # at most this many misclassified images are saved
-LISTED_FRACTION = 0.05  # fraction of the images that a list ranks
+LISTED_FRACTION = 0.05  # each list ranks this fraction of the images
 KEPT = 100  # images of each list that are saved with their pixels
 _BATCH = 250
 
@@ -93,7 +93,7 @@ def _heatmaps(predictor: Predictor, images: NDArray[np.uint8], predictions: NDAr
 
 
 def _best_other_class(predictor: Predictor, images: ImageSet) -> NDArray[np.int64]:
-    """The most likely class of each image other than its label, int64 `[N]`."""
+    """For each image, the most likely class other than its label, int64 `[N]`."""
     with torch.no_grad():
         model = predictor.model.eval()
         logits = [model.classify(features.float()) for features in _features(predictor, images.images)]

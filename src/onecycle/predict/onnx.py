@@ -21,7 +21,7 @@ from onecycle.core.files import replacing
 from onecycle.predict.predictor import Predictor
 
 VERIFIED = 1000  # images on which the file is compared with the network
-TOLERANCE = 1e-4  # for probabilities, because float32 sums depend on the order
+TOLERANCE = 1e-4  # largest accepted difference of a probability; float32 sums depend on the order
 _OPSET = 18
 _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and onnxruntime"
 

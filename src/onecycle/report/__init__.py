@@ -15,7 +15,7 @@ def write(folder: RunFolder) -> Path:
     """Write `report.html` into a run folder, with all that the run has recorded so far.
 
     Raises:
-        InputError: when a record that every run has is missing or damaged.
+        InputError: when a required file of the run folder is missing or damaged.
         StorageError: when the report cannot be written.
     """
     return _save(folder.report, "run.html", page=Page(folder), galleries=page_galleries)

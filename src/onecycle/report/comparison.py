@@ -16,7 +16,7 @@ from onecycle.report.sprites import image_sheet
 from onecycle.report.svg import inline
 from onecycle.storage.run_folder import RunFolder
 
-FEWEST, MOST = 2, 6  # runs
+FEWEST, MOST = 2, 6  # limits on the number of runs
 DISAGREEMENTS = 200  # images to show
 _BYTES = 400_000
 
@@ -53,7 +53,7 @@ class Comparison:
         return inline(figure, "compared", f"Accuracy by epoch; last epoch: {last}")
 
     def differences(self) -> list[tuple[str, DifferenceByImage]]:
-        """The name of each later run, and the difference of its accuracy from the first run's, image by image."""
+        """The name of each run after the first, and its accuracy minus the first run's, compared image by image."""
         first = self._is_correct(self.pages[0])
         return [
             (name, difference_by_image(self._is_correct(page), first))

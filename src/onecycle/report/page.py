@@ -48,10 +48,10 @@ def duration(seconds: float) -> str:
 
 
 class Page:
-    """The content of a report, read from the records in `folder`. Parts without a record are None or empty.
+    """The content of a report, read from the files in `folder`. Attributes whose file does not exist are None or empty.
 
     Raises:
-        InputError: when a record that every run has is missing or damaged.
+        InputError: when a required file of the run folder is missing or damaged.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -168,7 +168,7 @@ class Page:
         if len(self.classes) <= MOST_IN_MATRIX:
             return None
         figure = visualizations.confusion_matrix(self.labels, self.predictions, self.classes)
-        return inline(figure, "confusion", "Confusion matrix: how often each class was predicted as each")
+        return inline(figure, "confusion", "Confusion matrix: how often each true class was predicted as each class")
 
     def confusions(self) -> list[tuple[str, str, int]]:
         """The most frequent confusions: true class, predicted class, count."""

@@ -20,13 +20,13 @@ class Tile:
     place: tuple[int, int]  # column and row on the sheet
     name: str  # "test image 123"
     label: int  # index of the class
-    other: int  # index of the predicted class, or of the class that the network prefers
+    other: int  # index of the predicted class; of a near-duplicate, the label of the other image
     lines: tuple[str, ...]  # more text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Tiles with their sheets. `listed` holds the indices of all ranked images, `tiles` only the first images."""
+    """The images that a report shows as tiles. `listed` names all images of the ranking, also those without a tile."""
 
     sheet: Sheet
     tiles: list[Tile]

@@ -34,10 +34,10 @@ class RunState:
         started: float,
     ) -> None:
         self.history: History = []
-        self.last_step: StepReport | None = None  # the last step of an epoch that is not in the history yet
+        self.last_step: StepReport | None = None  # the latest step of the current epoch; None before its first step
         self.margins = torch.zeros(len(experiment.dataset.train), device=experiment.plan.device)
-        """The margin of each training image, summed over the epochs so far."""
-        self._order = -1, self.margins.long()  # an epoch, and the order of its images as a tensor on the device
+        """The margin of each training image (label logit minus largest other logit), summed over the epochs so far."""
+        self._order = -1, self.margins.long()  # (epoch, image indices in training order); epoch -1: not computed yet
         self._experiment = experiment
         self._group = experiment.group
         self._folder = folder
@@ -71,7 +71,7 @@ class RunState:
         if self._order[0] != report.epoch:  # once per epoch: copying the order to a GPU makes the GPU wait
             self._order = report.epoch, torch.from_numpy(train.order(report.epoch - 1)).to(self.margins.device)
         first = (report.step - (report.epoch - 1) * len(train)) * train.batch_size
-        assert report.margins is not None, "a new report has margins"
+        assert report.margins is not None, "only a report from JSON lacks margins"
         self.margins.index_add_(0, self._order[1][first : first + report.images], report.margins)
 
     def after_epoch(self, record: EpochRecord) -> None:
@@ -158,5 +158,5 @@ class RunState:
         if checkpoint.damaged:  # otherwise the next save would replace the good file with the damaged one
             with writing(self._folder.checkpoint):
                 self._folder.checkpoint.unlink(missing_ok=True)
-        self._folder.write_history(self.history)  # the old file may have one epoch more or less
+        self._folder.write_history(self.history)  # the existing file may be one epoch ahead or behind
         return checkpoint.damaged and f"{checkpoint.damaged}; going on from the previous checkpoint, {checkpoint.path}"

@@ -23,14 +23,14 @@ from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, 
 from onecycle.predict.predictor import Predictor
 from onecycle.train.optimizers import Muon
 
-WHITENING_IMAGES = 5000  # 32×32 images from which the whitening layer is computed; of larger images, fewer are used
+WHITENING_IMAGES = 5000  # 32×32 images that initialize the whitening layer; other sizes use as many pixels in total
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
-# learning rate 0.67 for summed losses, weights of std 1 and logits divided by 256. Converted to the scale of the linear
-# layer here, this is the learning rate below.
+# learning rate 0.67 for summed losses, weights of std 1 and logits divided by 256. SGD_LR_SCALE is that rate, converted
+# to the scale of the linear layer here.
 FILTER_MOMENTUM = 0.6  # for filters, whose steps Muon orthogonalizes
 MOMENTUM = 0.85
-SGD_LR_SCALE = 0.0035  # learning rate of SGD relative to Muon for mean losses, per image of a batch
+SGD_LR_SCALE = 0.0035  # SGD learning rate / (Muon learning rate × batch size), for mean losses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.storage.run_folder import RunFolder
 
 COMPUTING = ("onecycle", "torch", "numpy", "albumentations", "opencv-python-headless")
-"""Libraries whose versions may change the bits of a run. Image decoders are not among them: the fingerprint of the data
-covers the decoded images."""
+"""Libraries whose versions may change the results of a run, bit for bit. Image decoders are not listed, because the
+fingerprint of the data covers the decoded images."""
 
 _LIBRARIES = (*COMPUTING, "pillow", "safetensors")
 
@@ -52,7 +52,7 @@ def _program() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package runs from, marked "dirty" if files differ. None if there is none."""
+    """The Git commit of this package, with "-dirty" appended if files have changed. None outside a checkout."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -86,7 +86,7 @@ def recorded_fingerprint(folder: RunFolder) -> str:
 
 
 def recorded_job(folder: RunFolder) -> str | None:
-    """The name of the job that started the run in `folder`. None if no job started the run.
+    """The name of the torchrun job that started the run in `folder`. None if no job started the run.
 
     Raises:
         InputError: when the environment is not recorded.

@@ -116,14 +116,14 @@ def _continue(
     _require_consistent(experiment)
     setup.announce(experiment, progress)
     if cpu := environment.other_cpu(folder, hardware.detect()):
-        progress.warn(f"This run started on another CPU, {cpu}: its last bits may differ here")
+        progress.warn(f"This run started on another CPU, {cpu}: the last bits of its results may differ here")
     rates = _rates(experiment, folder, progress)
     state = RunState(experiment, folder, interruption, rates=rates, started=started)
     if warning := state.restore():
         progress.warn(warning)
     folder.discard_stopped_state()
     if not group.is_main_process:
-        folder.remove_checkpoints()  # these are temporary copies, and may take up memory
+        folder.remove_checkpoints()  # temporary copies; the temporary folder may be in memory (tmpfs)
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)

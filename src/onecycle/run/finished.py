@@ -32,7 +32,7 @@ class Reevaluation(NamedTuple):
 
 
 def evaluate_run(path: Path, data: str | None = None) -> Reevaluation:
-    """Evaluate a finished run again, from its weights and its data. `data` is the new place of the data, if it moved.
+    """Evaluate a finished run again, from its weights and its data. If the data has moved, `data` is its new location.
 
     Raises:
         InputError: when there is no such run, or the data differs from the data of the run.
@@ -91,8 +91,9 @@ def _in_words(split: str, accuracy: float, loss: float | None, tta_accuracy: flo
 def report_run(path: Path, data: str | None = None) -> Path:
     """Write the report of a run again from its folder, and return its path.
 
-    A complete run that was not interpreted yet is interpreted first, which needs its weights and its data. `data` is
-    the new place of the data, if it moved. The report of an unfinished run shows its progress.
+    If a complete run has no interpretation yet (heatmaps, label issues, near-duplicates), first compute one from the
+    weights and the data. If the data has moved, `data` is its new location. The report of an unfinished run shows the
+    progress of the run.
 
     Raises:
         InputError: when there is no such run. Also when the run cannot be interpreted, because the data differs from
@@ -111,7 +112,7 @@ def report_run(path: Path, data: str | None = None) -> Path:
 
 
 def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> None:
-    """Interpret the complete run in `folder`, and save the result."""
+    """Compute and save the interpretation of a complete run: heatmaps, label issues and near-duplicates."""
     from onecycle.predict.explain import interpret
 
     logits = folder.read_arrays(folder.predictions)["logits"]

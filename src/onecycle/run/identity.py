@@ -1,4 +1,4 @@
-"""The values on which the bits of a run depend, and a check that these values have not changed."""
+"""The values that determine the results of a run, bit for bit, and a check that these values have not changed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _REASONS = {
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """All values on which the bits of a run depend: configuration, data, versions and compute plan."""
+    """All values that determine the results of a run, bit for bit: configuration, data, versions and compute plan."""
     return {
         **experiment.config.defining_values(),
         "data": experiment.dataset.fingerprint,

@@ -17,7 +17,10 @@ _NOTHING = [-1, 0]
 
 
 def started_by_this_job(config: Config) -> Path | None:
-    """The folder of an unfinished run on this machine that the same job began in an earlier start. None otherwise."""
+    """Find the run that this torchrun job began before the job was restarted, with the same configuration.
+
+    Returns the run folder on this machine, or None if there is no such unfinished run.
+    """
     if job.may_have_started_before():
         for folder in interrupted(config.out):
             with suppress(OnecycleError):

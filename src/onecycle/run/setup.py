@@ -14,8 +14,8 @@ from onecycle.run.progress import RunProgress
 from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
-STEPS_SUGGESTED = 4  # steps per epoch with the batch size that an error message suggests
-IMBALANCE = 2  # classes are imbalanced from this ratio of the largest to the smallest class on
+STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
+IMBALANCE = 2  # classes are imbalanced if the largest is at least this many times the smallest
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
@@ -72,7 +72,7 @@ def mention_interrupted(experiment: Experiment, progress: RunProgress) -> None:
 
 
 def create_folder(experiment: Experiment, name: str, path: Path | None) -> RunFolder:
-    """Create the run folder with configuration, environment and augmentations: `path`, or a new one in `config.out`.
+    """Create the run folder at `path`, or a new one in `config.out`, and write its first files.
 
     Raises:
         InputError: when no folder can be created in `config.out`.

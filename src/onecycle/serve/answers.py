@@ -24,7 +24,7 @@ class ImagePrediction(BaseModel):
 
     file: str = Field(description="The file name as it was sent.")
     predictions: list[ClassProbability] = Field(description="The most likely classes, most likely first.")
-    error: str | None = Field(description="Why the image cannot be read. If it is set, there are no predictions.")
+    error: str | None = Field(description="Why the image cannot be read. If there is an error, `predictions` is empty.")
     explanation: Explanation | None = Field(description="Present if it was requested.")
 
 

@@ -54,7 +54,7 @@ class Room:
 
 
 class RequestRoom:
-    """The share of the room that one request uses until it ends."""
+    """The memory and the places in the queue that one request uses until it ends."""
 
     def __init__(self, room: Room, limits: Limits) -> None:
         self._room = room
@@ -104,7 +104,7 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
     if not files:
         raise HTTPException(422, "the form has no file; send one or more as `files`")
     if any(not isinstance(file, UploadFile) for file in files):
-        raise HTTPException(422, "`files` must be files")
+        raise HTTPException(422, "every `files` field must be a file")
     return [Upload(_printable(file.filename or ""), await file.read()) for file in files]
 
 

@@ -20,7 +20,7 @@ from onecycle.core.files import reading, replacing
 # The checksum comes first in the metadata, which is JSON inside JSON. Hence the backslashes.
 _CHECKSUM = re.compile(rb'\{\\"checksum\\": \\"([0-9a-f]{64})\\"')
 _NO_CHECKSUM = "0" * 64  # placeholder while the checksum is computed
-_BEFORE_CHECKSUM = 1000  # the checksum is within this many first bytes of a file
+_BEFORE_CHECKSUM = 1000  # bytes at the start of a file to search for the checksum
 
 
 def save_tensors(
@@ -91,7 +91,7 @@ class Checkpoint:
     path: Path
     progress: dict[str, Any]
     tensors: dict[str, torch.Tensor]
-    damaged: str | None  # what is wrong with the newest checkpoint, if this is the previous one
+    damaged: str | None  # why the newest checkpoint was not loaded; None if this is the newest
 
     @property
     def measured(self) -> dict[str, torch.Tensor]:
@@ -102,7 +102,8 @@ class Checkpoint:
         """Restore `model`, `optimizer` and torch's random states.
 
         Raises:
-            InputError: when the checkpoint is of another network or optimizer. Both are then in an undefined state.
+            InputError: when the checkpoint is of another network or optimizer. `model` and `optimizer` are then
+                in an undefined state.
         """
         with reading(self.path):
             values: dict[int, dict[str, torch.Tensor]] = {}

@@ -178,7 +178,7 @@ class Interpretation:
     heatmaps: NDArray[np.uint8]  # [M,h,w] Grad-CAM of the predicted class, 255 at the maximum
     label_issues: NDArray[np.int64]  # [S] indices of images whose label may be wrong
     label_issue_images: NDArray[np.uint8]  # [s,H,W,3] images of the first s label issues
-    train_label_issues: NDArray[np.int64]  # [T] the same for the training set
+    train_label_issues: NDArray[np.int64]  # [T] indices of training images whose label may be wrong
     train_label_issue_margins: NDArray[np.float32]  # [T] mean margins over the epochs
     train_label_issue_labels: NDArray[np.int64]  # [T]
     train_label_issue_predictions: NDArray[np.int64]  # [t] the most likely class other than the label

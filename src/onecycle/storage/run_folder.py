@@ -44,10 +44,10 @@ def new_folder(parent: Path, name: str) -> Path:
             refusal = f"cannot create a folder in --out {parent}: "
             if file := next((above for above in (parent, *parent.parents) if os.path.isfile(above)), None):
                 raise InputError(f"{refusal}{file} is a file; give a folder") from None
-            raise StorageError(f"{refusal}{error.strerror}; give another one") from error
+            raise StorageError(f"{refusal}{error.strerror}; give another folder") from error
         else:
             return path
-    raise InputError(f"--out {parent} holds too many folders named {stem}; give another one")
+    raise InputError(f"--out {parent} holds too many folders named {stem}; give another folder")
 
 
 class RunFolder:

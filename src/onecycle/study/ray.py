@@ -149,7 +149,7 @@ class _Tasks:
                 except (self._ray.exceptions.RayError, StopIteration):
                     del self.active[generator]
                 else:
-                    if isinstance(message, _Ending):  # the run ended normally after all
+                    if isinstance(message, _Ending):  # the run ended before Ray canceled its task
                         _failure_at_home(self.active[generator].run, message)
 
     def _is_loss(self, error: Exception) -> bool:

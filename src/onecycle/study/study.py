@@ -35,8 +35,8 @@ class Study:
 
     config: Config
     seeds: int
-    variants: dict[str, dict[str, Any]]  # changes to `config` by variant; the first is the one to compare with
-    threshold: float  # an accuracy, as a fraction
+    variants: dict[str, dict[str, Any]]  # changes to `config` by variant name; the first variant is the reference
+    threshold: float  # an accuracy, as a fraction; the summary shows the share of runs that reach it
     cores: int  # per run; the last bits of a run depend on it
 
     def runs(self) -> list[tuple[str, Config]]:
@@ -91,7 +91,9 @@ class Study:
         cores = cores or hardware.usable_cores()
         study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores)
         if len({study.config_of(change, config.seed) for change in changes}) < max(1, len(changes)):
-            raise InputError("two of these variants are the same run; list every field and every other value once")
+            raise InputError(
+                "two of these variants are the same run; list each value once; with --vary, omit the recipe's value"
+            )
         if too_long := [name for name in variants if len(name) > _LONGEST_NAME]:
             raise InputError(f"{too_long[0][:40]}… is too long for a folder name; vary fewer fields at once")
         return study
@@ -123,9 +125,9 @@ def plan(
 ) -> Study:
     """Plan a study of `config` and its variants.
 
-    With `grid`, the variants are all combinations of the values. With `vary`, they are `config` itself and each value
-    alone. Both arguments are strings like "flip=random,alternating". Each run uses `cores` cores, by default all cores
-    of this machine.
+    With `grid`, the variants are all combinations of the values. With `vary`, they are `config` itself, and `config`
+    with one value changed at a time. Both arguments are strings like "flip=random,alternating". Each run uses `cores`
+    cores, by default all cores of this machine.
 
     Raises:
         InputError: for a malformed string, an unknown field or value, or two identical runs.

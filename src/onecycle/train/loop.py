@@ -170,8 +170,8 @@ def fit(
 
     `optimizer` holds the parameters of `model`. The learning rate is set at every step, and the whole model is put into
     training mode at the start of every epoch. A parameter group with "epochs" is frozen after that many epochs. To
-    continue a restored run, give `first_epoch` (0-based), and as `last_step` the last step completed in that epoch, if
-    any. Returns one record for each epoch trained in this call.
+    continue a restored run, give `first_epoch` (0-based). If that epoch is partly trained, `last_step` is the report of
+    its last completed step. Returns one record for each epoch trained in this call.
 
     Raises:
         ValueError: when there are fewer than two steps: one cycle needs two.

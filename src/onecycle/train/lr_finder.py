@@ -48,7 +48,7 @@ def find_lr(
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
 
     Raises:
-        InputError: when the curve has too few points, or never falls.
+        InputError: when the curve has too few points, or falls too little.
     """
     # Copy both in one call, so that the copied optimizer holds the copied parameters.
     model, optimizer = copy.deepcopy((model, optimizer))
@@ -101,7 +101,7 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     behind the raw loss. Both thresholds were chosen with this lag included.
 
     Raises:
-        InputError: when there are too few points, or the loss does not fall.
+        InputError: when there are too few points, or the loss falls too little.
     """
     if len(losses) < FEWEST_POINTS:
         raise InputError(

@@ -35,8 +35,8 @@ class Muon(Optimizer):
 
     `orthogonalize` is the precision of the orthogonalization, "bfloat16" or "float32". In these groups a parameter
     `[outputs, …]` is treated as a matrix with one row for each output. Before each step the parameter is rescaled so
-    that its rows have length one on average: the learning rate is then an angle. (PyTorch's own Muon takes only
-    matrices, and uses weight decay instead of rescaling.)
+    that its rows have length one on average. The learning rate is then roughly the angle, in radians, by which a step
+    turns a row. (PyTorch's own Muon takes only matrices, and uses weight decay instead of rescaling.)
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """

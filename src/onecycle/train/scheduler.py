@@ -12,7 +12,7 @@ def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_
         ValueError: unless 0 <= step < total_steps and 0 <= peak_step < total_steps - 1.
     """
     if not 0 <= peak_step < total_steps - 1:
-        raise ValueError(f"peak_step is {peak_step}; it must be at least 0 and before the last of {total_steps} steps")
+        raise ValueError(f"peak_step is {peak_step}; it must be from 0 to total_steps - 2 = {total_steps - 2}")
     if not 0 <= step < total_steps:
         raise ValueError(f"step is {step}; it must be from 0 to {total_steps - 1}")
     if step == peak_step:
@@ -22,7 +22,7 @@ def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_
 
 
 def peak_step(total_steps: int, peak_fraction: float) -> int:
-    """The step (0-based) that completes `peak_fraction` of `total_steps`, clamped so that the cycle can go down again.
+    """The step (0-based) that completes `peak_fraction` of `total_steps`, clamped to leave a step for the descent.
 
     For example, with 24 epochs of 98 steps, 5/24 of the steps are completed by step 489.
     """

@@ -79,7 +79,7 @@ class _GradientSums:
             _view_like(parameter, values[bucket], offset).copy_(parameter.grad)  # type: ignore[arg-type]
             parameter.grad = None
             missing[bucket] -= 1
-            while added < len(missing) and not missing[added]:  # in the same order in all processes
+            while added < len(missing) and not missing[added]:  # all processes add the buckets in the same order
                 self._sums[added].add(shard, values[added])
                 added += 1
             for each in self._sums[:added]:
@@ -156,7 +156,7 @@ class _BatchStatistics:
             buffer.copy_(before)
 
     def _split(self, values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Views of `values` `[N]`: one in the shape of each buffer, one with the margins, one with two counts."""
+        """Views of `values` `[N]`: changes in the shapes of the buffers, margins, and (loss, correct predictions)."""
         pairs = zip(self._buffers, pairwise(self._ends), strict=True)
         buffer_changes = [values[start:stop].view(buffer.shape) for buffer, (start, stop) in pairs]
         start = self._ends[-1]

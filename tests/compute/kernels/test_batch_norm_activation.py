@@ -12,8 +12,8 @@ from onecycle.compute.kernels import native
 from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 
 ACTIVATIONS = [nn.ReLU, nn.Hardswish]
-BEND = 0.02  # PyTorch rounds the normalized values to bfloat16: the values next to 3 are 2.984 and 3.016
-SUMS = 1e-5  # allowed error of float32 sums, relative to the summands; rounding to bfloat16 adds 2**-9
+BEND = 0.02  # margin around 0 and ±3, where an activation bends; bfloat16 values near 3 are 0.016 apart
+SUMS = 1e-5  # allowed error of float32 sums, relative to the summands, besides the error of rounding to bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,9 @@ def run(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> dict[
 def assert_as_accurate_as_pytorch(
     layer: nn.BatchNorm2d, images: torch.Tensor, activation: type[nn.Module] = nn.ReLU
 ) -> None:
-    """Both the replacement and PyTorch's layers run in bfloat16 and are compared with PyTorch's layers in float64."""
+    """Check that the replacement is about as accurate as PyTorch, both in bfloat16. The reference is in float64."""
     wide = images.double()
-    # The gradient is zero near the bends of the activation, 0 or ±3, where rounding decides what passes through.
+    # Near a bend of the activation (0 or ±3), rounding decides how much gradient passes, so the gradient is zero there.
     normalized = copy.deepcopy(layer).double()(wide).abs()
     bends = torch.tensor([0.0] if activation is nn.ReLU else [3.0])
     gradient = torch.randn(images.shape).bfloat16() * ((normalized[..., None] - bends).abs() > BEND).all(dim=-1)

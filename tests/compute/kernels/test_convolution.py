@@ -68,7 +68,7 @@ def test_the_gradients_pass_the_numerical_check(height: int, width: int) -> None
     layer = replacement_of(convolution(2, 3))
     images = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
 
-    # The weight is a leaf, so the check needs a copy that it can change.
+    # `gradcheck` changes its inputs, so it gets a copy of the weight as an argument.
     def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(layer, {"weight": weight}, (images,))
 
@@ -83,7 +83,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 def test_a_patch_holds_the_nine_pixels_around_its_center_and_zeros_beyond_the_border() -> None:
     images = torch.arange(1.0, 13).view(1, 2, 2, 3)
-    patches = unfold_patches(images).view(2, 3, 3, 3, 2)  # the patch of pixel (y,x) is `[y,x]`: [3,3,channels]
+    patches = unfold_patches(images).view(2, 3, 3, 3, 2)  # `[y,x]` is the patch around pixel (y,x): [3,3,channels]
     padded = functional.pad(images, (1, 1, 1, 1))[0]  # [2,4,5]
     for y in range(2):
         for x in range(3):
@@ -98,7 +98,7 @@ def test_larger_maps_go_to_pytorch(size: tuple[int, int]) -> None:
     replacement = replacement_of(layer)
     assert "Convolve" not in type(replacement(images).grad_fn).__name__
     assert all(torch.equal(*pair) for pair in zip(run(replacement, images), run(layer, images), strict=True))
-    # A small map does run the kernel, so the name of `grad_fn` tells which code ran.
+    # For a small map the kernel runs, and `grad_fn` has the kernel's name.
     assert "Convolve" in type(replacement(images[:, :, :1, :4]).grad_fn).__name__
 
 

@@ -1,4 +1,4 @@
-"""The tests read from augmented images what the batched augmentation did, and compare it with albumentations."""
+"""The tests infer crop, flip and cutout from the augmented images, and compare them with albumentations."""
 
 import random
 
@@ -31,7 +31,7 @@ NEIGHBORS = {
 
 @pytest.fixture(scope="module", params=NEIGHBORS)
 def draws(request: pytest.FixtureRequest) -> np.ndarray:
-    """The draws for `MANY` consecutive positions, epochs or seeds: int `[MANY,5]`. The augmented images show them."""
+    """The draws for `MANY` consecutive positions, epochs or seeds, read from augmented images: int `[MANY,5]`."""
     drawn = NEIGHBORS[request.param]()
     found = np.array([read(image) for image in augmented(map_of(), drawn)])
     assert (found == drawn).all()
@@ -174,7 +174,7 @@ def test_alternating_flips_show_both_sides_of_every_image_in_two_epochs() -> Non
     assert (first[shuffled] != second).all(), "flips follow the image, not its position in the epoch"
     assert (alternating.draw(0, 2, images)[:, 2] == first).all()
     assert (alternating.draw(1, 0, images)[:, 2] != first).any()
-    assert (alternating.draw(0, 1, shuffled[:8])[:, 2] == second[:8]).all(), "a preview draws the same"
+    assert (alternating.draw(0, 1, shuffled[:8])[:, 2] == second[:8]).all(), "a preview of 8 images has the same flips"
 
 
 def test_padding_limits_the_crop_offset_and_a_cutout_of_0_changes_nothing() -> None:

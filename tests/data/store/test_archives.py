@@ -86,7 +86,7 @@ def start(source: Path, processes: int = 1) -> subprocess.Popen[str]:
 
 
 def decoded_in(cache: Path) -> set[Path]:
-    """The archives that are decoded while the data set is not complete yet."""
+    """The folders of archives that are already decoded, while the data set is not complete yet."""
     return {path for path in cache.glob("unfinished-*/*") if re.fullmatch("[0-9a-f]{32}", path.name)}
 
 
@@ -220,7 +220,7 @@ def test_a_changed_folder_of_archives_is_read_again(folder: Path, archives: Path
 def test_after_a_damaged_archive_the_others_stay_decoded(
     folder: Path, archives: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 1)  # one process decodes the others before the last
+    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 1)  # one process decodes the last archive last
     *others, last = sorted(archives.iterdir())
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])

@@ -116,7 +116,7 @@ def test_images_beside_train_are_refused(tmp_path: Path, name: str) -> None:
     for split in ("train", name):
         write_images(tmp_path / "photos" / split, COUNTS)
     with pytest.raises(
-        InputError, match=f"there is no test/, but {name}/ with images beside train/; rename it to test/"
+        InputError, match=f"there is no test/, but {name}/ beside train/ has images; rename it to test/"
     ):
         load_dataset(tmp_path / "photos")
 
@@ -135,7 +135,7 @@ def test_a_split_with_another_name_is_found_in_an_archive_without_folder_entries
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in (tmp_path / "photos").rglob("*.png"):
             archive.write(path, path.relative_to(tmp_path / "photos"))
-    with pytest.raises(InputError, match="there is no test/, but val/ with images beside train/"):
+    with pytest.raises(InputError, match="there is no test/, but val/ beside train/ has images"):
         load_dataset(tmp_path / "photos.zip")
 
 

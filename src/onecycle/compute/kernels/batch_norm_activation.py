@@ -56,7 +56,7 @@ class _NormalizeAndActivate(torch.autograd.Function):
         native.call("gradient_moments", x, gradient, scale, shift, mean32, sums, rows, channels, ctx.smooth)
         of_bias, with_x = sums.sum(dim=0)
         of_weight = with_x / std
-        # scale (g - of_bias / n - normalized(x) of_weight / n) equals scale g + slope x + offset
+        # The input gradient, scale (g - of_bias / n - normalized(x) of_weight / n), equals scale g + slope x + offset.
         slope = -scale * of_weight / std / rows
         offset = -scale * of_bias / rows - slope * mean32
         result = torch.empty_like(x)

@@ -38,7 +38,7 @@ def _sizes(x: torch.Tensor) -> tuple[int, int, int, int]:
 
 
 class MaxPool2x2(nn.MaxPool2d):
-    """`nn.MaxPool2d(2)`, by the native kernels. PyTorch pools inputs that the native kernels do not support."""
+    """`nn.MaxPool2d(2)`, computed by the native kernels. Unsupported inputs use PyTorch's own kernel."""
 
     def __init__(self) -> None:
         super().__init__(2)

@@ -22,9 +22,9 @@ cv2.setNumThreads(0)
 class Augmentation:
     """Pads an image by 4 pixels and crops at random, flips it horizontally at random, and cuts out one 8×8 square.
 
-    All images have `size`×`size` pixels. Padding reflects the image without repeating the edge, as in Page's original
-    implementation. The cutout is filled with `fill`, the mean color (R,G,B from 0 to 255) of the training set, and lies
-    fully inside the image.
+    All images have `size`×`size` pixels. Padding reflects the image without repeating the edge, as in David C. Page's
+    DAWNBench entry. The cutout is filled with `fill`, the mean color (R,G,B from 0 to 255) of the training set, and
+    lies fully inside the image.
     """
 
     def __init__(self, size: int, fill: Sequence[float]) -> None:
@@ -75,7 +75,8 @@ class _OneCutout(albumentations.CoarseDropout):  # type: ignore[misc]
         height, width = params["shape"][:2]
         top, left = (int(self.random_generator.integers(side - CUTOUT + 1)) for side in (height, width))
         holes = np.array([[left, top, left + CUTOUT, top + CUTOUT]])
-        return {"holes": holes, "seed": self.random_generator}  # `default_rng` returns a generator unchanged
+        # albumentations passes "seed" to `default_rng`, which returns a generator unchanged.
+        return {"holes": holes, "seed": self.random_generator}
 
 
 class _Stream(random.Random):
@@ -98,13 +99,13 @@ class _Stream(random.Random):
             self._epoch = seed, epoch
             self._state["state"]["key"] = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2, np.uint64)
         self._state["state"]["counter"] = np.array([0, 0, position, 0], np.uint64)
-        self.generator.bit_generator.state = self._state  # a fresh state, without leftover bits
+        self.generator.bit_generator.state = self._state  # also discards bits buffered for the last image
 
     def random(self) -> float:
         return self.generator.random()
 
     def getrandbits(self, count: int, /) -> int:
-        return int(self.generator.random() * 2**count)  # albumentations asks for a few bits at a time
+        return int(self.generator.random() * 2**count)  # exact for at most 53 bits; albumentations needs fewer
 
     def seed(self, *_: object) -> None:
         """Do nothing, because `begin` sets the state."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onecycle.core.config import CUTOUT, PADDING, Flip
 from onecycle.data.preprocessing import constant
 
-# Parts of the seeds that keep these random streams apart from the stream that shuffles the images.
+# Constants in the seeds of this module's random streams. They make these streams differ from each other and from the
+# stream that shuffles the images.
 _DRAWS = 2**33
 _COINS = 2**34
 _COLOR = 2**35

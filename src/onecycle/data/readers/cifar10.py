@@ -81,7 +81,7 @@ def _image_set(batches: list[tuple[NDArray[np.uint8], NDArray[np.int64]]], class
     start = 0
     for pixels, labels in batches:
         planes = pixels.reshape(-1, 3, 32, 32)  # [n,3072] -> [n,3,32,32]
-        for channel in range(3):  # copying channel by channel is more than twice as fast
+        for channel in range(3):  # more than twice as fast as copying all channels at once
             images[start : start + len(labels), :, :, channel] = planes[:, channel]
         start += len(labels)
     return ImageSet(images, np.concatenate([labels for _, labels in batches]), classes)
@@ -151,8 +151,8 @@ def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
 def _bytes_dtype(code: str | bytes, *_: object) -> np.dtype[Any]:
     if _text(code).strip("|") != "u1":
         raise InputError(f"holds an array of {_text(code)!r}, not of bytes, so it was not loaded")
-    # The file passes `align` and `copy` as numbers, which numpy 2.4 warns about, so they are replaced by booleans.
-    # `copy` is True, because unpickling changes the dtype.
+    # CIFAR-10's pickles pass `align` and `copy` as numbers, which numpy 2.4 warns about. This function passes booleans.
+    # `copy` is True, because the unpickler then modifies the new dtype object.
     return np.dtype("u1", False, True)
 
 

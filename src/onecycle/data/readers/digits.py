@@ -18,7 +18,8 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
 
     digits = datasets.load_digits()
     small = digits.images.astype(np.int64)  # [N,8,8], ink from 0 to 16
-    # Bilinear resizing: output pixel i has its center at (i + 0.5) / 4 - 0.5 in the input, here in eighths of a pixel.
+    # Bilinear resizing: output pixel i has its center at (i + 0.5) / 4 - 0.5 in the input. `at` is this position in
+    # eighths of a pixel.
     at = np.clip(2 * np.arange(32) - 3, 0, 56)
     left, eighths = np.divmod(at, 8)
     weights = np.zeros((32, 9), np.int64)

@@ -30,8 +30,8 @@ from onecycle.data.store.listing import listing_of, located
 from onecycle.data.store.mapped import portions, read_set, write_set
 from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
-PROBLEMS_LISTED = 5  # at most, in an error message
-_CACHE_VERSION = 3  # increase it when decoding or the cached files change
+PROBLEMS_LISTED = 5  # an error message lists at most this many problems
+_CACHE_VERSION = 3  # increase it when decoding or the format of the cached files changes
 
 
 class FolderSets(NamedTuple):
@@ -64,7 +64,8 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
     key = _key(_CACHE_VERSION, input_size, *(known.fingerprint for known in sources))
     if found := look_up(key, _read):
         return found
-    # This folder's name depends only on the path of `source`. If one archive changes, the others need no new decoding.
+    # The name of this folder depends on the path of `source`, not on its content. If one archive changes, only that
+    # archive is decoded again.
     unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
     before_waiting = partial(_print, f"another process is reading {source}; waiting for it")
     with writing_cache():
@@ -87,7 +88,11 @@ def _key(*values: object) -> str:
 
 
 def _fingerprint(source: Path, is_single: bool) -> str:
-    """A hash that changes with `source`: of the content of a single archive, otherwise of file sizes and times."""
+    """A string that changes when `source` changes.
+
+    It depends on the content of a single archive. For a folder, or one archive of several, it depends on the paths,
+    sizes and modification times of the files.
+    """
     try:
         if source.is_dir():
             listing = listing_of(source)
@@ -107,8 +112,8 @@ def _fingerprint(source: Path, is_single: bool) -> str:
 
 @contextmanager
 def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
-    """Create `folder`, and remove it at the end of the block. With `keep`, a failure leaves it unless it is empty."""
-    folder.mkdir(exist_ok=True)  # another process may just have removed it
+    """Create `folder`, and remove it at the end of the block. With `keep`, a failure removes only an empty folder."""
+    folder.mkdir(exist_ok=True)  # the process that held the lock before may have removed it
     try:
         yield
     except BaseException as failure:
@@ -158,7 +163,7 @@ def _require_usable(decoded_sources: Sequence[DecodedSource], index: Index, sour
 
 
 def _gathered(decoded_sources: Sequence[DecodedSource], images: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pixels of `images`, a few megabytes at a time. Image numbers count through all sources."""
+    """Yield the pixels of `images`, a few megabytes at a time. Images are numbered consecutively across all sources."""
     ends = np.cumsum([len(decoded.listing) for decoded in decoded_sources])
     for portion in portions(len(images), math.prod(decoded_sources[0].images.shape[1:])):
         numbers = images[portion]

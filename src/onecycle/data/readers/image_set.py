@@ -15,7 +15,7 @@ from onecycle.data.preprocessing import channel_sums
 
 @dataclass(frozen=True, eq=False)
 class ImageStatistics:
-    """Values computed from all pixels of an image set. They are saved with it, so its pixels need not be read again."""
+    """Values computed from all pixels of an image set. They are saved with the set, so its pixels are read once."""
 
     fingerprint: str
     channel_sums: NDArray[np.int64]  # [2,3], see `preprocessing.channel_sums`
@@ -76,9 +76,9 @@ class ImageSet:
 def fingerprint_of(
     parts: Iterable[NDArray[np.uint8]], shape: Sequence[int], labels: NDArray[np.int64], classes: Sequence[str]
 ) -> str:
-    """The fingerprint of an image set. Its pixels arrive in `parts`, uint8 arrays of total `shape` `[N,H,W,3]`."""
+    """The fingerprint of an image set of `shape` `[N,H,W,3]`. `parts` yields its pixels as uint8 arrays `[n,H,W,3]`."""
     digest = hashlib.sha256(json.dumps([list(shape), list(classes)]).encode())
     for part in parts:
         digest.update(part.data)
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)  # equal on big-endian machines
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)  # little-endian on every machine
     return digest.hexdigest()

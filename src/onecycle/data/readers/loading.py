@@ -163,7 +163,7 @@ def _safe_name(path: Path) -> str:
     if not path.is_dir():
         name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", name, flags=re.IGNORECASE)
     name = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
-    return f"{name}-images" if name in ("cifar10", "digits") else name  # data sets have these names
+    return f"{name}-images" if name in ("cifar10", "digits") else name  # avoids the names of the built-in data sets
 
 
 def _resized(dataset: Dataset, size: int) -> Dataset:

@@ -58,7 +58,7 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
             try:
                 whole.rename(folder)
             except OSError:
-                if not folder.is_dir():  # if it is, another process wrote the same content first
+                if not folder.is_dir():  # otherwise another process has created it first
                     raise
         return read(folder)
 

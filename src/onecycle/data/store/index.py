@@ -16,10 +16,10 @@ from onecycle.data.store.listing import Listing, Parts
 SPLITS = ("train", "test")
 DRAWN_SHARE = 0.2  # fraction of each class that becomes the test set if there is none
 _DRAWN_SEED = 0
-_SPLIT_LIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # case does not matter
+_SPLIT_LIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # compared with lower-case names
 
 _Places = list[tuple[str, str] | None]
-"""The split and class of each folder of a listing, if any."""
+"""The split and class of each folder of a listing, or None for a folder outside the classes."""
 
 _Counts = dict[str, dict[str, int]]
 """The number of images by split and class."""
@@ -27,7 +27,7 @@ _Counts = dict[str, dict[str, int]]
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The split and class of each image. Images are numbered through all listings."""
+    """The split and class of each image. Images are numbered consecutively across all listings."""
 
     classes: tuple[str, ...]
     labels: dict[str, NDArray[np.int64]]  # by split, `[N]`
@@ -91,7 +91,10 @@ def _depth_of_set(folder: Parts) -> int | None:
 
 
 def _around_classes(listings: Sequence[Listing]) -> list[Parts]:
-    """For each listing, the one folder around its classes. () for all, unless every listing with images has one."""
+    """For each listing, the one top-level folder that contains its classes.
+
+    Returns () for all listings if any listing with images has no such folder.
+    """
     tops = [_only_folder(listing) for listing in listings]
     with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
     return [top if all(with_images) else () for top in tops]
@@ -104,7 +107,7 @@ def _only_folder(listing: Listing) -> Parts:
 
 
 def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
-    """The split and class of each folder, and the image counts, when the folders are split/class."""
+    """The split and class of each folder, and the image counts, for folders like `train/<class>`."""
     counts: _Counts = {}
     all_places: list[_Places] = []
     beside: str | None = None
@@ -123,7 +126,7 @@ def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
         all_places.append(places)
     if "test" not in counts and beside:
         raise InputError(
-            f"{source}: there is no test/, but {beside}/ with images beside train/; rename it to "
+            f"{source}: there is no test/, but {beside}/ beside train/ has images; rename it to "
             "test/ to evaluate on it, or move it away to draw a test set from train/"
         )
     return all_places, counts

@@ -94,7 +94,7 @@ def listing_of(source: Path) -> Listing:
 
 
 def located(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[tuple[Listing, str]]:
-    """Yield the listing and the path of each of `images`. Image numbers count through all `listings`."""
+    """Yield the listing and the path of each of `images`. Images are numbered consecutively across all `listings`."""
     ends = np.cumsum([len(listing) for listing in listings])
     folders = [["/".join(folder) for folder in listing.folders] for listing in listings]
     for image, which in zip(images.tolist(), np.searchsorted(ends, images, side="right").tolist(), strict=True):

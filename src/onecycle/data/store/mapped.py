@@ -17,7 +17,7 @@ from onecycle.data.store.cache import cached
 
 IN_MEMORY = 2**28  # bytes; a larger subset becomes a file
 _AT_ONCE = 2**23  # bytes of images copied at a time
-_VERSION = 1  # increase it when the files of a subset change
+_VERSION = 1  # increase it when the file format of a subset changes
 
 # The system reserves memory for private writable pages, so a set larger than memory could not be mapped without this
 # flag. Python has the flag's name from 3.13 on. 0x4000 is its value on Linux.
@@ -57,7 +57,9 @@ def write_set(
     labels: NDArray[np.int64],
     classes: Sequence[str],
 ) -> None:
-    """Write an image set into files in `folder` that start with `name`. `parts` yields its images, in total of `shape`.
+    """Write an image set into files in `folder` whose names start with `name`.
+
+    `parts` yields the images as arrays whose total shape is `shape`.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -84,7 +86,7 @@ def write_set(
 def read_set(folder: Path, name: str) -> ImageSet:
     """Read the set that `write_set` wrote. Its images are memory-mapped.
 
-    They are copy-on-write, because torch warns about read-only arrays.
+    The memory map is copy-on-write, because torch warns about read-only arrays.
 
     Raises:
         OSError, ValueError, KeyError: when the set is missing or damaged.

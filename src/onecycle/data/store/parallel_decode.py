@@ -174,7 +174,7 @@ class _Task:
 
 @contextmanager
 def _cleared(folder: Path) -> Iterator[None]:
-    """Remove, before and after, what dead processes left behind: claims and incomplete files."""
+    """Before and after the block, remove the claims and incomplete files that dead processes left in `folder`."""
 
     def clear() -> None:
         for claim in folder.glob("*.claim"):
@@ -221,7 +221,7 @@ def _help(tasks: Sequence[_Task], threads: int, parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
 
-    with suppress(Exception):  # the parent gets the same error and reports it
+    with suppress(Exception):  # the parent runs the task again and reports the error
         _work(tasks, threads, exit_if_orphaned)
 
 

@@ -26,7 +26,7 @@ from onecycle.report.visualizations.style import (
 )
 from onecycle.storage.records import History
 
-_NAME_INCHES = 2.0  # for the name of a run
+_NAME_INCHES = 2.0  # maximum width of a run's name
 
 
 class _Line(NamedTuple):
@@ -41,7 +41,7 @@ def accuracy_curves(
 ) -> Figure:
     """Training and evaluation accuracy by epoch, in percent.
 
-    Labels at the ends of the lines show the last values. The best epoch is marked, with a note if it is not the result.
+    Labels at the ends of the lines show the last values. The best epoch is marked, with a note if it is not the last.
     `evaluated_on` is the name of the evaluated split. `reference` is the name and the value (a fraction) of an
     accuracy that is drawn as a horizontal line.
 

@@ -76,7 +76,7 @@ def augmentations(originals: NDArray[np.uint8], augmented: NDArray[np.uint8]) ->
     """
     if not 1 <= len(originals) == len(augmented) <= _COLUMNS:
         raise ValueError(
-            f"there are {len(originals)} original and {len(augmented)} augmented images; give as many of each, 1 to 8"
+            f"there are {len(originals)} original and {len(augmented)} augmented images; give the same number, 1 to 8"
         )
     return _rows("Training images, and one augmentation of each", {"original": originals, "augmented": augmented})
 
@@ -93,7 +93,7 @@ def grad_cam_overlays(images: NDArray[np.uint8], heatmaps: NDArray[np.uint8]) ->
     """
     if not len(images) == len(heatmaps) > 0:
         raise ValueError(
-            f"there are {len(images)} images and {len(heatmaps)} heatmaps; the numbers must be equal, not 0"
+            f"there are {len(images)} images and {len(heatmaps)} heatmaps; the numbers must be equal and not 0"
         )
     return _rows(
         "Incorrect predictions, and what supported them (Grad-CAM)",
@@ -108,7 +108,7 @@ def grad_cam_overlays(images: NDArray[np.uint8], heatmaps: NDArray[np.uint8]) ->
 def near_duplicates(
     pairs: NDArray[np.uint8], similarities: NDArray[np.float32], *, evaluated_on: str = "test"
 ) -> Figure:
-    """Evaluated images in the upper row, and the training image most similar to each below. The first 8 are shown.
+    """Evaluated images in the upper row. Below each, its most similar training image. The first 8 pairs are shown.
 
     `pairs` are uint8 `[N,2,H,W,3]`, and `similarities` are float32 `[N]`, as in an `Interpretation`.
 
@@ -116,7 +116,7 @@ def near_duplicates(
         ValueError: if there are no pairs, or fewer similarities than pairs.
     """
     if not 0 < len(pairs) <= len(similarities):
-        raise ValueError(f"there are {len(pairs)} pairs and {len(similarities)} similarities; each needs one")
+        raise ValueError(f"there are {len(pairs)} pairs and {len(similarities)} similarities; each pair needs one")
     pairs = pairs[:_COLUMNS]
     title = f"Most similar: {similarities[0]:.1%} to {similarities[len(pairs) - 1]:.1%}".replace("%", " %")
     return _rows(title, {evaluated_on: pairs[:, 0], "training": pairs[:, 1]})

@@ -41,7 +41,7 @@ def learning_rate_curve(
     """The learning rate at every step of the cycle, against epochs completed. The peak and the end are labeled.
 
     Raises:
-        ValueError: unless 0 <= peak_step < total_steps - 1 and steps_per_epoch >= 1.
+        ValueError: if `peak_step` is not from 0 to `total_steps - 2`, or `steps_per_epoch` is less than 1.
     """
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch}; it must be at least 1")
@@ -92,8 +92,8 @@ def learning_rate_curve(
 def lr_finder_curve(curve: LRCurve) -> Figure:
     """The LR finder's sweep: loss against learning rate, with LR min, LR max and the other suggestions.
 
-    The vertical axis covers the losses up to the minimum. If the loss diverges afterwards, the curve leaves the plot at
-    the top.
+    The vertical axis covers the losses from the first step to the step with the minimum. If the loss diverges
+    afterwards, the curve leaves the plot at the top.
     """
     lrs, raw, smoothed = (np.array(values, dtype=np.float64) for values in (curve.lrs, curve.losses, curve.smoothed))
     pair = [_Mark(f"LR min {curve.lr_min:.3g}", curve.lr_min), _Mark(f"LR max {curve.lr_max:.3g}", curve.lr_max)]

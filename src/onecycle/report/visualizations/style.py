@@ -1,4 +1,4 @@
-"""The common style of all plots: palette, sizes, and functions that fit text. Equal records give equal files."""
+"""The common style of all plots: palette, sizes and text fitting. The same data always gives the same file."""
 
 import io
 from collections.abc import Callable, Sequence
