@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def normalized(pixels: object) -> torch.Tensor:
-    """Normalized images float32 `[N,3,H,W]`, channels-last, from pixels uint8 `[N,H,W,3]`."""
+    """Normalize uint8 pixels `[N,H,W,3]`. Returns float32 images `[N,3,H,W]`, channels-last."""
     images = torch.as_tensor(pixels).float().div_(255)
     return images.sub_(torch.tensor(MEAN)).div_(torch.tensor(STD)).permute(0, 3, 1, 2)
 
@@ -119,7 +119,7 @@ class Network(nn.Module):
 
 
 class Muon:
-    """As published: Nesterov momentum, filters scaled to a constant norm, and three Newton-Schulz iterations."""
+    """The published Muon: Nesterov momentum, filters scaled to a constant norm, and three Newton-Schulz iterations."""
 
     def __init__(self, filters: list[nn.Parameter]) -> None:
         self.filters = [(parameter, torch.zeros_like(parameter)) for parameter in filters]
@@ -173,7 +173,10 @@ def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: 
 
 
 def batches(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches, shifted by up to two pixels, and flipped in every other epoch. A short last batch is dropped."""
+    """Batches of images that are randomly shifted by up to two pixels.
+
+    Each image is flipped in every other epoch. A short last batch is dropped.
+    """
     size = images.shape[-1]
     flipped = torch.rand(len(images)) < 0.5
     padded = functional.pad(images, (SHIFT,) * 4, mode="reflect").permute(0, 2, 3, 1)  # [N,H+4,W+4,3]
@@ -198,7 +201,11 @@ def infer(network: Network, images: torch.Tensor, plan: ComputePlan) -> torch.Te
 
 
 def infer_with_tta(network: Network, images: torch.Tensor, plan: ComputePlan) -> torch.Tensor:
-    """Weighted mean of the logits of the images (1/2) and of two shifts by a pixel (1/4 each), each also mirrored."""
+    """The weighted mean of the logits of six views of each image.
+
+    The views are the image, two copies shifted diagonally by one pixel, and the mirror images of these three. The image
+    and its mirror image weigh 1/4 each, and the other views 1/8 each.
+    """
     size = images.shape[-1]
     padded = functional.pad(images, (1,) * 4, mode="reflect")
     views = [(images, 0.5), (padded[..., :size, :size], 0.25), (padded[..., 2:, 2:], 0.25)]

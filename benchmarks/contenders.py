@@ -1,4 +1,4 @@
-"""Processes that take turns with their steps, so that other load on the machine slows all of them alike."""
+"""Processes that take turns computing steps, so that other load on the machine slows all of them alike."""
 
 import json
 import os
@@ -68,7 +68,7 @@ class Turns:
         if request in ("end", ""):
             memory = hardware.peak_memory_gib()
             self._answer({"peak_memory_gib": memory, "compute_plan": self.plan.to_json()})
-            os._exit(0)  # unlike sys.exit, also ends a trainer that calls this method
+            os._exit(0)  # sys.exit raises an exception, which a training library may catch
         self._left = int(request)
         self._started = time.perf_counter()
 

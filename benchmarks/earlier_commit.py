@@ -1,9 +1,10 @@
-"""Compare the duration of a training step in one process with that at an earlier commit.
+"""Compare the duration of a training step of the current code with its duration at an earlier commit.
 
-The current code and the earlier commit train the custom ResNet on real batches, which a worker augments. Both use the
-compute plan that is fastest on this machine. They take turns, and alternate in which goes first. A ratio is the
-duration of a step now divided by its duration at the earlier commit, in the same round. Needs git, and a checkout. Each
-commit runs its own version of this script, so the earlier commit must have the script.
+The current code and the earlier commit each run in one process. Both train the custom ResNet on real batches, which a
+worker augments, with the compute plan that is fastest on this machine. In every round, each takes one turn. Which goes
+first alternates from round to round. A ratio is the duration of a step now divided by its duration at the earlier
+commit, in the same round. The script needs git and a checkout of the repository. Each commit runs its own version of
+this script, so the earlier commit must have the script.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from onecycle.run import environment
 from onecycle.run.build import assemble
 from onecycle.train.loop import training_steps
 
-STEPS = 2  # in a turn
+STEPS = 2  # steps in a turn
 WARM_UP = 3  # steps before the first turn
 LR = 1e-4
 HERE = Path(__file__).resolve().parents[1]
@@ -66,7 +67,7 @@ def main() -> int:
         "earlier": options.commit,
         "ratio": rounded(statistics.median(ratios)),
         "mean_ratio": rounded(statistics.fmean(ratios)),
-        "interval_95": interval and [rounded(end) for end in interval],  # of the mean ratio
+        "interval_95": interval and [rounded(end) for end in interval],  # confidence interval of the mean ratio
         "seconds": {name: rounded(statistics.median(values)) for name, values in seconds.items()},
         "ratios": [rounded(ratio) for ratio in ratios],
         "batch_size": options.batch_size,
@@ -78,7 +79,7 @@ def main() -> int:
 
 
 def take_turns(trees: dict[str, Path], plan: ComputePlan, options: argparse.Namespace) -> dict[str, list[float]]:
-    """The seconds of a step in each round, for each name in `trees`."""
+    """Let the code in `trees` take turns. Returns the seconds of a step in each round, for each name in `trees`."""
     contenders = {}
     for name, tree in trees.items():
         script = [str(tree / SCRIPT), "--serve", json.dumps(plan_for(tree, plan))]
@@ -105,7 +106,7 @@ def plan_for(tree: Path, plan: ComputePlan) -> dict[str, Any]:
 
 
 def serve(plan: ComputePlan, options: argparse.Namespace) -> None:
-    """Train with the package of this script's tree, in turns, until the parent process requests the end."""
+    """Train with the code beside this script. The parent process requests each turn, and finally the end."""
     turns = Turns(sys.stdout)
     experiment = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size), plan)
     batches = itertools.chain.from_iterable(map(experiment.train.epoch, itertools.count()))

@@ -1,8 +1,8 @@
 """Measure what loading and augmenting data adds to a training epoch.
 
-Three kinds of epochs take turns in one process: the same number of steps on one fixed batch, an epoch with
-albumentations in a worker process, and an epoch with the batched augmentation. In each round, the seconds of an epoch
-are divided by the seconds with the fixed batch. The median of these ratios counts. Epochs do not include evaluation.
+Three kinds of epochs take turns in one process: an epoch with albumentations in a worker process, an epoch with the
+batched augmentation, and an epoch with as many steps on one fixed batch. In each round, the seconds of an epoch are
+divided by the seconds with the fixed batch. The result is the median of these ratios. No epoch includes evaluation.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> int:
         started = time.perf_counter()
         steps = training_steps(prepared, experiment.optimizer, batches, lambda step: LR, plan=experiment.plan)
         for _, result in steps:
-            float(result.loss)  # as a progress bar does
+            float(result.loss)  # read the loss after every step, as a progress bar does
         return time.perf_counter() - started
 
     seconds(islice(experiment.train.epoch(0), 3))  # warm up and start the worker process

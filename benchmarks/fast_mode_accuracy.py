@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def train(config: Config, name: str) -> dict[str, Any]:
-    """Train one run with the plan `name`. Accuracy (a fraction) and loss are those of the validation images."""
+    """Train one run with the plan `name`. Returns its accuracy (a fraction) and loss on the validation images."""
     experiment = assemble(config)
     plan = experiment.plan
     if name == "float32":
@@ -89,7 +89,7 @@ def train(config: Config, name: str) -> dict[str, Any]:
 
 
 def verdict(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The paired differences, fast minus float32, in points of accuracy, with the 95 % interval of their mean."""
+    """The paired accuracy differences (fast minus float32, percentage points), and the 95 % interval of their mean."""
     accuracy = {(cell["seed"], cell["way"]): cell["accuracy"] for cell in cells}
     seeds = sorted({cell["seed"] for cell in cells})
     differences = [100 * (accuracy[seed, "fast"] - accuracy[seed, "float32"]) for seed in seeds]

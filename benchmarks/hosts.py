@@ -16,13 +16,13 @@ from pathlib import Path
 
 from studies import StartedCommand
 
-INTERFACE = "eth0"  # of every host
+INTERFACE = "eth0"  # the name of the network interface on every host
 PREFIX = "10.77.0"
 SWITCH = f"{PREFIX}.254"
 OWN_TMP = "/run/tmp"
 
 # The first process of a host must reap orphaned processes. This shell does so, and ends when the program that started
-# it ends. `Host.restart` kills cat with all other processes, so the loop starts cat again.
+# it ends. `Host.restart` also kills the process `cat`, so the loop starts a new one.
 _UNTIL_THE_PIPE_ENDS = "exec 3<&0; echo ready; until { cat <&3 >/dev/null & wait $!; }; do :; done"
 # resolv.conf is empty, because lookups would wait for a name server that is out of reach. It is mounted before /run,
 # because it may be a link into the machine's /run.
@@ -31,7 +31,7 @@ _HOST = (
     "[ ! -e /etc/resolv.conf ] || mount --bind /dev/null /etc/resolv.conf;"
     f"mount -t tmpfs run /run; mount -t tmpfs shm /dev/shm; mkdir {OWN_TMP};" + _UNTIL_THE_PIPE_ENDS
 )
-# With IP forwarding, the switch answers at once that other networks are unreachable.
+# With IP forwarding, a host that contacts an address outside this network learns at once that it is unreachable.
 _SWITCH = (
     "set -e; ip link set lo up; ip link add name switch type bridge; ip link set dev switch up;"
     f"ip addr add {SWITCH}/24 dev switch; echo 1 > /proc/sys/net/ipv4/ip_forward;" + _UNTIL_THE_PIPE_ENDS
@@ -55,7 +55,7 @@ def need(**packages: str) -> None:
     missing = {program: package for program, package in packages.items() if shutil.which(program) is None}
     if missing:
         to_install = " ".join(sorted(set(missing.values())))
-        raise NotStarted(f"{', '.join(missing)} not installed; apt-get install {to_install}")
+        raise NotStarted(f"not installed: {', '.join(missing)}; run apt-get install {to_install}")
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ class Host:
         _network(self._switch, "ip", "link", "set", "dev", self.name, "master", "switch")
 
     def restart(self) -> None:
-        """Kill all processes of the host. The host itself stays."""
+        """Kill all processes of the host, as a restart does. The host keeps its network and its files."""
         self.run("sh", "-c", "kill -9 -1")
 
     def crash(self) -> None:
-        """Kill the host with all its processes. The kernel closes its connections, so the other hosts are notified."""
+        """Kill the host with all its processes. The kernel closes the connections, so the other hosts are notified."""
         _release(self._holder)
         for started in self._started:
             started.process.wait()
@@ -165,7 +165,8 @@ def _plug(holder: Holder, switch: Holder, port: str, address: str, megabits_per_
     _network(holder, *f"ip addr add {address}/24 dev {INTERFACE}".split())
     for end, device in ((switch, port), (holder, INTERFACE)):
         if megabits_per_second is not None:
-            # The bytes of 4 ms, one tick of the kernel's clock, but at least the 64 KiB that the kernel sends at once.
+            # `burst` is the number of bytes that the cable carries in 4 ms, one tick of the kernel's clock. It is at
+            # least 64 KiB, because the kernel sends that much at once.
             burst = max(65536, megabits_per_second * 500)
             limit = f"rate {megabits_per_second}mbit burst {burst} latency 50ms"
             _network(end, *f"tc qdisc add dev {device} root tbf {limit}".split())
@@ -175,13 +176,13 @@ def _plug(holder: Holder, switch: Holder, port: str, address: str, megabits_per_
 
 @contextmanager
 def _held(script: str, *arguments: str | Path, own: tuple[str, ...]) -> Iterator[Holder]:
-    """Create namespaces and the process that holds them. It ends with this program."""
+    """Create namespaces and a process that holds them. The process ends when this program ends."""
     holder = subprocess.Popen(
         ["unshare", *own, "--fork", "--kill-child", "sh", "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C goes to this program only, which then ends the process in order
+        start_new_session=True,  # Ctrl-C reaches only this program, which then ends the process
     )
     try:
         assert holder.stdout is not None and holder.stderr is not None
@@ -201,7 +202,7 @@ def _release(holder: Holder) -> None:
 
 
 def _network(holder: Holder, *command: str) -> None:
-    """Run a command in the network of `holder`. It may name other holders by their process ids on this machine."""
+    """Run `command` in the network of `holder`. The command may refer to other holders by their process ids."""
     done = subprocess.run(["nsenter", f"--target={holder.pid}", "--net", *command], capture_output=True, text=True)
     if done.returncode:
         raise NotStarted(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -2,11 +2,12 @@
 
 In the copy, --planted test images and --planted training images get another label, and --planted test images are
 replaced by copies of training images: unchanged, mirrored, brightened, scaled or compressed again. A run is trained on
-the copy. The report of the run has lists of the 5 % most suspicious images. An issue counts as found if it is in its
-list. A duplicate counts only if it is listed with its original.
+the copy. For each kind of issue, the report of the run lists the 5 % most suspicious images. A wrong label counts as
+found if the image is in the list. A duplicate counts as found only if it is listed together with its original.
 
-With --known, known near-duplicates between the training and the test set (Barz & Denzler 2020) are searched for in the
-original data set. The file has the columns TestID, TrainID and Judgment, as offered by https://cvjena.github.io/cifair.
+With --known, the benchmark also looks for published near-duplicates between the training and the test set of the
+original data (Barz & Denzler 2020). The CSV file must have the columns TestID, TrainID and Judgment, as offered by
+https://cvjena.github.io/cifair.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def main() -> int:
 
 
 class Planted:
-    """The planted issues: indices into the two splits, and for each duplicate the index of its original."""
+    """The planted issues: the indices of the changed images, and for each duplicate the index of its original."""
 
     def __init__(self, images: int, train_images: int, count: int, seed: int) -> None:
         self.generator = np.random.default_rng(seed)
@@ -143,7 +144,7 @@ ALTERATIONS: tuple[Alteration, ...] = (lambda image: image, lambda image: image[
 
 
 def known(data: Dataset, path: Path) -> dict[str, dict[str, float]]:
-    """By kind of known duplicates: the number of pairs, and the fraction that is among the 5 % most similar pairs."""
+    """For each kind of known duplicate: the number of pairs, and the fraction of them that a report would list."""
     partners, similarities = most_similar(data.evaluation.images, data.train.images)
     listed = set(np.argsort(-similarities, kind="stable")[: round(LISTED_FRACTION * len(partners))].tolist())
     kinds: dict[str, list[bool]] = {}

@@ -42,7 +42,7 @@ CLASSES = 100
 TEST = 26  # every 26th image is a test image
 FIELDS, FIELD = 64, 256  # number and side of the synthetic photographs that images are cropped from
 POLL_SECONDS = 0.1
-WARM_STEPS = 10  # before the timed ones
+WARM_STEPS = 10  # steps before the timed steps
 
 
 def main() -> int:
@@ -94,7 +94,7 @@ def measure(folder: Path, count: int, options: argparse.Namespace) -> dict[str, 
         "read_own_mib": max(own.values()),
     }
     arguments = ("--batch-size", options.batch_size, "--train", data, "--steps")
-    watched(begin(cache, *arguments, 0))  # measures and caches the compute plan
+    watched(begin(cache, *arguments, 0))  # this process measures and caches the compute plan
     process = begin(cache, *arguments, options.steps)
     trained, own = watched(process)
     measured |= trained | {"train_own_mib": own.pop(process.pid), "train_worker_own_mib": max(own.values())}
@@ -127,7 +127,7 @@ def pack(path: Path, numbers: np.ndarray) -> None:
 
 
 def photographs() -> np.ndarray:
-    """Noise with the spectrum of photographs, whose amplitude falls with frequency: uint8 `[FIELDS,FIELD,FIELD,3]`."""
+    """Noise whose amplitude falls with frequency, as in photographs: uint8 `[FIELDS,FIELD,FIELD,3]`."""
     noise = np.random.default_rng(0).standard_normal((FIELDS, FIELD, FIELD, 3), dtype=np.float32)
     frequency = np.hypot(np.fft.fftfreq(FIELD)[:, None], np.fft.rfftfreq(FIELD)[None])
     weights = 1 / np.maximum(frequency, 1 / FIELD)
@@ -158,14 +158,14 @@ def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[int, i
 def family(process: int) -> Iterator[int]:
     """The process id `process` and those of all its descendants."""
     yield process
-    with suppress(OSError):  # the process has ended
+    with suppress(OSError):  # the process may have ended
         for task in Path(f"/proc/{process}/task").iterdir():
             for child in (task / "children").read_text().split():
                 yield from family(int(child))
 
 
 def own_mib(process: int) -> int:
-    """The resident memory of a process, without pages of files but with pages that it shares with its parent."""
+    """The resident memory of a process in MiB. It includes pages shared with the parent, but no pages of files."""
     with suppress(OSError):
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
         values = dict(line.split(":", 1) for line in lines)
@@ -181,7 +181,7 @@ def read(data: Path) -> dict[str, Any]:
 
 
 def train(data: Path, batch_size: int, steps: int) -> dict[str, Any]:
-    """Train on `data`, which the cache holds. Measure the time to the first step, and the speed of the others."""
+    """Train on `data`, which the cache holds. Measure the time to the first step, and the speed of later steps."""
     experiment = assemble(replace(BASELINE, data=str(data), batch_size=batch_size))
     plan = experiment.plan
     batches = itertools.chain.from_iterable(map(experiment.train.epoch, itertools.count()))
@@ -201,7 +201,10 @@ def train(data: Path, batch_size: int, steps: int) -> dict[str, Any]:
 
 
 def interrupted(cache: Path, data: Path, archives: int, fingerprint: str) -> dict[str, Any]:
-    """Kill reading half-way and continue it. Count the images that are decoded twice, and check the `fingerprint`."""
+    """Kill a process that has read half of `data`, and read the rest in a second process.
+
+    The result includes the number of images that both decode. The second process must compute the same `fingerprint`.
+    """
     process, images = begin(cache, "--read", data), cache / "onecycle" / "images"
 
     def parts() -> list[Path]:
@@ -209,16 +212,16 @@ def interrupted(cache: Path, data: Path, archives: int, fingerprint: str) -> dic
 
     while len(parts()) < archives // 2:
         if process.poll() is not None:
-            raise SystemExit("large_data: reading ended before it could be killed; increase --sizes")
+            raise SystemExit("large_data: the reading process ended before it could be killed; increase --sizes")
         time.sleep(POLL_SECONDS / 20)
     process.kill()
     process.wait()
-    time.sleep(10 * POLL_SECONDS)  # until the helper processes notice the kill and end
+    time.sleep(10 * POLL_SECONDS)  # the workers of the killed process end a moment after it
     done = sum(path.stat().st_size for path in parts()) // PIXELS
     again = sum(path.stat().st_size for path in images.glob("unfinished-*/*.unfinished/images")) // PIXELS
     continued, _ = watched(begin(cache, "--read", data))
     if continued["fingerprint"] != fingerprint:
-        raise SystemExit("large_data: the continued data set differs from the one that was read at once")
+        raise SystemExit("large_data: reading with an interruption gave another data set than reading without one")
     return {"decoded_before_kill": done + again, "decoded_again": again, "seconds_after_kill": continued["seconds"]}
 
 

@@ -15,7 +15,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
-    "RAY_worker_niceness": "0",  # normal priority: no other work competes for the cores
+    "RAY_worker_niceness": "0",  # normal priority, because no other work competes for the cores
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",  # so that a dead node is detected within seconds
     "RAY_health_check_failure_threshold": "3",
@@ -24,7 +24,7 @@ _OBJECT_STORE_BYTES = 80_000_000
 
 
 class Nodes:
-    """A context manager: a cluster whose head does no work. `os.environ` must contain `SETTINGS`."""
+    """A Ray cluster, as a context manager. The head node does no work. `os.environ` must contain `SETTINGS`."""
 
     def __enter__(self) -> "Nodes":
         from ray._common.utils import get_default_ray_temp_dir
@@ -71,7 +71,7 @@ def descendants(process: int) -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             after_name = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # the process has just ended
+        except OSError:  # the process ended before its file was read
             continue
         parents.setdefault(int(after_name[1]), []).append(int(stat.parent.name))
     found, waiting = [], [process]

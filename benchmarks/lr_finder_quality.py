@@ -27,8 +27,8 @@ from onecycle.run.build import Experiment, assemble
 from onecycle.train.loop import fit
 from onecycle.train.lr_finder import find_lr
 
-MULTIPLES = (1 / 3, 1, 3)  # of the finder's LR max
-RULES = ("finder", "max/10", "max/100")  # for LR min
+MULTIPLES = (1 / 3, 1, 3)  # LR max of a cell, as a multiple of the finder's LR max
+RULES = ("finder", "max/10", "max/100")  # LR min of a cell: the finder's value, or a fraction of LR max
 
 
 def main() -> int:
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def sweep(experiment: Experiment) -> dict[str, Any]:
-    """The LR finder's curve, as the first field of the study."""
+    """Run the LR finder. Returns its curve as the field "curve" of a new study."""
     curve = find_lr(experiment.model, experiment.optimizer, experiment.train, plan=experiment.plan)
     return {"curve": curve.to_json()}
 

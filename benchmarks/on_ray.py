@@ -1,10 +1,10 @@
 """Check that nothing is lost when nodes of a Ray cluster die.
 
-A study whose nodes are killed at random times is compared with the same study on the local engine: the record counts
-the runs that are done, and those that are bit-identical. Then the classes of many images, half of them in archives, are
-predicted while a node is killed half-way: the record counts the images that are missing or doubled, and compares all
-predictions with those of the local engine. The nodes are on this machine, with one core each. Killing a node kills all
-its processes.
+The first part runs a study on the local engine, and then on Ray while nodes are killed at random times. It counts the
+runs that finish on Ray, and the runs with bit-identical results on both engines. The second part predicts the classes
+of many images, half of them in archives, and kills a node half-way. It counts the images that have no prediction or
+several, and compares all predictions with those of the local engine. The nodes are on this machine, with one core each.
+Killing a node kills all its processes.
 """
 
 import argparse
@@ -91,7 +91,8 @@ def run_study(
     mean = seconds["local"] / len(nodes.workers) / (kills + 1)
     killed = 0
     while killed < kills:
-        wait_for(folder / "ray", "*/*/seed-*/checkpoint.safetensors", driver)  # until a kill can interrupt a run
+        # A checkpoint shows that a run is in progress, so that the kill can interrupt it.
+        wait_for(folder / "ray", "*/*/seed-*/checkpoint.safetensors", driver)
         time.sleep(draws.uniform(0, 2 * mean))
         if driver.poll() is not None:
             break
@@ -169,7 +170,9 @@ def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[Any], count: i
 
 
 def generate(folder: Path, images: NDArray[np.uint8], count: int) -> tuple[list[Path], set[tuple[str, str | None]]]:
-    """Write `count` JPEGs of `images` `[N,H,W,3]`, half as files and half in archives. Repetitions have lower quality.
+    """Write `count` JPEGs of `images` `[N,H,W,3]`, half as files and half in archives.
+
+    If `count` exceeds N, images repeat with a lower JPEG quality. One image in `DAMAGED` is unreadable.
 
     Returns the sources for `onecycle predict`, and the file and member names of all images.
     """

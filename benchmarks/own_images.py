@@ -1,7 +1,7 @@
-"""Train on image folders and archives as a user does, and predict the test images again.
+"""Train on image folders and archives with `onecycle train`.
 
-The data sets are scikit-learn's digits as PNG files in class folders, without a test set, and with --archive an archive
-of JPEGs.
+The first data set is scikit-learn's digits as PNG files in class folders, without a test set. The trained network then
+classifies the drawn test images with `onecycle predict`. With --archive, the second data set is an archive of JPEGs.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def write_digits(folder: Path) -> None:
-    """Write every digit as `folder/<class>/<number>.png`."""
+    """Write every image of scikit-learn's digits as `folder/<class>/<number>.png`."""
     digits = onecycle.load_dataset("digits")
     for number, (pixels, label) in enumerate(
         pair for part in (digits.train, digits.evaluation) for pair in zip(part.images, part.labels, strict=True)

@@ -14,7 +14,7 @@ from studies import served
 from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
-IMAGES = 6  # the first ones of the recorded augmentations
+IMAGES = 6  # number of images, taken from the run's record of augmentations
 WIDTH, HEIGHT = 1200, 1150  # of the screenshot, in pixels
 
 

@@ -1,7 +1,7 @@
-"""Measure the speed of `onecycle predict`, the share of decoding in it, and the speed of ONNX relative to torch.
+"""Measure the speed of `onecycle predict`, the share of its time that decoding takes, and the speed of ONNX Runtime.
 
 In every round, the whole command runs on a folder of JPEGs, and then each part of its work runs alone. After that,
-networks in torch take turns with the same networks in onnxruntime, for several batch sizes.
+networks in PyTorch take turns with the same networks in ONNX Runtime, for several batch sizes.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def commands(folder: Path, rounds: int) -> dict[str, object]:
 
 
 def in_turns(measured: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each action. In every round they run one after another."""
+    """The median seconds of each action. In every round, all actions run one after another."""
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(rounds):
         for name, action in measured.items():
@@ -112,7 +112,7 @@ def networks() -> dict[str, Predictor]:
 
 
 def compared(predictor: Predictor, folder: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Images per second of torch in float32, of torch as `onecycle.load` computes, and of onnxruntime in float32."""
+    """Images per second of PyTorch in float32, of PyTorch with the predictor's plan, and of ONNX Runtime in float32."""
     eager = replace(predictor, plan=EAGER)
     write_onnx(eager, folder / "model.onnx", "benchmark")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])

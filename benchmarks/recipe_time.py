@@ -1,10 +1,11 @@
-"""Estimate how long each recipe takes on CIFAR-10, on this CPU and limited to the instructions of older CPUs.
+"""Estimate how long each recipe takes on CIFAR-10, on this CPU and on older CPUs, which are simulated.
 
-For each class of CPU, a process times training steps of each image size and the evaluation of some images. It
-multiplies these times by the numbers of steps and images in the recipe: in training, in the evaluation after each epoch
-and, for training steps, in the sweep of the LR finder.
-Loading data, plots and the report are not included; they take some seconds. An AVX2 CPU is simulated by limiting
-oneDNN, ATen and MKL to AVX2: the clock and the caches are still those of this CPU.
+For each class of CPU and each recipe, a process measures how long a training step takes at each image size, and how
+long the evaluation of an image takes. It multiplies these times by the number of steps in the training and in the sweep
+of the LR finder, and by the number of images in the evaluations after each epoch. The estimate leaves out loading the
+data, the plots and the report, which take some seconds.
+An older CPU is simulated by limiting oneDNN (for AVX2, also ATen and MKL) to its instructions. The clock and the caches
+are still those of this CPU.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def main() -> int:
 
 
 def in_a_process(name: str, recipe: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The result of `measure` in a process of its own, limited to the instructions of a class of CPU."""
+    """The result of `measure` in a new process that is limited to the instructions of the CPU class `name`."""
     command = [sys.executable, __file__, "--child", name, "--recipes", recipe, "--data", options.data]
     command += ["--steps", str(options.steps)]
     done = subprocess.run(

@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from onecycle.storage.records import Interpretation
 from onecycle.storage.run_folder import RunFolder
 
-KEPT = 16  # images of each kind
+KEPT = 16  # at most this many images of each array are kept
 WIDTH, HEIGHT = 1200, 1330  # of the screenshot, in pixels
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -50,7 +50,7 @@ def shortened(whole: Interpretation) -> Interpretation:
 
 
 def screenshot(page: Path, image: Path) -> None:
-    """Write a PNG of the top of `page`, in light colors."""
+    """Write a PNG of the top of `page` in the light theme."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=next(filter(None, map(shutil.which, BROWSERS)), None), args=["--no-sandbox"]

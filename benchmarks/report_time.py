@@ -1,6 +1,6 @@
 """Measure the duration and the memory of `onecycle report` on a complete run that has no interpretation yet.
 
-This is the work at the end of a run, plus the start of Python and reading the data.
+The command does the work that a run does at its end. In addition, it starts Python and reads the data.
 """
 
 import argparse

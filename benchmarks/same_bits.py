@@ -1,9 +1,10 @@
 """Check that a run is bit-identical for any number of processes, and after a process was killed.
 
-A short run on CIFAR-10 with four shards is computed by one, two and four processes, with one thread each and with two.
-Then --kills runs start with four processes. In each, a random process is killed (SIGKILL) at a random time after the
-first epoch, and one or two processes resume the run. The record says whether the results are bit-identical: those for
-each number of processes to those of one process, and those after a kill to those of an undisturbed run.
+One, two and four processes compute the same short run on CIFAR-10, with four shards. They use one thread each, then
+two. The record says for each number of processes whether the result is bit-identical to that of one process.
+Then --kills runs start with four processes. In each of these runs, a random process is killed (SIGKILL) at a random
+time after the first epoch, and one or two processes resume the run. The record says how many of the resumed runs are
+bit-identical to an undisturbed run.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from onecycle.storage.run_folder import RunFolder
 
 SHARDS = 4
 PROCESSES = (1, 2, 4)
-AFTER_KILL = (2, 1)  # numbers of processes that resume, in turn
+AFTER_KILL = (2, 1)  # a killed run is resumed by two processes or by one, alternately
 
 
 def main() -> int:
@@ -108,7 +109,7 @@ def _killed(options: argparse.Namespace, place: Path, arguments: list[str]) -> d
     identical, named, noticed = 0, 0, []
     for number in range(options.kills):
         folder, rank = place / f"killed-{number}", draws.randrange(SHARDS)
-        while True:  # until a process was killed before the run was complete
+        while True:  # repeat if the run ended before a process was killed
             process = _start(folder, arguments, SHARDS, threads)
             assert process.stdout
             for line in process.stdout:

@@ -1,9 +1,11 @@
 """Compare the cost of a training step on a data set of a million images with the cost on ten thousand images.
 
-A new process measures each size. Images are generated into a file that is mapped into memory. Batches are drawn with
-albumentations, without workers, and with the batched augmentation. The custom ResNet is trained for --steps steps. The
-record has the time per image, the time to the first step, and the peak memory of the process and its worker: their
-private memory, and separately the pages of the file, which the system may reclaim at any time.
+For each size, a file of random images is generated. A new process maps this file into memory. The process trains the
+custom ResNet, with one worker that augments the images. Then it measures how long it takes to draw batches without a
+worker, once with albumentations and once with the batched augmentation.
+
+The record has the time per image, the time to the first step, and the peak memory of the process and its worker. Their
+private memory and the pages of the file are listed separately, because the system may reclaim these pages at any time.
 """
 
 import argparse
@@ -143,7 +145,7 @@ def endless(batches: Batches) -> Iterator[Batch]:
 
 
 def cost(batches: Batches, count: int) -> float:
-    """Microseconds per image, measured over whole epochs: as many as have about `count` images, but at least one."""
+    """Microseconds to draw an image, measured over about `count` images: whole epochs, and at least one."""
     epochs = max(1, count // len(batches.images))
     started = time.perf_counter()
     images = sum(len(batch.labels) for epoch in range(epochs) for batch in batches.epoch(epoch))
@@ -156,7 +158,7 @@ def memory() -> dict[str, float]:
     for process in ("self", *(child.pid for child in multiprocessing.active_children())):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
         kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
-        totals["own_gib"] += kib["Pss_Anon"] + kib["Pss_Shmem"]  # shared pages count once
+        totals["own_gib"] += kib["Pss_Anon"] + kib["Pss_Shmem"]  # Pss divides a shared page among its processes
         totals["mapped_gib"] += kib["Pss_File"]
     return {name: round(value / 2**20, 2) for name, value in totals.items()}
 

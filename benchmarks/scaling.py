@@ -2,15 +2,16 @@
 
 Steps of the specified network are measured at several batch sizes, by one, two and four processes with one thread and
 one shard each. Every process has its own simulated host (`hosts.py`), whose network link has a limited rate. The
-fastest of several steps counts, because other load on the machine only adds time. The bytes that a process sends are
-measured, too.
+result is the time of the fastest step, because other load on the machine only adds time. The bytes that a process sends
+are measured, too.
 
 A model with six parameters is fitted to the steps of one process, and to the steps of two processes with the smallest
 and the largest batch. The model is compared with all other measurements. It also predicts the speed of up to 64
 machines like this one, from the steps of one process with all cores. The prediction is not measured, and it ignores the
 latency of the network.
 
-In a second measurement, without simulated hosts, one process with all cores takes turns with one process per core.
+A second measurement runs without simulated hosts. One process with all cores takes turns with a group of processes
+that have one core each.
 
 Needs Linux and root.
 """
@@ -46,7 +47,7 @@ from onecycle.train.loop import make_train_step, training_steps
 from onecycle.train.train_step import StepResult
 
 WARM_STEPS = 2
-PATIENCE = 590.0  # seconds for the steps of one set-up
+PATIENCE = 590.0  # longest wait for a process that measures, in seconds
 PORT = 29500
 
 
@@ -158,7 +159,7 @@ class Team:
         self._read()
 
     def take_turn(self) -> float:
-        """Let the processes compute a step, and return its seconds."""
+        """Let the processes compute a step together. Returns the seconds that the step took."""
         self._write("step")
         return float(self._read())
 
@@ -199,7 +200,7 @@ def serve(data: str, batch_size: int) -> None:
 
 
 def on_hosts(options: argparse.Namespace, processes: int, link: int | None, threads: int) -> list[dict[str, Any]]:
-    """Measure the steps of `processes` processes, each on its own simulated host."""
+    """Measure training steps that `processes` processes compute together, each on its own simulated host."""
     sizes = [*options.batch_sizes, *(options.alone if processes == 1 else [])]
     with tempfile.TemporaryDirectory() as folder, hosts(processes, Path(folder), megabits_per_second=link) as built:
         started = [
@@ -222,7 +223,7 @@ def on_hosts(options: argparse.Namespace, processes: int, link: int | None, thre
 
 
 def command(options: argparse.Namespace, action: str, batch_sizes: Sequence[int]) -> list[str]:
-    """The command of a process: --measure or --serve."""
+    """The command line of a child process. `action` is --measure or --serve."""
     sizes = map(str, batch_sizes)
     return [
         *(sys.executable, __file__, action, "--data", options.data),
@@ -231,7 +232,7 @@ def command(options: argparse.Namespace, action: str, batch_sizes: Sequence[int]
 
 
 def of_rank(rank: int, size: int, address: str, port: int, threads: int) -> dict[str, str]:
-    """The environment variables that torchrun would set, and the number of threads."""
+    """The environment variables of process `rank`: those that torchrun would set, and the number of threads."""
     ranks = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port}
     variables = {**ranks, "OMP_NUM_THREADS": threads}
     return {name: str(value) for name, value in variables.items()}
@@ -262,7 +263,7 @@ def measure(data: str, batch_sizes: Sequence[int], steps: int) -> list[dict[str,
 
 
 def training(data: str, batch_size: int, group: ProcessGroup) -> tuple[Iterator[tuple[int, StepResult]], ComputePlan]:
-    """Endless training steps with one shard per process, and their compute plan."""
+    """An endless iterator of training steps with one shard per process, and the compute plan of the steps."""
     experiment = assemble(replace(BASELINE, data=data, batch_size=batch_size, shards=group.size), group=group)
     plan = experiment.plan
     steps = training_steps(
@@ -285,7 +286,7 @@ def bytes_sent() -> int:
 
 
 def is_fitted(point: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Whether the model is fitted to `point`."""
+    """Whether the model of the step time is fitted to `point`. Other points test the model."""
     at_an_end = point["batch_size"] in (min(options.batch_sizes), max(options.batch_sizes))
     return point["processes"] == 1 or (point["processes"] == min(options.processes) and at_an_end)
 

@@ -1,4 +1,7 @@
-"""A model of the duration of a step, by processes, images and network link: its fit, its predictions and its plot."""
+"""Fit a model of the duration of a training step, predict with it, and plot both.
+
+The duration depends on the number of processes, the batch size and the network link.
+"""
 
 import itertools
 import math
@@ -22,14 +25,14 @@ PAYS = 1.1  # doubling the machines pays if the images per second rise at least 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The seconds of a step, from the number of processes, the batch size and the bytes per second of a link."""
+    """Predicts the seconds of a step from the number of processes, the batch size and the speed of the link."""
 
     a_step: float  # seconds: constant work of every process in a step
     an_image: float  # seconds per image, for a process that is alone on the machine
-    crowded: float  # an image takes this many times as long if the processes use all cores
-    together: float  # seconds: constant extra work of each process to sum gradients, if there are several
-    slack: float  # sending takes this many times the transfer time of its bytes
-    hidden: float  # fraction of the time for images that overlaps with sending
+    crowded: float  # an image takes this many times as long when the processes occupy all cores
+    together: float  # seconds: constant work of every process to sum gradients; a single process has none
+    slack: float  # sending takes this many times as long as the speed of the link implies
+    hidden: float  # fraction of the computing time of the images that overlaps with sending
     gradient: float  # bytes of all gradients
     cores: int  # shared by all processes
 
@@ -50,7 +53,7 @@ class Model:
         return {name: rounded(value) for name, value in vars(self).items()}
 
 
-# The fitted parameters: lower bound, start of the fit, and upper bound.
+# Each fitted parameter with its lower bound, initial value and upper bound.
 START = {
     "a_step": (0, 0.05, np.inf),
     "an_image": (1e-6, 0.005, np.inf),
@@ -62,7 +65,7 @@ START = {
 
 
 def fit(points: Sequence[dict[str, Any]], cores: int) -> Model:
-    """The model with the smallest relative errors: a least-squares fit of the logarithms."""
+    """Fit the model to `points`, by least squares on the logarithms of the step times."""
     several = [point for point in points if point["processes"] > 1]
     gradient = statistics.median(
         point["mib_sent"] * 2**20 / 2 * count / (count - 1) for point in several for count in [point["processes"]]
@@ -84,7 +87,7 @@ def fit(points: Sequence[dict[str, Any]], cores: int) -> Model:
 
 
 def fit_alone(points: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """The seconds of one process per step and per image: a least-squares fit of the relative errors."""
+    """The seconds per step and per image of a single process. They minimize the squared relative errors."""
     sizes, seconds = (np.array([point[name] for point in points]) for name in ("batch_size", "seconds"))
     (a_step, an_image), *_ = np.linalg.lstsq(np.stack([1 / seconds, sizes / seconds], axis=1), np.ones(len(points)))
     return float(a_step), float(an_image)
@@ -101,12 +104,15 @@ def placed(point: dict[str, Any]) -> dict[str, float]:
 
 
 def largest_error(points: Sequence[dict[str, Any]]) -> float:
-    """The largest relative error of the predictions."""
+    """The largest relative error of the predicted step times."""
     return rounded(max(abs(point["predicted"] / point["seconds"] - 1) for point in points))
 
 
 def prediction(machine: Model, batch_size: int, links: Sequence[int]) -> dict[str, Any]:
-    """Images per second by link and number of machines, and the number up to which doubling the machines pays."""
+    """The predicted images per second for each link and number of machines.
+
+    For each link, the result also has the number of machines beyond which doubling them does not pay.
+    """
     rates = {
         link: [
             batch_size / float(machine.seconds(processes=count, batch_size=batch_size, bytes_per_second=link * 1e6 / 8))
@@ -129,7 +135,7 @@ def prediction(machine: Model, batch_size: int, links: Sequence[int]) -> dict[st
 
 @styled
 def draw(record: dict[str, Any]) -> Figure:
-    """A plot of measured against modeled steps, and a plot of the prediction."""
+    """A plot of measured against modeled step times, and a plot of the predicted images per second."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_steps(left, record["points"])

@@ -1,4 +1,4 @@
-"""Measure `onecycle serve` under load: requests per second and their latencies, with 1, 16 and 128 concurrent clients.
+"""Measure `onecycle serve` under load: requests per second and latencies, with 1, 16 and 128 concurrent clients.
 
 Then 20,000 requests show whether memory grows. Finally, slow clients, huge uploads, decompression bombs and a flood of
 requests attack the service while another client sends normal requests. Clients and service share the machine. A request
@@ -27,7 +27,7 @@ from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 
 RECORD = RunFolder(Path(__file__).parents[1] / "results" / "fast-cifar10")
-IMAGE, CLASS = 4, b"cat"  # index and class of the photograph in the record's augmentations.npz
+IMAGE, CLASS = 4, b"cat"  # index and class of a photograph in the file augmentations.npz of RECORD
 
 
 def main() -> int:
@@ -99,7 +99,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 class Outcome:
-    """The latencies of requests with a correct response, and the number of all others."""
+    """The latencies of the requests with a correct response, and the number of all other requests."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -200,7 +200,7 @@ async def slow_clients(port: int) -> str:
 
 
 async def huge_uploads(port: int) -> str:
-    """Clients that each upload 1 GiB, or until the service refuses more."""
+    """Clients that each upload 1 GiB. A client stops early if the service cuts it off."""
     statuses = []
 
     async def huge() -> None:
@@ -236,7 +236,7 @@ async def bombs(port: int) -> str:
         return b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
     statuses = []
-    for content in (png(50_000), png(5_400)):  # the first is refused by its header; the second is decoded
+    for content in (png(50_000), png(5_400)):  # the service refuses the first for its size, and decodes the second
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(5):
             writer.write(form(*[content] * 2))

@@ -1,11 +1,12 @@
 """Measure the seconds from `git clone` to the first training step, with empty caches, for several commits.
 
-The commits take turns. The speed of the network matters, so configure a fast mirror for pip.
+Each round measures every commit once. Downloads take part of the time, so configure a fast mirror for pip.
 
-clone     `git clone`, until it ends
-install   `make .venv/installed`, until it ends
-step      `make train`, until its progress bar shows the first step of the LR finder; it reads the data, compiles the
-          kernels, and measures compute plans
+clone     duration of `git clone` and `git checkout`
+install   duration of `make .venv/installed`
+step      time from the start of `make train` until its progress bar shows the first step of the LR finder; before
+          this step it reads the data, compiles the kernels, and measures compute plans
+all       sum of the three
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> int:
             found.append(measured(commit))
             print(commit, found[-1], flush=True)
     described = environment.describe(hardware.detect(), EAGER)
-    del described["compute_plan"]  # every round measures its own
+    del described["compute_plan"]  # each `make train` chooses its own plan
     medians = {
         commit: {name: rounded(statistics.median(one[name] for one in found)) for name in found[0]}
         for commit, found in rounds.items()
@@ -60,7 +61,7 @@ def short_name(commit: str) -> str:
 
 
 def measured(commit: str) -> dict[str, float]:
-    """The seconds of each phase for `commit`."""
+    """The duration of each phase for `commit`, and of all phases together, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {name: f"{folder}/{name}" for name in CACHES}
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Make the network that comes with the package from a complete run, and check its accuracy in half precision.
+"""Turn the network of a complete run into the one that the package ships, and check its accuracy in half precision.
 
 Weights become float16, except those of batch norm. The written file is evaluated on the test images of the run.
 """
@@ -21,7 +21,7 @@ from onecycle.run.build import load_data
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import evaluate
 
-LARGEST_LOSS = 0.0005  # of accuracy
+LARGEST_LOSS = 0.0005  # largest accepted change of the accuracy, a fraction
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
-"""Measure the start of commands: median seconds over several rounds.
+"""Measure how long commands take to start: the median seconds of several rounds.
 
 help        `onecycle --help`, until it ends
-first_run   `onecycle find-lr`, until its progress bar shows the first step, with an empty user cache: it compiles the
-            kernels and measures compute plans
-later_run   the same with the cache of the first run
+first_run   `onecycle find-lr`, until its progress bar shows the first step. The user cache is empty, so the command
+            compiles the kernels and measures compute plans.
+later_run   the same command, with the cache that the first run has filled
 """
 
 import argparse

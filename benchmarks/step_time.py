@@ -1,15 +1,16 @@
 """Compare the duration of a training step with that of common alternatives.
 
-Every contender trains the custom ResNet on one fixed batch with Adam, in its own process. They take turns, so that
-other load on the machine slows all of them alike. The medians of the turns are compared:
+Every contender trains the custom ResNet on one fixed batch with Adam, in its own process. The contenders take turns, so
+that other load on the machine slows all of them alike. The script compares the medians of the turns:
 
   usual          eager PyTorch: float32, default memory layout
   channels_last  the same in channels-last memory
   lightning      Lightning's Trainer with precision="bf16-mixed" (pip install lightning)
   onecycle       this project, with the compute plan that it chose for this machine
 
-Two more processes measure the limits: the best rate of a bfloat16 convolution with the shapes of the network, and of a
-bfloat16 matrix product. A ratio is the seconds of a contender divided by those of onecycle.
+Two more processes measure the limits of the machine: its best rate in a bfloat16 convolution with a shape of the
+network, and in a bfloat16 matrix product. A ratio divides the seconds of a contender by those of onecycle in the same
+round. The script reports the median ratio.
 """
 
 import argparse
@@ -39,9 +40,9 @@ from onecycle.train.loop import training_steps
 
 CONTENDERS = ("usual", "channels_last", "lightning", "onecycle")
 PEAKS = ("convolution", "product")
-STEPS = 2  # in a turn
+STEPS = 2  # training steps in one turn
 WARM_UP = 2  # steps before the first turn
-TRIES = 5  # of every product and convolution in a turn; the best counts
+TRIES = 5  # how often a turn repeats every convolution or matrix product; the best rate counts
 LR = 1e-3
 
 
@@ -78,7 +79,7 @@ def main() -> int:
 
 
 def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], batch_size: int) -> dict[str, Any]:
-    """The record: seconds, ratios, rates and memory by contender, and the environment."""
+    """The record to save: times, ratios, rates and memory of the contenders, and a description of the environment."""
     with FlopCounterMode(display=False) as counter:
         CustomResNet().training_step(
             Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
@@ -120,7 +121,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def serve(name: str, batch_size: int) -> None:
-    """Compute steps as `name`, until the parent process requests the end."""
+    """Compute steps as the contender or limit called `name`, until the parent process requests the end."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout is for answers, so send what a trainer prints to stderr
     torch.set_num_threads(hardware.usable_cores())
@@ -185,14 +186,14 @@ def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch) -> None
     plan.apply()
     turns.plan = plan
     prepared, optimizer = plan.prepare(model), Adam(model.parameters())
-    batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)  # as `Batches` yields them
+    batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)  # the layout of `Batches`
     for _ in training_steps(prepared, optimizer, repeat(batch), lambda step: LR, plan=plan):
         turns.step_done()
 
 
 def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
-    """Report the seconds per TFLOP of the fastest forward convolution of the network."""
-    EAGER.apply()  # with the allocator settings of onecycle
+    """Report the seconds per TFLOP of the fastest convolution with a shape of the network, forward only."""
+    EAGER.apply()  # makes the allocator keep freed memory, as in a run of onecycle
     works = []
     for inputs, outputs, size in [(64, 128, 32), (128, 128, 16), (128, 256, 16), (256, 512, 8)]:
         images = torch.randn(len(batch.images), inputs, size, size, dtype=torch.bfloat16)

@@ -88,7 +88,7 @@ def bits(run: RunFolder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StartedCommand:
-    """A command in a session of its own, and the file with its output."""
+    """A command that runs in its own session, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -118,7 +118,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
     """The process id of each rank. `launcher` is the id of the process in which torch's launcher runs."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):  # the process has ended
+        with suppress(OSError, ValueError):  # the process may have ended
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             pairs = (path / "environ").read_bytes().split(b"\0") if parent == launcher else []
             found |= {int(pair.removeprefix(b"RANK=")): int(path.name) for pair in pairs if pair.startswith(b"RANK=")}

@@ -1,15 +1,16 @@
-"""Measure the time to 90 % and 94 % accuracy: the recipes `quick` and `fast` take turns with a port of airbench94-Muon.
+"""Measure the time to 90 % and 94 % accuracy with the recipes `quick` and `fast` and with a port of airbench94-Muon.
 
-Each contender is a command, with the same seeds:
+The contenders take turns. Each contender is a command, and all use the same seeds:
 
   quick  `onecycle train --recipe quick`
-  fast   `onecycle train --recipe fast`; compare its accuracy with test-time augmentation
+  fast   `onecycle train --recipe fast`; its `tta_accuracy` is comparable to that of the port
   port   airbench_port.py in this folder
 
-`seconds` include the same phases as in airbench: whitening, training and test-time augmentation, but not loading the
-data or other evaluations. A recipe does not time its whitening, so this script measures it and adds it to the epochs.
-The search for the compute plan happens once per machine and is not included. `wall_seconds` are those of the whole
-command, including the files that it writes. The medians of the rounds are compared.
+`seconds` is the time of the phases that airbench measures: whitening, training and test-time augmentation. It does not
+include loading the data or other evaluations. A recipe does not time its whitening, so this script measures the
+whitening and adds it to the time of the epochs. The search for the compute plan happens once per machine and is not
+included. `wall_seconds` is the duration of the whole command, including the time to write its files. The script
+compares the medians of the rounds.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def main() -> int:
     batches = [] if options.batch_size is None else ["--batch-size", str(options.batch_size)]
     whitening = whitening_seconds()
     described = environment.describe(hardware.detect(), EAGER)
-    del described["compute_plan"]  # each contender has its own
+    del described["compute_plan"]  # the contenders use different compute plans
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.contenders}
     for round in range(options.rounds):
         for name in options.contenders:

@@ -20,7 +20,7 @@ class Drawn(NamedTuple):
 
 
 def map_of(size: int = SIZE) -> np.ndarray:
-    """A uint8 image `[size,size,3]`. Red is the row, green is the column, and blue differs from the cutout's blue."""
+    """A uint8 image `[size,size,3]`. Red is the row, green is the column, and blue differs from the cutout's."""
     rows, columns = np.mgrid[:size, :size].astype(np.uint8)
     return np.stack([rows, columns, np.full_like(rows, 77)], axis=-1)
 
@@ -60,7 +60,7 @@ def read(augmented: np.ndarray, size: int = SIZE) -> Drawn:
 
 
 def chi_square(values: np.ndarray, cells: int) -> float:
-    """How far `values` in 0..cells-1 are from a uniform distribution.
+    """How far the distribution of `values`, from 0 to `cells - 1`, is from a uniform one.
 
     Returns the chi-square statistic, minus its mean, divided by its standard deviation.
     """

@@ -82,7 +82,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def ray_settings(cache_home: Path) -> Iterator[None]:
-    """The environment variables that Ray's processes read when they start."""
+    """Set the environment variables that Ray's processes read when they start."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
@@ -100,7 +100,7 @@ def nodes(ray_settings: None) -> Iterator[Nodes]:
 
 @pytest.fixture
 def native_kernels() -> None:
-    """The compiled native kernels. They must be available on every Linux machine with a compiler."""
+    """Require the native kernels, which every Linux machine with a C compiler must have. Others skip the test."""
     if platform.system() != "Linux" or not shutil.which("cc"):
         pytest.skip("the native kernels need Linux and a C compiler")
     assert native.compiled() is not None

@@ -5,10 +5,9 @@ from torch import nn
 
 from onecycle.core.config import Config
 
-# Options for a network with 8 channels, for tests in which the network does not matter. It is trained like the full
-# network.
+# Options for a network with 8 channels, for tests that work with any network. The options change only the network.
 NARROW = ["--network", "whitened_convnet", "--widths", "8", "8", "8"]
-# A configuration with the same network, on the embedded digits. Tests change it with `replace`.
+# A configuration that trains the network of `NARROW` on the embedded digits. Tests vary it with `replace`.
 NARROW_CONFIG = Config(network="whitened_convnet", widths=(8, 8, 8), data="digits", workers=0)
 # Options for a short run in which the LR finder's loss falls clearly: all batches are equal, and there is no cutout.
 FINDABLE = [
@@ -18,7 +17,7 @@ FINDABLE = [
 
 
 def convolutional() -> nn.Module:
-    """A network with buffers, running statistics and dropout, so that its state and its mode matter."""
+    """A network with batch normalization and dropout: its output depends on its buffers and on its mode."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, kernel_size=5, stride=4, padding=2),  # [B,8,8,8]

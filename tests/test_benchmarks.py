@@ -31,7 +31,7 @@ def test_every_benchmark_explains_itself(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    with pytest.raises(SystemExit) as ended:  # in this process, because a new one would import slow packages
+    with pytest.raises(SystemExit) as ended:  # in this process: a new process would spend seconds on imports
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {script.name}")
@@ -338,7 +338,7 @@ def test_scaling_compares_its_model_with_steps_that_it_was_not_fitted_to(tmp_pat
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert [(point["processes"], point["batch_size"]) for point in record["points"] if not point["fitted"]] == [(2, 16)]
-    for point in record["points"]:  # each of two processes sends half of its gradients and half of the sum
+    for point in record["points"]:  # each of two processes sends half its gradients and half the sum
         assert (point["mib_sent"] > 6_573_120 * 4 / 2**20) == (point["processes"] == 2)
         assert point["predicted"] > 0
     assert record["on_this_machine"]["batch_size"] == 24
@@ -367,7 +367,7 @@ def test_the_scaling_model_is_recovered_from_steps_that_follow_it() -> None:
 
 def test_machines_pay_while_doubling_them_is_at_least_a_tenth_faster() -> None:
     machine = Model(a_step=0, an_image=0.001, crowded=1, together=0, slack=1, hidden=0, gradient=12.5e6, cores=64)
-    # A batch of 1,000 takes 1 s on one machine. On two it takes 0.5 s, and 1 s to send gradients at 100 Mbit/s.
+    # A batch of 1,000 takes 1 s on one machine. On two, it takes 0.5 s, plus 1 s to send gradients at 100 Mbit/s.
     predicted = prediction(machine, 1000, [100, 1000])
     assert predicted["images_per_second"]["100"][:2] == [1000, 666.7]
     assert predicted["twice_as_many_pay_up_to"] == {"100": 1, "1000": 32}

@@ -32,7 +32,7 @@ def recorded(name: str) -> Any:
 
 
 def run_example(part: str) -> None:
-    """Run the one Python example that contains `part`."""
+    """Run the only Python example of the README and docs/ that contains `part`."""
     (example,) = (found for found in re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL) if part in found)
     exec(compile(example, "example", "exec"), {})
 
@@ -455,7 +455,7 @@ def test_the_figures_of_scaling_are_recorded() -> None:
         f"and up to about {pays['1000']} with 1 Gbit/s"
     ) in WORDS
     slowest = record["prediction"]["images_per_second"]["100"]
-    assert slowest[1] < slowest[0]  # "With 100 Mbit/s, a second machine slows the first one down"
+    assert slowest[1] < slowest[0]  # docs/distributed.md: "With 100 Mbit/s, a second machine slows the first one down"
     assert record["prediction"]["batch_size"] == 512
     assert record["on_this_machine"]["ratio"] >= 0.97 and record["largest_error"]["unseen"] <= 0.15
 

@@ -21,9 +21,9 @@ def test_it_is_committed_with_its_outputs_and_without_an_error() -> None:
     assert len(plots) >= 9
 
 
-@pytest.mark.filterwarnings("default")  # Jupyter itself warns; this must not be an error
+@pytest.mark.filterwarnings("default")  # warnings of Jupyter itself must not fail the test
 def test_it_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
-    if NAMED_DATA:  # otherwise the notebook uses the digits
+    if NAMED_DATA:  # without a data folder, the notebook uses the embedded digits
         monkeypatch.setenv("ONECYCLE_DATA", NAMED_DATA)
     notebook = nbformat.read(ROOT / "S10.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -1,4 +1,4 @@
-"""The repository: its make commands, its lock file, and that no file contains a path of one machine."""
+"""Tests of the make commands, the lock file, and all files: none contains a path that is specific to one machine."""
 
 import fnmatch
 import os
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-# The name, version, marker and hashes of each package.
+# The name, version, environment marker and hashes of each locked package.
 ENTRIES = re.findall(
     r"^([\w.-]+)==([\w.]+)( ; [^\n\\]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", LOCK, flags=re.MULTILINE
 )
@@ -25,7 +25,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TARGETS = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
-# The commands
+# Tests of the make commands
 
 
 def make(*arguments: str, folder: Path, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def bare_checkout(tmp_path: Path) -> Path:
 
 
 def put_stamps(checkout: Path) -> float:
-    """Make the checkout look installed. Returns the modification time of the stamps."""
+    """Create the stamp files that tell make that the checkout is installed. Returns their modification time."""
     (checkout / ".venv").mkdir()
     installed = max(path.stat().st_mtime for path in checkout.rglob("*") if path.is_file()) + 10
     for name in ("installed", "installed-dev"):
@@ -154,7 +154,7 @@ def test_the_ci_script_lints_and_then_ends_with_the_tests() -> None:
     assert script.read_text(encoding="utf-8").splitlines()[-3:] == ["make lint", "make newest-test", "make test"]
 
 
-# The lock file
+# Tests of the lock file
 
 
 def test_the_lock_pins_the_torch_that_pip_finds_for_the_cpu() -> None:
@@ -206,7 +206,7 @@ def test_a_declared_dependency_is_pinned_at_a_version_it_allows(declared: str) -
     assert requirement.specifier.contains(pinned, prereleases=True), f"{declared} refuses the pinned {pinned}"
 
 
-# The files
+# Tests of all files in the repository
 
 
 def repository_files() -> list[Path]:

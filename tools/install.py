@@ -28,7 +28,7 @@ UV = VENV / "bin" / "uv"
 STAMP = VENV / "installed"
 DEV_STAMP = VENV / "installed-dev"
 
-TORCH = "torch==2.13.0"  # without a hash in the lock, because its build depends on the machine
+TORCH = "torch==2.13.0"  # without a hash in the lock, because each machine gets the build of torch that fits it
 TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 
 
@@ -128,7 +128,7 @@ class Uv:
 
 
 def wants_cpu_build(uv: Uv) -> bool:
-    """Whether torch would bring CUDA packages that this machine cannot use."""
+    """Whether installing torch would also install CUDA packages, which this machine cannot use."""
     if sys.platform != "linux" or has_nvidia_driver() or "UV_TORCH_BACKEND" in os.environ:
         return False
     return bool(re.search(r"^ \+ (nvidia|cuda)-", uv.would_install(TORCH), flags=re.MULTILINE))

@@ -1,6 +1,6 @@
-"""Install onecycle as a package, with the newest versions that pyproject.toml allows, and use it.
+"""Install onecycle as a package with the newest dependencies that pyproject.toml allows, and run its commands.
 
-Only torch has the locked version, because its newest build brings CUDA to most machines.
+Only torch has its locked version, because the newest build installs CUDA on most machines.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Run the `onecycle` command line by `python -m onecycle`."""
+"""The entry point of `python -m onecycle`, which is the same as the command `onecycle`."""
 
 import sys
 

@@ -93,7 +93,7 @@ def panels_of(text: str) -> list[str]:
 
 
 def options_of(text: str) -> set[str]:
-    """The options in a help text, without `--no-…` forms. Such a form follows its option on the same line."""
+    """The options that start a line of a help text. A `--no-…` form follows its option on the same line."""
     return set(re.findall(r"^│ (?:\*  )?(--[a-z-]+)", text, re.MULTILINE))
 
 

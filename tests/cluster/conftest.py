@@ -43,7 +43,7 @@ def _entered(stack: ExitStack, name: str, setup: AbstractContextManager[Setup]) 
 
 @pytest.fixture
 def start_hosts(tmp_path: Path) -> Iterator[Callable[..., list[Host]]]:
-    """A function that starts virtual hosts and takes the options of `hosts.hosts`. A test may call it only once."""
+    """A function that starts virtual hosts. It takes the options of `hosts.hosts`. A test may call it only once."""
     with ExitStack() as stack:
         yield lambda number, **links: _entered(stack, "hosts", hosts(number, tmp_path, **links))
 
@@ -70,5 +70,5 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list
 
 @pytest.fixture(scope="session")
 def undisturbed(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The result of the small training in one process on one machine."""
+    """The results of the small training run in one process on one machine, without a cluster."""
     return on_one_machine(tmp_path_factory.mktemp("undisturbed"))

@@ -92,5 +92,5 @@ def hosts_by_ssh(hosts: list[Host], folder: Path) -> Iterator[Operator]:
         host.run(str(shutil.which("sshd")), "-f", configuration)  # sshd is ready when the command ends
     try:
         yield Operator(hosts[0], homes[0])
-    finally:  # Ray creates only this folder outside $TMPDIR and the home folder
+    finally:  # outside $TMPDIR and the home folder, Ray creates only the folder removed here
         shutil.rmtree(f"/tmp/ray_ssh_{hashlib.sha256(USER.encode()).hexdigest()[:10]}", ignore_errors=True)

@@ -81,7 +81,7 @@ def slurm(hosts: list[Host], folder: Path, *, cores: int = 2) -> Iterator[Slurm]
     daemons = [hosts[0].start("slurmctld", "-D", environment=cluster.environment)]
     daemons += [host.start("slurmd", "-D", "-N", host.name, environment=cluster.environment) for host in hosts]
     until = time.monotonic() + 30
-    # sinfo fails until the controller listens.
+    # Wait until all nodes are idle. sinfo fails until the controller listens.
     while "idle" * len(hosts) != "".join(_states(cluster)):
         assert time.monotonic() < until, "\n".join(daemon.output for daemon in daemons)
         time.sleep(0.1)

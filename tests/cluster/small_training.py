@@ -15,7 +15,7 @@ SMALL = [
     *("--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--batch-size", "12"),
     *("--workers", "0", "--out", "runs"),
 ]
-OPTIONS = [*SMALL, "--no-report", "--epochs", "40", "--shards", "4"]  # 40 epochs leave a test time to interrupt
+OPTIONS = [*SMALL, "--no-report", "--epochs", "40", "--shards", "4"]  # 40 epochs last long enough to be interrupted
 THREADS = 1  # per process, because several processes share one machine
 
 

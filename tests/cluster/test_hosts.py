@@ -69,7 +69,7 @@ def daemon(folder: Path) -> str:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The processes of this machine with `folder` in their command line."""
+    """The command lines of all processes on this machine whose command line contains `folder`."""
     listed = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if str(folder) in line]
 
@@ -86,7 +86,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def answers(host: Host, other: Host, seconds: float) -> bool:
-    """Whether `other` answers a connection from `host` within `seconds`. Its answer is "Connection refused"."""
+    """Whether `host` reaches `other` within `seconds`. No server listens, so the reply is "Connection refused"."""
     connect = f"import socket; socket.create_connection(({other.address!r}, 9), {seconds})"
     return "Connection refused" in host.run("sh", "-c", f'{sys.executable} -c "{connect}" 2>&1 || true')
 
@@ -188,5 +188,5 @@ def test_nothing_outlives_the_program_that_created_the_hosts(
 
 def test_a_missing_program_is_named_with_the_package_that_contains_it() -> None:
     need(sh="dash")
-    with pytest.raises(NotStarted, match=r"slurmd9, munged9 not installed; apt-get install munge9 slurm9"):
+    with pytest.raises(NotStarted, match=r"not installed: slurmd9, munged9; run apt-get install munge9 slurm9"):
         need(sh="dash", slurmd9="slurm9", munged9="munge9")

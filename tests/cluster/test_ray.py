@@ -14,7 +14,7 @@ from small_training import SMALL, THREADS
 RayCluster = tuple[list[Host], str]
 
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "examples" / "ray-cluster.yaml"
-PATIENCE = 300  # seconds
+PATIENCE = 300  # time limit of a command, in seconds
 
 # The program waits for all nodes. Then it runs one task on each node. A task takes all cores of its node.
 WHERE = """

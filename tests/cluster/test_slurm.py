@@ -1,4 +1,4 @@
-"""The unchanged examples/slurm.sbatch on a Slurm cluster of two nodes."""
+"""Tests of the unchanged examples/slurm.sbatch on a Slurm cluster of two nodes."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from slurm import Slurm
 from small_training import OPTIONS, THREADS, outcome, the_run
 
 BATCH_FILE = Path(__file__).resolve().parents[2] / "examples" / "slurm.sbatch"
-PATIENCE = 300  # seconds
+PATIENCE = 300  # seconds to wait for a job
 
 
 def submit(cluster: Slurm, folder: Path, *options: str) -> str:

@@ -1,4 +1,4 @@
-"""The unchanged examples/two_machines.sh on two virtual hosts, which share only a network."""
+"""Run examples/two_machines.sh unchanged on two virtual hosts, which share only a network."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The tests measure small networks on this machine. No time is faked. Each test has its own cache."""
+"""Tests that choose compute plans by timing small networks on this machine. Each test has its own cache."""
 
 import copy
 import itertools
@@ -53,7 +53,7 @@ def times(choice: Choice) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def choices(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder in which choices are cached. The number of threads is restored after the test."""
+    """The folder where `choose` caches its results. The number of threads is restored after the test."""
     native.compiled()  # compiles only once per process, so call it before the cache folder changes
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
@@ -69,7 +69,7 @@ def tiny(channels: int = 4) -> ModelComposite:
 
 
 def try_only(monkeypatch: pytest.MonkeyPatch, *changes: autotune.Change, advantage: float = 1e-9) -> None:
-    """Try only `changes`, with enough time on any machine. With the default `advantage`, every correct change wins."""
+    """Let `choose` try only `changes`, and all of them. A correct change must be `advantage` times as fast to win."""
     monkeypatch.setattr(autotune, "BUDGET_SECONDS", 300.0)
     monkeypatch.setattr(autotune, "ROUNDS", ((8, changes),))
     monkeypatch.setattr(autotune, "ADVANTAGE", advantage)
@@ -87,7 +87,7 @@ def test_choosing_changes_neither_the_model_nor_a_random_state(
     network: Callable[[], ModelComposite], size: int
 ) -> None:
     model = network().eval()
-    list(model.children())[-1].train()  # one layer in training mode
+    list(model.children())[-1].train()  # all other layers are in evaluation mode
     modules = [(name, id(module), type(module), module.training) for name, module in model.named_modules()]
     places = [(id(tensor), tensor.data_ptr(), tensor.stride()) for tensor in model.state_dict(keep_vars=True).values()]
     values = copy.deepcopy(model.state_dict())
@@ -132,7 +132,7 @@ def test_a_choice_is_one_line_with_the_plan_and_its_speedup() -> None:
         Round(images=64, milliseconds={"bfloat16, channels-last": 200.0, str(plan): 100.0}, best=str(plan), failed={}),
     )
     choice = Choice(plan=plan, rounds=rounds)
-    assert choice.speedup == 5  # 2.5 in the first round, times 2 in the second
+    assert choice.speedup == 5  # 2.5 in the first round times 2 in the second
     assert str(choice) == f"{plan}; 5.0 times as fast as float32, measured now"
     assert str(replace(choice, remembered=True)) == f"{plan}; 5.0 times as fast as float32, measured before"
     alone = Choice(
@@ -200,7 +200,7 @@ def test_another_model_size_machine_thread_count_or_precision_is_another_choice(
         [
             (tiny(), 8, MACHINE, {}),
             (tiny(5), 8, MACHINE, {}),
-            (tiny(), 9, MACHINE, {}),  # pooling gives 4×4 maps, as for 8×8 images
+            (tiny(), 9, MACHINE, {}),  # fits the same network: pooling turns both 8×8 and 9×9 images into 4×4 maps
             (tiny(), 8, replace(MACHINE, cpu="another"), {}),
             (tiny(), 8, replace(MACHINE, cores=MACHINE.cores + 1), {}),
             (tiny(), 8, MACHINE, {"precision": "float32"}),
@@ -211,7 +211,7 @@ def test_another_model_size_machine_thread_count_or_precision_is_another_choice(
         assert not choose(model, size, machine, **options).remembered
         assert len(list(choices.iterdir())) == number
         assert choose(model, size, machine, **options).remembered
-    assert choose(tiny(), 8, MACHINE, device="cpu").remembered  # the default, auto, is the CPU here
+    assert choose(tiny(), 8, MACHINE, device="cpu").remembered  # without a GPU, the default "auto" means the CPU
     assert choose(tiny(), 8, replace(MACHINE, memory_gib=1.0)).remembered
 
 
@@ -253,7 +253,7 @@ def test_a_challenger_must_win_by_the_advantage(monkeypatch: pytest.MonkeyPatch,
 
 
 class Rectifying(ModelComposite):
-    """A network that applies a ReLU after each layer for which `is_convolution` is true."""
+    """A network that applies a ReLU after each layer for which the function `is_convolution` returns true."""
 
     def __init__(self, is_convolution: Callable[[nn.Module], bool]) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class Rectifying(ModelComposite):
 
 
 class Normalizing(ModelComposite):
-    """A network that applies only the first `parts` of three layers: convolution, norm and ReLU."""
+    """A block of convolution, norm and ReLU, and a linear layer. If `parts` is 2, the ReLU is not applied."""
 
     def __init__(self, parts: int) -> None:
         super().__init__()
@@ -283,9 +283,9 @@ class Normalizing(ModelComposite):
 @pytest.mark.parametrize(
     ("network", "right", "wrong", "change"),
     [
-        # The replacement for a convolution is an instance of a subclass of `nn.Conv2d`.
+        # A subclass of `nn.Conv2d` replaces convolutions. `type(layer) is nn.Conv2d` does not recognize the subclass.
         (Rectifying, lambda layer: isinstance(layer, nn.Conv2d), lambda layer: type(layer) is nn.Conv2d, im2col_gemm),
-        # The replacement for a norm includes the ReLU after it.
+        # The layer that replaces a norm also applies the ReLU after it. With `parts=2` this ReLU is wrong.
         (Normalizing, 3, 2, native_kernels),
     ],
     ids=["im2col GEMM", "kernels"],
@@ -298,9 +298,9 @@ def test_a_plan_with_another_gradient_is_never_chosen_however_fast(
         torch.manual_seed(0)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(chosen)))
         choice = choose(network(argument), 8, MACHINE, precision="bfloat16")
-        assert len(names(choice)) == 3  # `change` was tried
+        assert len(names(choice)) == 3  # eager PyTorch, channels-last, and `change`
         assert (change(choice.plan) == choice.plan) == chosen
-        assert choice.plan.channels_last  # the correct challenger still wins
+        assert choice.plan.channels_last  # channels-last has the right gradients, so it is chosen in both cases
 
 
 class Slow(ModelComposite):
@@ -326,7 +326,7 @@ def test_a_slow_machine_keeps_the_time_budget_and_still_tries_channels_last(seco
 
 def test_a_plan_that_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strict(ModelComposite):
-        """Calls `view` on the weight, which fails unless the weight is contiguous."""
+        """A network that fails with channels-last weights, because it calls `view` on its weight."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -44,7 +44,7 @@ def test_a_training_step_reads_nothing_from_the_device(tiny: tuple[ImageSet, Ima
     for result in results:
         assert (result.loss.device.type, result.correct.device.type) == ("meta", "meta")
         with pytest.raises(RuntimeError):
-            result.loss.item()  # a step that read a value would have failed, too
+            result.loss.item()  # reading a value fails, so it would also have failed in a step
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The microbenchmark judges plans that are known to be slow, wrong or right."""
+"""Tests that the microbenchmark recognizes slow plans, plans with wrong gradients, and correct plans."""
 
 import math
 from dataclasses import replace
@@ -27,7 +27,7 @@ class Counting(ModelComposite):
 
 
 class Spoiling(nn.Conv2d):
-    """A convolution whose weight gets `factor` times the right gradient."""
+    """A convolution that multiplies the gradient of its weight by `factor`."""
 
     factor = 0.0
 
@@ -38,7 +38,7 @@ class Spoiling(nn.Conv2d):
 
 @pytest.mark.parametrize(("to_beat", "passes"), [(math.inf, 7), (1e-9, 1)])
 def test_a_hopeless_plan_gets_a_single_pass(monkeypatch: pytest.MonkeyPatch, to_beat: float, passes: int) -> None:
-    monkeypatch.setattr(microbenchmark, "PASSES_SECONDS", math.inf)  # on a busy machine passes may be slow
+    monkeypatch.setattr(microbenchmark, "PASSES_SECONDS", math.inf)  # so that even a busy machine runs all passes
     counted: list[int] = []
     assert Microbenchmark(Counting(counted), 8, EAGER).seconds(EAGER, 5, to_beat=to_beat) > 0
     assert counted == [5] * passes
@@ -82,7 +82,7 @@ def test_nan_gradients_never_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gradient_of_rounding_noise_decides_nothing() -> None:
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(8)  # cancels the bias of the convolution, whose gradient is then rounding noise
+    norm = nn.BatchNorm2d(8)  # cancels the convolution's bias, so the gradient of this bias is rounding noise
     network = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
 
     class Network(ModelComposite):

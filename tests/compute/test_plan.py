@@ -177,7 +177,7 @@ def test_the_gradients_of_the_fastest_plan_are_as_accurate_as_those_of_eager_bfl
     tiny: tuple[ImageSet, ImageSet], size: int, count: int
 ) -> None:
     squares = []  # squared relative errors: [batch, plan, parameter]
-    # In a single batch, rounding may flip one ReLU or maximum and so decide the comparison. So average over batches.
+    # In a single batch, one ReLU or maximum that rounding flips may decide the comparison. So average over batches.
     for seed in range(8):
         torch.manual_seed(seed)
         rows = torch.randperm(len(tiny[0]))[:count].numpy()
@@ -255,7 +255,7 @@ def no_amx(native_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_amx")
 def test_missing_amx_is_refused_in_training_and_not_used_in_evaluation(model: CustomResNet, batch: Batch) -> None:
     without = dataclasses.replace(FASTEST, amx=False)
-    with pytest.raises(InputError, match=r"AMX, which needs a CPU that has it, .*; this CPU is old"):
+    with pytest.raises(InputError, match=r"AMX, which needs a CPU that supports it, .*; this CPU is old"):
         FASTEST.require(LAPTOP)
     without.require(LAPTOP)
     assert FASTEST.for_evaluation() == dataclasses.replace(without, native_kernels=False)

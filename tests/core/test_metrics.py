@@ -76,7 +76,7 @@ def test_a_network_that_is_always_certain_has_its_error_rate_as_calibration_erro
 def test_labels_that_do_not_fit_the_predictions_or_the_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="there are 2 labels and 1 predictions"):
         confusion_counts(np.array([0, 1]), np.array([0]), 2)
-    with pytest.raises(ValueError, match="predictions run from 0 to 2; with 2 classes: 0 to 1"):
+    with pytest.raises(ValueError, match="predictions run from 0 to 2; 2 classes allow 0 to 1"):
         confusion_counts(np.array([0, 1]), np.array([0, 2]), 2)
 
 

@@ -121,7 +121,7 @@ def test_the_interval_and_the_p_value_always_agree(only_ours: int, only_theirs: 
     found = difference_by_image(ours, theirs)
     assert found.significant == (found.p_value < 0.05)
     assert found.interval_95[0] <= found.mean <= found.interval_95[1]
-    if only_ours + only_theirs:  # the distribution is symmetric, so scipy's two-sided test doubles one tail
+    if only_ours + only_theirs:  # the distribution is symmetric, so scipy's two-sided p-value is twice one tail
         assert found.p_value == pytest.approx(stats.binomtest(only_ours, only_ours + only_theirs).pvalue)
 
 

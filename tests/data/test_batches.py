@@ -37,14 +37,14 @@ def batches_of(count: int, **options) -> Batches:
 
 
 def write_key(image: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """An augmentation that writes its key into the image."""
+    """An augmentation that writes the key of an image (seed, epoch, position) into its pixels."""
     marked = image.copy()
     marked[0, 0, 2], marked[0, 1, 2], marked[1, 0, 2] = key
     return marked
 
 
 class WriteKeys:
-    """Like `write_key`, for whole batches: `draw` returns the keys, and the call writes them into the images."""
+    """An augmentation of whole batches. `draw` returns the keys of the images. The call writes them into the pixels."""
 
     def draw(self, seed: int, epoch: int, order: np.ndarray) -> np.ndarray:
         return np.array([(seed, epoch, position) for position in range(len(order))], np.int16)
@@ -109,7 +109,7 @@ def test_an_epoch_cannot_be_continued_after_another_one_started(training, worker
     drawn = [next(second)]
     with pytest.raises(RuntimeError, match="epoch 0 was continued after another one had started"):
         next(first)
-    drawn += second  # the second epoch is still complete
+    drawn += second  # the failed call does not disturb the second epoch
     assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(drawn, expected, strict=True))
 
 
@@ -220,8 +220,8 @@ def test_images_that_are_mapped_from_a_file_are_never_copied_whole(
 ) -> None:
     images = ImageSet(np.zeros((5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int64), ("one", "two"))
     on_disk = mapped(images, tmp_path / "images")
-    # tracemalloc counts the memory of NumPy arrays. If a tensor shared the read-only memory, torch would warn, and the
-    # warning would fail the test.
+    # tracemalloc finds only copies that NumPy makes. Before torch could make a copy, `torch.from_numpy` would warn that
+    # the images are read-only, and the warning would fail the test.
     tracemalloc.start()
     try:
         batches = Batches(

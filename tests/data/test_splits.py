@@ -23,7 +23,7 @@ def test_a_stratified_sample_has_its_size_and_each_class_is_within_one_of_its_sh
     size = data.draw(st.integers(0, len(labels)))
     chosen = stratified(labels, size, seed=seed)
     assert len(chosen) == size
-    assert (np.diff(chosen) > 0).all()  # ascending, so there are no duplicates
+    assert (np.diff(chosen) > 0).all()  # strictly ascending, so there are no duplicates
     exact = np.bincount(labels, minlength=5) * size / len(labels)
     counts = np.bincount(labels[chosen], minlength=5)
     assert (np.abs(counts - exact) < 1).all()

@@ -13,7 +13,7 @@ from studies import StartedCommand, ranks_of
 from onecycle.storage.run_folder import RunFolder
 
 NETWORK = ["--recipe", "quick", "--widths", "8", "8", "8"]
-PATIENCE = 600.0  # seconds
+PATIENCE = 600.0  # longest wait for a command or its output, in seconds
 
 
 def small(**changes: object) -> list[str]:

@@ -45,7 +45,7 @@ def test_a_signal_stops_all_processes_after_the_same_step_and_fewer_resume(
 ) -> None:
     command = start(tmp_path, "onecycle", "train", *OPTIONS, "--processes", "2")
     command.wait_for_output(FIRST_EPOCH)
-    if number == signal.SIGINT:  # a terminal sends SIGINT to all processes
+    if number == signal.SIGINT:  # Ctrl-C in a terminal sends SIGINT to all processes
         os.killpg(command.process.pid, number)
     else:
         command.process.terminate()
@@ -68,7 +68,7 @@ def test_the_error_names_a_killed_process_and_more_processes_resume(
     assert command.end() == 2
     assert f"rank {rank} (process" in command.output.splitlines()[-1], command.output
     run = run_in(tmp_path).path.relative_to(tmp_path)
-    if rank == 1:  # the main process, rank 0, is alive and reports the run folder
+    if rank == 1:  # rank 0, the main process, is still alive and reports the run folder
         assert f"`onecycle train --resume {run}` goes on from there" in command.output, command.output
     resumed = train(tmp_path, "--resume", str(run), "--processes", "4")
     assert bits(resumed) == undisturbed
@@ -103,8 +103,8 @@ def test_when_a_machine_fails_the_other_resumes_alone(
     started.append(first)
     second = machine(tmp_path / "second", endpoint, 1, *OPTIONS)
     started.append(second)
-    first.wait_for_output(FIRST_EPOCH)  # the first machine hosts the rendezvous and has the checkpoint
-    second.kill()
+    first.wait_for_output(FIRST_EPOCH)
+    second.kill()  # the first machine must survive: it hosts the rendezvous and has the checkpoint
     assert first.end() == 0, first.output
     assert "Resuming runs/" in first.output
     assert bits(run_in(tmp_path / "first")) == undisturbed

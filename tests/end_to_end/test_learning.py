@@ -27,7 +27,7 @@ def test_a_narrow_network_learns(tmp_path: Path) -> None:
 
 
 def test_the_specified_network_is_trained_from_data_to_a_report(tmp_path: Path) -> None:
-    """The training takes two steps."""
+    """Ten images in batches of five make two training steps, so that the test is short."""
     rates = ["--lr-min", "1e-5", "--lr-max", "1e-3"]
     run = trained(tmp_path, "--limit", "10", "--epochs", "1", "--batch-size", "5", *rates)
     assert run.read_result().parameters == 6_573_120

@@ -1,4 +1,4 @@
-"""Your own images: from class folders to a network that predicts their classes."""
+"""Train a network on your own images in class folders, and predict the classes of new images."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_class_weights_are_suggested_when_the_classes_are_imbalanced(
     assert main(["find-lr", *NARROW, "--data", str(photos), *options]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        "The classes are imbalanced, with 19 to 48 training images: use --class-weights to weight them equally" in out
+        "The classes are imbalanced (19 to 48 training images each): use --class-weights to weight them equally" in out
     )
 
 

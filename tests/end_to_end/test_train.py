@@ -167,7 +167,8 @@ def test_the_history_has_one_line_per_epoch_with_exactly_these_fields(run: RunFo
     ]
     assert [list(record) for record in history] == [fields] * 3
     assert [record["epoch"] for record in history] == [1, 2, 3]
-    # The run has steps 0 to 11. The learning rate peaks at step 1, after 5/24 of the run, and then falls for 10 steps.
+    # The run has steps 0 to 11. The learning rate peaks at step 1, because 5/24 of the run are about two steps. It then
+    # falls for 10 steps.
     down = (0.002 - 1e-5) / 10
     assert [record["lr"] for record in history] == pytest.approx([0.002 - 2 * down, 0.002 - 6 * down, 1e-5])
 
@@ -270,7 +271,7 @@ def test_evaluating_on_other_data_is_refused(run: RunFolder, image_folder: Path)
     outcome = onecycle("evaluate", "--run", run.path, "--data", image_folder)
     assert (outcome.code, outcome.out) == (2, "")
     assert re.fullmatch(
-        r"onecycle: .* was trained on other data: its fingerprint is [0-9a-f]{12}, that of .* is [0-9a-f]{12}; .*\n",
+        r"onecycle: .* was trained on other data, with the fingerprint \w{12}; .* has the fingerprint \w{12}; .*\n",
         outcome.err,
     )
 
@@ -291,7 +292,7 @@ def test_a_found_pair_given_by_hand_makes_the_same_run_and_another_seed_a_differ
     found = with_finder.read_json(with_finder.lr_finder)
     rates = ["--lr-min", repr(found["lr_min"]), "--lr-max", repr(found["lr_max"])]
     by_hand = trained(tmp_path / "by hand", *TWO_STEPS, *rates)
-    assert_same_run(by_hand, with_finder)  # finding the learning rates changes nothing else
+    assert_same_run(by_hand, with_finder)  # the LR finder has no other effect on the run
     assert files_of(by_hand) == FILES
     other = trained(tmp_path / "other", *TWO_STEPS, *rates, "--seed", "1")
     assert other.weights.read_bytes() != by_hand.weights.read_bytes()
@@ -324,7 +325,7 @@ def test_find_lr_writes_the_curve_that_training_finds_and_its_plot(with_finder: 
 
 
 def killed_after_its_first_epoch(out: Path, *options: str) -> RunFolder:
-    """The folder of a run that was killed after its first checkpoint. The default options are those of `finished`."""
+    """The folder of a run that was killed after its first checkpoint. By default it has the options of `finished`."""
     arguments = ["train", *(options or (*OPTIONS, *RATES)), "--out", str(out)]
     process = multiprocessing.get_context("forkserver").Process(target=onecycle, args=arguments)
     process.start()
@@ -386,7 +387,7 @@ def begun(run: RunFolder, tmp_path: Path) -> RunFolder:
 
 def test_resume_and_evaluation_use_the_compute_plan_of_the_run(begun: RunFolder) -> None:
     environment = begun.read_json(begun.environment)
-    plan = ComputePlan(im2col_gemm=True, threads=1)  # no machine would choose this plan
+    plan = ComputePlan(im2col_gemm=True, threads=1)  # a plan that no machine would choose
     begun.write_json(begun.environment, {**environment, "compute_plan": plan.to_json()})
     outcome = onecycle("train", "--resume", begun.path)
     assert (outcome.code, outcome.err) == (0, "")
@@ -530,7 +531,7 @@ def test_an_unreadable_image_does_not_stop_the_prediction_of_the_others(
     assert outcome.err.splitlines() == [
         f"onecycle: {tmp_path / 'text.jpg'}: not an image (20 bytes); replace or remove it",
         f"onecycle: there is no file {tmp_path / 'gone.png'}; check the name",
-        "onecycle: 2 of 4 could not be read",
+        "onecycle: 2 of 4 files could not be read",
     ]
 
 

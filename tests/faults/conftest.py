@@ -36,7 +36,7 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def figures(request: pytest.FixtureRequest, whole: bool) -> Iterator[dict[str, Any]]:
-    """Counts that the tests add up. They are written to `RECORD` when the whole suite passes."""
+    """Counts that the tests increase. They are written to `RECORD` if all tests pass with `--whole`."""
     yield _counted
     if whole and not request.session.testsfailed and not request.config.option.keyword:
         described = environment.describe(hardware.detect(), EAGER)

@@ -21,17 +21,17 @@ CALLS_NOTED, HANGS = "calls", "hangs"  # files in the working folder of the run
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that happens at call number `call` of the function `at`, just before the function does its work.
+    """A fault that happens just before the function `at` runs for the `call`th time.
 
-    `does` is one of:
+    `does` names the fault:
         "kill": kill the process.
         "tear": truncate the file that is about to be flushed, then kill the process.
-        "note": record every call of the function in a file.
+        "note": record this and every other call of the function in a file.
         "vanish": remove the folder `runs`.
         "limit": limit the size of files to `LIMIT`, so that no checkpoint can be written.
         "hang": hang. The watchdog reports the process as stalled after a few seconds.
         the name of a signal, such as "SIGINT": send the signal to the process.
-        the name of a signal and "to all": send the signal to the children of the process, then to the process.
+        the same with "to all", such as "SIGINT to all": send it to the children of the process, then to the process.
         the name of an errno, such as "ENOSPC": raise an OSError with that errno.
     """
 
@@ -49,7 +49,7 @@ def run(
     descriptor = os.open(output_file(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background jobs ignore SIGINT
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     from onecycle import cli
     from onecycle.run import autosave
 

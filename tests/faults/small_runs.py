@@ -1,4 +1,4 @@
-"""Small training runs in separate processes, which tests can kill and disturb."""
+"""Small training runs in separate processes. Tests can kill the processes and cause faults in them."""
 
 import multiprocessing
 import os
@@ -65,11 +65,11 @@ class Started:
             self.process.kill()
             self.process.join()
         code = self.process.exitcode
-        if code == 255:  # multiprocessing did not get the exit code
+        if code == 255:  # multiprocessing lost the exit code, which the process also wrote to a file
             code = int(exit_code_file(self.folder).read_text())
         assert code is not None
         output = output_file(self.folder).read_text() if output_file(self.folder).exists() else ""
-        # A process that was killed may already have printed a traceback about a killed worker.
+        # A killed process may have printed a traceback, because one of its workers was killed first.
         assert code == -9 or "Traceback" not in output, output
         return Ended(code, output, time.perf_counter() - self.began)
 
@@ -98,7 +98,7 @@ class Workspace:
         return self.start(*arguments, faults=faults, save_seconds=save_seconds).end()
 
     def calls(self, at: str) -> int:
-        """The number of calls of the function `at`. The run must have had the fault "note" at that function."""
+        """How often the run called the function `at`. The fault "note" must have recorded its calls."""
         return (self.path / CALLS_NOTED).read_text().splitlines().count(at)
 
     @property

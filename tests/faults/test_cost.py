@@ -17,7 +17,7 @@ from onecycle.train.loop import training_steps
 from onecycle.train.nonfinite import all_finite
 
 STEPS_PER_EPOCH = 98  # batches of 512 images, on CIFAR-10
-CHECKPOINTS_PER_EPOCH = 1  # at the end of the epoch; only epochs of more than five minutes have others
+CHECKPOINTS_PER_EPOCH = 1  # saved at the end of the epoch; only epochs of more than five minutes save others
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -54,5 +54,5 @@ def test_saving_and_checking_take_less_than_a_hundredth_of_an_epoch(
             (CHECKPOINTS_PER_EPOCH * save + STEPS_PER_EPOCH * check) / (STEPS_PER_EPOCH * step), 5
         ),
     }
-    # Without --whole, the measurement has too few repetitions to be reliable, and it is not published.
+    # Check this only with --whole, because otherwise the measurement has too few repetitions to be reliable.
     assert not whole or figures["cost for the specified network"]["part of an epoch's time"] < 0.01

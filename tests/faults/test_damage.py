@@ -98,7 +98,7 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_with_a_warning(
 
 
 def test_a_kill_during_the_first_write_after_that_loses_nothing(reference: Reference, killed: Workspace) -> None:
-    """After a resume from the previous checkpoint, a save must not replace it with the damaged newest checkpoint."""
+    """A resumed run that saves must not overwrite the intact previous checkpoint with the damaged newest one."""
     run = killed.run
     assert run is not None
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-1])

@@ -93,7 +93,7 @@ def test_a_folder_that_became_read_only_is_refused(
     reference: Reference, small_disk: Callable[[int], Workspace]
 ) -> None:
     workspace = small_disk(64 * 1024)
-    # No workers: they would go on for seconds after the kill, and a busy file system cannot be made read-only.
+    # The run has no workers. They would outlive it by seconds, and a file system in use cannot be made read-only.
     fault = Fault("onecycle.run.autosave.RunState.after_step", "kill", 8)
     killed = workspace.onecycle(*SMALL, "--workers", "0", faults=[fault])
     assert killed.code == -9

@@ -24,7 +24,7 @@ def test_a_run_killed_at_a_random_instant_resumes_to_the_same_bits(
             workspace = new_workspace(f"{number}-{attempt}")
             instant = random.Random(f"{workers} {number} {attempt}").uniform(0, reference.seconds)
             ended = workspace.start(*SMALL, "--workers", str(workers)).end(kill_after=instant)
-            if ended.code != 0:  # the run did not end before the kill
+            if ended.code != 0:  # the kill came before the end of the run
                 break
         assert ended.code == -9, ended.output
         return workspace
@@ -54,7 +54,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_bits(
 ) -> None:
     kills = 10 if whole else 2
     for _ in range(kills):
-        # Each kill comes in the second step after a resume, once the first step is saved.
+        # Kill the run in the second step after each resume, when the first step is already saved.
         ended = workspace.onecycle(
             *workspace.resume, faults=[Fault("onecycle.run.autosave.RunState.after_step", "kill", 2)], save_seconds=0
         )
@@ -68,7 +68,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_bits(
 def test_a_run_of_the_specified_network_killed_within_an_epoch_resumes_to_the_same_bits(
     reference: Reference, new_workspace: Callable[[object], Workspace]
 ) -> None:
-    """The network is trained with Adam. A resume must restore the memory layout of Adam's moments, too."""
+    """Adam trains this network. A resume must also restore the memory layout of Adam's moments."""
     whole, workspace = new_workspace("whole"), new_workspace("killed")
     baseline = ["train", "--data", "digits", "--limit", "40", "--epochs", "2", "--batch-size", "8", "--out", "runs"]
     rates = ["--lr-min", "1e-5", "--lr-max", "2e-3"]

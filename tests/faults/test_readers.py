@@ -1,4 +1,4 @@
-"""A reader of a mutated file returns the content or raises a one-line error."""
+"""Reading a mutated file either succeeds, or raises an error with a message of one line."""
 
 import io
 import tarfile

@@ -1,4 +1,7 @@
-"""After a fault in one of two processes, both end, the main process says how to resume, and nothing is lost."""
+"""A fault in one of two processes ends both, and the main process says how to resume.
+
+The resumed run gives the same results as a run without a fault.
+"""
 
 import socket
 import time
@@ -53,7 +56,7 @@ def start_both(
 
 
 def run_both(workspace: Workspace, rank: int, fault: Fault, *, save_seconds: float = PATIENCE) -> tuple[Ended, Ended]:
-    """Start the two processes as `start_both` does, and wait for their end."""
+    """Start the two processes as `start_both` does, and wait until both end."""
     main, other = start_both(workspace, rank, fault, save_seconds=save_seconds)
     return main.end(), other.end()
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in every phase of a run, a second signal, and two processes that use the same run."""
+"""Tests of SIGINT and SIGTERM in every phase of a run, of a second signal, and of two processes that use one run."""
 
 import itertools
 import os
@@ -28,14 +28,14 @@ PHASES = {
     "writing the report": ("onecycle.report.write", 1),
 }
 WITH_REPORT = ("the first step", "interpretation", "writing the report")
-# The smallest run that finds its learning rates.
+# The shortest run that starts with the LR finder.
 SMALLEST_WITH_FINDER = [*FINDABLE, "--epochs", "1", "--out", "runs"]
 SAMPLE = [("a later step", "SIGTERM"), ("writing the report", "SIGINT")]
 CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Test both signals in every phase, or only the cases in `SAMPLE` without --whole."""
+    """With --whole, test both signals in every phase. Otherwise test only the cases in `SAMPLE`."""
     if "phase" in metafunc.fixturenames:
         whole = metafunc.config.getoption("--whole", default=False)
         metafunc.parametrize(("phase", "name"), itertools.product(PHASES, CODES) if whole else SAMPLE)
@@ -91,7 +91,7 @@ def test_workers_that_get_the_signal_first_let_the_run_finish_its_step(
 
 @pytest.mark.long
 def test_a_second_signal_ends_the_process_at_once(reference: Reference, workspace: Workspace) -> None:
-    # The first signal makes the run save. The second signal arrives before the run has written anything.
+    # The first signal makes the run save. The second signal arrives before the checkpoint is written.
     first = Fault("onecycle.run.autosave.RunState.after_step", "SIGINT", 7)
     twice = [first, Fault("onecycle.run.autosave.save_checkpoint", "SIGTERM", 8)]
     stopped = workspace.onecycle(*SMALL, faults=twice, save_seconds=0)
@@ -130,7 +130,7 @@ def test_a_dead_process_holds_no_lock_although_its_workers_live_on(reference: Re
         *SMALL, "--workers", "2", faults=[Fault("onecycle.run.autosave.RunState.after_step", "kill", 8)]
     ).end()
     assert killed.code == -9
-    resumed = workspace.onecycle(*workspace.resume)  # the old workers still run: they take seconds to notice the kill
+    resumed = workspace.onecycle(*workspace.resume)  # the workers of the killed process run for seconds more
     assert resumed.code == 0, resumed.output
     assert bits(workspace) == reference.bits
 
@@ -156,7 +156,10 @@ def test_a_study_that_a_signal_stops_resumes_to_the_same_bits(
     stopped = workspace.onecycle(*study, faults=[Fault("onecycle.run.autosave.RunState.after_step", "SIGTERM", 20)])
     (folder,) = (workspace.path / "runs").iterdir()
     resume = ["study", "--resume", str(folder.relative_to(workspace.path))]
-    assert (stopped.code, stopped.last_line) == (143, f"onecycle: interrupted; `onecycle {' '.join(resume)}` goes on")
+    assert (stopped.code, stopped.last_line) == (
+        143,
+        f"onecycle: interrupted; `onecycle {' '.join(resume)}` continues the study",
+    )
     assert workspace.onecycle(*resume).code == 0
     weights = [sorted(p.path.glob("runs/*/quick/*/weights.safetensors")) for p in (whole, workspace)]
     assert [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]

@@ -7,7 +7,7 @@ from onecycle.core.errors import InputError
 from onecycle.models import CustomResNet, ModelComposite
 from onecycle.models.custom_resnet import Residual
 
-# The specification's table: layer, output shape, parameters.
+# The specification's table: layer, output shape, number of parameters.
 TABLE = [
     ("Conv2d-1", (64, 32, 32), 1_728),
     ("BatchNorm2d-2", (64, 32, 32), 128),
@@ -75,9 +75,12 @@ def test_an_image_costs_the_multiplications_of_the_table(network: CustomResNet) 
 
 
 def test_it_computes_what_the_specification_defines(network: CustomResNet) -> None:
-    """The expected logits come from plain functions: pooling precedes the norm, and branches are added after ReLU."""
+    """The test computes the expected logits with plain functions, in the order of the specification.
+
+    Pooling comes before the norm, and a residual branch ends with a ReLU.
+    """
     values = iter(network.state_dict().values())
-    # Give the norms different statistics, so that a wrong order changes the logits.
+    # Give the norms different statistics, so that a wrong order of the layers changes the logits.
     torch.manual_seed(1)
     network.train()
     with torch.no_grad():

@@ -6,12 +6,13 @@ from onecycle.models.test_time_augmentation import TestTimeAugmentation
 
 
 def test_unshifted_copies_count_twice_and_shifted_ones_once() -> None:
-    """The network returns the value of one pixel, which shows how each copy was shifted."""
+    """The network returns the pixel at a fixed place of each copy, which shows how the copy was shifted."""
     network = as_composite(nn.Sequential(nn.Identity(), Pixel(2, 3)))
-    images = torch.rand(2, 3, 8, 8)  # with logits below 1, the network is never confident
+    images = torch.rand(2, 3, 8, 8)  # two logits in [0, 1): no probability reaches 0.8, so all images are averaged
     averaged = TestTimeAugmentation(network)(images)[:, 0]
     pixels = images[:, 0]
-    # In a shifted copy, the network sees a neighbor of pixel (2,3). In a mirrored copy, it sees a neighbor of (2,4).
+    # A mirrored copy shows pixel (2,4) instead of (2,3). A shifted copy shows a neighbor of (2,3), or of (2,4) if it is
+    # also mirrored.
     neighbors = pixels[:, 1:4, 2:5].sum(dim=(1, 2)) + pixels[:, 1:4, 3:6].sum(dim=(1, 2))
     assert torch.allclose(averaged, (pixels[:, 2, 3] + pixels[:, 2, 4] + neighbors) / 20)
 

@@ -29,7 +29,7 @@ def test_one_class_and_too_small_images_are_refused(classes: int, size: int, mes
 
 
 def test_it_has_as_many_parameters_as_airbench_with_the_same_widths() -> None:
-    """The scales of the norms, 2 × (64 + 256 + 256), and the whitening filters are frozen."""
+    """The frozen parameters are the scales of the norms, 2 × (64 + 256 + 256), and the whitening filters, 24 × 12."""
     network = WhitenedConvNet()
     network.whiten(torch.randn(4, 3, 32, 32))
     summary = network.summary((3, 32, 32))

@@ -1,4 +1,4 @@
-"""Bulk prediction: parquet files have each image once, as predicted by `predict_files`, even after interruptions."""
+"""Bulk prediction writes each image once, with the prediction of `predict_files`, even after an interruption."""
 
 import json
 import os
@@ -70,8 +70,8 @@ def test_the_tables_equal_the_printed_predictions_to_the_last_bit(
 ) -> None:
     assert predict(images, "--out", tmp_path / "out", "--top", "2") == 2
     out, err = capsys.readouterr()
-    assert out == f"30 images, in {tmp_path / 'out'}\n"
-    assert err == f"onecycle: 2 of 30 could not be read: {tmp_path / 'out' / 'unreadable'}\n"
+    assert out == f"the results of 30 images are in {tmp_path / 'out'}\n"
+    assert err == f"onecycle: 2 of 30 images could not be read; see {tmp_path / 'out' / 'unreadable'}\n"
     rows = pq.read_table(tmp_path / "out" / "predictions").to_pylist()
     expected = dict(predict_files(onecycle.load(), [str(images)]))
     for row in rows:

@@ -47,7 +47,7 @@ def command(images: Path, out: Path, nodes: Nodes) -> list[str]:
 
 
 def started(images: Path, out: Path, nodes: Nodes) -> subprocess.Popen[str]:
-    """Start the command, and return its process as soon as the first chunk is written."""
+    """Start a bulk prediction on Ray. Returns its process as soon as the first chunk is written."""
     process = subprocess.Popen(command(images, out, nodes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
     while not chunk_files(out):
@@ -79,7 +79,7 @@ def test_a_node_that_dies_loses_no_image_and_duplicates_none(
     out, err = process.communicate(timeout=600)
     nodes.add()
     assert process.returncode == 2, err
-    assert out == f"{MANY:,} images, in {tmp_path}\n"
+    assert out == f"the results of {MANY:,} images are in {tmp_path}\n"
     require_same(tmp_path, local, images)
 
 
@@ -114,5 +114,5 @@ def test_ray_on_this_machine_predicts_without_a_cluster(images: Path, tmp_path: 
     words = [sys.executable, "-m", "onecycle", "predict", *few, "--engine", "ray", "--out", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stderr
-    assert "1 of 9 could not be read" in done.stderr
+    assert "1 of 9 images could not be read" in done.stderr
     assert pq.read_table(tmp_path / "predictions").num_rows == 8

@@ -24,8 +24,8 @@ class Sums(ModelComposite):
 
 def test_grad_cam_highlights_the_evidence_for_the_class() -> None:
     features = torch.zeros(2, 3, 4, 4)
-    features[0, 1, 2, 3] = 5.0  # evidence for class 1
-    features[0, 2, 0, 0] = 9.0  # evidence for class 2
+    features[0, 1, 2, 3] = 5.0  # channel 1 supports class 1
+    features[0, 2, 0, 0] = 9.0  # channel 2 supports class 2
     heatmaps = grad_cam(Sums(), features, torch.tensor([1, 0]))
     assert heatmaps[0, 2, 3] == 1 and heatmaps[0].sum() == 1
     assert heatmaps[1].sum() == 0, "nothing supports this class"

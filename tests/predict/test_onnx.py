@@ -1,4 +1,4 @@
-"""Export to ONNX: the file predicts like the network, without torch."""
+"""An exported ONNX file predicts like the network, and does not need torch."""
 
 import json
 import re

@@ -191,7 +191,7 @@ def test_missing_weights_and_those_of_another_program_are_an_input_error(tmp_pat
     with pytest.raises(InputError, match="has no weights.safetensors: the run did not get this far"):
         Predictor.load(tmp_path / "weights.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "theirs")
-    with pytest.raises(InputError, match="theirs has no checksum, so it is damaged or of another kind"):
+    with pytest.raises(InputError, match="theirs has no checksum, so it is damaged, or onecycle did not write it"):
         Predictor.load(tmp_path / "theirs")
 
 

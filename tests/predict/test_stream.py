@@ -128,7 +128,7 @@ def test_the_shipped_network_is_not_evaluated_on_other_classes() -> None:
         evaluate_shipped("digits")
 
 
-# The command
+# The `onecycle predict` command
 
 
 def test_text_output_has_one_line_per_file_with_the_most_likely_classes(
@@ -182,7 +182,7 @@ def test_unreadable_files_are_named_and_counted_and_the_others_are_predicted(
     (line,) = out.splitlines()
     assert line.startswith(f"{photographs / '4.png'}\tcat\t")
     lines = err.splitlines()[1:]
-    assert len(lines) == 9 and lines[-1] == "onecycle: 8 of 9 could not be read"
+    assert len(lines) == 9 and lines[-1] == "onecycle: 8 of 9 files could not be read"
     for name in (*names, "no*.png", r"'\n'"):
         assert sum(name in line for line in lines) == 1, name
 
@@ -263,7 +263,7 @@ def test_files_are_neither_read_nor_kept_far_ahead(
     assert most < 600
 
 
-# Formats
+# Image file formats
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"])

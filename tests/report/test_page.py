@@ -174,7 +174,7 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise MemoryError("no more of it")
+        raise MemoryError("out of memory")
 
     command = ["train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60"]
     with monkeypatch.context() as patch:
@@ -183,6 +183,6 @@ def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monke
             main([*command, "--epochs", "2", "--batch-size", "30", "--out", str(tmp_path)])
     (path,) = tmp_path.iterdir()
     run = RunFolder(path)
-    assert "It ended with an error: MemoryError: no more of it." in text_of(run.report)
+    assert "It ended with an error: MemoryError: out of memory." in text_of(run.report)
     assert main(["train", "--resume", str(path)]) == 0
     assert "It ended with an error" not in text_of(run.report) and not run.stopped.exists()

@@ -294,7 +294,7 @@ def test_no_text_of_the_confusion_matrix_overlaps_or_is_cut_off(count: int) -> N
 def test_the_confusion_matrix_refuses_unequal_lengths_and_unknown_classes() -> None:
     with pytest.raises(ValueError, match="2 labels and 1 predictions"):
         confusion_matrix(np.array([0, 1]), np.array([0]), ("cat", "dog"))
-    with pytest.raises(ValueError, match="predictions run from 0 to 2; with 2 classes: 0 to 1"):
+    with pytest.raises(ValueError, match="predictions run from 0 to 2; 2 classes allow 0 to 1"):
         confusion_matrix(np.array([0, 1]), np.array([0, 2]), ("cat", "dog"))
 
 

@@ -37,9 +37,9 @@ CONSTANT = replace(
 def run_recording_margins(
     config: Config, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunFolder, dict[int, list[float]]]:
-    """Run `config`. Returns the run, and for each training image the list of its margins.
+    """Run `config`. Returns the run folder, and a list of margins for each training image.
 
-    The key of an image is the sum of its normalized pixels, times 1000 and rounded.
+    The dictionary's key for an image is 1000 times the sum of its normalized pixels, rounded.
     """
     recorded: dict[int, list[float]] = {}
     original = training_steps
@@ -59,7 +59,7 @@ def run_recording_margins(
             assert isinstance(result, StepResult)
             margins = margins_of(logits_of_steps[-1].numpy(), seen[-1].labels.numpy())
             for image, margin in zip(seen[-1].images, margins, strict=True):
-                # Images are flipped in every other epoch, but a flip does not change the sum of the pixels.
+                # The sum of its pixels identifies an image in all epochs, because a flip does not change the sum.
                 recorded.setdefault(round(float(image.double().sum()) * 1000), []).append(float(margin))
             yield step, result
         handle.remove()
@@ -80,6 +80,6 @@ def test_each_training_image_has_the_mean_of_its_own_margins(tmp_path: Path, mon
     images = Preprocessing.of(train.images).normalize(torch.from_numpy(train.images))
     for image, margin in zip(images, margins, strict=True):
         of_image = recorded[round(float(image.double().sum()) * 1000)]
-        if len(of_image) == 3:  # one margin per epoch; if there are more, several images have the same key
+        if len(of_image) == 3:  # one margin per epoch; longer lists mix images with equal keys
             assert margin == pytest.approx(np.mean(of_image), rel=1e-5, abs=1e-6)
     assert sum(len(of_image) == 3 for of_image in recorded.values()) > 40

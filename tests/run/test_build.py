@@ -20,7 +20,7 @@ def build(config: Config, **changes: object) -> Experiment:
 
 
 def lr_scales(experiment: Experiment) -> dict[str, float]:
-    """The factor of each parameter that multiplies the scheduled learning rate, by parameter name."""
+    """For each parameter name, the factor that multiplies the scheduled learning rate."""
     names = {id(parameter): name for name, parameter in experiment.model.named_parameters()}
     groups = experiment.optimizer.param_groups
     return {names[id(p)]: group.get("lr_scale", 1) for group in groups for p in group["params"]}

@@ -131,7 +131,7 @@ class RecordingLoss:
 
 
 def steps_read(monkeypatch: pytest.MonkeyPatch, console: Console, seconds_per_step: float) -> list[int]:
-    """The steps whose loss is read in two epochs of ten steps. Each step takes `seconds_per_step`."""
+    """The steps whose loss the progress bar reads, in two epochs of ten steps. A step takes `seconds_per_step`."""
     now, read = 1000.0, []
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     with RunProgress(console) as progress:
@@ -146,8 +146,8 @@ def steps_read(monkeypatch: pytest.MonkeyPatch, console: Console, seconds_per_st
 @pytest.mark.parametrize(
     ("steps_per_refresh", "read"),
     [
-        (0.5, list(range(20))),  # slow steps: the loss of every step
-        (4, [0, 4, 8, 9, 13, 17, 19]),  # every fourth step, and the last step of each epoch
+        (0.5, list(range(20))),  # the steps are slow, so the loss of every step is read
+        (4, [0, 4, 8, 9, 13, 17, 19]),  # every fourth step and the last step of each epoch are read
         (1000, [0, 9, 19]),
     ],
 )

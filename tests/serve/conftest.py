@@ -70,7 +70,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight enlarged photographs. Their classes are `SHOWN`."""
+    """Eight enlarged CIFAR-10 photographs. The list `photographs.SHOWN` has their classes."""
     folder = tmp_path_factory.mktemp("served")
     paths = []
     for number, pixels in enumerate(PHOTOGRAPHS):

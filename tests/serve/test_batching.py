@@ -26,7 +26,7 @@ def run_test(test: Callable[[Squares], Awaitable[None]], batcher: Squares) -> No
             with suppress(asyncio.CancelledError):
                 await work
 
-    with ThreadPoolExecutor(1) as pool:  # other tests may leave Playwright's event loop in this thread
+    with ThreadPoolExecutor(1) as pool:  # a new thread, because Playwright may have left an event loop in this one
         pool.submit(asyncio.run, both()).result()
 
 

@@ -159,7 +159,7 @@ def test_only_common_formats_are_decoded(service: Service, kind: str) -> None:
 
 
 def test_uploads_are_not_written_to_a_disk(service: Service) -> None:
-    """By default, the form parser would write a large upload to a temporary file."""
+    """The service keeps uploads in memory. By default, its form parser would write large uploads to temporary files."""
     opened: set[str] = set()
     done = threading.Event()
 
@@ -233,12 +233,12 @@ def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(strict: Ser
 
 def test_a_client_that_does_not_finish_its_upload_gets_408(strict: Service) -> None:
     with connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n") as client, client.makefile("rb") as answer:
-        whole = answer.read()  # returns because the service closes the connection
+        whole = answer.read()  # returns when the service closes the connection
     assert whole.startswith(b"HTTP/1.1 408 ") and b"longer than 4 seconds" in whole
 
 
 def test_slow_clients_do_not_block_others_and_too_many_get_503(strict: Service, image_files: list[Path]) -> None:
-    assert post(strict, image_files[0].read_bytes()).status_code == 200  # the first request takes longer
+    assert post(strict, image_files[0].read_bytes()).status_code == 200  # warm-up: a first request takes longer
     slow = [connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n") for _ in range(5)]
     time.sleep(0.3)
     assert post(strict, image_files[0].read_bytes()).status_code == 200
@@ -270,8 +270,8 @@ def test_a_flood_of_connections_does_not_stop_the_service(strict: Service) -> No
             with suppress(ConnectionResetError):
                 assert client.recv(1) == b""
             closed += 1
-    assert closed == 20  # of 60 connections, with a limit of 40
-    time.sleep(2)  # the other connections reach the time limit for the header
+    assert closed == 20  # 60 connections, of which the service accepts 40
+    time.sleep(2)  # longer than the second in which a client must send its header
     assert requests.get(strict.url + "health", timeout=10).status_code == 200
     for client in flood:
         client.close()

@@ -44,5 +44,5 @@ def test_every_response_matches_the_openapi_description(
 
         check_case()
 
-    with ThreadPoolExecutor(1) as pool:  # other tests may leave Playwright's event loop in this thread
+    with ThreadPoolExecutor(1) as pool:  # a new thread, because Playwright may have left an event loop in this one
         pool.submit(check).result()

@@ -194,7 +194,7 @@ def test_files_that_onecycle_did_not_write_are_input_errors(tmp_path: Path) -> N
     save_file({"a": torch.zeros(2)}, tmp_path / "not json", {"onecycle": "{"})
     torch.save({"a": torch.zeros(2)}, tmp_path / "pickled")
     for name in ("text", "bare", "theirs", "not json", "pickled"):
-        with pytest.raises(InputError, match=f"{name} has no checksum, so it is damaged or of another kind"):
+        with pytest.raises(InputError, match=f"{name} has no checksum, so it is damaged, or onecycle did not write it"):
             load_tensors(tmp_path / name)
 
 

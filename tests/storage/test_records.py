@@ -40,7 +40,7 @@ def curves(draw: st.DrawFn) -> LRCurve:
 
 
 def number_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
-    """A strategy for each numeric field of `record`."""
+    """A Hypothesis strategy for each numeric field of `record`, by field name."""
     types = {field.name: field.type for field in dataclasses.fields(record)}
     return {name: counts if type is int else numbers for name, type in types.items() if type in (int, float)}
 
@@ -159,4 +159,4 @@ def test_a_file_with_objects_is_refused_and_nothing_is_unpickled(
     assert not harm.exists()
     with np.load(path, allow_pickle=True) as arrays_of_objects:
         arrays_of_objects["classes"]
-    assert harm.exists()  # loading the pickle does create the folder
+    assert harm.exists()  # unpickling the same file creates the folder

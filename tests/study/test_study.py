@@ -97,7 +97,7 @@ def test_an_impossible_variation_is_refused_before_any_run(quick: Config, text: 
     [
         {"vary": ["flip=random"]},  # the recipe already has this value
         {"vary": ["epochs=2,2"]},
-        {"vary": ["bias_lr_scale=1"]},  # equals the 1.0 of the recipe
+        {"vary": ["bias_lr_scale=1"]},  # the recipe has the equal value 1.0
     ],
 )
 def test_two_identical_runs_are_refused(quick: Config, arguments: dict[str, list[str]]) -> None:
@@ -167,9 +167,9 @@ def test_starting_the_same_study_again_goes_on_with_the_stopped_one(quick: Confi
     (stopped / "baseline" / "seed-0" / "result.json").unlink()  # as if the study had been killed early in its only run
     with held(stopped):
         assert study.start(planned, console) != stopped, "a study that another process holds is left alone"
-    assert "goes on" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "started earlier" not in console.file.getvalue()  # type: ignore[attr-defined]
     assert study.start(planned, console) == stopped
-    assert "This study was started before. It goes on." in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Resuming this study, which was started earlier." in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("when", ["no summary", "result and checkpoint"])
@@ -192,7 +192,7 @@ def test_a_study_that_was_stopped_at_its_end_is_completed(
 
 def test_a_run_that_fails_does_not_prevent_the_others(quick: Config) -> None:
     path = quick.out / "study"
-    with pytest.raises(InputError, match=r"1 of 3 runs failed, the first is lr_max=1e\+30, seed 0: .*not finite"):
+    with pytest.raises(InputError, match=r"1 of 3 runs failed; the first is lr_max=1e\+30, seed 0: .*not finite"):
         study.start(study.plan(replace(quick, out=path), seeds=1, vary=["lr_max=1e30,5e-4"]), silent())
     (folder,) = path.iterdir()
     summary = json.loads((folder / "summary.json").read_text())

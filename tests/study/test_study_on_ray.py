@@ -86,7 +86,7 @@ def saved(path: Path) -> bool:
 
 
 def saved_with_both_started(path: Path) -> bool:
-    """Both nodes work on a run and a checkpoint is saved. So killing either node interrupts a run."""
+    """Whether a checkpoint is saved and both nodes have started a run. Killing either node then interrupts a run."""
     return saved(path) and len(list(path.glob("*/quick/seed-*"))) == 2
 
 
@@ -127,7 +127,7 @@ def test_ctrl_c_saves_the_runs_and_the_local_engine_completes_them(
     out, err = process.communicate(timeout=60)
     path = only(tmp_path)
     assert process.returncode == 130
-    assert err == f"onecycle: interrupted; `onecycle study --resume {path}` goes on\n"
+    assert err == f"onecycle: interrupted; `onecycle study --resume {path}` continues the study\n"
     assert not list(path.glob(".*"))
     assert any((path / "quick").glob("seed-*/checkpoint.safetensors"))
     assert json.loads((path / "study.json").read_text()).keys() == {"config", "seeds", "variants", "threshold", "cores"}
@@ -174,7 +174,7 @@ def test_a_run_that_fails_is_named_and_not_repeated(nodes: Nodes, tmp_path: Path
     options = "--epochs 2 --seeds 1 --vary lr_max=1e30 --engine ray --address"
     done = study(FLOAT32, options, nodes.address, "--out", tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("onecycle: 1 of 2 runs failed, the first is lr_max=1e+30, seed 0: ")
+    assert done.stderr.startswith("onecycle: 1 of 2 runs failed; the first is lr_max=1e+30, seed 0: ")
     assert "not finite" in done.stderr and done.stderr.count("\n") == 1
     assert done.stdout.count("lr_max=1e+30, seed 0: starts on") == 1
 

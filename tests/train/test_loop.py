@@ -209,7 +209,7 @@ def test_evaluate_weights_the_short_last_batch_by_its_number_of_images() -> None
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluate_leaves_mode_parameters_and_buffers_as_they_were(ten: ImageSet, training: bool) -> None:
     model = convolutional().train(training)
-    model[1].train(not training)  # a layer in another mode, such as a frozen batch norm
+    model[1].train(not training)  # one layer is in the other mode, as a frozen batch norm would be
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -302,7 +302,7 @@ def test_restored_moments_get_the_memory_layout_of_their_filters(tiny: tuple[Ima
         optimizer = Adam(model.parameters())
         torch.manual_seed(1)
         fit(model, optimizer, train, test, epochs=1, plan=plan, **RATES)
-        if restored:  # moments from a checkpoint file are contiguous
+        if restored:  # a checkpoint file restores the moments as contiguous tensors
             for values in optimizer.state.values():
                 values["exp_avg"] = values["exp_avg"].contiguous()
         fit(model, optimizer, train, test, epochs=2, first_epoch=1, plan=plan, **RATES)

@@ -40,7 +40,7 @@ def train(tiny: tuple[ImageSet, ImageSet]) -> ImageSet:
 
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> list[Any]:
-    """A comparable copy of everything that a sweep could change."""
+    """A copy of everything that a sweep could change, in types that `==` can compare."""
     return copy.deepcopy(
         [
             [(name, tensor.tolist()) for name, tensor in model.state_dict().items()],
@@ -132,7 +132,7 @@ def test_the_sweep_is_exponential_from_start_to_end_in_the_given_number_of_steps
         batches(train),
         start=1e-5,
         end=1e-2,
-        steps=31,  # more than the 4 steps of an epoch
+        steps=31,  # more than an epoch, which has 4 steps
         after_step=lambda *call: calls.append(call),
     )
     assert curve.stopped == "completed"
@@ -207,13 +207,13 @@ LRS = np.geomspace(1e-6, 1, 100)
 
 
 def raw(smoothed: Sequence[float]) -> list[float]:
-    """The losses whose smoothed curve is `smoothed`."""
+    """The losses from which `smooth` computes `smoothed`."""
     means = [value * (1 - 0.9**step) for step, value in enumerate(smoothed, start=1)]
     return [(mean - 0.9 * before) / 0.1 for mean, before in zip(means, [0.0, *means[:-1]], strict=True)]
 
 
 def valley(start: float, low: float, fall_at: float, rise_at: float) -> NDArray[np.float64]:
-    """A loss curve: flat at `start`, falling to `low` around the rate 10**fall_at, and rising around 10**rise_at."""
+    """A loss curve that starts at `start`, falls to `low` around the rate 10**fall_at, and rises around 10**rise_at."""
     x = np.log10(LRS)
     down, up = 1 / (1 + np.exp(-4 * (x - fall_at))), np.exp(3 * (x - rise_at))
     return start - (start - low) * down + up
@@ -259,11 +259,11 @@ CONSTRUCTED = [2.0, 2.01, 2.02, 1.9, 1.7, 1.25, 1.0, 0.9, 0.85, 0.82, 0.8, 0.9, 
 def test_a_constructed_curve_has_the_expected_pair_and_suggestions() -> None:
     lrs = [10.0**power for power in range(-12, 1)]
     curve = read_curve(lrs, raw(CONSTRUCTED))
-    assert curve.lr_min == 1e-8  # 1.7 is the first loss below 2.0 - 10 % of 1.2
-    assert curve.lr_max == 1e-4  # 0.85 is the first loss below 2.0 - 95 % of 1.2
+    assert curve.lr_min == 1e-8  # the whole fall is 1.2, and 1.7 is the first loss below 2.0 - 0.10 * 1.2
+    assert curve.lr_max == 1e-4  # 0.85 is the first loss below 2.0 - 0.95 * 1.2
     assert set(curve.suggestions) == {"steepest", "valley", "minimum/10"}
-    assert curve.suggestions["steepest"] == 1e-7  # the loss falls from 1.7 to 1.0 in two steps
-    assert curve.suggestions["valley"] == 1e-6  # the middle of the descent from 1e-10 to 1e-2
+    assert curve.suggestions["steepest"] == 1e-7  # the middle of the steepest two steps, from loss 1.7 to 1.0
+    assert curve.suggestions["valley"] == 1e-6  # the middle, on a log scale, of the descent from 1e-10 to 1e-2
     assert curve.suggestions["minimum/10"] == pytest.approx(1e-3)
     assert curve.stopped == "completed"
 

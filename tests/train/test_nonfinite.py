@@ -13,7 +13,7 @@ from onecycle.train.nonfinite import NonFiniteError, all_finite, weights_finite
 
 
 class Poisoned(nn.Module):
-    """The identity for `after` calls. Then the output is NaN or, with `backward`, the gradient is infinite."""
+    """Returns its input for `after` calls. Then its output is NaN or, with `backward`, its gradient is infinite."""
 
     def __init__(self, *, after: int, backward: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests of Muon: compare its orthogonalized steps with a singular value decomposition, and its other steps with SGD."""
+"""Tests of Muon. Its orthogonalized steps are compared with a singular value decomposition, and the others with SGD."""
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ from onecycle.core.signals import Interrupted, watched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code. It is 2 for errors that are printed as one line."""
+    """Run the command line and return the exit code. An expected error is printed as one line and gives code 2."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     if debug:

@@ -31,7 +31,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         return
     if "--resume" in given:
         is_study = "study" in commands
-        # Resuming a study allows only these options. Resuming a run refuses changed values later.
+        # A study can be resumed only with these options. For a run, a later check refuses changed values.
         allowed = {"--resume", "--engine", "--address"}
         if refused := given.keys() - allowed if is_study else given.keys() & {"--config"}:
             raise InputError(f"--resume uses the saved configuration; remove {', '.join(sorted(refused))}")
@@ -40,14 +40,14 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         from onecycle.storage.run_folder import RunFolder
 
         if job.is_part() and not Path(given["--resume"]).exists():
-            return  # the run folder is on another machine
+            return  # the run folder exists only on another machine of the job
         start = RunFolder.open(Path(given["--resume"])).read_config()
     elif "--config" in given:
         if "--recipe" in given:
             raise InputError("--config includes the recipe; remove --recipe")
         start = Config.load(Path(given["--config"]))
     else:
-        # Cyclopts refuses an unknown recipe later.
+        # An unknown recipe gets the values of the baseline here. Cyclopts refuses it later.
         start = RECIPES.get(given.get("--recipe", ""), BASELINE)
     values = {name: value for name, value in start.to_json().items() if value is not None}
     Dict(values, use_commands_as_keys=False)(app, commands, arguments)

@@ -17,9 +17,9 @@ from onecycle.core.recipes import RECIPES
 
 @app.command
 def evaluate(*, run: Run = None, data: str | None = None) -> int:
-    """Evaluate a network again, and compare with its recorded accuracy.
+    """Evaluate a network again, and compare the result with the recorded one.
 
-    The exit code is 1 if the result of a run differs in any digit.
+    The exit code is 1 if the result of a run differs from its record in any digit.
     The accuracy of the network that comes with onecycle depends slightly on the CPU.
     For this network, the exit code is 1 if the accuracy differs by more than 0.1 points.
 

@@ -53,7 +53,7 @@ def choose_shown_groups(command: str, *, all_groups: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The configuration as options. Every field is a group with its own panel in the help."""
+    """The configuration as options. Each field is a group of options with its own panel in the help."""
 
     data: Annotated[DataConfig, _panel("Data")] = DataConfig()
     training: Annotated[TrainingConfig, _panel("Training")] = TrainingConfig()

@@ -88,7 +88,7 @@ def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, 
         else:
             write(path, prediction.top(top))
     if failed:
-        print(f"onecycle: {failed:,} of {files:,} could not be read", file=sys.stderr)
+        print(f"onecycle: {failed:,} of {files:,} files could not be read", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -102,9 +102,9 @@ def _predict_into(
 
     chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_PREDICTION_ENGINE
     counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, engine=chosen)
-    print(f"{counts.images:,} images, in {out}")
+    print(f"the results of {counts.images:,} images are in {out}")
     if counts.unreadable:
-        unreadable = f"{counts.unreadable:,} of {counts.images:,} could not be read: {out / 'unreadable'}"
+        unreadable = f"{counts.unreadable:,} of {counts.images:,} images could not be read; see {out / 'unreadable'}"
         print(f"onecycle: {unreadable}", file=sys.stderr)
     return 2 if counts.unreadable else 0
 
@@ -136,7 +136,8 @@ def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = 
     Parameters
     ----------
     to
-        The format. onnx takes uint8 images [N,H,W,3] and returns probabilities, with normalization and classes inside.
+        The format. An ONNX file takes uint8 images [N,H,W,3] and returns probabilities. It includes the normalization
+        and the class names.
     out
         The folder to write into; by default onnx/ in the run folder, or ./onnx for the included network.
     """

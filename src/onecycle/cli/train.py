@@ -27,7 +27,7 @@ def train(
     resume
         Resume the interrupted run in this folder.
     processes
-        Processes on this machine, which share the --shards.
+        Number of processes on this machine. They share the --shards among them.
     """
     if processes != 1 and not job.is_part():
         from onecycle.distributed.launch import launch
@@ -42,7 +42,7 @@ def train(
     else:
         folder = experiment.run(settings.config(), console)
     if not folder.is_complete:
-        return 0  # the main process prints the result
+        return 0  # only the main process prints the result
     result = folder.read_result()
     tta = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
     console.print(
@@ -68,7 +68,7 @@ def find_lr(*, settings: Settings = _DEFAULTS, config: SavedConfig = None) -> in
 
     folder = experiment.find_rates(settings.config(), Console())
     if not folder.lr_finder.exists():
-        return 0  # the main process prints the result
+        return 0  # only the main process prints the result
     print(f"{folder.lr_finder}\n{folder.plots / 'lr_finder.png'}")
     return 0
 
@@ -101,7 +101,7 @@ def study(
     threshold
         Count the runs that reach this accuracy (a fraction), with test-time augmentation if configured.
     cores
-        CPU cores for each run; by default all of this machine.
+        CPU cores for each run; by default all cores of this machine.
     resume
         Resume the study in this folder; allows no other option but --engine and --address.
     """

@@ -25,14 +25,13 @@ from onecycle.core.files import InUseError, locked, replacing
 from onecycle.models import ModelComposite
 
 BUDGET_SECONDS = 5.0  # for all measurements on a CPU
-MOST_IMAGES = 512  # per timed pass
-PASS_SECONDS = 0.4  # on a CPU; a model with slower passes is timed on fewer images
-ADVANTAGE = 1.05  # a challenger must be more than this many times as fast as the best plan
+MOST_IMAGES = 512  # in one timed pass on a CPU
+PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
+ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
 Change = Callable[[ComputePlan], ComputePlan]
 
-# Each round has a number of images per CPU thread, and changes to try one after another. Each change is applied to the
-# best plan so far. Kernels are timed with larger batches than precisions are, because their gain shows only
-# on large batches.
+# Each round is (images per CPU thread, changes). The changes are tried in order, each on the best plan so far. Round 1
+# tries precisions and memory layouts. Round 2 tries kernels, on larger batches, because their gain shows only there.
 ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
     (
         8,
@@ -57,7 +56,8 @@ ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
 class Round:
     """One round of measurements.
 
-    `milliseconds` has the time of a forward and backward pass over `images` images, by plan, in the order of timing.
+    `milliseconds` maps each plan to the time of its forward and backward pass over `images` images. The plans are in
+    the order in which they were timed.
     """
 
     images: int
@@ -89,7 +89,7 @@ class Choice:
     @property
     def speedup(self) -> float:
         """The speedup of the chosen plan over the plan that was measured first."""
-        return math.prod(round.gain for round in self.rounds)  # each round starts with the best plan of the last one
+        return math.prod(round.gain for round in self.rounds)  # a round starts with the best plan of the round before
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,12 +110,13 @@ def choose(
 ) -> Choice:
     """The fastest plan to train `model` on images of `input_size`, with the requested `device` and `precision`.
 
-    The search starts with eager PyTorch. A challenger changes the best plan so far. The challenger wins if it is faster
-    by `ADVANTAGE`, and its gradients are as accurate as the gradients of eager PyTorch in the challenger's precision.
+    The search starts with eager PyTorch, and tries changes to the best plan so far. A changed plan becomes the best
+    plan if it is more than `ADVANTAGE` times as fast, and its gradients are about as accurate as those of eager PyTorch
+    in the same precision.
 
-    The choice is cached in the folder `autotune` of the user's cache. It is reused for models with the same printed
-    structure, on the same hardware, with the same number of threads and the same versions. Remove the folder to measure
-    again.
+    The result is cached in the folder `autotune` of the user's cache. It is reused for the same arguments, with the
+    same number of threads and the same versions. Two models count as the same if they have the same printed structure.
+    Remove the folder to measure again.
 
     The model and all random states stay unchanged. The plan's number of threads and allocator settings are applied to
     this process.
@@ -128,7 +129,7 @@ def choose(
     start = ComputePlan(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
     start.apply()
 
-    # A CPU that emulates bfloat16 may take minutes for one pass: too long to measure.
+    # On a CPU that emulates bfloat16, one pass may take minutes. Do not time bfloat16 there.
     emulated = on == "cpu" and not hardware.fast_bfloat16
     precisions = (start.precision,) if emulated or precision != "auto" else (start.precision, "bfloat16")
     file = _cache_file(model, input_size, hardware, start, precisions)
@@ -150,7 +151,7 @@ def prediction_plan(hardware: Hardware) -> ComputePlan:
 
 @contextmanager
 def _measuring_alone(folder: Path) -> Iterator[None]:
-    """Inside the block, no other process measures. Runs that start together use the choice of the first run.
+    """Inside the block, no other process measures. Of runs that start together, one measures for all.
 
     If the cache cannot be written, each process measures for itself.
     """
@@ -168,7 +169,7 @@ def _measuring_alone(folder: Path) -> Iterator[None]:
 
 def _is_possible(plan: ComputePlan, precisions: Sequence[str]) -> bool:
     on_cpu = plan.device == "cpu"
-    kernels = on_cpu and plan.precision == "bfloat16" and native.compiled() is not None  # they need bfloat16
+    kernels = on_cpu and plan.precision == "bfloat16" and native.compiled() is not None  # the kernels need bfloat16
     return (
         plan.precision in precisions
         and (not plan.im2col_gemm or on_cpu)
@@ -213,7 +214,7 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
 def _cache_file(
     model: ModelComposite, input_size: int, hardware: Hardware, start: ComputePlan, precisions: Sequence[str]
 ) -> Path:
-    """The cache file of the choice. Its name is a hash of everything that the choice depends on."""
+    """The file that caches the chosen compute plan. Its name is a hash of everything that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
     kernels = native.build_id() if start.device == "cpu" else None
     versions = [torch.__version__, version("onecycle"), kernels, amx.is_available()]
@@ -236,11 +237,11 @@ def _cached(file: Path) -> Choice | None:
         choice = replace(Choice.from_json(json.loads(file.read_text())), remembered=True)
         return choice if choice.rounds and choice.speedup > 0 else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError):
-        return None  # missing or damaged: measure again
+        return None  # the file is missing or damaged, so the plans are timed again
 
 
 def _cache(file: Path, choice: Choice) -> None:
-    with suppress(OSError, StorageError):  # if this fails, the next run measures again
+    with suppress(OSError, StorageError):  # without a cache file, the next run times the plans again
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(choice.to_json(), indent=2) + "\n")

@@ -66,8 +66,8 @@ def _cpu_quota(cgroup: Path) -> float:
         except (OSError, ValueError):
             return math.inf
     try:
-        return int(quota) / int(period) if int(quota) > 0 else math.inf  # version 1 has -1 without a limit
-    except (ValueError, ZeroDivisionError):  # without a limit, version 2 has "max" here
+        return int(quota) / int(period) if int(quota) > 0 else math.inf  # cgroup version 1: -1 means no limit
+    except (ValueError, ZeroDivisionError):  # cgroup version 2: "max" means no limit
         return math.inf
 
 
@@ -98,7 +98,7 @@ def peak_memory_gib() -> float:
     try:
         # On Linux `getrusage` starts with the peak of the parent process; VmHWM does not.
         status = Path("/proc/self/status").read_text()
-        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)  # KiB
+        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)  # VmHWM is in KiB
     except (OSError, IndexError):
         pass
     try:

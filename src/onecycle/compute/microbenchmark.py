@@ -13,13 +13,14 @@ from onecycle.models import Batch, ModelComposite
 
 PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturbances only slow a pass down
 PASSES_SECONDS = 0.2  # no pass starts after this time
-HOPELESS = 3.0  # stop timing a plan that takes this many times as long as the time to beat
+HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the time to beat
 IMAGES_COMPARED = 16
 IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
-# Rounding to bfloat16 changes the gradient of an untrained network by 0.3 of its length, because max-pooling selects
-# other pixels and ReLUs switch off. An unrelated gradient differs by 1 or more.
+# The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
+# because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1
+# or more.
 LARGEST_ERROR = 0.5
-# Relative to the largest gradient. A smaller gradient, such as the gradient of a bias before a norm, is rounding noise.
+# As a fraction of the largest gradient. Smaller gradients, as of a bias before a norm, are rounding noise.
 SMALLEST_GRADIENT = 1e-3
 
 
@@ -34,11 +35,14 @@ class Microbenchmark:
         self._errors_by_precision: dict[str, list[float]] = {}
 
     def seconds(self, plan: ComputePlan, images: int, *, to_beat: float = math.inf) -> float:
-        """The seconds of the fastest forward and backward pass over `images` images."""
+        """Time several forward and backward passes over `images` images. Returns the seconds of the fastest pass.
+
+        On a CPU, a plan whose first pass takes longer than `HOPELESS` times `to_beat` seconds gets no second pass.
+        """
         prepared, batch = self._prepare(plan), self._batch(images, plan.device)
         least = self._pass(prepared, plan, batch)
         if plan.device != "cpu":
-            least = math.inf  # the first pass includes compiling or searching for algorithms
+            least = math.inf  # ignore the first pass: it includes compiling or searching for algorithms
         elif least > HOPELESS * to_beat:
             return least
         started = time.perf_counter()

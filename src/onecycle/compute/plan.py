@@ -65,8 +65,8 @@ class ComputePlan:
             )
         if self.amx and not amx.is_available():
             raise InputError(
-                "this run computes with AMX, which needs a CPU that has it, Linux 5.16 and gcc 11; "
-                f"this CPU is {hardware.cpu}"
+                "this run computes with AMX, which needs a CPU that supports it, Linux 5.16 or later, and gcc 11 or "
+                f"later; this CPU is {hardware.cpu}"
             )
 
     def apply(self) -> None:
@@ -84,7 +84,7 @@ class ComputePlan:
         changes, but their values stay the same.
         """
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        prepared = copy.deepcopy(model, shared)  # deepcopy shares the tensors in its memo
+        prepared = copy.deepcopy(model, shared)  # deepcopy keeps the tensors in its memo instead of copying them
         if self.im2col_gemm or self.amx:
             _replace_convolutions(prepared, im2col_gemm=self.im2col_gemm, amx=self.amx)
         if self.native_kernels:
@@ -101,10 +101,10 @@ class ComputePlan:
         return prepared
 
     def for_evaluation(self) -> Self:
-        """A variant of this plan for evaluation, which also works on other machines.
+        """A variant of this plan for evaluation. It works on every machine that has the plan's device.
 
-        Evaluation uses PyTorch's own batch norm and pooling, and compiles nothing. AMX sums in another order, so
-        results on a CPU without AMX may differ in the last digits.
+        The variant uses PyTorch's own batch norm and pooling. It does not use `torch.compile`, and it uses AMX only if
+        this machine supports AMX. AMX sums in another order, so results without AMX may differ in the last digits.
         """
         return replace(self, native_kernels=False, amx=self.amx and amx.is_available(), torch_compile=False)
 

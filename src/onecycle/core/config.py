@@ -27,7 +27,7 @@ Flip = Literal["random", "alternating"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Base class of the groups. It checks that every value has the type of its field."""
+    """Base class of the option groups. It checks that every value has the type of its field."""
 
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
@@ -176,7 +176,7 @@ class AugmentationConfig(_Group):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchedAugmentationConfig(_Group):
-    """Options of the batched augmentation; albumentations takes only the defaults."""
+    """Options of the batched augmentation. With albumentations, only the defaults are allowed."""
 
     padding: int = PADDING
     """Pixels added on each side before the random crop."""
@@ -203,7 +203,7 @@ class BatchedAugmentationConfig(_Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(_Group):
-    """The device and its use."""
+    """Where and how a run computes: device, precision, processes and shards."""
 
     device: Device = "auto"
     """auto is the GPU if there is one."""
@@ -251,7 +251,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(  # in reverse order, because a dataclass takes the fields of its last base class first
+class Config(  # in reverse order: the fields of the last base class come first in a dataclass
     OutputConfig,
     ComputeConfig,
     BatchedAugmentationConfig,
@@ -265,7 +265,7 @@ class Config(  # in reverse order, because a dataclass takes the fields of its l
     """The whole configuration of a run: the fields of all groups in one object.
 
     A function that needs only one group takes an argument of that group's type.
-    `dataclasses.replace(BASELINE, epochs=12)` makes a variant.
+    `dataclasses.replace(BASELINE, epochs=12)` makes a variant of the baseline.
 
     Raises:
         InputError: when a value is not allowed; the message names the option, the value and what is allowed.
@@ -339,7 +339,8 @@ class Config(  # in reverse order, because a dataclass takes the fields of its l
             raise InputError(f"{path}: {error}") from error
 
 
-# These fields do not change the result of a run.
+# These fields do not change the result of a run. `data` only tells where the data set is: its content is compared by
+# fingerprint.
 _WITHOUT_EFFECT = ("data", "workers", "out", "report", "tensorboard")
 
 

@@ -105,7 +105,7 @@ def reading(path: Path) -> Iterator[None]:
     """Inside the block, which reads the file `path` of a run, turn errors into one-line `InputError`s.
 
     Raises:
-        InputError: when the file is missing, damaged or of another kind.
+        InputError: when the file is missing, damaged, or not of the expected kind.
     """
     try:
         yield
@@ -139,7 +139,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise InUseError(f"process {other} is using {folder}; wait for it, or stop it first")
         if not _is_at(descriptor, path):
             raise InUseError(f"another process was using {folder} until just now; try again")
-        with suppress(OSError):  # the process id is only for messages
+        with suppress(OSError):  # the process id in the file only serves error messages
             os.truncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
         try:
@@ -164,7 +164,7 @@ def waiting_for_lock(path: Path, before_waiting: Callable[[], None]) -> Iterator
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            with suppress(ImportError):  # Windows: there is no lock
+            with suppress(ImportError):  # Windows has no `fcntl`, so nothing is locked
                 import fcntl
 
                 try:
@@ -200,7 +200,7 @@ def _lock(descriptor: int) -> bool:
     """
     try:
         import fcntl
-    except ImportError:  # Windows: there is no lock
+    except ImportError:  # Windows has no `fcntl`, so nothing is locked
         return True
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

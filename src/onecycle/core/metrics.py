@@ -43,7 +43,7 @@ def confusion_counts(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     for name, values in (("labels", labels), ("predictions", predictions)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
-                f"{name} run from {values.min()} to {values.max()}; with {classes} classes: 0 to {classes - 1}"
+                f"{name} run from {values.min()} to {values.max()}; {classes} classes allow 0 to {classes - 1}"
             )
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
@@ -52,7 +52,8 @@ def confusion_counts(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
 class ClassMetrics:
     """The metrics of one class.
 
-    Precision is None if the class was never predicted, recall is None if it has no images, F1 is None if both hold.
+    Precision is None if the class was never predicted. Recall is None if the class has no images. F1 is None if both
+    are None.
     """
 
     images: int
@@ -106,7 +107,7 @@ def calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -
         raise ValueError("there are no predictions")
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    # A bin includes its upper edge and excludes its lower edge, as in the source.
+    # As in Guo et al. 2017, a bin includes its upper edge and excludes its lower edge.
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     with np.errstate(invalid="ignore"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-FORWARDED_SECONDS = 2.0  # a repeated signal within this time is ignored, because launchers forward signals
+FORWARDED_SECONDS = 2.0  # a second signal within this time is ignored: a launcher may have forwarded the first
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """The signals received in a `watched` block. Code checks between two steps whether to stop."""
+    """The signals received in a `watched` block. Training asks between two steps whether to stop."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -39,7 +39,7 @@ class Interruption:
         """Inside the block, a signal takes effect only at the next `check`, or when the block ends.
 
         Raises:
-            Interrupted: at the end, if a signal has arrived.
+            Interrupted: at the end of the block, if a stop was requested.
         """
         self._deferred = True
         try:
@@ -54,17 +54,17 @@ class Interruption:
         return (self._agreed if self._together else self._number) is not None
 
     def check(self) -> None:
-        """Stop here if requested.
+        """Raise `Interrupted` if a stop was requested.
 
         Raises:
-            Interrupted: if a stop was requested.
+            Interrupted: if `requested` is true.
         """
         number = self._agreed if self._together else self._number
         if number is not None:
             raise Interrupted(number)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None:  # a second signal: exit at once. Only temporary files stay incomplete.
+        if self._number is not None:  # a second signal ends the process; only temporary files can be incomplete
             if self._together and time.monotonic() - self._came < FORWARDED_SECONDS:
                 return
             if os.isatty(2):
@@ -120,7 +120,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside the block, a first signal is ignored, because this process is about to end."""
+    """Inside the block, the first signal does not raise `Interrupted`, because this process is about to end."""
     if _watching:
         _watching._deferred = True
     try:

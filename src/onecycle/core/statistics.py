@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
-FEWEST_FOR_INTERVAL = 5  # with fewer runs there is no interval, only the values
+FEWEST_FOR_INTERVAL = 5  # with fewer values, an estimate has no interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class Estimate:
     values: tuple[float, ...]  # in the order of the seeds
     mean: float
     std: float | None  # standard deviation of the values; None for a single value
-    interval_95: tuple[float, float] | None  # of the mean, Student's t; None for fewer than FEWEST_FOR_INTERVAL values
+    interval_95: tuple[float, float] | None  # Student's t interval of the mean; None below FEWEST_FOR_INTERVAL values
 
     @property
     def significant(self) -> bool:
-        """Whether the interval excludes zero. If so, a difference is significant."""
+        """Whether the interval excludes zero. A mean difference is significant in this case."""
         return self.interval_95 is not None and not self.interval_95[0] <= 0 <= self.interval_95[1]
 
     def to_json(self) -> dict[str, Any]:
@@ -49,30 +49,31 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
-    """The mean difference, our value minus their value, over the seeds that both have.
+    """The mean of the differences, our value minus their value, over the seeds that `ours` and `theirs` share.
 
-    Both values of a pair share the seed, so the effect of the seed cancels out.
+    Both arguments map seeds to values. Each difference compares two values of the same seed, so the effect of the seed
+    cancels out.
 
     Raises:
-        ValueError: when they have no seed in common.
+        ValueError: when `ours` and `theirs` have no seed in common.
     """
     return estimate([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How many images all runs, or only some runs, get wrong."""
+    """The number of images that every run misclassifies, and of those that only some runs misclassify."""
 
     images: int
     wrong_in_every_run: int
-    wrong_in_some_runs: int  # and right in other runs
+    wrong_in_some_runs: int  # images that some runs misclassify and others do not
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def agreement(correct: NDArray[np.bool_]) -> Agreement:
-    """The agreement of several runs, from `correct` bool `[runs,N]`."""
+    """The agreement of several runs. `correct` is bool `[runs,N]` and tells which predictions are correct."""
     wrong = (~correct).sum(axis=0)
     runs = len(correct)
     return Agreement(
@@ -83,7 +84,7 @@ def agreement(correct: NDArray[np.bool_]) -> Agreement:
 
 
 def accuracy_by_class(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> dict[int, Estimate]:
-    """The accuracy over the runs for each class, from `correct` bool `[runs,N]` and `labels` `[N]`."""
+    """The accuracy of each class, estimated over the runs. `correct` is bool `[runs,N]`, and `labels` is `[N]`."""
     return {int(label): estimate(correct[:, labels == label].mean(axis=1).tolist()) for label in np.unique(labels)}
 
 
@@ -115,10 +116,10 @@ class DifferenceByImage:
 
 
 def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
-    """Compare two networks by McNemar's exact test. Both arguments are bool `[N]`: is the prediction correct?
+    """Compare two networks by McNemar's exact test. Both arguments are bool `[N]`: which predictions are correct.
 
-    The test uses only the images that exactly one network gets right. Our network's share of these images is binomial.
-    The interval of the difference follows from the Clopper-Pearson interval of this share.
+    The test uses only the images that exactly one network gets right. The number of those that our network gets right
+    follows a binomial distribution. Its Clopper-Pearson interval gives the interval of the difference.
 
     Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
 

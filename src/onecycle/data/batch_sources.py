@@ -16,7 +16,7 @@ from onecycle.data import ImageSet
 Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
 
 WORKER_GRACE_SECONDS = 60  # from SIGTERM to a worker's exit: longer than a step and a checkpoint take
-WORKER_NICENESS = 15  # a worker then gets 1/30 of a busy core, enough for 512 images per step
+WORKER_NICENESS = 15  # gives a worker 1/30 of a busy core, enough for batches of 512 images
 
 # Last element of the shuffle's seed. It is larger than any position, so the seed never equals an image's key
 # (seed, epoch, position).
@@ -61,7 +61,7 @@ class BatchSource(Protocol):
 
 
 class ResidentSource:
-    """Batches from images that are all on the device. The host sends only the order, labels and draws of each epoch."""
+    """Batches of images that are all on the device. Each epoch, the host sends order, labels and random parameters."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _EpochSampler(Sampler[tuple[int, range]]):
 
 
 class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A dataset of whole batches, augmented image by image. A batch has the key (epoch, positions). Runs in workers."""
+    """A dataset whose items are whole batches, by the key (epoch, positions). Augments a batch image by image."""
 
     def __init__(self, images: ImageSet, order: Order, augment: Augment, *, seed: int) -> None:
         self.images = images
@@ -176,7 +176,7 @@ class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.from_numpy(self.augmented(epoch, positions)), torch.from_numpy(labels)
 
     def augmented(self, epoch: int, positions: range) -> NDArray[np.uint8]:
-        """The images at `positions` of `epoch`, uint8 `[len(positions),H,W,3]`."""
+        """The augmented images at `positions` of `epoch`, uint8 `[len(positions),H,W,3]`."""
         images = self.images.images[self.order.of_epoch(epoch)[positions]]
         if not len(images):
             return images

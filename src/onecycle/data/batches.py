@@ -35,8 +35,8 @@ class Batches:
 
     `augment` is called with a uint8 image `[H,W,3]` and its key (seed, epoch, position), in `workers` processes.
     Batches do not depend on the number of workers. `augment_batch` is called on the device with a batch of uint8 images
-    `[B,H,W,3]` and their draws. Without `augment`, all images stay on the device. The last batch may be shorter. It is
-    not dropped.
+    `[B,H,W,3]` and the random parameters drawn for them. Without `augment`, all images stay on the device. The last
+    batch is not dropped, but may be shorter.
 
     If `shards` is more than 1, each process of `group` gets only the images of its own shards of every batch.
 
@@ -107,7 +107,10 @@ class Batches:
                 images = resize(images, self._size(epoch * len(self) + number))
             yield Batch(self.preprocessing.normalize(images), labels)
             if self._current is not current:  # a later call of `epoch` is using the source
-                raise RuntimeError(f"epoch {epoch} was continued after another one had started; iterate one at a time")
+                raise RuntimeError(
+                    f"the iteration over epoch {epoch} was continued after another one had started; "
+                    "iterate over one epoch at a time"
+                )
 
     def local_shards(self, number: int) -> list[Shard]:
         """The shards of batch `number` (0-based) of an epoch that this process computes."""

@@ -24,14 +24,14 @@ from onecycle.data.store.index import SPLITS, index_of
 from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.parallel_decode import images_in
 
-MOST_SHARED = 0.01  # fraction of the test images that may also be in the training set
-MOST_CONTRADICTED = 0.01  # fraction of the training images that may have a copy with another label
+MOST_SHARED = 0.01  # accepted fraction of test images that are also in the training set
+MOST_CONTRADICTED = 0.01  # accepted fraction of training images that have a copy with another label
 _LISTED = 10  # the printed result shows at most this many groups of identical images
 
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image with its split, its label and a name for people."""
+    """The split, the label and the readable name of an image."""
 
     split: str
     name: str
@@ -189,7 +189,7 @@ def _wanted_images(listings: Sequence[Listing], wanted: NDArray[np.bool_]) -> It
 
 
 def _check_image(encoded: Encoded, size: int) -> tuple[bytes, tuple[str, ...]] | Unreadable:
-    """A digest of the pixels and the conversions that the image needs, or why the image cannot be used."""
+    """The digest of an image's pixels, and the conversions it needs. `Unreadable` if the image cannot be used."""
     try:
         image = open_encoded(encoded)
         return _digest(to_square(image, size)), conversions(image, encoded.where)
@@ -206,7 +206,7 @@ def _counts(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[int, ...
 
 
 def _groups(digests: bytes | bytearray) -> list[NDArray[np.int64]]:
-    """Group the indices of equal digests of 16 bytes. Only repeated digests have a group. Sorted by first index."""
+    """The indices of each digest (16 bytes) that occurs more than once, as groups in the order of their first index."""
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort(halves.T)
     starts = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1

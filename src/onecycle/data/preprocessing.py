@@ -75,7 +75,7 @@ def open_image(
         width, height = image.size
         raise InputError(f"{where}: the image has only {width}×{height} pixels; replace or remove it")
     if image.mode == "F":
-        raise InputError(f"{where}: the image has float pixels, whose range is unknown; convert it")
+        raise InputError(f"{where}: the image has float pixels, whose range is unknown; convert them to integers")
     return image
 
 
@@ -105,7 +105,7 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if _is_turned(image):
         image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
-        # Pillow would clip these values to 0..255. Scale 16 bits to 8 bits instead, as image viewers do.
+        # Pillow would clip 16-bit values to 0..255. Scale them to 8 bits instead, as image viewers do.
         values = np.asarray(image, dtype=np.float32)
         largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
         image = Image.fromarray((values / largest * 255).clip(0, 255).astype(np.uint8))

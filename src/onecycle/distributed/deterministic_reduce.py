@@ -1,4 +1,4 @@
-"""Sum over all shards of a batch in a fixed order: the bits of the sum do not depend on the number of processes."""
+"""Sum over all shards of a batch in a fixed order, so its bits do not depend on the number of processes."""
 
 from collections.abc import Iterable
 from functools import cache, reduce
@@ -31,7 +31,10 @@ class DeterministicSum:
         self._gathering: Any = None
 
     def zeros(self) -> torch.Tensor:
-        """A vector of zeros for one shard, with `length` rounded up to a multiple of the number of processes."""
+        """A vector of zeros for one shard.
+
+        Its length is the constructor's `length`, rounded up to a multiple of the number of processes.
+        """
         return torch.zeros(self._length, device=self._device)
 
     def add(self, shard: int, values: torch.Tensor) -> None:
@@ -93,10 +96,10 @@ class _Subtree(NamedTuple):
 
 
 def merged(subtrees: Iterable[_Subtree]) -> list[_Subtree]:
-    """Merge sibling subtrees in `subtrees`, which are consecutive, until no siblings are left. Adds values in place.
+    """Merge siblings among `subtrees` until no siblings are left. Adds values in place.
 
-    The tree covers all shard numbers from 0. For every power of two L, a subtree of L shards starts at every multiple
-    of L.
+    `subtrees` must cover consecutive shards. In the tree, for every power of two L, a subtree of L shards starts at
+    every multiple of L.
     """
     done: list[_Subtree] = []
     for subtree in subtrees:
@@ -113,7 +116,7 @@ def _total(subtrees: Iterable[_Subtree]) -> torch.Tensor:
 
 @cache
 def _subtrees_of_ranks(shards: int, size: int) -> list[list[tuple[int, int]]]:
-    """For each of `size` ranks, the subtrees that the rank sends, as (start, shards)."""
+    """For each of `size` ranks, the subtrees that the rank sends, each as (first shard, number of shards)."""
     nothing = torch.empty(0)
     return [
         [(tree.start, tree.shards) for tree in merged(_Subtree(shard, 1, nothing) for shard in range(*of_rank))]

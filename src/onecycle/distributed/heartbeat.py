@@ -27,10 +27,11 @@ from onecycle.core.errors import InputError, OnecycleError, PeerError, StorageEr
 from onecycle.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 2.0
-SILENT_SECONDS = 55.0  # a process without a heartbeat for this long is lost; TCP retries after 25 s and 51 s
+# A process is lost after this long without a heartbeat. TCP has time to resend a lost packet after 25 s and 51 s.
+SILENT_SECONDS = 55.0
 START_SECONDS = 300.0  # all processes must start within this time
 _POLL_SECONDS = 0.02, 0.5  # the first and the longest pause between two checks of the store
-_FAILED = 10**9  # a process that ends with an error adds this to its heartbeats
+_FAILED = 10**9  # a process that ends with an error adds this to its heartbeat counter
 _KINDS: Mapping[str, type[OnecycleError]] = {kind.__name__: kind for kind in (InputError, StorageError, PeerError)}
 
 
@@ -38,9 +39,9 @@ class Heartbeat:
     """Connects this process to the other processes of the torchrun job, and tracks which of them are alive.
 
     A thread increments this process's heartbeat counter in the store and reads the counters of the other processes.
-    Only this thread uses the store, because a call to the store blocks forever when the network link is cut. A caller
-    that waits for the thread notices the missing answer. The thread also tells the other processes when the watchdog
-    finds that this process has stalled.
+    Only this thread uses the store, because a call to the store blocks forever when the network link is cut. The main
+    thread waits for its answers, and raises an error when they do not come. The watchdog detects when the main thread
+    has stalled. The heartbeat thread then tells the other processes.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class Heartbeat:
         self._requests: queue.Queue[tuple[Callable[[Any], Any], queue.Queue[Any]]] = queue.Queue()
         self._heartbeats = [0] * self.size
         self._store_answered = time.monotonic()
-        self._last_heard = [self._store_answered] * self.size  # when the heartbeats of each rank last grew
+        self._last_heard = [self._store_answered] * self.size  # when the counter of each rank last increased
         self._is_joined = self._is_broken = False
         self.watchdog = Watchdog()
         self._ended = threading.Event()
@@ -165,8 +166,8 @@ class Heartbeat:
         ]
         if silent:
             raise self._peer_error(
-                f"{' and '.join(silent)} did not answer for {SILENT_SECONDS:.0f} s; check that machine and the link "
-                "to it"
+                f"{' and '.join(silent)} did not answer for {SILENT_SECONDS:.0f} s; check each named machine "
+                "and the link to it"
             )
 
     def raise_lost(
@@ -182,7 +183,7 @@ class Heartbeat:
             OnecycleError: always.
         """
         before: list[int] = []
-        for periods in (1.5, 2.5):  # the first period may still see the last heartbeat of a lost process
+        for periods in (1.5, 2.5):  # the last heartbeat of a lost process may still arrive in the first period
             before = list(self._heartbeats)
             deadline = time.monotonic() + periods * HEARTBEAT_SECONDS
             while time.monotonic() < deadline:
@@ -208,8 +209,8 @@ class Heartbeat:
     def wait_for_end_of(self, main_rank: int, seconds: float) -> bool:
         """Wait at most `seconds` for the main process to announce its end. Returns whether it has announced its end.
 
-        The wait also ends when the main process has stalled or sends no heartbeats. Other processes must wait, because
-        a launcher ends all processes when the first process ends.
+        The wait also ends when the main process has stalled or sends no heartbeats. A process that did not
+        wait would end first, and the launcher would then end the main process, too.
         """
         deadline = time.monotonic() + seconds
         with suppress(OnecycleError):
@@ -218,7 +219,7 @@ class Heartbeat:
                     return False
                 if self._ask(lambda store: store.check(["main process ends"])):
                     self._ended.set()  # stop using the store, which may end with the main process
-                    time.sleep(HEARTBEAT_SECONDS)  # time to print its error
+                    time.sleep(HEARTBEAT_SECONDS)  # give the main process time to print its error
                     return True
                 time.sleep(HEARTBEAT_SECONDS / 10)
         return False
@@ -228,9 +229,9 @@ class Heartbeat:
         if self._hosts_store:  # the store ends with this process, and others may still have to read the error
             time.sleep(1.5 * HEARTBEAT_SECONDS)
         self._ended.set()
-        self._requests.put((lambda store: None, queue.Queue()))  # wakes the thread
+        self._requests.put((lambda store: None, queue.Queue()))  # wakes the heartbeat thread
         self._thread.join(HEARTBEAT_SECONDS)
-        if self._is_broken:  # at exit, gloo would wait for the lost processes, and no option prevents it
+        if self._is_broken:  # at a normal exit, gloo would wait for the lost processes
             atexit.register(_exit_at_once, exit_code)
         elif is_initialized():
             with suppress(RuntimeError):

@@ -4,7 +4,7 @@ import os
 
 
 def is_part() -> bool:
-    """Whether a launcher started this process, alone or as one of several."""
+    """Whether a launcher such as torchrun started this process, alone or as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -14,6 +14,6 @@ def name() -> str | None:
 
 
 def may_have_started_before() -> bool:
-    """Whether this may be a restarted job."""
+    """Whether this job may have run before: torchrun restarted it, or the user gave it a name."""
     was_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     return was_restarted or name() not in (None, "none")  # torchrun calls a job without a name "none"

@@ -16,7 +16,7 @@ from onecycle.distributed.consistency import require_divisible
 
 
 def launch(processes: int, shards: int) -> int:
-    """Run this command in `processes` processes, which share `shards` and the cores. Returns the exit code.
+    """Run this command in `processes` processes, which share the cores and the `shards` shards. Returns the exit code.
 
     Raises:
         InputError: unless `processes` is positive and divides `shards`.
@@ -26,7 +26,7 @@ def launch(processes: int, shards: int) -> int:
         raise InputError(f"--processes is {processes}; it must be at least 1")
     require_divisible(shards, processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.usable_cores() // processes)))
-    logging.disable()  # the processes report their own errors
+    logging.disable()  # silences the launcher, because the processes report their own errors
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -20,7 +20,7 @@ def interface_towards(host: str) -> str | None:
             if address.startswith("127."):
                 return None
             for _, name in socket.if_nameindex():
-                with suppress(OSError):  # the interface has no address
+                with suppress(OSError):  # an interface without an address raises an error
                     request = struct.pack("256s", name.encode()[:15])
                     if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24]) == address:
                         return name

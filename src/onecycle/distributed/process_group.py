@@ -25,16 +25,17 @@ from onecycle.distributed import heartbeat, job
 from onecycle.distributed.heartbeat import Heartbeat
 from onecycle.distributed.network_interfaces import interface_towards
 
-SAVING_SECONDS = 25.0  # for the main process to save after SIGTERM; launchers send SIGKILL after 30 s
+SAVING_SECONDS = 25.0  # longest wait until the main process has saved; launchers send SIGKILL 30 s after SIGTERM
 LONGEST_SECONDS = 300.0  # timeout of a collective
 
 T = TypeVar("T")
 
 
 class ProcessGroup:
-    """A group of one process: every collective returns at once. `GlooProcessGroup` is a group of several.
+    """The processes of a run. This base class has one process, so every collective returns at once.
 
-    The process with `rank` equal to `main_rank` writes the run folder and prints.
+    `GlooProcessGroup` is the group of several processes. The process whose `rank` is `main_rank` is the main process:
+    only it writes the run folder and prints.
     """
 
     rank = 0
@@ -121,7 +122,7 @@ class GlooProcessGroup(ProcessGroup):
             PeerError: when a process is lost or cannot be reached.
         """
         thread = threading.Thread(target=self._connect, daemon=True)
-        thread.start()  # connecting may block forever
+        thread.start()  # a thread, because connecting may block forever
         until = time.monotonic() + heartbeat.SILENT_SECONDS
         while thread.is_alive() and time.monotonic() < until:
             thread.join(1)
@@ -169,7 +170,7 @@ class GlooProcessGroup(ProcessGroup):
         shapes = self.all_gather_object(list(values.shape))
         counts = [shape[0] for shape in shapes]
         padded = values.new_zeros(next(shape for shape in shapes if shape[0] == max(counts)))
-        if len(values):  # without rows, `values` may have a different row shape
+        if len(values):  # an empty `values` may have rows of another shape
             padded[: len(values)] = values
         rows = [torch.empty_like(padded) for _ in counts]
         self.wait(distributed.all_gather(rows, padded, group=self.channels[0], async_op=True))
@@ -197,7 +198,7 @@ class GlooProcessGroup(ProcessGroup):
         """
         with self._heartbeat.watchdog.paused():
             while not work.is_completed():
-                with suppress(RuntimeError):  # not done yet
+                with suppress(RuntimeError):  # the collective is not complete after a second
                     work.wait(timedelta(seconds=1))
                 self._heartbeat.require_alive()
             try:
@@ -222,7 +223,8 @@ def init() -> Iterator[ProcessGroup]:
         return
     heartbeat = Heartbeat()
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := _interface_towards_others(heartbeat)):
-        os.environ["GLOO_SOCKET_IFNAME"] = interface  # gloo's default is the host name's interface, which may be lo
+        # By default, gloo uses the interface of the host name, which may be the loopback interface.
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
     group = GlooProcessGroup(heartbeat)
     exit_code = 1
     with signals.together():
@@ -242,7 +244,7 @@ def init() -> Iterator[ProcessGroup]:
             if _is_reported_elsewhere(error, heartbeat, group):
                 raise ReportedElsewhere(exit_code) from error
             raise
-        except Exception as error:  # for example a dead worker; this process prints the traceback
+        except Exception as error:  # for example, a data worker died; this process prints the traceback
             exit_code = 2 if isinstance(error, OSError) else 1
             _is_reported_elsewhere(PeerError(f"{type(error).__name__}: {error}"), heartbeat, group)
             raise

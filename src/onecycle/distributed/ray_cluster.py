@@ -10,22 +10,25 @@ from onecycle.compute import hardware
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 
-_ANSWER_SECONDS = 10  # for a cluster to answer
-_OBJECT_STORE_BYTES = 200_000_000  # if Ray runs only on this machine, where it stores very little
+_ANSWER_SECONDS = 10  # how long to wait for the answer of a cluster
+_OBJECT_STORE_BYTES = 200_000_000  # enough for Ray on this machine alone, which stores very little
 
 # Ray reads these environment variables on import. Variables that the user has set keep their values.
 _SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports nothing to its makers
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns that this will be its default
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray must not send usage statistics to its makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; without a value, Ray prints a warning
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # onecycle draws its own progress bar
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # one try to connect, with the timeout in the next line
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # connect only once; the next line sets the timeout
     "RAY_py_gcs_connect_timeout_s": str(_ANSWER_SECONDS),
 }
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connect Ray to the cluster at `address` or `$RAY_ADDRESS` inside the block. Without either, run Ray locally.
+    """Connect Ray to a cluster when the block begins, and disconnect it when the block ends.
+
+    The cluster is at `address` or, if `address` is None, at `$RAY_ADDRESS`. If both are missing, Ray starts on this
+    machine.
 
     Raises:
         InputError: when Ray is not installed, or the cluster cannot be reached.
@@ -46,7 +49,7 @@ def connected(address: str | None) -> Iterator[None]:
         ray.init(
             address=address, log_to_driver=False, logging_level=logging.ERROR, **(alone if address == "local" else {})
         )
-        # Otherwise Ray prints messages about its nodes to standard output. Ray's log files contain them, too.
+        # Ray must not print messages about its nodes to standard output. Its log files contain these messages, too.
         ray._private.worker._worker_logs_enabled = False
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())

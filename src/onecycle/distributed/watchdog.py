@@ -1,23 +1,24 @@
-"""Watchdog: detects a stalled process."""
+"""A watchdog that detects a stalled process."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LEAST_CPU_SECONDS = 0.01  # a thread that used less has made no progress
+_LEAST_CPU_SECONDS = 0.01  # a thread has made progress once it has used more CPU time than this
 
 
 class Watchdog:
     """Watches the thread that creates it. Another thread calls `has_stalled` from time to time.
 
-    The watchdog is armed inside `armed`, except inside `paused`, where the thread waits for other processes.
+    Inside a block `with armed()`, the watchdog is armed. Inside `with paused()`, where the thread waits for other
+    processes, it is not armed.
     """
 
     def __init__(self) -> None:
         self._armed, self._pauses = False, 0
         self._cpu_seconds = _cpu_clock_of_this_thread()
-        self._spent, self._progressed = 0.0, time.monotonic()  # CPU seconds and time at the last progress
+        self._spent, self._progressed = 0.0, time.monotonic()  # CPU seconds and clock at the last progress
 
     @contextmanager
     def armed(self) -> Iterator[None]:
@@ -36,7 +37,10 @@ class Watchdog:
             self._pauses -= 1
 
     def has_stalled(self, seconds: float) -> bool:
-        """Whether the thread has used no CPU time for `seconds` while the watchdog was armed. True once per stall."""
+        """Whether the thread has made no progress for more than `seconds` while the watchdog was armed.
+
+        A thread that makes progress uses CPU time. After True is returned, the seconds count from 0 again.
+        """
         spent, now = self._cpu_seconds(), time.monotonic()
         if not self._armed or self._pauses or spent - self._spent > _LEAST_CPU_SECONDS:
             self._spent, self._progressed = spent, now
@@ -47,7 +51,7 @@ class Watchdog:
 
 
 def _cpu_clock_of_this_thread() -> Callable[[], float]:
-    """A function that returns the CPU seconds of this thread. Without thread clocks, it measures the whole process."""
+    """A function that returns the CPU seconds of this thread, or of the whole process if threads have no CPU clock."""
     try:
         number = time.pthread_getcpuclockid(threading.get_ident())
     except AttributeError:

@@ -45,7 +45,7 @@ class Architecture:
         """
         network, widths, activation = values["network"], tuple(values["widths"]), values["activation"]
         if network not in get_args(Network) or len(widths) != 3 or not all(isinstance(width, int) for width in widths):
-            raise ValueError(f"there is no network {network!r} of widths {widths}")
+            raise ValueError(f"there is no network {network!r} with widths {widths}")
         if activation not in get_args(Activation):
             raise ValueError(f"there is no activation {activation!r}")
         return cls(network=network, widths=widths, activation=activation)

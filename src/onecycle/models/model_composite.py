@@ -60,7 +60,7 @@ class ModelComposite(nn.Module):
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Class probabilities, float32 `[B,C]`, of normalized images `[B,3,H,W]`, computed in evaluation mode."""
-        modes = [(module, module.training) for module in self.modules()]  # restored below; the modes may differ
+        modes = [(module, module.training) for module in self.modules()]  # modules may be in different modes
         self.eval()
         try:
             return torch.softmax(self(images).float(), dim=1)

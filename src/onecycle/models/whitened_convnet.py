@@ -66,7 +66,7 @@ class WhitenedConvNet(ModelComposite):
 
     @torch.no_grad()
     def initialize_as_identity(self) -> None:
-        """Initialize every 3×3 convolution so that its first outputs equal its inputs (Dirac)."""
+        """Initialize every 3×3 convolution so that its first output channels copy its input (Dirac initialization)."""
         for layer in self.groups.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.dirac_(layer.weight[: layer.in_channels])
@@ -78,7 +78,7 @@ class WhitenedConvNet(ModelComposite):
         return features
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits `[B,classes]`."""
+        """The logits `[B,classes]` for the last feature map."""
         logits: torch.Tensor = self.linear(self.flatten(self.pool(features))) * LOGIT_SCALE
         return logits
 

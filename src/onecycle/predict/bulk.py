@@ -96,7 +96,7 @@ class PredictionEngine(Protocol):
     """Predicts chunks, in this process or elsewhere."""
 
     def predict(self, predictor: ChunkPredictor, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
-        """Predict all `chunks`, in any order.
+        """Predict all `chunks`. The results may come in any order.
 
         Raises:
             InputError: when a chunk cannot be predicted.

@@ -17,18 +17,18 @@ from onecycle.data.store.decode import Unreadable
 from onecycle.predict.stream import files_of, read_content
 
 CHUNK_IMAGES = 1000  # approximate number of images in a chunk
-# Reading a chunk of an archive also reads everything before the chunk, so more chunks would repeat more reading.
+# To reach a chunk of an archive, a process reads everything before it. This limit bounds the repeated reading.
 MOST_CHUNKS_PER_ARCHIVE = 16
 _DIGEST_BYTES = 12  # length of the hash of an image's name
 
 
 class ChunkFile(NamedTuple):
-    """An image file, a slice of an archive's images, or a name that cannot be read."""
+    """An image file, a slice of an archive's images, or a source that cannot be read."""
 
     path: str
-    first: int = 0  # position of the slice in the archive's images
+    first: int = 0  # number of the archive's images before the slice
     length: int | None = None  # images in the slice; None for a file
-    reason: str | None = None  # why it cannot be read
+    reason: str | None = None  # why the file cannot be read; None if it can
     names: str | None = None  # hash of the names of the images in the slice
 
 
@@ -59,8 +59,8 @@ class ChunkImage(NamedTuple):
 def split_into_chunks(sources: Iterable[str], batch_size: int) -> Iterator[Chunk]:
     """Split all images in `sources` into chunks. Sources are files, folders, patterns and archives.
 
-    Each archive is read once. A full chunk of files holds a multiple of `batch_size` files, so that its batches are
-    full.
+    Listing the images reads each archive once. A full chunk of files holds a multiple of `batch_size` files, so that
+    its batches are full.
     """
     chunk_size = batch_size * max(1, CHUNK_IMAGES // batch_size)
     number = 0

@@ -1,4 +1,4 @@
-"""Explain a trained network: Grad-CAM heatmaps, possible label issues and near-duplicates. Computed once per run."""
+"""Explain a trained network with Grad-CAM heatmaps, and find possible label issues and near-duplicates."""
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from onecycle.predict.predictor import Predictor
 from onecycle.storage.records import Interpretation
 
 MISCLASSIFIED = 1000  # at most this many misclassified images are saved
-LISTED_FRACTION = 0.05  # each list ranks this fraction of the images
-KEPT = 100  # images of each list that are saved with their pixels
+LISTED_FRACTION = 0.05  # fraction of the images that each list contains
+KEPT = 100  # number of images in each list that are saved with their pixels
 _BATCH = 250
 
 
@@ -76,7 +76,7 @@ def grad_cam(model: ModelComposite, features: torch.Tensor, classes: torch.Tenso
 
 
 def _lowest(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The indices of the lowest `values`, lowest first: the fraction `LISTED_FRACTION`, but at least `KEPT`."""
+    """The indices of the lowest `values`, lowest first: `LISTED_FRACTION` of all indices, but at least `KEPT`."""
     return np.argsort(values, kind="stable")[: max(KEPT, round(LISTED_FRACTION * len(values)))]
 
 

@@ -21,7 +21,7 @@ from onecycle.core.files import replacing
 from onecycle.predict.predictor import Predictor
 
 VERIFIED = 1000  # images on which the file is compared with the network
-TOLERANCE = 1e-4  # largest accepted difference of a probability; float32 sums depend on the order
+TOLERANCE = 1e-4  # largest accepted difference between two probabilities; rounding depends on the order of a sum
 _OPSET = 18
 _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and onnxruntime"
 
@@ -58,10 +58,10 @@ def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
     try:
         content = _exported(Deployed(predictor).eval(), size, predictor.classes, description)
         difference = _largest_difference(predictor, content)
-    except Exception as error:  # three libraries raise their own kinds of errors
+    except Exception as error:  # torch, onnx and onnxruntime raise many kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be exported: {type(error).__name__}: {reason}; {_ADVICE}") from error
-    if not difference <= TOLERANCE:  # also false for NaN
+    if not difference <= TOLERANCE:  # unlike `difference > TOLERANCE`, also true for NaN
         raise InputError(
             f"{path} was not written: its probabilities differ from the network's by up to {difference:.1e}; the limit "
             f"is {TOLERANCE:.0e}; {_ADVICE}"
@@ -93,9 +93,9 @@ def _exported(deployed: Deployed, size: int, classes: Sequence[str], description
 
 
 def _largest_difference(predictor: Predictor, content: bytes) -> float:
-    """The largest difference between a probability of the ONNX file `content` and of the network.
+    """The largest difference between the probabilities of the ONNX file `content` and those of the network.
 
-    The images come in one batch of 1, one batch of 7, and then batches of `predictor.batch_size`.
+    They are compared on one batch of 1 image, one batch of 7 images, and then batches of `predictor.batch_size`.
     """
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     rng, left, largest = np.random.default_rng(0), VERIFIED, 0.0
@@ -103,18 +103,18 @@ def _largest_difference(predictor: Predictor, content: bytes) -> float:
         images = _natural_noise(min(most, left), predictor.preprocessing.input_size, rng)
         (theirs,) = session.run(["probabilities"], {"images": images})
         ours = np.array([prediction.probabilities for prediction in predictor.predict_images(images)])
-        largest = float(np.maximum(largest, np.abs(theirs - ours).max()))  # propagates NaN
+        largest = float(np.maximum(largest, np.abs(theirs - ours).max()))  # unlike max(), propagates NaN
         left -= len(images)
         if not left:
             return largest
-    raise AssertionError("batches do not end")
+    raise AssertionError("unreachable: the batch sizes repeat forever")
 
 
 def _natural_noise(count: int, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Synthetic images uint8 `[count,size,size,3]`: noise with the frequency spectrum of photographs.
 
     Source: Field 1987, "Relations between the statistics of natural images and the response properties of cortical
-    cells": amplitudes fall with the frequency.
+    cells": the amplitude is inversely proportional to the frequency.
     """
     frequencies = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None])
     frequencies[0, 0] = 1 / size
@@ -127,7 +127,7 @@ def _natural_noise(count: int, size: int, rng: np.random.Generator) -> NDArray[n
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter inside the block."""
+    """Silence the exporter's output, warnings and log messages inside the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -41,7 +41,7 @@ _ROWS_AT_ONCE = 100_000
 
 
 def predictions_table(rows: Sequence[tuple[ChunkImage, Prediction]], top: int) -> bytes:
-    """A parquet file of images with their `top` most likely classes."""
+    """The content of a parquet file that lists images, each with its `top` most likely classes."""
     ranked = [prediction.top(top) for _, prediction in rows]
     columns: dict[str, list[Any]] = {
         **_sources([image for image, _ in rows]),
@@ -53,7 +53,7 @@ def predictions_table(rows: Sequence[tuple[ChunkImage, Prediction]], top: int) -
 
 
 def unreadable_table(rows: Sequence[tuple[ChunkImage, str]]) -> bytes:
-    """A parquet file of images that cannot be read, each with the reason."""
+    """The content of a parquet file that lists unreadable images, each with the reason."""
     columns: dict[str, list[Any]] = {
         **_sources([image for image, _ in rows]),
         "reason": [reason for _, reason in rows],
@@ -86,7 +86,7 @@ def row_count(file: Path) -> int:
 
 
 def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any]) -> None:
-    """Write the listing of all `chunks`, with the `settings` that they were made with.
+    """Write the listing of all `chunks`, with the `settings` that produced them.
 
     Raises:
         StorageError: when the file cannot be written.
@@ -100,7 +100,7 @@ def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, An
 
 
 def read_settings(path: Path) -> Any:
-    """The settings that the listing at `path` was made with.
+    """The settings that produced the listing at `path`.
 
     Raises:
         InputError: when the file is damaged.
@@ -110,7 +110,7 @@ def read_settings(path: Path) -> Any:
 
 
 def read_listing(path: Path) -> Iterator[Chunk]:
-    """The chunks that `write_listing` wrote.
+    """Yield the chunks that `write_listing` saved at `path`.
 
     Raises:
         InputError: when the file is damaged.

@@ -26,7 +26,7 @@ from onecycle.storage.run_folder import RunFolder
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "cifar10.safetensors"
 """The network for CIFAR-10 that comes with the package. Its model card is beside it."""
 
-_BATCH_PIXELS = 250 * 32 * 32  # pixels in a batch: a batch of larger images has fewer images
+_BATCH_PIXELS = 250 * 32 * 32  # pixels in a batch, so a batch of larger images has fewer images
 
 ImageInput = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 """An image of any size: a Pillow image, pixels uint8 `[H,W,3]`, or the path of a file."""
@@ -57,7 +57,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """Everything that prediction needs. `save` writes one file: the weights, with all but `plan` as metadata."""
+    """A network with everything that prediction needs. `save` writes all fields except `plan` to one file."""
 
     model: ModelComposite
     architecture: Architecture

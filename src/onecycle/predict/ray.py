@@ -16,7 +16,7 @@ from onecycle.predict.chunks import Chunk
 
 @dataclass(frozen=True)
 class RayPredictionEngine:
-    """Predicts chunks on the cores of the Ray cluster at `address`."""
+    """Predicts chunks of image files on the cores of the Ray cluster at `address`."""
 
     address: str | None
 
@@ -29,7 +29,7 @@ class RayPredictionEngine:
 
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             cores = max(1, int(ray.cluster_resources().get("CPU", 0)))
-            # Every chunk is one Ray block, so a node that dies loses only the chunks that it was working on.
+            # Each chunk is a Ray block of its own. A node that dies loses only the chunks that it was working on.
             rows = ray.data.from_items(
                 [{"chunk": pickle.dumps(chunk)} for chunk in chunks], override_num_blocks=len(chunks)
             )
@@ -45,17 +45,17 @@ class RayPredictionEngine:
                     if problem := row.pop("problem"):
                         raise InputError(problem)
                     yield ChunkResult(**row)
-            except KeyboardInterrupt:  # how Ray ends the iteration after a signal
+            except KeyboardInterrupt:  # Ray ends the iteration with this exception after a signal
                 interruption.check()
                 raise
             except ray.exceptions.RayError as error:
                 raise PeerError(
-                    f"Ray stopped: {one_line(error)}; repair the cluster, then repeat the command to go on"
+                    f"Ray stopped: {one_line(error)}; repair the cluster, then repeat the command to continue"
                 ) from error
 
 
 class _Worker:
-    """A process of the cluster that predicts chunks."""
+    """A process of the Ray cluster that predicts the images of one chunk at a time."""
 
     def __init__(self, predictor: list[Any]) -> None:
         import ray

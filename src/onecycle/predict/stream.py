@@ -20,14 +20,14 @@ E = TypeVar("E", bound=Encoded)
 
 
 class FilePrediction(NamedTuple):
-    """A file and its prediction, or why the file cannot be read."""
+    """A file with its prediction, or with the reason why the file cannot be read."""
 
     path: Path
     prediction: Prediction | Unreadable
 
 
 class NamedFile(NamedTuple):
-    """A file from a source, or the problem if the source gives no file."""
+    """A file of a source. `problem` is None, or says why `path` gives no file."""
 
     path: Path
     problem: str | None = None
@@ -53,7 +53,7 @@ def predict_files(predictor: Predictor, sources: Iterable[str]) -> Iterator[File
 
 
 def predict_each(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, Prediction | Unreadable]]:
-    """Yield each of `files`, in order, with its prediction or why it cannot be read."""
+    """Yield each of `files`, in order, with its prediction or the reason why it cannot be read."""
     decode = partial(decode_square, size=predictor.preprocessing.input_size)
     waiting: list[tuple[E, NDArray[np.uint8] | Unreadable]] = []
     for file, image in each_decoded(files, decode):
@@ -65,7 +65,7 @@ def predict_each(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, 
 
 
 def files_of(sources: Iterable[str]) -> Iterator[NamedFile]:
-    """Yield the files in `sources`, which are files, folders or patterns."""
+    """Yield the files that `sources` name. A source is the path of a file or folder, or a pattern."""
     for source in sources:
         path = Path(source)
         files: Iterable[NamedFile]
@@ -103,7 +103,7 @@ def _read(file: NamedFile) -> _File:
 
 
 def read_content(path: Path) -> bytes | Unreadable:
-    """The content of an image file, or why it cannot be read."""
+    """The content of an image file, or the reason why it cannot be read."""
     try:
         return read_file(path)
     except InputError as error:

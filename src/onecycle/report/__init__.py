@@ -22,7 +22,7 @@ def write(folder: RunFolder) -> Path:
 
 
 def compare(runs: Sequence[Path], path: Path) -> Path:
-    """Write a report that compares several complete runs to `path`.
+    """Compare several complete runs, and write the report to `path`.
 
     Raises:
         InputError: when there are too few or too many runs, or a run is incomplete.

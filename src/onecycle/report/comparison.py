@@ -17,7 +17,7 @@ from onecycle.report.svg import inline
 from onecycle.storage.run_folder import RunFolder
 
 FEWEST, MOST = 2, 6  # limits on the number of runs
-DISAGREEMENTS = 200  # images to show
+DISAGREEMENTS = 200  # the report shows at most this many images on which runs disagree
 _BYTES = 400_000
 
 
@@ -53,7 +53,7 @@ class Comparison:
         return inline(figure, "compared", f"Accuracy by epoch; last epoch: {last}")
 
     def differences(self) -> list[tuple[str, DifferenceByImage]]:
-        """The name of each run after the first, and its accuracy minus the first run's, compared image by image."""
+        """For each run except the first: its name, and its accuracy minus the accuracy of the first run."""
         first = self._is_correct(self.pages[0])
         return [
             (name, difference_by_image(self._is_correct(page), first))
@@ -61,7 +61,7 @@ class Comparison:
         ]
 
     def settings(self) -> list[tuple[str, list[Any]]]:
-        """The configuration values that differ between the runs."""
+        """The name of each setting that differs between the runs, and its value in each run."""
         configs = [page.config.defining_values() for page in self.pages]
         return [
             (name, [config[name] for config in configs])
@@ -103,7 +103,7 @@ class Comparison:
         )
 
     def _kept(self) -> dict[int, NDArray[np.uint8]]:
-        """The stored pixels of the images that any of the runs misclassified, by image index."""
+        """The stored pixels of the images that at least one run misclassified, by image index."""
         return {
             int(image): pixels
             for page in self.pages

@@ -16,11 +16,11 @@ from onecycle.storage.records import Interpretation, LRCurve, RunResult
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.scheduler import peak_step
 
-MOST_IN_MATRIX = 20  # classes; with more, the confusion matrix is a plot instead of a table
+MOST_IN_MATRIX = 20  # with more classes, the report shows the confusion matrix as a plot instead of a table
 CONFUSIONS = 10  # number of confusions listed, most frequent first
 _NAMES = {"cifar10": "CIFAR-10", "digits": "the embedded digits"}
 _PERCENT = "\N{NO-BREAK SPACE}%"
-_LONGEST_NAME = 32  # characters of a class name
+_LONGEST_NAME = 32  # characters; a report shortens longer class names
 
 
 def percent(share: float | None, decimals: int = 2) -> str:

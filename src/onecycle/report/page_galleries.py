@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onecycle.report.page import Page, confidence
 from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
 
-LISTED_IMAGES = 48  # images shown in each list
+LISTED_IMAGES = 48  # number of images that the report shows of each list
 _MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # maximum per sheet; base64 adds a third
 
 
@@ -18,15 +18,15 @@ class Tile:
     """An image of a sheet with the text below it."""
 
     place: tuple[int, int]  # column and row on the sheet
-    name: str  # "test image 123"
+    name: str  # for example "test image 123"
     label: int  # index of the class
-    other: int  # index of the predicted class; of a near-duplicate, the label of the other image
-    lines: tuple[str, ...]  # more text
+    other: int  # index of the predicted class; in a pair of near-duplicates, the label of the other image
+    lines: tuple[str, ...]  # further lines of text below the image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The images that a report shows as tiles. `listed` names all images of the ranking, also those without a tile."""
+    """Images that a report shows as tiles. `listed` names every image of the list, including those without a tile."""
 
     sheet: Sheet
     tiles: list[Tile]
@@ -35,7 +35,7 @@ class Gallery:
 
 
 def misclassified(page: Page) -> Gallery | None:
-    """The incorrect predictions, most confident first, with their heatmaps."""
+    """Misclassified images with their heatmaps, most confident prediction first."""
     if not (found := page.interpretation) or not len(found.misclassified_images):
         return None
     sheet = image_sheet(found.misclassified_images, most_bytes=_MISCLASSIFIED_BYTES)

@@ -1,4 +1,4 @@
-"""Sprite sheets: many small images as one WebP image inside the page."""
+"""Sprite sheets: many small images as one WebP image inside an HTML page."""
 
 import base64
 import io
@@ -23,12 +23,15 @@ class Sheet:
     tile: int
 
     def place(self, number: int) -> tuple[int, int]:
-        """The column and row of an image."""
+        """The column and row of the image `number`."""
         return number % self.columns, number // self.columns
 
 
 def image_sheet(images: NDArray[np.uint8], *, most_bytes: int) -> Sheet:
-    """A sheet of uint8 `images` `[N,S,S,3]`, in the best quality that fits into `most_bytes`, else in the lowest."""
+    """A sheet of uint8 `images` `[N,S,S,3]`, in the best quality that fits into `most_bytes`.
+
+    If no quality fits, the sheet has the lowest quality.
+    """
     tile = min(images.shape[1], LARGEST_TILE)
     canvas, columns = _arranged([Image.fromarray(image).resize((tile, tile)) for image in images], tile, "RGB")
     content = b""

@@ -1,4 +1,4 @@
-"""Figures as SVG inside a page. Text is kept as text, not as paths. Colors follow the light or dark theme."""
+"""Embed figures in a page as SVG. Text stays text instead of paths. Colors follow the light or dark theme."""
 
 import re
 from html import escape

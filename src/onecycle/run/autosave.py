@@ -49,11 +49,11 @@ class RunState:
 
     @property
     def seconds(self) -> float:
-        """The duration of the run so far, without interruptions."""
+        """The duration of the run so far, excluding interruptions."""
         return time.perf_counter() - self._started
 
     def after_step(self, report: StepReport) -> None:
-        """Record a step. Save a checkpoint if the last one is older than `SAVE_SECONDS`.
+        """Record a step. Save a checkpoint if the last checkpoint is older than `SAVE_SECONDS`.
 
         Raises:
             Interrupted: when the processes of the run have agreed to stop.
@@ -155,8 +155,8 @@ class RunState:
             self._started -= saved["seconds"]
             self.margins.copy_(checkpoint.measured["margins"])
             checkpoint.restore(self._experiment.model, self._experiment.optimizer)
-        if checkpoint.damaged:  # otherwise the next save would replace the good file with the damaged one
+        if checkpoint.damaged:  # the next save would replace the intact previous checkpoint with this damaged file
             with writing(self._folder.checkpoint):
                 self._folder.checkpoint.unlink(missing_ok=True)
-        self._folder.write_history(self.history)  # the existing file may be one epoch ahead or behind
+        self._folder.write_history(self.history)  # the file may be one epoch ahead of or behind the checkpoint
         return checkpoint.damaged and f"{checkpoint.damaged}; going on from the previous checkpoint, {checkpoint.path}"

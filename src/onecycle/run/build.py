@@ -23,14 +23,14 @@ from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, 
 from onecycle.predict.predictor import Predictor
 from onecycle.train.optimizers import Muon
 
-WHITENING_IMAGES = 5000  # 32×32 images that initialize the whitening layer; other sizes use as many pixels in total
+WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
-# learning rate 0.67 for summed losses, weights of std 1 and logits divided by 256. SGD_LR_SCALE is that rate, converted
-# to the scale of the linear layer here.
+# learning rate 0.67, where the loss is a sum over the batch, the initial weights have std 1, and the logits are divided
+# by 256. SGD_LR_SCALE is that learning rate, converted to mean losses and to the scale of the linear layer here.
 FILTER_MOMENTUM = 0.6  # for filters, whose steps Muon orthogonalizes
 MOMENTUM = 0.85
-SGD_LR_SCALE = 0.0035  # SGD learning rate / (Muon learning rate × batch size), for mean losses
+SGD_LR_SCALE = 0.0035  # SGD learning rate / (Muon learning rate × batch size), for losses averaged over the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Experiment:
 
 
 def load_data(config: DataConfig) -> Dataset:
-    """Load the data set of `config`, with its splits and limits. The splits and limits are the same for every seed.
+    """Load the data set of `config`, split and limited as `config` says. The seed has no influence on the data set.
 
     Raises:
         InputError: when the data is missing, damaged or too small.
@@ -85,7 +85,8 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     dataset = load_data(config)
     train = dataset.train
     preprocessing = Preprocessing.of_sums(train.channel_sums, images=len(train), input_size=train.images.shape[1])
-    torch.set_num_threads((plan and plan.threads) or machine.cores)  # the whitening layer's sums depend on this number
+    # The number of threads affects how the whitening filters are rounded.
+    torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)
     model = _network(config, dataset, preprocessing)
     choice = None

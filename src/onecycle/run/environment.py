@@ -115,8 +115,8 @@ def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
     then, now = recorded_fingerprint(folder), dataset.fingerprint
     if now != then:
         raise InputError(
-            f"{folder.path} was trained on other data: its fingerprint is {then[:12]}, that of {dataset.source} is "
-            f"{now[:12]}; give the data of the run with --data"
+            f"{folder.path} was trained on other data, with the fingerprint {then[:12]}; {dataset.source} has the "
+            f"fingerprint {now[:12]}; give the data of the run with --data"
         )
 
 

@@ -74,9 +74,9 @@ def run(config: Config, console: Console, path: Path | None = None) -> RunFolder
 def resume(path: Path | None, console: Console, config: Config | None = None) -> RunFolder:
     """Resume an interrupted run from its last checkpoint, with the compute plan that it started with.
 
-    The result has the same bits as without the interruption. With several processes, one process has the run folder at
-    `path` and sends the necessary files to the other processes. `config` must equal the original configuration, except
-    for `data`, `workers` and the output options.
+    The result is bit-identical to that of an uninterrupted run. With several processes, one process has the run folder
+    at `path`, and sends the necessary files to the other processes. `config` must equal the original configuration,
+    except for `data`, `workers` and the output options.
 
     Raises:
         OnecycleError: when there is no such run, when the run is complete or in use, when the configuration, data or
@@ -123,14 +123,15 @@ def _continue(
         progress.warn(warning)
     folder.discard_stopped_state()
     if not group.is_main_process:
-        folder.remove_checkpoints()  # temporary copies; the temporary folder may be in memory (tmpfs)
+        # Here the checkpoints are temporary copies, which occupy memory if the temporary folder is a tmpfs.
+        folder.remove_checkpoints()
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)
 
 
 def _require_consistent(experiment: Experiment) -> None:
-    """Check that all processes would compute the same bits."""
+    """Check that all processes would compute bit-identical results."""
     machine, plan = hardware.detect(), experiment.plan
     cpu = {"the CPU": machine.cpu, "its instructions and caches": machine.cpu_features}
     kernels = {"the native kernels": str(native.build_id())} if plan.native_kernels or plan.amx else {}
@@ -167,7 +168,7 @@ def find_rates(config: Config, console: Console) -> RunFolder:
 
 
 def _new_folder(experiment: Experiment, name: str, path: Path | None, stack: ExitStack) -> RunFolder:
-    """The folder of a new run. All processes but the main one get a temporary folder, which `stack` removes."""
+    """The folder of a new run. Every process except the main one gets a temporary folder, which `stack` removes."""
     if experiment.group.is_main_process:
         return setup.create_folder(experiment, name, path)
     return stack.enter_context(scratch())
@@ -200,7 +201,7 @@ def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> 
 
 
 def _rates(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> tuple[float, float]:
-    """LR min and LR max: as configured, or from the LR finder."""
+    """LR min and LR max. The LR finder chooses those that the configuration leaves open."""
     lr_min, lr_max = experiment.config.lr_min, experiment.config.lr_max
     if lr_min is None or lr_max is None:
         curve = folder.read_lr_curve() or _sweep(experiment, folder, progress)
@@ -235,7 +236,7 @@ def _train(
         try:
             state.after_epoch(record)
         finally:
-            progress.epoch(record)  # after saving: printing may fail
+            progress.epoch(record)  # after the epoch is saved, because printing may fail
         if board:
             board.epoch(record)
 
@@ -268,7 +269,7 @@ def _train(
             if board:
                 board.complete(config, folder.read_result(), folder.plots)
         group.wait_for_main_process()
-    folder.remove_checkpoints()  # last, because a run with a result and without checkpoints is complete
+    folder.remove_checkpoints()  # the last step: a run with a result and without checkpoints is complete
     return folder
 
 

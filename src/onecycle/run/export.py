@@ -22,7 +22,7 @@ def export_onnx(run: Path | None, out: Path | None = None) -> tuple[Path, float]
         StorageError: when the files cannot be written.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")
-    from onecycle.predict.onnx import write_onnx  # imported late: the module needs these packages
+    from onecycle.predict.onnx import write_onnx  # imported after `require`, because it needs these packages
 
     folder = RunFolder.open(run) if run else None
     if folder:

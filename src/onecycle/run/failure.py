@@ -15,7 +15,7 @@ from onecycle.train.nonfinite import NonFiniteError
 
 @contextmanager
 def resumable(folder: RunFolder, config: Config, group: ProcessGroup) -> Iterator[None]:
-    """When the run in `folder` stops early, say how to resume it, in the error and in the report."""
+    """If the run in `folder` stops early, explain in the error message and in the report how to resume it."""
     advice = f"`onecycle train --resume {folder.path}` goes on"
     try:
         yield
@@ -27,7 +27,7 @@ def resumable(folder: RunFolder, config: Config, group: ProcessGroup) -> Iterato
         if not group.is_main_process:
             raise
         reason = f"{error}. The last checkpoint is intact: {advice} from there" if folder.has_checkpoint else str(error)
-        if isinstance(error, PeerError):  # after a StorageError, the disk may have no room for a report
+        if isinstance(error, PeerError):  # no report after a StorageError: the disk may be full
             _write_report(folder, config, group, f"{reason[0].upper()}{reason[1:]}.")
         raise type(error)(reason) from error
 

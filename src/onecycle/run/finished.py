@@ -52,7 +52,7 @@ def evaluate_shipped(data: str | None = None) -> Reevaluation:
     """Evaluate the network that comes with the package on the test set of CIFAR-10.
 
     Raises:
-        InputError: when `data` has other classes.
+        InputError: when `data` has other classes than CIFAR-10.
     """
     predictor = load()
     dataset = load_data(replace(BASELINE, data=data or "cifar10"))
@@ -96,8 +96,8 @@ def report_run(path: Path, data: str | None = None) -> Path:
     progress of the run.
 
     Raises:
-        InputError: when there is no such run. Also when the run cannot be interpreted, because the data differs from
-            the data of the run or this machine lacks the device. The report is then written without interpretation.
+        InputError: when there is no such run, or the run cannot be interpreted. For example, its data has changed, or
+            this machine lacks its device. Without an interpretation, the rest of the report is still written.
     """
     folder = RunFolder.open(path)
     missing = [path for path in (folder.weights, folder.training_margins) if not path.exists()]
@@ -128,7 +128,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def _recorded_plan(folder: RunFolder) -> ComputePlan:
-    """The part of the run's compute plan that evaluation needs. The plan is applied to this process."""
+    """The variant of the run's compute plan for evaluation. It is also applied to this process."""
     plan = environment.recorded_plan(folder).for_evaluation()
     plan.require(hardware.detect())
     plan.apply()

@@ -1,4 +1,4 @@
-"""Show a run on the screen: a progress bar during each epoch, and one line after it. Without a terminal, only lines."""
+"""Show a run on the screen: a progress bar during each epoch and a line after it. The bar needs a terminal."""
 
 import time
 
@@ -80,7 +80,7 @@ class RunProgress:
         self._images += report.images
         completed = report.step % self._steps_per_epoch + 1
         now = time.perf_counter()
-        # Reading the loss makes a GPU wait, so do it rarely.
+        # Each reading of the loss leaves a GPU without work for a moment, so read it rarely.
         if self._bar.disable or (now - self._refreshed < REFRESH_SECONDS and completed < self._steps_per_epoch):
             return
         self._refreshed = now

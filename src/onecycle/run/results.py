@@ -35,7 +35,7 @@ def write(
     tta: TTAResult | None,
     seconds: float,
 ) -> None:
-    """Write all results. `result.json` is written last: a folder with this file has all results.
+    """Write all results. `result.json` is written last, so a folder with this file has all results.
 
     `margins` `[N]` is the margin of each training image, summed over the epochs. `rates` is (lr_min, lr_max).
     """

@@ -17,9 +17,9 @@ _NOTHING = [-1, 0]
 
 
 def started_by_this_job(config: Config) -> Path | None:
-    """Find the run that this torchrun job began before the job was restarted, with the same configuration.
+    """Find the unfinished run with this configuration that this torchrun job began before it was restarted.
 
-    Returns the run folder on this machine, or None if there is no such unfinished run.
+    Returns the run folder on this machine, or None if there is no such run.
     """
     if job.may_have_started_before():
         for folder in interrupted(config.out):

@@ -30,7 +30,7 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     smallest, *_, largest = sorted(np.bincount(dataset.train.labels, minlength=len(dataset.train.classes)).tolist())
     if largest >= IMBALANCE * smallest and not experiment.config.class_weights:
         progress.say(
-            f"The classes are imbalanced, with {smallest:,} to {largest:,} training images: use --class-weights to "
+            f"The classes are imbalanced ({smallest:,} to {largest:,} training images each): use --class-weights to "
             "weight them equally"
         )
     threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'}"
@@ -38,7 +38,7 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
 
 
 def require_cycle(experiment: Experiment) -> None:
-    """Check that the training set fills a batch, and that there are at least two steps.
+    """Check that the training set fills a batch, and that the run has at least two steps.
 
     Raises:
         InputError: when there are too few images or steps.

@@ -1,4 +1,4 @@
-"""Serve a trained network: a web page and an HTTP API, `onecycle serve`."""
+"""Serve a trained network as a web page and an HTTP API. The command `onecycle serve` calls this."""
 
 from onecycle.core.extras import require
 from onecycle.predict.predictor import Predictor
@@ -11,6 +11,6 @@ def serve(predictor: Predictor, name: str, *, host: str, port: int) -> None:
         InputError: when a package is missing, or the address is not available.
     """
     require("serve", "fastapi", "fastapi_offline", "python_multipart", "uvicorn")
-    from onecycle.serve.server import run  # imported late: the module needs these packages
+    from onecycle.serve.server import run  # imported after the check, because it needs these packages
 
     run(predictor, name, host=host, port=port)

@@ -74,7 +74,7 @@ _FORM = {
 
 
 def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """The application for `predictor`. `name` is the title of the page, `hosts` are the accepted host names."""
+    """The application for `predictor`. `name` is the title of the page, and `hosts` are the accepted host names."""
     service = _Service(predictor, limits)
 
     app = FastAPI(

@@ -9,7 +9,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MOST_AT_ONCE = 64
-WAIT_SECONDS = 0.003  # to wait for more items after the first item
+WAIT_SECONDS = 0.003  # time that a batch waits for more items after its first item
 
 
 class BusyError(Exception):

@@ -12,7 +12,7 @@ from onecycle.predict.predictor import Prediction, Predictor
 
 
 class Question(NamedTuple):
-    """A uint8 image `[S,S,3]`, and whether to compute its heatmap."""
+    """What a client asks for: the prediction of a uint8 image `[S,S,3]` and, if `explain` is true, its heatmap."""
 
     image: NDArray[np.uint8]
     explain: bool
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class Inference:
-    """Answers a batch of questions with one pass through the network."""
+    """Predicts the images of a batch of questions with one pass through the network."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor

@@ -19,7 +19,7 @@ from onecycle.serve.limits import LIMITS, Limits
 
 _STOP_SECONDS = 5  # for active requests to finish when the service stops
 _KEEP_ALIVE_SECONDS = 5
-_LINGER_SECONDS = 1  # to read the rest of a request that was answered early
+_LINGER_SECONDS = 1  # for a client to send the rest of a request that is already answered
 
 
 def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits = LIMITS) -> None:
@@ -78,7 +78,7 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         with ExitStack() as undone:
-            # Without the protocol, asyncio does not set TCP_NODELAY, and every response is delayed.
+            # asyncio sets TCP_NODELAY only if the protocol is given. Without TCP_NODELAY, every response is delayed.
             listening = undone.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
@@ -138,7 +138,8 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self._expect("header", limits.header_seconds, self.transport.close)
             else:
                 self._no_longer("header")
-            if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:  # the response is sent already
+            # The response is complete, but the client is still sending its request.
+            if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
                 self._expect("rest of the body", _LINGER_SECONDS, self.transport.close)
             else:
                 self._no_longer("rest of the body")

@@ -66,7 +66,7 @@ class RequestRoom:
         """Reserve memory for more bytes, and places in the queue for images.
 
         Raises:
-            HTTPException: when there is no room.
+            HTTPException: when the memory or the queue is full.
         """
         room, limits = self._room, self._limits
         if room.bytes + bytes > limits.waiting_bytes or room.images + images > limits.waiting_images:
@@ -98,7 +98,7 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
             body = await _read(request, room, limits)
     except TimeoutError:
         raise _closing(408, f"the request took longer than {limits.upload_seconds:g} seconds to arrive") from None
-    except ClientDisconnect:  # the client is gone
+    except ClientDisconnect:
         raise _closing(400, "the request did not arrive") from None
     files = await _files(request, body, limits)
     if not files:

@@ -19,8 +19,8 @@ from onecycle.core.files import reading, replacing
 
 # The checksum comes first in the metadata, which is JSON inside JSON. Hence the backslashes.
 _CHECKSUM = re.compile(rb'\{\\"checksum\\": \\"([0-9a-f]{64})\\"')
-_NO_CHECKSUM = "0" * 64  # placeholder while the checksum is computed
-_BEFORE_CHECKSUM = 1000  # bytes at the start of a file to search for the checksum
+_NO_CHECKSUM = "0" * 64  # stands in place of the checksum while the checksum is computed
+_BEFORE_CHECKSUM = 1000  # the checksum is within this many bytes from the start of the file
 
 
 def save_tensors(
@@ -28,8 +28,8 @@ def save_tensors(
 ) -> None:
     """Write `tensors`, each in its own dtype, and `metadata` to `path`. Equal arguments produce identical files.
 
-    The file contains the SHA-256 of its content. The new file is read back and verified before it replaces the old
-    file. If `keep` is given, the old file is renamed to `keep`.
+    The file contains a SHA-256 checksum of its content, computed with zeros in place of the checksum. The new file is
+    read back and verified before it replaces the old file. If `keep` is given, the old file is renamed to `keep`.
 
     Raises:
         StorageError: when the file cannot be written.
@@ -70,7 +70,7 @@ def _checked(path: Path) -> bytes:
     """
     content = path.read_bytes()
     if not (place := _place_of_checksum(content)):
-        raise InputError(f"{path} has no checksum, so it is damaged or of another kind")
+        raise InputError(f"{path} has no checksum, so it is damaged, or onecycle did not write it")
     digest = hashlib.sha256(content[: place.start])
     digest.update(_NO_CHECKSUM.encode())
     digest.update(memoryview(content)[place.stop :])
@@ -91,7 +91,7 @@ class Checkpoint:
     path: Path
     progress: dict[str, Any]
     tensors: dict[str, torch.Tensor]
-    damaged: str | None  # why the newest checkpoint was not loaded; None if this is the newest
+    damaged: str | None  # why the newest checkpoint could not be loaded; None if this is the newest one
 
     @property
     def measured(self) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ class EpochRecord:
     eval_loss: float
     eval_accuracy: float
     seconds: float
-    training_seconds: float | None = None  # without the evaluation; None in runs of the first version
+    training_seconds: float | None = None  # without the evaluation; None in runs of the package's first version
 
 
 History = list[EpochRecord]
@@ -34,7 +34,8 @@ class LRCurve:
     """The sweep of an LR finder, and the learning rates derived from it.
 
     `lrs`, `losses` (raw) and `smoothed` have one entry per step. `lr_min` and `lr_max` are the learning rates for
-    the schedule, by the rules in `train.lr_finder`. `suggestions` has other learning rates by name.
+    the schedule, by the rules in `train.lr_finder`. `suggestions` maps the names of other rules to their
+    learning rates.
     """
 
     lrs: tuple[float, ...]
@@ -67,7 +68,7 @@ class RunResult:
     fingerprint: str
     evaluated_on: str  # "test" or "validation"
     train_images: int
-    eval_images: int  # in the split `evaluated_on`
+    eval_images: int  # number of images in the split `evaluated_on`
     notes: tuple[str, ...]  # warnings about the data, such as an unverified archive
     seed: int
     parameters: int
@@ -79,7 +80,7 @@ class RunResult:
     eval_accuracy: float
     best_eval_accuracy: float
     best_epoch: int
-    seconds: float  # the whole run: LR finder, training, evaluation
+    seconds: float  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
     tta_accuracy: float | None = None  # with test-time augmentation, if configured
@@ -95,7 +96,9 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One layer of a network: numbered name, output shape without the batch dimension, number of parameters."""
+    """One layer of a network: a numbered name such as "ReLU-3", the output shape without the batch dimension, and the
+    number of parameters.
+    """
 
     layer: str
     output_shape: tuple[int, ...]
@@ -168,7 +171,7 @@ class Misclassified:
 class Interpretation:
     """Explanations and data issues of a run. They are stored in `interpretation.npz`.
 
-    With these, a report needs neither the network nor the data. Indices refer to the evaluated split, or to the
+    With this record, a report needs neither the network nor the data. Indices refer to the evaluated split, or to the
     training set if the field's name starts with `train`. Lists are ranked, most suspicious first. For a long list, only
     the images of its first entries are stored.
     """
@@ -179,13 +182,13 @@ class Interpretation:
     label_issues: NDArray[np.int64]  # [S] indices of images whose label may be wrong
     label_issue_images: NDArray[np.uint8]  # [s,H,W,3] images of the first s label issues
     train_label_issues: NDArray[np.int64]  # [T] indices of training images whose label may be wrong
-    train_label_issue_margins: NDArray[np.float32]  # [T] mean margins over the epochs
-    train_label_issue_labels: NDArray[np.int64]  # [T]
-    train_label_issue_predictions: NDArray[np.int64]  # [t] the most likely class other than the label
-    train_label_issue_images: NDArray[np.uint8]  # [t,H,W,3]
+    train_label_issue_margins: NDArray[np.float32]  # [T] label logit minus largest other logit, mean over epochs
+    train_label_issue_labels: NDArray[np.int64]  # [T] the labels that may be wrong
+    train_label_issue_predictions: NDArray[np.int64]  # [t] for the first t issues, the most likely other class
+    train_label_issue_images: NDArray[np.uint8]  # [t,H,W,3] images of the first t training label issues
     duplicates: NDArray[np.int64]  # [D,2] indices of an evaluated image and of the most similar training image
-    duplicate_similarities: NDArray[np.float32]  # [D] correlations
-    duplicate_labels: NDArray[np.int64]  # [D,2]
+    duplicate_similarities: NDArray[np.float32]  # [D] correlation of the two images at 8×8 pixels
+    duplicate_labels: NDArray[np.int64]  # [D,2] labels of both images
     duplicate_images: NDArray[np.uint8]  # [d,2,H,W,3] images of the first d duplicates
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

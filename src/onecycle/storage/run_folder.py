@@ -40,7 +40,7 @@ def new_folder(parent: Path, name: str) -> Path:
             path.mkdir(parents=True)
         except OSError as error:
             if isinstance(error, FileExistsError) and parent.is_dir():
-                continue  # another run has this name
+                continue  # another run has this name; try the next number
             refusal = f"cannot create a folder in --out {parent}: "
             if file := next((above for above in (parent, *parent.parents) if os.path.isfile(above)), None):
                 raise InputError(f"{refusal}{file} is a file; give a folder") from None
@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has ended. As its last step, a run removes its checkpoints."""
+        """Whether the run is complete: it has a result, and its checkpoints are removed."""
         return self.result.exists() and not self.has_checkpoint
 
     @property
@@ -85,7 +85,7 @@ class RunFolder:
         return self.checkpoint.exists() or self.checkpoint_before.exists()
 
     def is_idle(self) -> bool:
-        """Whether no process is working on the run."""
+        """Whether the folder can be locked, which means that no process is working on the run."""
         try:
             with locked(self.path):
                 return True
@@ -94,7 +94,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """Create the folder of a new run at `path`, which may exist.
+        """Create the folder of a new run at `path`. An empty folder may already exist there.
 
         Raises:
             StorageError: when the folder cannot be created.
@@ -165,7 +165,7 @@ class RunFolder:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, path: Path) -> dict[str, NDArray[Any]]:
-        """The arrays in the npz file `path`, by their current names.
+        """The arrays in the npz file `path`, with older field names replaced by the current ones.
 
         Raises:
             InputError: when the file is missing or damaged.
@@ -189,7 +189,7 @@ class RunFolder:
             return Interpretation.from_arrays(self.read_arrays(self.interpretation))
 
     def read_network(self) -> NetworkSummary | None:
-        """The layers of the network, or None in the runs of older versions, which did not record them."""
+        """The layers of the network. None for runs of older versions, which did not record the layers."""
         if not self.network.exists():
             return None
         with reading(self.network):
@@ -202,7 +202,7 @@ class RunFolder:
                 temporary.unlink(missing_ok=True)
 
     def discard_stopped_state(self) -> None:
-        """Remove the files that a stopped run writes. They are outdated once the run goes on."""
+        """Remove the report of a stopped run and the reason why it stopped. Both are outdated when the run resumes."""
         with writing(self.path):
             for path in (self.stopped, self.report):
                 path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""A study: many runs over seeds and variants, and their statistics."""
+"""Studies: runs of several variants with several seeds each, and the statistics of these runs."""

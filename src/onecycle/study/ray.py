@@ -24,10 +24,10 @@ from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 from onecycle.study.run import StudyOutcome, StudyRun
 
-MOST_STARTS = 10  # of one run; if its nodes keep dying, the run itself may be the cause
+MOST_STARTS = 10  # start a run at most this often; if its nodes keep dying, the run may be the cause
 IN_USE_SECONDS = 600  # wait this long for a process that lost its connection to Ray and still works on the run
-STOP_SECONDS = 120  # for runs to save a checkpoint after Ctrl-C
-VISIBLE_SECONDS = 60  # for a network disk to show what a node has written
+STOP_SECONDS = 120  # after Ctrl-C, wait this long for the runs to save a checkpoint
+VISIBLE_SECONDS = 60  # wait this long until a network disk shows the files that a node has written
 _POLL_SECONDS = 0.5
 
 
@@ -61,8 +61,8 @@ class _Driver:
     """What a task needs to know about the process that started it."""
 
     token: Path  # a node that sees this file shares the study's disk
-    folder: Path  # current folder, for relative paths of data
-    data: str | None  # $ONECYCLE_DATA
+    folder: Path  # the current folder of that process; relative paths of data sets start here
+    data: str | None  # the value of $ONECYCLE_DATA
     command: list[str]
     versions: dict[str, str]
 
@@ -88,7 +88,7 @@ class _Tasks:
     def __init__(self, token: Path, console: Console) -> None:
         import ray
 
-        self.active: dict[Any, _Task] = {}  # by the generator that Ray returned for the task
+        self.active: dict[Any, _Task] = {}  # the key is the generator that Ray returned for the task
         self._ray = ray
         self._console = console
         self._driver = _Driver(
@@ -129,7 +129,7 @@ class _Tasks:
                 continue
             del self.active[generator]
             failure = _failure_at_home(task.run, message)
-            with suppress(OnecycleError):  # the summary reports a damaged result
+            with suppress(OnecycleError):  # if the result is damaged, the study's summary reports it
                 if not failure:
                     accuracy = RunFolder(task.run.folder).read_result().eval_accuracy
                     self._print(task.run, f"ends on {task.node} with {accuracy:.2%}")
@@ -137,7 +137,7 @@ class _Tasks:
 
     def stop(self) -> None:
         """Interrupt all tasks, and wait until they have saved a checkpoint."""
-        self._console.print("Stopping: runs save a checkpoint", highlight=False)
+        self._console.print("Stopping: every run saves a checkpoint", highlight=False)
         for generator in self.active:
             self._ray.cancel(generator, recursive=False)
         deadline = time.monotonic() + STOP_SECONDS
@@ -215,10 +215,10 @@ def _carry_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Ending]:
     if run.config.device != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this task did not request a GPU
     if driver.data:
-        os.environ.setdefault("ONECYCLE_DATA", driver.data)  # unless the node has its own setting
+        os.environ.setdefault("ONECYCLE_DATA", driver.data)  # a setting of the node takes precedence
     if driver.folder.is_dir():
         os.chdir(driver.folder)
-    sys.argv = driver.command  # for the run's environment.json
+    sys.argv = driver.command  # the run's environment.json records this command
     if driver.token.exists():
         yield _Ending(failure=failure_of(run))
         return

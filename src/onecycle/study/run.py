@@ -21,7 +21,7 @@ from onecycle.storage.run_folder import RunFolder
 class StudyRun:
     """One run of a study."""
 
-    name: str  # variant and seed
+    name: str  # names the variant and the seed
     place: str  # position in the study, such as "3/12"
     folder: Path
     config: Config
@@ -54,20 +54,20 @@ class StudyRun:
             if folder.path.exists():
                 with locked(folder.path):
                     folder.discard()  # the run ended before its first checkpoint
-            # Writing a report for every run would take long, and few are read. `onecycle report` can write one later.
+            # A report for every run would take long, and few would be read. `onecycle report` can write one later.
             experiment.run(replace(self.config, report=False), console, folder.path)
 
     def _require_same(self) -> None:
-        """Check that the run in the folder has the configuration that the study asks for."""
+        """Check that the configuration in the run folder is the one that the study describes."""
         folder = RunFolder(self.folder)
         began = folder.read_config()
         data = began.data if self.config.data == "auto" else self.config.data
         if began != replace(self.config, data=data, out=began.out, report=began.report):
-            raise InputError(f"{folder.config} differs from study.json; remove {folder.path} to run it again")
+            raise InputError(f"{folder.config} differs from study.json; remove {folder.path} to repeat the run")
 
 
 class StudyOutcome(NamedTuple):
-    """A run of a study that has ended, and the reason if it failed."""
+    """A run that has ended. `failure` is the reason if the run failed, and None otherwise."""
 
     run: StudyRun
     failure: str | None = None

@@ -1,4 +1,4 @@
-"""Plan and carry out a study: complete runs of a recipe and its variants over seeds, in one folder."""
+"""Plan and carry out a study, which trains a recipe and its variants with several seeds, in one folder."""
 
 import json
 import re
@@ -22,10 +22,10 @@ from onecycle.storage.run_folder import RunFolder, new_folder
 from onecycle.study import summary
 from onecycle.study.run import LOCAL_STUDY_ENGINE, StudyEngine, StudyRun
 
-# A variant with another recipe keeps the study's values for these fields.
+# A variant that changes the recipe keeps the values of the study's configuration in these fields.
 _SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard")
 
-_TABLE_WIDTH = 140  # characters, without a terminal
+_TABLE_WIDTH = 140  # characters, when the output does not go to a terminal
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes
 
 
@@ -37,10 +37,10 @@ class Study:
     seeds: int
     variants: dict[str, dict[str, Any]]  # changes to `config` by variant name; the first variant is the reference
     threshold: float  # an accuracy, as a fraction; the summary shows the share of runs that reach it
-    cores: int  # per run; the last bits of a run depend on it
+    cores: int  # CPU cores for each run; their number affects the last bits of the results
 
     def runs(self) -> list[tuple[str, Config]]:
-        """The variant and configuration of every run, seed by seed."""
+        """The variant name and the configuration of every run. The runs with the same seed are consecutive."""
         seeds = range(self.config.seed, self.config.seed + self.seeds)
         return [(name, self.config_of(changes, seed)) for seed in seeds for name, changes in self.variants.items()]
 
@@ -76,13 +76,13 @@ class Study:
     def of(
         cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float, cores: int | None
     ) -> Self:
-        """A study of `config` with each of the `changes`. Runs use all cores of this machine if `cores` is None.
+        """A study whose variants are `config` with each of the `changes`. If `cores` is None, runs use all cores.
 
         Raises:
             InputError: when a value is not allowed, or two runs would be the same.
         """
         if seeds < 1 or config.seed + seeds > 2**64:
-            raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed below 2**64")
+            raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed must be below 2**64")
         if not 0 < threshold < 1:
             raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
         if cores is not None and cores < 1:
@@ -92,7 +92,7 @@ class Study:
         study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores)
         if len({study.config_of(change, config.seed) for change in changes}) < max(1, len(changes)):
             raise InputError(
-                "two of these variants are the same run; list each value once; with --vary, omit the recipe's value"
+                "two variants are the same run; list each value once, and do not list the recipe's own value in --vary"
             )
         if too_long := [name for name in variants if len(name) > _LONGEST_NAME]:
             raise InputError(f"{too_long[0][:40]}… is too long for a folder name; vary fewer fields at once")
@@ -103,14 +103,14 @@ class Study:
         """The inverse of `to_json`.
 
         Raises:
-            InputError: for a study that cannot be run.
-            AttributeError, KeyError, TypeError, ValueError: for values that are not a study.
+            InputError: when the study cannot be run.
+            AttributeError, KeyError, TypeError, ValueError: when `values` does not describe a study.
         """
         config, changes = Config.from_json(values["config"]), list(values["variants"].values())
         cores = values.get("cores")  # missing in studies of an earlier version
         study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"], cores=cores)
         if study.variants != values["variants"] or not (isinstance(study.seeds, int) and isinstance(study.cores, int)):
-            raise ValueError("the names of its variants do not match their values")
+            raise ValueError("the names of the study's variants do not match the values of the variants")
         return study
 
 
@@ -133,12 +133,12 @@ def plan(
         InputError: for a malformed string, an unknown field or value, or two identical runs.
     """
     if grid and vary:
-        raise InputError("--grid combines values and --vary takes each alone; use only one of them")
+        raise InputError("--grid combines values, but --vary changes one value at a time; use only one of them")
     choices = [[{field: value} for value in values] for field, values in map(_parsed, grid)]
     combined = [dict(item for choice in chosen for item in choice.items()) for chosen in product(*choices)]
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
-        raise InputError("--grid lists a field twice; give all of its values at once")
+        raise InputError("--grid lists a field twice; give all values of a field in one --grid")
     return Study.of(config, changes, seeds=seeds, threshold=threshold, cores=cores)
 
 
@@ -150,7 +150,7 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
     """
     name = f"study-{study.config.recipe}"
     if path := _find_stopped(study, name):
-        console.print("This study was started before. It goes on.", highlight=False)
+        console.print("Resuming this study, which was started earlier.", highlight=False)
     else:
         path = new_folder(study.config.out, name)
         _write(path / "study.json", study.to_json())
@@ -159,7 +159,7 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
 
 
 def _find_stopped(study: Study, name: str) -> Path | None:
-    """The newest folder of the same study that has runs left and that no other process uses."""
+    """The newest folder of the same study with unfinished runs that no other process uses, or None."""
     for path in sorted(study.config.out.glob(f"{name}*"), reverse=True):
         with suppress(OnecycleError):  # ignore a folder that cannot be used
             if _read(path) == study and not all(run.is_done() for run in study.runs_in(path)):
@@ -190,7 +190,7 @@ def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> Non
         try:
             _run_all(path, study, console, engine)
         except Interrupted as stopped:
-            raise Interrupted(stopped.number, f"`onecycle study --resume {path}` goes on") from None
+            raise Interrupted(stopped.number, f"`onecycle study --resume {path}` continues the study") from None
 
 
 def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:
@@ -219,12 +219,12 @@ def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) ->
     wide.print(summary.table(_summary(path, study)))
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}; start the study again to repeat them"
+            f"{len(failed)} of {len(runs)} runs failed; the first is {failed[0]}; start the study again to repeat them"
         )
 
 
 def folder_of(path: Path, variant: str, seed: int) -> Path:
-    """The run folder of a variant and seed in the study folder `path`."""
+    """The run folder of the given variant and seed, in the study folder `path`."""
     return path / variant / f"seed-{seed}"
 
 
@@ -247,7 +247,7 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
     allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in ("seed", *_SHARED)]
     field = field.strip().replace("-", "_")
     if not equals or field not in allowed:
-        raise InputError(f"{text!r} is not of the form field=value,value with a field of {', '.join(allowed)}")
+        raise InputError(f"{text!r} is not of the form field=value,value; the field can be {', '.join(allowed)}")
     return field, [_value(field, value.strip()) for value in values.split(",")]
 
 

@@ -23,7 +23,7 @@ from onecycle.train.train_step import StepResult, TrainStep, whole_batch_step
 
 
 class EpochTotals(NamedTuple):
-    """Sums over the images of an epoch so far, on the device that computes them."""
+    """The loss and the correct predictions, summed over the images of an epoch so far. Tensors are on the device."""
 
     loss: torch.Tensor
     correct: torch.Tensor
@@ -50,10 +50,10 @@ class StepReport:
     lr: float
     totals: EpochTotals
     seconds: float  # of training in this epoch so far
-    margins: torch.Tensor | None = None  # as in `StepResult`; not part of the JSON
+    margins: torch.Tensor | None = None  # as in `StepResult`; `to_json` leaves them out
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values, without loss of precision. Waits for the device."""
+        """The report without its margins, as plain values of full precision. Waits for the device."""
         totals = {**self.totals._asdict(), "loss": float(self.totals.loss), "correct": int(self.totals.correct)}
         return {**{name: value for name, value in vars(self).items() if name != "margins"}, "totals": totals}
 
@@ -67,7 +67,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The predictions of a model on a whole split, in its order: logits float32 `[N,C]`, labels int64 `[N]`."""
+    """The results of a model on a whole split: logits float32 `[N,C]` and labels int64 `[N]`, in the split's order."""
 
     loss: float
     accuracy: float
@@ -76,7 +76,7 @@ class Evaluation:
 
 
 def make_train_step(batches: Batches, plan: ComputePlan) -> TrainStep:
-    """The train step for `batches`: whole batches, or shards if the batches are split."""
+    """The train step for `batches`: a `ShardedStep` if they are split into shards, otherwise a whole-batch step."""
     return ShardedStep(batches, plan) if batches.shards > 1 else whole_batch_step(plan)
 
 
@@ -108,7 +108,8 @@ def training_steps(
             parameters["lr"] = lr_of_step(step) * parameters.get("lr_scale", 1.0)
         optimizer.zero_grad()
         result = train_step(prepared, batch, step)
-        # On a GPU this check would wait for the device. Instead, the loss of each epoch and saved weights are checked.
+        # On a GPU, this check would make every step wait for the device. There, the loss of each epoch and the saved
+        # weights are checked instead.
         if plan.device == "cpu" and not all_finite(result.loss, prepared):
             raise NonFiniteError(step, _where_not_finite(prepared, batch, plan, group))
         optimizer.step()
@@ -132,7 +133,7 @@ def evaluate(
     group = batches.group
     if batches.shards > 1 and group.size > 1:
         raise ValueError("each process has only its own shards of these batches; evaluate batches without shards")
-    nothing = torch.empty(0, device=plan.device)  # this process may have no batch
+    nothing = torch.empty(0, device=plan.device)  # so that torch.cat has a tensor even if this process has no batch
     losses, logits = [nothing], [nothing]
     mine = group.shard_range(len(batches))
     for batch in batches.epoch(0, first=mine.start, stop=mine.stop):
@@ -230,9 +231,9 @@ def _cycle(
 
 
 def _where_not_finite(prepared: ModelComposite, batch: Batch, plan: ComputePlan, group: ProcessGroup) -> str:
-    """Describe the first layer that is not finite: a layer's output on any rank, or else a layer's gradient.
+    """Describe the first layer that computed infinity or NaN: in its output on any rank, or else in its gradient.
 
-    The gradients are the same on all ranks.
+    Outputs differ between ranks, but the gradients are the same on all ranks.
     """
     found = first_not_finite(prepared, batch, plan) if len(batch.labels) else NO_LAYER
     of_ranks: list[str] = group.all_gather_object(found)
@@ -251,7 +252,7 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
 
 
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
-    """Freeze the parameter groups that have been trained for their number of "epochs"."""
+    """Freeze, before `epoch`, every parameter group that has trained for the number of epochs in its "epochs"."""
     for group in optimizer.param_groups:
         if (epochs := group.get("epochs")) is not None and epoch >= epochs:
             for parameter in group["params"]:

@@ -4,8 +4,8 @@
 def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_max: float) -> float:
     """Learning rate of `step` (0-based, global): linear from `lr_min` up to `lr_max` at `peak_step`, and back down.
 
-    There is no annihilation phase: the cycle ends at `lr_min`. The function is pure, so a plot or a resumed run needs
-    only the step number.
+    The cycle ends at `lr_min`, without the final phase below `lr_min` that the source calls annihilation. The function
+    is pure, so a plot or a resumed run needs only the step number.
     Source: Smith & Topin 2018, "Super-Convergence", section 3.
 
     Raises:
@@ -22,7 +22,7 @@ def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_
 
 
 def peak_step(total_steps: int, peak_fraction: float) -> int:
-    """The step (0-based) that completes `peak_fraction` of `total_steps`, clamped to leave a step for the descent.
+    """The step (0-based) that completes `peak_fraction` of `total_steps`. At least one step follows, for the descent.
 
     For example, with 24 epochs of 98 steps, 5/24 of the steps are completed by step 489.
     """

@@ -1,7 +1,7 @@
 """A training step whose batch is split into shards, each with its own batch norm statistics.
 
-The result depends on the number of shards, not on the number of processes that compute them. Each process computes its
-shards exactly as a single process would, and all sums add the shards in the order of the same binary tree.
+The result depends on the number of shards, but not on the number of processes that compute them. Each process computes
+its shards exactly as a single process would. Every sum over the shards is computed along the same binary tree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from onecycle.distributed.process_group import ProcessGroup
 from onecycle.models import Batch, ModelComposite
 from onecycle.train.train_step import StepResult, margins_of
 
-BUCKET = 2**20  # values in a bucket of gradients; a full bucket is sent while the backward pass continues
+BUCKET = 2**20  # gradient values that fill a bucket; a full bucket is sent while the backward pass continues
 
 
 class ShardedStep:
@@ -50,11 +50,11 @@ class ShardedStep:
 
 
 class _GradientSums:
-    """The gradients of `parameters` summed over all shards, sent in buckets while the backward pass continues."""
+    """The gradients of `parameters`, summed over all shards. They are sent in buckets during the backward pass."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], shards: int, group: ProcessGroup) -> None:
         self._parameters = parameters
-        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # bucket, and offset in the bucket
+        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # index of the bucket, and offset in the bucket
         lengths: list[int] = []
         for parameter in reversed(parameters):  # roughly the order in which gradients become ready
             if not lengths or lengths[-1] >= BUCKET:
@@ -65,7 +65,7 @@ class _GradientSums:
 
     @contextmanager
     def of(self, shard: int) -> Iterator[None]:
-        """Treat gradients computed in the block as those of `shard`. Parameters without a gradient count as zero."""
+        """Treat gradients computed in the block as those of `shard`. A missing gradient counts as zero."""
         values = [each.zeros() for each in self._sums]
         missing = [0] * len(self._sums)
         for bucket, _ in self._places.values():
@@ -127,18 +127,18 @@ class _BatchStatistics:
 
     @contextmanager
     def of(self, shard: int) -> Iterator[None]:
-        """Let the model compute `shard` inside the block, with the buffer values from before the batch."""
+        """Collect the results of `shard` inside the block. Buffers start with their values from before the batch."""
         self._restore()
         self._values = self._sum.zeros()
         yield
         self._sum.add(shard, self._values)
 
     def record(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, start: int) -> None:
-        """Record a shard: its mean loss, logits `[B,C]` and labels `[B]`. `start` is its first image in the batch."""
+        """Record a shard: its mean loss, logits `[B,C]` and labels `[B]`. `start` is the index of its first image."""
         share = len(labels) / self._images
         buffer_changes, margins, counts = self._split(self._values)
         for buffer, before, part in zip(self._buffers, self._before, buffer_changes, strict=True):
-            part.copy_((buffer - before) * share)  # sum changes, so that a constant buffer keeps its exact value
+            part.copy_((buffer - before) * share)  # sums of changes leave a constant buffer exactly as it is
         margins[start : start + len(labels)] = margins_of(logits, labels)
         counts[0] = loss * share
         counts[1] = (logits.argmax(dim=1) == labels).sum()
@@ -156,7 +156,7 @@ class _BatchStatistics:
             buffer.copy_(before)
 
     def _split(self, values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Views of `values` `[N]`: changes in the shapes of the buffers, margins, and (loss, correct predictions)."""
+        """Views of `values` `[N]`: the change of each buffer, the margins, and the pair (loss, correct predictions)."""
         pairs = zip(self._buffers, pairwise(self._ends), strict=True)
         buffer_changes = [values[start:stop].view(buffer.shape) for buffer, (start, stop) in pairs]
         start = self._ends[-1]

@@ -27,7 +27,7 @@ TrainStep = Callable[[ModelComposite, Batch, int], StepResult]
 
 
 def whole_batch_step(plan: ComputePlan) -> TrainStep:
-    """A train step that computes the batch at once."""
+    """A train step that computes the whole batch at once."""
 
     def step(prepared: ModelComposite, batch: Batch, number: int) -> StepResult:
         with plan.autocast():

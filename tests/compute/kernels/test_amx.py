@@ -24,7 +24,7 @@ def threads(native_kernels: None) -> Iterator[None]:
 
 
 def random(*shape: int) -> torch.Tensor:
-    """Random values in bfloat16 and channels-last."""
+    """Random bfloat16 values in channels-last memory."""
     return torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
 
 
@@ -38,7 +38,7 @@ def with_amx(layer: nn.Conv2d) -> FastConv2d:
 
 
 def run(layer: nn.Conv2d, images: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Output, input gradient and weight gradient, under bfloat16 autocast if the images are bfloat16."""
+    """The output, input gradient and weight gradient of `layer`. bfloat16 images run under bfloat16 autocast."""
     layer.weight.grad = None
     images = images.detach().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=images.dtype == torch.bfloat16):
@@ -50,8 +50,8 @@ def run(layer: nn.Conv2d, images: torch.Tensor, gradient: torch.Tensor) -> tuple
 
 
 # Batch sizes are around 32, because the kernels process 32 images at a time. Numbers of channels are around 16 and 32,
-# because an AMX tile has 16 rows of 32 bfloat16 values. The weight gradient packs small maps whole, and large maps in
-# bands of rows.
+# because an AMX tile has 16 rows of 32 bfloat16 values. For the weight gradient, the kernel packs small feature maps
+# whole, and large feature maps in bands of rows.
 SHAPES = st.tuples(
     st.sampled_from([16, 17, 31, 32, 33, 70]),
     st.sampled_from([16, 17, 24, 32, 48, 65]),
@@ -125,7 +125,7 @@ def test_the_layer_is_as_accurate_as_pytorchs(shape, outputs, seed) -> None:
     torch.manual_seed(seed)
     layer = nn.Conv2d(shape[1], outputs, 3, padding=1, bias=False)
     with torch.no_grad():
-        layer.weight.copy_(layer.weight.bfloat16())  # exact in bfloat16, so only the results are rounded
+        layer.weight.copy_(layer.weight.bfloat16())  # the weights are exact in bfloat16, so only results are rounded
     images, gradient = random(*shape), random(shape[0], outputs, *shape[2:])
     exact = run(copy.deepcopy(layer).double(), images.double(), gradient.double())
     usual = run(layer, images, gradient)

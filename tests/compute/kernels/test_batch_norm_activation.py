@@ -13,7 +13,7 @@ from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 
 ACTIVATIONS = [nn.ReLU, nn.Hardswish]
 BEND = 0.02  # margin around 0 and ±3, where an activation bends; bfloat16 values near 3 are 0.016 apart
-SUMS = 1e-5  # allowed error of float32 sums, relative to the summands, besides the error of rounding to bfloat16
+SUMS = 1e-5  # allowed error of float32 sums, relative to the summands; rounding to bfloat16 may add to it
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,10 @@ def run(layer: nn.Module, images: torch.Tensor, gradient: torch.Tensor) -> dict[
 def assert_as_accurate_as_pytorch(
     layer: nn.BatchNorm2d, images: torch.Tensor, activation: type[nn.Module] = nn.ReLU
 ) -> None:
-    """Check that the replacement is about as accurate as PyTorch, both in bfloat16. The reference is in float64."""
+    """Check that the replacement in bfloat16 is about as accurate as PyTorch in bfloat16, compared with float64."""
     wide = images.double()
-    # Near a bend of the activation (0 or ±3), rounding decides how much gradient passes, so the gradient is zero there.
+    # Near a bend of the activation (0 or ±3), rounding decides how much gradient passes. The test therefore sets the
+    # gradient to zero there.
     normalized = copy.deepcopy(layer).double()(wide).abs()
     bends = torch.tensor([0.0] if activation is nn.ReLU else [3.0])
     gradient = torch.randn(images.shape).bfloat16() * ((normalized[..., None] - bends).abs() > BEND).all(dim=-1)
@@ -146,11 +147,11 @@ def test_a_channel_without_variance_gives_its_bias() -> None:
 @given(st.lists(st.integers(0, 0x7F80_0000 >> 15), min_size=1, max_size=40))
 @settings(max_examples=50)
 def test_a_result_is_rounded_to_the_nearest_and_ties_to_even(upper_17_bits: list[int]) -> None:
-    bias = (torch.tensor(upper_17_bits, dtype=torch.int32) << 15).view(torch.float32)  # from 0 to infinity
+    bias = (torch.tensor(upper_17_bits, dtype=torch.int32) << 15).view(torch.float32)  # bfloat16 values and midpoints
     layer = norm(len(bias))
     with torch.no_grad():
         layer.bias.copy_(bias)
-    images = torch.zeros(2, len(bias), 1, 1).bfloat16()  # the norm turns constant maps into its bias
+    images = torch.zeros(2, len(bias), 1, 1).bfloat16()  # for constant maps, the norm returns its bias
     assert torch.equal(replacement(layer)(images)[1, :, 0, 0], bias.bfloat16())
 
 
@@ -195,7 +196,7 @@ def test_the_gradient_may_have_any_layout(memory_format: torch.memory_format) ->
     gradient = torch.randn(3, 6, 4, 5).bfloat16()
     ours = run(replacement(layer), images, gradient.contiguous(memory_format=memory_format))
     assert torch.equal(ours["input"], run(replacement(layer), images, gradient)["input"])
-    # The backward pass of a sum gives an expanded gradient.
+    # The backward pass of `sum` gives a gradient that is one value, expanded with stride 0.
     spread = run(replacement(layer), images, torch.ones(1, 1, 1, 1).expand(images.shape))
     assert torch.equal(spread["input"], run(replacement(layer), images, torch.ones(images.shape))["input"])
 

@@ -74,7 +74,7 @@ def test_the_gradient_may_have_any_layout() -> None:
     expected = run(nn.MaxPool2d(2), images, gradient)[1]
     assert torch.equal(run(MaxPool2x2(), images, gradient)[1], expected)
     assert torch.equal(run(MaxPool2x2(), images, gradient.to(memory_format=torch.channels_last))[1], expected)
-    # The backward pass of a sum gives an expanded gradient.
+    # The backward pass of `sum` gives a gradient that is one value, expanded with stride 0.
     ones = torch.ones(1, 1, 1, 1).bfloat16().expand(gradient.shape)
     assert torch.equal(run(MaxPool2x2(), images, ones)[1], run(nn.MaxPool2d(2), images, ones)[1])
 

@@ -169,7 +169,7 @@ def test_norms_with_relu_and_2x2_pools_are_replaced() -> None:
 
 
 class Tapped(nn.Sequential):
-    """Uses the output of the norm twice."""
+    """A network that uses the output of its norm twice."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         normal = self[0](images)

@@ -98,7 +98,7 @@ def test_another_seed_epoch_or_position_gives_a_different_image(augmentation: Au
 def test_every_bit_of_a_64_bit_seed_or_position_changes_the_draws(augmentation: Augmentation) -> None:
     numbers = [0, *(2**bit for bit in range(64)), 2**64 - 1]
     for keys in ([(seed, 5, 7) for seed in numbers], [(0, 5, position) for position in numbers]):
-        # There are 66 keys. The draws for a few keys may be equal by chance.
+        # A few of the 66 keys may give equal draws by chance.
         assert len({read(augmentation(map_of(), key)) for key in keys}) > 60
 
 
@@ -149,7 +149,7 @@ def test_the_cutout_has_the_rounded_fill_color(fill: Sequence[float]) -> None:
 
 
 def test_a_pickled_copy_gives_the_same_images(augmentation: Augmentation) -> None:
-    augmentation(map_of(), (5, 6, 0))  # earlier draws do not matter
+    augmentation(map_of(), (5, 6, 0))  # earlier calls must not affect the images below
     copied = pickle.loads(pickle.dumps(augmentation))
     for key in [(5, 6, 7), (0, 0, 0)]:
         assert (copied(map_of(), key) == augmentation(map_of(), key)).all()

@@ -17,7 +17,7 @@ BATCHED = BatchedAugmentation(SIZE, FILL)
 
 
 def augmented(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """`image` `[S,S,3]` augmented once with each row of `draws` `[B,5]`: uint8 `[B,S,S,3]`."""
+    """Augment `image` `[S,S,3]` once with each row of `draws` `[B,5]`. Returns uint8 `[B,S,S,3]`."""
     images = torch.from_numpy(image).expand(len(draws), *image.shape)
     return BatchedAugmentation(len(image), FILL)(images, torch.from_numpy(draws)).numpy()
 
@@ -31,7 +31,10 @@ NEIGHBORS = {
 
 @pytest.fixture(scope="module", params=NEIGHBORS)
 def draws(request: pytest.FixtureRequest) -> np.ndarray:
-    """The draws for `MANY` consecutive positions, epochs or seeds, read from augmented images: int `[MANY,5]`."""
+    """The random draws, int `[MANY,5]`, of `MANY` images at consecutive positions, epochs or seeds.
+
+    The fixture reads the draws from the augmented images.
+    """
     drawn = NEIGHBORS[request.param]()
     found = np.array([read(image) for image in augmented(map_of(), drawn)])
     assert (found == drawn).all()
@@ -66,7 +69,7 @@ def test_the_cutout_is_uniform_over_all_places_inside_the_image(draws: np.ndarra
 
 
 def test_draws_are_uncorrelated_within_and_between_images(draws: np.ndarray) -> None:
-    # Each row has the draws for an image and for the next image.
+    # Each row has the draws of an image, followed by those of the next image.
     with_next = np.concatenate([draws[:-1], draws[1:]], axis=1)
     assert np.abs(np.corrcoef(with_next.T) - np.eye(10)).max() < 0.08
 
@@ -92,7 +95,7 @@ def test_its_mean_image_is_that_of_albumentations_within_sampling_error() -> Non
     ours, theirs = augmented(image, BATCHED.draw(0, 0, np.arange(MANY))), by_albumentations(image)
     standard_error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / MANY)
     differences = (ours.mean(axis=0) - theirs.mean(axis=0)) / standard_error
-    assert np.abs(differences).max() < 5  # the largest of 3,072 differences
+    assert np.abs(differences).max() < 5  # in standard errors, the largest of 3,072 differences
     assert 0.9 < differences.std() < 1.1
 
 

@@ -122,7 +122,7 @@ def test_a_pickle_that_calls_a_function_is_refused_without_the_call(python: Path
         read_cifar10(python, "python")
     assert not folder.exists()
     pickle.loads(content)
-    assert folder.exists()  # plain `pickle.loads` makes the call
+    assert folder.exists()  # `pickle.loads`, in contrast, calls the function
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_the_download_starts_again_if_the_server_ignores_ranges(
 def test_a_continuation_at_the_wrong_position_is_refused(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:50_000])
     server.wrong_range = True
-    with pytest.raises(InputError, match="continued at the wrong position.*50,000 bytes are kept"):
+    with pytest.raises(InputError, match="continued the file at the wrong position.*50,000 bytes are kept"):
         download(remote, tmp_path)
     assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:50_000]
 

@@ -121,7 +121,7 @@ def test_links_that_lead_outside_of_a_folder_are_skipped(tree: Path) -> None:
 def test_links_in_archives_are_refused(tree: Path, pack: Callable[[Path], Path]) -> None:
     os.symlink("/etc/hostname", tree / "a" / "link")
     archive = pack(tree)
-    if archive.suffix == ".zip":  # zipfile stores the target of a link, so write the link by hand
+    if archive.suffix == ".zip":  # zipfile stores the file behind a link, so write a link entry by hand
         with zipfile.ZipFile(archive, "w") as opened:
             link = zipfile.ZipInfo("a/link")
             link.external_attr = 0o120777 << 16

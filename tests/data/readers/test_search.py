@@ -11,7 +11,7 @@ from onecycle.data.readers.search import Found, find_cifar10, locate
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder and an empty cache."""
+    """Start each test in an empty folder, with an empty cache."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

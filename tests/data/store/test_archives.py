@@ -42,7 +42,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """600 small photographs of noise in three classes."""
+    """A folder with 600 small JPEG files of random pixels, in three classes."""
     rng = np.random.default_rng(0)
     for number in range(600):
         split = "test" if number % 5 == 0 else "train"
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def archives(folder: Path) -> Path:
-    """The same photographs, shuffled into archives of every kind."""
+    """A folder of archives in every format. They contain the files of `folder` in random order."""
     target = folder.parent / "archives"
     target.mkdir()
     files = np.random.default_rng(1).permutation(np.array(sorted(folder.rglob("*.jpg")), dtype=object))
@@ -86,7 +86,7 @@ def start(source: Path, processes: int = 1) -> subprocess.Popen[str]:
 
 
 def decoded_in(cache: Path) -> set[Path]:
-    """The folders of archives that are already decoded, while the data set is not complete yet."""
+    """The folders with decoded archives in `cache`. They exist only until the whole data set is decoded."""
     return {path for path in cache.glob("unfinished-*/*") if re.fullmatch("[0-9a-f]{32}", path.name)}
 
 
@@ -111,7 +111,7 @@ def test_archives_are_read_as_if_all_were_in_one_folder_in_any_number_of_process
     monkeypatch.setattr(parallel_decode, "usable_cores", lambda: processes)
     expected = fingerprints(folder)
     assert fingerprints(archives) == expected
-    assert len(list(own_cache.iterdir())) == 2  # a set for the folder and a set for the archives
+    assert len(list(own_cache.iterdir())) == 2  # one data set from the folder, and one from the archives
     overwrite(sorted(archives.iterdir()))
     assert fingerprints(archives) == expected
 
@@ -220,7 +220,7 @@ def test_a_changed_folder_of_archives_is_read_again(folder: Path, archives: Path
 def test_after_a_damaged_archive_the_others_stay_decoded(
     folder: Path, archives: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 1)  # one process decodes the last archive last
+    monkeypatch.setattr(parallel_decode, "usable_cores", lambda: 1)  # a single process decodes the archives in order
     *others, last = sorted(archives.iterdir())
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
@@ -254,7 +254,7 @@ def test_a_full_disk_gives_one_line_and_decoded_archives_are_kept(
 ) -> None:
     expected = fingerprints(folder)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The limit is 1 MB. A decoded archive takes 300 KB, but the training set takes 1.5 MB.
+    # No file may be larger than 1 MB. Each decoded archive fits (300 KB), but the whole training set does not (1.5 MB).
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
         with pytest.raises(
@@ -300,5 +300,5 @@ def test_archives_called_train_and_test_without_these_folders_are_refused(folder
     (tmp_path / "sets").mkdir()
     for split in ("train", "test"):
         pack(tmp_path / "sets" / f"{split}.tar", folder / split, sorted((folder / split).rglob("*.jpg")))
-    with pytest.raises(InputError, match=r"test\.tar: test looks like a split; move its classes into train/ or test/"):
+    with pytest.raises(InputError, match=r"test\.tar: test looks like a split; move the class folders of this archive"):
         read_image_folder(tmp_path / "sets", 32)

@@ -101,7 +101,7 @@ def test_check_counts_the_images_of_a_drawn_test_set(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"ant": 3, "bee": 1}, "class 'bee' has only one image, and the test set needs one; add more"),
+        ({"ant": 3, "bee": 1}, "class 'bee' has only one image, but training and testing need one each; add more"),
         ({"ant": 3, "bee": 0}, "class folder bee has no images; add some or remove it"),
         ({"ant": 3}, "there is only one class, 'ant'"),
     ],
@@ -142,7 +142,7 @@ def test_a_split_with_another_name_is_found_in_an_archive_without_folder_entries
 def test_a_folder_called_train_inside_a_class_does_not_hide_the_other_classes(photos: Path) -> None:
     for name in ("steam", "electric"):
         write_images(photos / "rail" / "train", {name: 5})
-    with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images beside it"):
+    with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images outside this folder"):
         load_dataset(photos)
 
 

@@ -1,4 +1,4 @@
-"""Batch norm and an activation as one layer, in bfloat16 on the CPU. Forward and backward take two passes each."""
+"""Batch norm and an activation as one layer, in bfloat16 on the CPU. Forward and backward read `x` twice each."""
 
 from typing import Any
 
@@ -56,7 +56,9 @@ class _NormalizeAndActivate(torch.autograd.Function):
         native.call("gradient_moments", x, gradient, scale, shift, mean32, sums, rows, channels, ctx.smooth)
         of_bias, with_x = sums.sum(dim=0)
         of_weight = with_x / std
-        # The input gradient, scale (g - of_bias / n - normalized(x) of_weight / n), equals scale g + slope x + offset.
+        # Let g be the gradient of the norm's output, and n the number of rows. The input gradient
+        #     scale · (g - of_bias / n - normalized(x) · of_weight / n)
+        # equals scale · g + slope · x + offset.
         slope = -scale * of_weight / std / rows
         offset = -scale * of_bias / rows - slope * mean32
         result = torch.empty_like(x)
@@ -98,7 +100,7 @@ class BatchNormActivation2d(nn.BatchNorm2d):
         return replacement.train(norm.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        values = input.numel() // self.num_features  # per channel; PyTorch refuses a single value
+        values = input.numel() // self.num_features  # values per channel; training needs at least two
         applies = native.supports(input) and input.shape[1] == self.num_features and self.weight.dtype == torch.float32
         if not (self.training and applies and values > 1):
             return ACTIVATIONS[self.activation](super().forward(input))

@@ -1,9 +1,9 @@
-"""3×3 convolution for sizes where PyTorch's own kernels are slow: im2col GEMM, and AMX.
+"""3×3 convolutions for the sizes where PyTorch's own kernels are slow, computed by im2col GEMM or by AMX kernels.
 
-On maps up to 8×8 the weight gradient of oneDNN's bfloat16 convolution is far slower than a matrix product of the same
-size. On maps up to 4×4, the output and the input gradient are slower, too. Unfolding the patches (im2col) costs less
-than that difference. The AMX kernels need no patches, and are faster on larger maps, too. docs/performance.md has the
-measurements.
+On feature maps up to 8×8, oneDNN's bfloat16 convolution computes the weight gradient far more slowly than a matrix
+product of the same size. On maps up to 4×4, it also computes the output and the input gradient more slowly. A matrix
+product (GEMM) needs the patches unfolded (im2col), but this costs less than the product saves. The AMX kernels do not
+unfold patches, so they are faster on larger maps, too. docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from onecycle.compute.kernels.hooks import hooked
 
 _Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Each kernel is used for maps of at most this many pixels.
-AMX_MOST_PIXELS = 8 * 8  # output and input gradient with AMX; its weight gradient has no limit
-GEMM_WEIGHT_MOST_PIXELS = 8 * 8  # the weight gradient with im2col GEMM
-GEMM_MOST_PIXELS = 4 * 4  # output and input gradient with im2col GEMM
-_ROWS = 512  # transposed at a time; this many rows stay in the CPU cache
+# Each kernel is used for feature maps of at most this many pixels. For the weight gradient, AMX has no limit.
+AMX_MOST_PIXELS = 8 * 8  # largest feature map whose output and input gradient are computed with AMX
+GEMM_WEIGHT_MOST_PIXELS = 8 * 8  # largest feature map whose weight gradient is computed with im2col GEMM
+GEMM_MOST_PIXELS = 4 * 4  # largest feature map whose output and input gradient are computed with im2col GEMM
+_ROWS = 512  # rows to transpose at a time; this many rows stay in the CPU cache
 
 
 def unfold_patches(images: torch.Tensor) -> torch.Tensor:
-    """The 3×3 patch around every pixel, zero beyond the border: `[B,C,H,W]` to `[B*H*W, 3*3*C]`, channels innermost."""
+    """Unfold `[B,C,H,W]` into the zero-padded 3×3 patch around every pixel: `[B*H*W, 3*3*C]`, channels innermost."""
     batch, channels, height, width = images.shape
     padded = functional.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()  # [B,H+2,W+2,C]
     b, h, w, c = padded.stride()
@@ -49,7 +49,7 @@ def _weight_gradient_by_gemm(images: torch.Tensor, gradient: torch.Tensor) -> to
     """The weight gradient `[outputs,C,3,3]`, from the input `[B,C,H,W]` and the output's gradient `[B,outputs,H,W]`."""
     outputs = gradient.shape[1]
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # [B*H*W, outputs]
-    # Transpose here, because the matrix product would transpose a view slowly.
+    # Transpose in blocks here, because the matrix product would transpose a view more slowly.
     columns = rows.new_empty(outputs, len(rows))
     for start in range(0, len(rows), _ROWS):
         columns[:, start : start + _ROWS] = rows[start : start + _ROWS].t()
@@ -57,7 +57,7 @@ def _weight_gradient_by_gemm(images: torch.Tensor, gradient: torch.Tensor) -> to
 
 
 class _Convolve(torch.autograd.Function):
-    """A convolution computed by `convolve`, with gradients computed by `convolve` and `weight_gradient`."""
+    """A convolution. `convolve` computes the output and the input gradient, `weight_gradient` the weight gradient."""
 
     @staticmethod
     def forward(
@@ -74,7 +74,7 @@ class _Convolve(torch.autograd.Function):
         (gradient,) = gradients
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
-            # Convolve the gradient of the output with the filters, rotated by 180°.
+            # The input gradient is the output gradient, convolved with the filters rotated by 180°.
             of_images = ctx.convolve(gradient, weight.to(gradient.dtype).flip(2, 3).transpose(0, 1))
         if ctx.needs_input_grad[1]:
             of_weight = ctx.weight_gradient(images, gradient)
@@ -82,7 +82,7 @@ class _Convolve(torch.autograd.Function):
 
 
 class FastConv2d(nn.Conv2d):
-    """A 3×3 convolution (stride 1, padding 1, no bias, one group) that picks its kernel by the size of the map.
+    """A 3×3 convolution (stride 1, padding 1, no bias, one group). The size of the feature map determines the kernel.
 
     It shares the weight of the layer that it replaces, and agrees with that layer up to rounding. The weight must not
     change between the forward and the backward pass.
@@ -103,7 +103,7 @@ class FastConv2d(nn.Conv2d):
 
     @classmethod
     def sharing(cls, layer: nn.Conv2d, *, im2col_gemm: bool, amx: bool) -> "FastConv2d":
-        """A replacement for `layer` with the same weight. It may use the kernels whose argument is true."""
+        """A replacement for `layer` with the same weight. `im2col_gemm` and `amx` say which kernels it may use."""
         replacement = cls(layer.in_channels, layer.out_channels, 3, padding=1, bias=False, device="meta")
         replacement.weight = layer.weight
         replacement.im2col_gemm, replacement.amx = im2col_gemm, amx

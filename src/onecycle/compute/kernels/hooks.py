@@ -1,4 +1,4 @@
-"""Find hooks on a layer. A replacement of the layer would lose the hooks."""
+"""Find out whether a layer has hooks. If another layer replaced it, the hooks would be lost."""
 
 from torch import nn
 

@@ -32,7 +32,7 @@ if platform.machine() == "x86_64":
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
-    """The compiled kernels. None without Linux, a C compiler, OpenMP or a writable cache."""
+    """The compiled kernels. None if Linux, a C compiler, OpenMP or a writable cache is missing."""
     if platform.system() != "Linux":
         return None
     try:
@@ -55,7 +55,7 @@ def build_id() -> str | None:
 
 
 def _library_file(command: list[str]) -> Path:
-    """The cache file of the library. Its name is a hash of everything that the library depends on."""
+    """The cache file of the compiled kernels. Its name is a hash of everything that the kernels depend on."""
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]
     compiler = subprocess.run(
         [command[0], "--version"], capture_output=True, check=True, timeout=_TIMEOUT_SECONDS
@@ -89,7 +89,10 @@ def call(name: str, *arguments: torch.Tensor | int) -> None:
 
 
 def supports(images: torch.Tensor) -> bool:
-    """Whether the kernels support `images` `[B,C,H,W]`: bfloat16 on the CPU, channels-last, not empty."""
+    """Whether the kernels support `images` `[B,C,H,W]`.
+
+    They must be bfloat16, on the CPU, channels-last and not empty, with at most `MOST_CHANNELS` channels.
+    """
     return (
         images.dtype == torch.bfloat16
         and images.device.type == "cpu"

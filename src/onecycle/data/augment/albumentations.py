@@ -20,7 +20,7 @@ cv2.setNumThreads(0)
 
 
 class Augmentation:
-    """Pads an image by 4 pixels and crops at random, flips it horizontally at random, and cuts out one 8×8 square.
+    """Pads an image by 4 pixels, crops it at random, flips it horizontally at random, and cuts out one 8×8 square.
 
     All images have `size`×`size` pixels. Padding reflects the image without repeating the edge, as in David C. Page's
     DAWNBench entry. The cutout is filled with `fill`, the mean color (R,G,B from 0 to 255) of the training set, and
@@ -54,7 +54,7 @@ class Augmentation:
             transform.set_random_state(self._stream.generator, self._stream)
 
     def __reduce__(self) -> tuple[type, tuple[int, Sequence[float]]]:
-        return type(self), self._arguments  # for workers that are not forked: they create a new stream
+        return type(self), self._arguments  # a worker process that is not forked makes a new copy from these
 
     def __call__(self, image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
         """An augmented copy of `image`, uint8 `[S,S,3]`. Equal keys (seed, epoch, position) give equal copies."""
@@ -83,8 +83,9 @@ class _Stream(random.Random):
     """A stream of random numbers for each (seed, epoch, position).
 
     Both generators that albumentations uses draw from this stream. Seeding both with the same number would correlate
-    flips and crops. Philox is a counter-based generator: moving it to another image takes 2 µs, but seeding two
-    generators would take 15 µs. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    flips and crops. The stream uses the counter-based generator Philox. Setting its counter for the next image takes
+    2 µs, but seeding two generators would take 15 µs.
+    Source of Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
 
     def __init__(self) -> None:
@@ -99,7 +100,7 @@ class _Stream(random.Random):
             self._epoch = seed, epoch
             self._state["state"]["key"] = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2, np.uint64)
         self._state["state"]["counter"] = np.array([0, 0, position, 0], np.uint64)
-        self.generator.bit_generator.state = self._state  # also discards bits buffered for the last image
+        self.generator.bit_generator.state = self._state  # this also discards bits that are left from the image before
 
     def random(self) -> float:
         return self.generator.random()
@@ -108,4 +109,4 @@ class _Stream(random.Random):
         return int(self.generator.random() * 2**count)  # exact for at most 53 bits; albumentations needs fewer
 
     def seed(self, *_: object) -> None:
-        """Do nothing, because `begin` sets the state."""
+        """Ignore seeds, because only `begin` sets the state of the generator."""

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches with tensor operations on any device. This is much cheaper than image by image.
+"""Augment whole batches with tensor operations, on any device. This is much cheaper than augmenting image by image.
 
-With the baseline's settings, augmented images have the same distribution as with `augment.albumentations`. The random
-draws differ.
+With the baseline's settings, augmented images have the same distribution as with `augment.albumentations`, but the two
+modules draw different random numbers.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ class BatchedAugmentation:
     contrast around the mean color by up to the fraction `contrast`. Both changes are drawn uniformly.
 
     `flip` is "random" or "alternating". Alternating flips mirror a random half of the images in the first epoch and the
-    other half in the next epoch, and so on. Two consecutive epochs therefore show both sides of every image.
+    other half in the next epoch, and so on. Of two consecutive epochs, one therefore shows an image mirrored, and the
+    other shows it unchanged.
     Source of alternating flips: Jordan 2024, arXiv 2404.00498, section 3.6.
     """
 
@@ -65,7 +66,8 @@ class BatchedAugmentation:
         generator = np.random.default_rng((seed, epoch, _DRAWS))
         offsets, positions = 2 * self.padding + 1, self.size - self.cutout + 1
         ends = (offsets, offsets, 2, positions, positions)
-        # One row of draws for each image, so that a longer epoch starts with the same draws.
+        # Draw all numbers of an image before those of the next image. The draws of the first images then do not
+        # depend on the number of images.
         draws = generator.integers(ends, size=(len(order), len(ends)), dtype=np.int16)
         if self.flip == "alternating":
             coins = np.random.default_rng((seed, _COINS)).integers(2, size=order.max() + 1, dtype=np.int16)
@@ -97,7 +99,7 @@ class BatchedAugmentation:
         mean = constant(self.fill, torch.float32, images.device)  # [3]
         shift = (255 * self.brightness / LEVELS * brightness)[:, :, None, None]  # [B,1,1,1]
         factor = (1 + self.contrast / LEVELS * contrast)[:, :, None, None]
-        offset = (shift - mean) * factor + mean + 0.5  # with 0.5, the cast to integers rounds
+        offset = (shift - mean) * factor + mean + 0.5  # 0.5 makes the cast to integers round
         return (images * factor).add_(offset).clamp_(0, 255).to(images.dtype)
 
     def _reflected(self, place: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,8 @@ def download(remote: RemoteFile, folder: Path) -> Path:
         if not matches(part, remote):
             part.unlink()
             raise InputError(
-                f"{remote.url} is not the expected file (size or md5 differ), so it was deleted; try again later"
+                f"the download of {remote.url} is not the expected file (size or md5 differ), so it was deleted; "
+                "try again later"
             )
         flush(part)
         part.replace(whole)
@@ -109,7 +110,7 @@ def _fetch(remote: RemoteFile, part: Path) -> None:
         # A server may ignore the range and send the whole file.
         continues = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if have and response.status == 206 and not continues:
-            raise http.client.HTTPException("the server continued at the wrong position")
+            raise http.client.HTTPException("the server continued the file at the wrong position")
         have = have if continues else 0
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)

@@ -26,7 +26,7 @@ EXPANSION = 100, 2**28  # an archive may unpack to 100 times its size plus 256 M
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder. `parts` are the names in its path. Call `read` before requesting the next entry."""
+    """A file or a folder. `parts` is its path, split into names. Call `read` before requesting the next entry."""
 
     parts: tuple[str, ...]
     is_folder: bool
@@ -39,8 +39,8 @@ def entries_of(source: Path) -> Iterator[Entry]:
     Hidden names and macOS's `__MACOSX` are skipped. In a folder, links to files outside the folder are skipped, too.
 
     Raises:
-        InputError: when `source` is unreadable, truncated or not an archive, or contains too many files or too large
-            ones. Also when an archive contains links, devices or paths that point outside the archive.
+        InputError: when `source` is unreadable, truncated or not an archive, when it contains too many or too large
+            files, or when an archive contains links, devices or paths that point outside the archive.
     """
     with _one_line_errors(source):
         if source.is_dir():
@@ -56,13 +56,13 @@ def entries_of(source: Path) -> Iterator[Entry]:
                 raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; give an archive or a folder")
         for number, entry in enumerate(entries):
             if number >= MOST_ENTRIES:
-                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files, which is the limit; split it")
+                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files and folders, the limit; split it")
             if entry.parts and not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
                 yield entry
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """The archives in `folder`, sorted by name. Empty if `folder` also contains folders or images."""
+    """The archives in `folder`, sorted by name. The list is empty if `folder` also contains folders or images."""
     if not folder.is_dir():
         return []
     with _one_line_errors(folder), os.scandir(folder) as scan:
@@ -112,14 +112,16 @@ def _tar_entries(path: Path, *, compressed: bool) -> Iterator[Entry]:
                     raise InputError(
                         f"{path}: {info.name!r} is a link or a device; a data set holds files only, so remove it"
                     )
-                left -= info.size  # counted here, too: a sparse file may be larger than the stream
+                # A sparse file may unpack to more bytes than the stream holds, so the stream's limit is not enough.
+                left -= info.size
                 if left < 0:
                     raise _too_large(path)
                 read = _reader(path, partial(_read_member, archive, info), info.size, f"{path}:{info.name}")
                 yield Entry(_parts(info.name, path), info.isdir(), read)
             while stream.read(1 << 20):
                 pass
-            # tarfile treats a damaged header as the end of the archive. A real end has at least one block of zeros.
+            # tarfile treats a damaged header as the end of the archive. After the real end, the stream holds at least
+            # one block of zeros, and nothing but zeros.
             if stream.last_nonzero > archive.offset or stream.position < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("unexpected end of data")
 
@@ -130,7 +132,7 @@ def _read_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 class _CheckedStream(RawIOBase):
-    """Wraps a stream to limit its length, and to track the position and the end of the last nonzero byte."""
+    """Wraps a stream to limit its length. Tracks the position, and the position after the last nonzero byte."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
         self.stream = stream
@@ -158,7 +160,7 @@ def _parts(name: str, path: Path) -> tuple[str, ...]:
 
 
 def _most_bytes(path: Path) -> int:
-    """The most bytes that the archive may unpack to."""
+    """The largest number of bytes that the archive `path` may unpack to."""
     times, more = EXPANSION
     return times * path.stat().st_size + more
 

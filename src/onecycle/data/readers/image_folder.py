@@ -35,7 +35,7 @@ _CACHE_VERSION = 3  # increase it when decoding or the format of the cached file
 
 
 class FolderSets(NamedTuple):
-    """The sets of an image folder. `drawn` lists the names of the test images if the test set was drawn, else None."""
+    """The sets of an image folder. `drawn` names the test images if they were drawn from the training set."""
 
     train: ImageSet
     test: ImageSet
@@ -43,7 +43,7 @@ class FolderSets(NamedTuple):
 
 
 def sources_of(source: Path) -> list[Path]:
-    """What to read for the image folder `source`: its archives if it is a folder of archives, otherwise itself."""
+    """The paths to read for `source`: its archives if it is a folder of archives, otherwise `source` itself."""
     return archives_in(source) or [source]
 
 
@@ -64,8 +64,8 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
     key = _key(_CACHE_VERSION, input_size, *(known.fingerprint for known in sources))
     if found := look_up(key, _read):
         return found
-    # The name of this folder depends on the path of `source`, not on its content. If one archive changes, only that
-    # archive is decoded again.
+    # The folder is named after the path of `source`, not its content. If one archive changes after an interruption, the
+    # next call therefore still finds the other archives decoded.
     unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
     before_waiting = partial(_print, f"another process is reading {source}; waiting for it")
     with writing_cache():
@@ -112,7 +112,10 @@ def _fingerprint(source: Path, is_single: bool) -> str:
 
 @contextmanager
 def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
-    """Create `folder`, and remove it at the end of the block. With `keep`, a failure removes only an empty folder."""
+    """Create `folder` for the block, and remove it at the end.
+
+    If the block fails and `keep` is true, the folder is removed only if it is empty.
+    """
     folder.mkdir(exist_ok=True)  # the process that held the lock before may have removed it
     try:
         yield

@@ -26,7 +26,7 @@ class ImageSet:
     """Images of one size with their labels.
 
     `images` is uint8 `[N,H,W,3]`. `labels` is int64 `[N]`, indices into `classes`, the unique class names.
-    Without `statistics`, they are computed when needed.
+    If `statistics` is None, the set computes these values from its pixels when they are needed.
 
     Raises:
         ValueError: when a shape, a dtype, a label or the class names are wrong.

@@ -32,9 +32,9 @@ class Dataset:
     train: ImageSet
     evaluation: ImageSet
     evaluated_on: str  # "test" or "validation"
-    source: str  # a description for people
+    source: str  # where the data comes from, in words
     notes: tuple[str, ...] = ()
-    drawn: tuple[str, ...] | None = None  # names of the test images, if the test set was drawn
+    drawn: tuple[str, ...] | None = None  # names of the test images, if they were drawn from the training set
 
     @cached_property
     def fingerprint(self) -> str:

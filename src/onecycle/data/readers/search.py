@@ -1,6 +1,7 @@
 """Find out what a path holds, and find CIFAR-10.
 
-This module uses `os.path.exists`, which returns False for a forbidden or too long path. `Path.exists` would raise.
+This module uses `os.path.exists`, which returns False for a path that is forbidden or too long. `Path.exists` would
+raise an error.
 """
 
 import os
@@ -61,12 +62,12 @@ def locate(path: Path) -> Found:
         return Found(path, "images")
     raise InputError(
         f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
-        "(train/<class>/* and test/<class>/*, or <class>/*), nor archives of these; give a folder that does"
+        "(train/<class>/* and test/<class>/*, or <class>/*), nor archives of either; give a folder with one of them"
     )
 
 
 def cifar10_in(folder: Path) -> Found | None:
-    """CIFAR-10 in `folder`: its unpacked files, or an archive or folder with an official name. Or None."""
+    """Find CIFAR-10 in `folder`: as unpacked files, or as an archive or folder with an official name. Else None."""
     for layout, names in cifar10.FILES.items():
         if any(os.path.isfile(folder / name) for name in names):
             return Found(folder, layout)
@@ -77,7 +78,7 @@ def cifar10_in(folder: Path) -> Found | None:
 
 
 def find_cifar10() -> Found | None:
-    """Find CIFAR-10 at `$ONECYCLE_DATA`, in `./data` or in the user's cache, in this order. None if it is nowhere.
+    """Find CIFAR-10 at `$ONECYCLE_DATA` or, if it is not set, in `./data` or the user's cache. None if not found.
 
     Raises:
         InputError: when `$ONECYCLE_DATA` is set but does not hold CIFAR-10.
@@ -109,14 +110,14 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
         return "images"
     raise InputError(
         f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
-        "<class>/*); give an archive that does"
+        "<class>/*); give an archive with one of them"
     )
 
 
 def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
-    """The layout of `archive`, or None. Its first CIFAR-10 file or first image in a class folder determines the layout.
+    """The layout of `archive`. Its first CIFAR-10 file or first image in a class folder determines the layout.
 
-    Reading stops at this file.
+    Reading stops at this file. Returns None if the archive has no such file.
     """
     for entry in entries_of(archive):
         if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):

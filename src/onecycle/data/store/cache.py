@@ -29,7 +29,7 @@ def look_up(key: str, read: Callable[[Path], T]) -> T | None:
         return None
     try:
         return read(folder)
-    except (OSError, ValueError, KeyError):  # only complete folders get this name, so it is damaged
+    except (OSError, ValueError, KeyError):  # the folder was complete when it got this name, so it is damaged
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -58,7 +58,7 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
             try:
                 whole.rename(folder)
             except OSError:
-                if not folder.is_dir():  # otherwise another process has created it first
+                if not folder.is_dir():  # an existing folder is the complete one of another process
                     raise
         return read(folder)
 

@@ -14,7 +14,7 @@ from onecycle.core.errors import InputError
 from onecycle.data.preprocessing import open_image, to_square
 
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
-_CHUNK_BYTES = 2**26  # stop reading ahead at this size
+_CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
 MOST_THREADS = min(8, os.cpu_count() or 1)
 
@@ -34,7 +34,7 @@ class Encoded(Protocol):
 
     @property
     def where(self) -> str:
-        """The name of the file in messages."""
+        """The name that messages use for the file."""
         ...
 
 

@@ -32,7 +32,7 @@ class Index:
     classes: tuple[str, ...]
     labels: dict[str, NDArray[np.int64]]  # by split, `[N]`
     images: dict[str, NDArray[np.int64]]  # by split, `[N]`: image numbers, ordered by class and name
-    is_drawn: bool  # whether the test set was drawn
+    is_drawn: bool  # whether the test set was drawn from the training images
 
 
 def index_of(listings: Sequence[Listing], source: Path) -> Index:
@@ -67,7 +67,8 @@ def _require_sets(listings: Sequence[Listing], is_split: Sequence[bool]) -> None
         if len(listing) and not split:
             other = listings[is_split.index(True)].source
             raise InputError(
-                f"{listing.source}: has neither train/ nor test/, but {other} has; move its classes into one of them"
+                f"{listing.source}: has neither train/ nor test/, but {other} has one of them; "
+                f"move the class folders of {listing.source.name} into train/ or test/"
             )
 
 
@@ -80,7 +81,7 @@ def _around_sets(listing: Listing) -> Parts:
     top = around.pop() if around else ()
     if top and any(folder[: len(top)] != top for folder in _with_images(listing)):
         raise InputError(
-            f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images beside it; "
+            f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images outside this folder; "
             "move train/ and test/ to the top, or rename them"
         )
     return top
@@ -107,7 +108,7 @@ def _only_folder(listing: Listing) -> Parts:
 
 
 def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
-    """The split and class of each folder, and the image counts, for folders like `train/<class>`."""
+    """The split and class of each folder like `train/<class>`, and the number of images in each class."""
     counts: _Counts = {}
     all_places: list[_Places] = []
     beside: str | None = None
@@ -133,7 +134,7 @@ def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
 
 
 def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
-    """The split and class of each folder, and the image counts, when the folders are classes without splits."""
+    """The split and class of each folder, and the number of images in each class, if there is no train/ or test/."""
     counts: dict[str, int] = {}
     all_places: list[_Places] = []
     for listing, top in zip(listings, tops, strict=True):
@@ -145,7 +146,10 @@ def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
                 counts[inside[0]] = counts.get(inside[0], 0) + images
         all_places.append(places)
         if len(listings) > 1 and (name := listing.source.name.split(".")[0]).lower() in _SPLIT_LIKE:
-            raise InputError(f"{listing.source}: {name} looks like a split; move its classes into train/ or test/")
+            raise InputError(
+                f"{listing.source}: {name} looks like a split; "
+                "move the class folders of this archive into train/ or test/"
+            )
     if sets := sorted(name for name in counts if name.lower() in _SPLIT_LIKE):
         raise InputError(f"{source}: {sets[0]}/ looks like a split, not a class; name the splits train/ and test/")
     return all_places, {"train": counts}
@@ -186,7 +190,9 @@ def _check(counts: _Counts, source: Path, *, is_drawn: bool) -> None:
         if not name.isprintable():
             raise InputError(f"{source}: the class name {name!r} cannot be printed; rename the folder")
         if is_drawn and counts["train"][name] < 2:
-            raise InputError(f"{source}: class {name!r} has only one image, and the test set needs one; add more")
+            raise InputError(
+                f"{source}: class {name!r} has only one image, but training and testing need one each; add more"
+            )
 
 
 def _ordered(
@@ -220,7 +226,7 @@ def _ordered(
 
 
 def _by_name(images: NDArray[np.int64], listings: Sequence[Listing], folders: list[list[str]]) -> NDArray[np.int64]:
-    """Sort `images`, which are in ascending order, by path."""
+    """Sort image numbers by the path of the image. `images` must be in ascending order."""
     names: list[str] = []
     first = 0
     for listing, of_listing in zip(listings, folders, strict=True):

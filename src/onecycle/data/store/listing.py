@@ -16,11 +16,11 @@ from onecycle.data.readers.entries import Entry, entries_of
 
 Parts = tuple[str, ...]
 
-_ENCODING = "utf-8", "surrogatepass"  # file names may not be valid text
+_ENCODING = "utf-8", "surrogatepass"  # a file name is not always valid Unicode
 
 
 class Listing:
-    """All folders of `source`, and all images in reading order. Each image has a folder number and a file name."""
+    """All folders of `source`, and all images in the order of reading. An image has a folder number and a file name."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -34,7 +34,7 @@ class Listing:
         return len(self._ends)
 
     def add(self, entry: Entry) -> bool:
-        """Add `entry` and return whether it is an image. For any other file only the folder is recorded."""
+        """Add `entry` and return whether it is an image. Of any other file, only its folder is recorded."""
         is_image = not entry.is_folder and is_image_name(entry.parts)
         folder = self.folders.setdefault(entry.parts if entry.is_folder else entry.parts[:-1], len(self.folders))
         if is_image:
@@ -49,7 +49,7 @@ class Listing:
         return self._names[start : self._ends[image]].decode(*_ENCODING)
 
     def where(self, path: str) -> str:
-        """The name of the image at `path` in messages."""
+        """The full name of the image at `path`, for messages."""
         return printable(self._top + path)
 
     def __eq__(self, other: object) -> bool:
@@ -64,7 +64,7 @@ class Listing:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the listing, without its source, into `folder`."""
+        """Write the listing into `folder`. The path of the source is not written."""
         (folder / "folders.json").write_text(json.dumps(list(self.folders)))
         for name, values in (("folder_of", self.folder_of), ("names", self._names), ("ends", self._ends)):
             (folder / name).write_bytes(values)
@@ -85,7 +85,7 @@ def listing_of(source: Path) -> Listing:
     """The listing of the folder or archive `source`.
 
     Raises:
-        InputError: as for `entries_of`.
+        InputError: when `entries_of` cannot read `source`.
     """
     listing = Listing(source)
     for entry in entries_of(source):
@@ -104,5 +104,5 @@ def located(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[
 
 
 def is_image_name(parts: Parts) -> bool:
-    """Whether the last of `parts` has the suffix of an image file."""
+    """Whether a path has the suffix of an image file. `parts` are the names in the path."""
     return os.path.splitext(parts[-1])[1].lower() in suffixes()  # faster than creating a Path

@@ -19,8 +19,8 @@ IN_MEMORY = 2**28  # bytes; a larger subset becomes a file
 _AT_ONCE = 2**23  # bytes of images copied at a time
 _VERSION = 1  # increase it when the file format of a subset changes
 
-# The system reserves memory for private writable pages, so a set larger than memory could not be mapped without this
-# flag. Python has the flag's name from 3.13 on. 0x4000 is its value on Linux.
+# By default, the system reserves memory for private writable pages, so it refuses to map a set larger than memory. This
+# flag turns the reservation off. Python has the flag's name from 3.13 on. 0x4000 is its value on Linux.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 

@@ -41,9 +41,9 @@ class DecodeSource(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DecodedSource:
-    """A decoded folder or archive: its listing and its images uint8 `[n,S,S,3]`.
+    """A decoded folder or archive: its listing, and its images as uint8 `[n,S,S,3]`.
 
-    `problems` maps the number of each image that cannot be used to the reason.
+    `problems` maps the index of each unusable image to the reason.
     """
 
     listing: Listing
@@ -52,7 +52,7 @@ class DecodedSource:
 
 
 class EncodedImage(NamedTuple):
-    """The content of an image file, and its name in messages."""
+    """The content of an image file, and the name that messages use for it."""
 
     content: bytes | Unreadable
     where: str
@@ -71,10 +71,10 @@ def images_in(listing: Listing) -> Iterator[EncodedImage]:
 
 
 def decode(sources: Sequence[DecodeSource], size: int, folder: Path) -> list[DecodedSource]:
-    """Decode `sources` to images of `size`×`size` pixels, in files in `folder`. This process must have locked `folder`.
+    """Decode `sources` to images of `size`×`size` pixels, and save these in `folder`. The caller must lock `folder`.
 
-    The files of a source are renamed when they are complete. After an interruption, complete sources are not decoded
-    again.
+    Each source gets a temporary folder, which is renamed when the source is decoded. After an interruption, decoded
+    sources are not decoded again.
 
     Raises:
         InputError: when a source cannot be read to its end, or changed while it was read.
@@ -97,7 +97,7 @@ def decode(sources: Sequence[DecodeSource], size: int, folder: Path) -> list[Dec
 
 
 def _processes(sources: int) -> int:
-    """The number of processes for `sources` sources."""
+    """The number of processes that decode `sources` sources."""
     # Without fork, each process would import torch and run the user's script again.
     can_fork = sys.platform == "linux" and not multiprocessing.current_process().daemon
     return max(1, min(usable_cores(), sources)) if can_fork else 1
@@ -174,7 +174,7 @@ class _Task:
 
 @contextmanager
 def _cleared(folder: Path) -> Iterator[None]:
-    """Before and after the block, remove the claims and incomplete files that dead processes left in `folder`."""
+    """Before and after the block, remove the claims and incomplete files that ended processes left in `folder`."""
 
     def clear() -> None:
         for claim in folder.glob("*.claim"):

@@ -31,7 +31,7 @@ _NAME_INCHES = 2.0  # maximum width of a run's name
 
 class _Line(NamedTuple):
     values: NDArray[np.float64]  # [E], one per epoch
-    label: str  # at the end of the line
+    label: str  # text at the right end of the line
     color: str
 
 
@@ -125,7 +125,7 @@ def _check(history: History) -> None:
 
 
 def _limits(values: NDArray[np.float64], *, smallest: float, top: float) -> tuple[float, float]:
-    """The limits of the vertical axis: the range of the finite `values` with a margin, at least zero, at most `top`."""
+    """The limits of the vertical axis: the range of the finite `values` with a margin, cut off at zero and at `top`."""
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, smallest)
     margin = 0.08 * max(high - low, smallest)
@@ -143,7 +143,7 @@ def _draw(history: History, *lines: _Line, limits: tuple[float, float]) -> tuple
         along = epochs[: len(line.values)]
         axes.plot(along, line.values, color=line.color, linewidth=2, clip_on=False)
         axes.plot(along[-1:], line.values[-1:], "o", color=line.color, markersize=5, clip_on=False)
-    # A loss that is not finite is not on the axis. Its label is at the top.
+    # An infinite or NaN loss has no place on the axis, so its label is at the top.
     ends = [float(line.values[-1]) if np.isfinite(line.values[-1]) else limits[1] for line in lines]
     unit = (limits[1] - limits[0]) / axes_inches(axes)[1]
     for line, y in zip(lines, spread(ends, LINE_INCHES * unit), strict=True):

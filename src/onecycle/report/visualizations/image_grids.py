@@ -83,7 +83,7 @@ def augmentations(originals: NDArray[np.uint8], augmented: NDArray[np.uint8]) ->
 
 @styled
 def grad_cam_overlays(images: NDArray[np.uint8], heatmaps: NDArray[np.uint8]) -> Figure:
-    """Images in the upper row. Below, the same images under their Grad-CAM heatmaps for the predicted class.
+    """Images in the upper row, and below, the same images under their Grad-CAM heatmaps for the predicted class.
 
     `images` are uint8 `[N,H,W,3]`, and `heatmaps` are uint8 `[N,h,w]` as in an `Interpretation`. The first 8 images are
     shown. Heatmaps are vermillion.
@@ -108,7 +108,7 @@ def grad_cam_overlays(images: NDArray[np.uint8], heatmaps: NDArray[np.uint8]) ->
 def near_duplicates(
     pairs: NDArray[np.uint8], similarities: NDArray[np.float32], *, evaluated_on: str = "test"
 ) -> Figure:
-    """Evaluated images in the upper row. Below each, its most similar training image. The first 8 pairs are shown.
+    """Evaluated images in the upper row, and the most similar training image below each. Shows the first 8 pairs.
 
     `pairs` are uint8 `[N,2,H,W,3]`, and `similarities` are float32 `[N]`, as in an `Interpretation`.
 
@@ -161,7 +161,7 @@ def overlaid(image: NDArray[np.uint8], heatmap: NDArray[np.uint8]) -> NDArray[np
 def _rows(
     title: str, rows: Mapping[str, Sequence[NDArray[np.uint8]] | NDArray[np.uint8]], *, below: float = 0
 ) -> Figure:
-    """One row of images for each name. `below` is extra space in inches under the last row."""
+    """A figure with one row of images for each name in `rows`. `below` is extra space in inches under the last row."""
     columns = max(len(images) for images in rows.values())
     width = max(_width(columns) + _LEFT - _EDGE, 5)
     figure = Figure(figsize=(width, _TOP + len(rows) * (_SIDE + _GAP / 2) - _GAP / 2 + below + _EDGE))

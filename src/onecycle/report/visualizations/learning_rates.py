@@ -103,7 +103,7 @@ def lr_finder_curve(curve: LRCurve) -> Figure:
     figure, axes = chart(top=0.85)
     axes.set_xscale("log")
     axes.set_xlim(_lr_range(lrs, [*pair, *others], axes_inches(axes)[0]))
-    # Each of the other suggestions has its own row below the curve.
+    # Below the curve, each suggestion other than LR min and LR max has a row for its label.
     strip = LINE_INCHES * (len(others) + 1)
     row = LINE_INCHES * (high - low) / (axes_inches(axes)[1] - strip)
     axes.set_ylim(low, high)
@@ -141,7 +141,7 @@ def _loss_range(raw: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tupl
     until = int(np.argmin(smoothed)) + 1
     low = min(float(smoothed.min()), float(np.percentile(raw[:until], 2)))
     high = max(float(smoothed[:until].max()), float(np.percentile(raw[:until], 98)))
-    # If the loss only rises, its minimum is at the first step: show some of the rise.
+    # If the loss only rises, its minimum is at the first step. The plot then shows the start of the rise.
     span = max(high - low, 0.05 * abs(high), 1e-6)
     return low - 0.05 * span, high + 0.25 * span
 
@@ -182,7 +182,8 @@ def _mark_pair(axes: Axes, pair: list[_Mark], losses: list[float], high: float) 
     gap = 0.04 / width
     first, last = np.log(axes.get_xlim())
     places = [(float(np.log(mark.lr)) - first) / (last - first) for mark in pair]
-    # The first label ends where the second starts, or further left. Near the left edge both labels move right.
+    # The label of LR min ends where the label of LR max starts, or further left. Near the left edge, both labels move
+    # to the right.
     ends = max(places[0], text_inches(pair[0].text, bold=True) / width + gap)
     begins = max(places[1], ends)
     for mark, loss, x, align in zip(pair, losses, (ends - gap, begins + gap), ("right", "left"), strict=True):
@@ -192,9 +193,9 @@ def _mark_pair(axes: Axes, pair: list[_Mark], losses: list[float], high: float) 
 
 
 def _mark_others(axes: Axes, marks: list[_Mark], losses: list[float], row: float) -> None:
-    """Mark each of the other suggestions (ascending) with a line from the curve down to a label in its own row.
+    """Mark each suggestion other than LR min and LR max with a line from the curve down to a label in its own row.
 
-    The lowest rate has the lowest row, so that no line crosses a label.
+    `marks` are in ascending order. The lowest rate has the lowest row, so that no line crosses a label.
     """
     for place, (mark, loss) in enumerate(zip(marks, losses, strict=True)):
         y = axes.get_ylim()[0] + row * (place + 0.6)

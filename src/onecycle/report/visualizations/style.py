@@ -15,14 +15,14 @@ from matplotlib.textpath import text_to_path
 
 from onecycle.core.files import replacing
 
-# Okabe & Ito's palette, "Color Universal Design": distinct with every kind of color vision.
+# From Okabe & Ito, "Color Universal Design". People with any kind of color vision can tell these two colors apart.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # for lines and their labels, on white
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 12.0
 LINE_INCHES = 0.18  # the height of a line of text at FONT_SIZE
-DPI = 150  # 8 inches are 1200 pixels; a README is about 900 pixels wide
+DPI = 150  # a plot of 8 inches is 1200 pixels wide; a README shows it about 900 pixels wide
 
 _FONT = "DejaVu Sans"
 _STYLE = {
@@ -70,7 +70,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG with text as text, not as paths. Equal figures give equal SVG."""
+    """A figure as SVG. Its text stays text instead of becoming paths. Equal figures give equal SVG."""
     file = io.StringIO()
     with style.context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": "onecycle"}, after_reset=True):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -120,8 +120,9 @@ def text_inches(text: str, size: float = FONT_SIZE, *, bold: bool = False) -> fl
 
 
 def shorten(text: str, inches: float, size: float = FONT_SIZE) -> str:
-    """`text` on one line of at most `inches`. An ellipsis replaces the middle of a longer text: names often differ
-    at the end.
+    """`text` on one line that is at most `inches` wide.
+
+    An ellipsis replaces the middle of a text that is too long, because names often differ at the end.
     """
     text = " ".join(text.split())
     shortened, kept = text, len(text)
@@ -132,7 +133,7 @@ def shorten(text: str, inches: float, size: float = FONT_SIZE) -> str:
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """`positions`, moved as little as possible so that any two are at least `gap` apart. Their order stays."""
+    """`positions`, moved as little as possible so that any two are at least `gap` apart. Keeps their order."""
     groups: list[list[int]] = []
     centers: list[float] = []
     for i in np.argsort(positions, kind="stable").tolist():
