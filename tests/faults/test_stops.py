@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """With --whole, test both signals in every phase. Otherwise test only the cases in `SAMPLE`."""
     if "phase" in metafunc.fixturenames:
         whole = metafunc.config.getoption("--whole", default=False)
-        metafunc.parametrize(("phase", "name"), itertools.product(PHASES, CODES) if whole else SAMPLE)
+        metafunc.parametrize(("phase", "name"), list(itertools.product(PHASES, CODES)) if whole else SAMPLE)
 
 
 def test_a_run_that_a_signal_stops_says_how_to_resume_and_resumes_to_the_same_bits(
