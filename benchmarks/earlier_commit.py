@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def take_turns(trees: dict[str, Path], plan: ComputePlan, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Let the code in `trees` take turns. Returns the seconds of a step in each round, for each name in `trees`."""
+    """Let the code in `trees` take turns. Returns, for each name in `trees`, the seconds per step in each round."""
     contenders = {}
     for name, tree in trees.items():
         script = [str(tree / SCRIPT), "--serve", json.dumps(plan_for(tree, plan))]

@@ -141,7 +141,7 @@ def hosts(number: int, folder: Path, *, megabits_per_second: int | None = None) 
         NotStarted: without root, without `ip`, or when the kernel lacks a feature.
     """
     if sys.platform != "linux" or os.geteuid() != 0:
-        raise NotStarted("network namespaces need root on Linux; run as root")
+        raise NotStarted("network namespaces need Linux and root; run this as root on Linux")
     need(ip="iproute2", tc="iproute2", unshare="util-linux", nsenter="util-linux")
     addresses = {f"node{i}": f"{PREFIX}.{i}" for i in range(1, number + 1)}
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 For each size, synthetic JPEGs of 32×32 pixels in 100 classes, with the spectrum of photographs, are packed into
 --archives tar files. One process reads them into an empty cache. A second one trains on the cached images. A third one
-reads the files into an empty cache again and is killed half-way. A fourth one continues its work. The record has the
+again reads the files into an empty cache, and is killed half-way. A fourth one continues its work. The record has the
 seconds, the images per second, and the peak private memory of the processes, without the pages of mapped files.
 """
 
@@ -203,7 +203,8 @@ def train(data: Path, batch_size: int, steps: int) -> dict[str, Any]:
 def interrupted(cache: Path, data: Path, archives: int, fingerprint: str) -> dict[str, Any]:
     """Kill a process that has read half of `data`, and read the rest in a second process.
 
-    The result includes the number of images that both decode. The second process must compute the same `fingerprint`.
+    The result includes the number of images that are decoded twice, once by each process. The second process must
+    compute the same `fingerprint`.
     """
     process, images = begin(cache, "--read", data), cache / "onecycle" / "images"
 

@@ -69,7 +69,7 @@ def test_the_error_names_a_killed_process_and_more_processes_resume(
     assert f"rank {rank} (process" in command.output.splitlines()[-1], command.output
     run = run_in(tmp_path).path.relative_to(tmp_path)
     if rank == 1:  # rank 0, the main process, is still alive and reports the run folder
-        assert f"`onecycle train --resume {run}` goes on from there" in command.output, command.output
+        assert f"`onecycle train --resume {run}` continues the run from there" in command.output, command.output
     resumed = train(tmp_path, "--resume", str(run), "--processes", "4")
     assert bits(resumed) == undisturbed
 

@@ -430,11 +430,11 @@ def test_an_interrupted_run_with_the_same_configuration_is_mentioned(tmp_path: P
     killed = killed_after_its_first_epoch(tmp_path / "out")
     outcome = onecycle("train", *OPTIONS, *RATES, "--out", tmp_path / "out")
     assert outcome.code == 0
-    mention = f"The same run was interrupted before; `onecycle train --resume {killed.path}` goes on with it."
+    mention = f"This run was interrupted earlier; `onecycle train --resume {killed.path}` continues it."
     assert mention in outcome.out
     assert killed.checkpoint.exists(), "the interrupted run is unchanged"
     other = onecycle("train", *OPTIONS, *RATES, "--seed", "1", "--out", tmp_path / "out")
-    assert "was interrupted before" not in other.out
+    assert "was interrupted earlier" not in other.out
 
 
 def test_a_run_whose_data_has_changed_is_not_resumed(copied: RunFolder) -> None:

@@ -21,7 +21,7 @@ def assert_reported_and_intact(workspace: Workspace, code: int, last_line: str, 
     if run is not None:
         assert not list(run.path.rglob("*.tmp")), "no temporary file is left"
         if run.has_checkpoint:
-            resume = f"`onecycle {' '.join(workspace.resume)}` goes on from there"
+            resume = f"`onecycle {' '.join(workspace.resume)}` continues the run from there"
             assert f"The last checkpoint is intact: {resume}" in last_line
 
 
@@ -128,4 +128,4 @@ def test_a_run_folder_that_vanishes_is_reported(reference: Reference, workspace:
     assert (
         "checkpoint.safetensors cannot be written (No such file or directory); its folder is missing" in ended.last_line
     )
-    assert "goes on" not in ended.last_line
+    assert "continues the run" not in ended.last_line

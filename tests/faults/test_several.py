@@ -77,7 +77,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_process_resumes(
     main, other = run_both(workspace, rank, Fault(at, "SIGTERM", call))
     assert (main.code, other.code, other.output) == (143, 143, "")
     assert workspace.run is not None
-    assert main.last_line == f"onecycle: interrupted; `onecycle train --resume {workspace.run.path}` goes on"
+    assert main.last_line == f"onecycle: interrupted; `onecycle train --resume {workspace.run.path}` continues the run"
     require_undisturbed_after_resume(workspace, undisturbed)
 
 

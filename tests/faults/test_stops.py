@@ -50,7 +50,7 @@ def test_a_run_that_a_signal_stops_says_how_to_resume_and_resumes_to_the_same_bi
     assert stopped.code == CODES[name], stopped.output
     assert stopped.last_line.startswith("onecycle: interrupted")
     if workspace.run:
-        assert stopped.last_line == f"onecycle: interrupted; `onecycle {' '.join(workspace.resume)}` goes on"
+        assert stopped.last_line == f"onecycle: interrupted; `onecycle {' '.join(workspace.resume)}` continues the run"
         assert workspace.run.report.exists() == (command is REPORTED), "the report shows how far the run got"
     resumed = workspace.onecycle(*workspace.resume)
     assert resumed.code == 0, resumed.output
@@ -72,7 +72,7 @@ def test_the_lr_finder_that_a_signal_stops_sweeps_again(
     found = ["train", *SMALLEST_WITH_FINDER]
     assert whole.onecycle(*found).code == 0
     stopped = workspace.onecycle(*found, faults=[Fault("onecycle.run.progress.RunProgress.sweep_step", "SIGTERM", 20)])
-    message = f"onecycle: interrupted; `onecycle {' '.join(workspace.resume)}` goes on"
+    message = f"onecycle: interrupted; `onecycle {' '.join(workspace.resume)}` continues the run"
     assert (stopped.code, stopped.last_line) == (143, message)
     assert workspace.onecycle(*workspace.resume).code == 0
     assert bits(workspace) == bits(whole)

@@ -12,7 +12,7 @@ from onecycle.compute.plan import ComputePlan
 from onecycle.models import Batch, ModelComposite
 
 PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturbances only slow a pass down
-PASSES_SECONDS = 0.2  # no pass starts after this time
+PASSES_SECONDS = 0.2  # no further pass starts after this time
 HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the time to beat
 IMAGES_COMPARED = 16
 IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time

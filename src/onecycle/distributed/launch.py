@@ -45,7 +45,7 @@ def launch(processes: int, shards: int) -> int:
         if first.exitcode < 0:
             raise PeerError(
                 f"{signal.Signals(-first.exitcode).name} ended rank {rank} (process {first.pid}); "
-                "`onecycle train --resume` with the run folder goes on from the last checkpoint"
+                "`onecycle train --resume` with the run folder continues from the last checkpoint"
             ) from failed
         return int(first.exitcode)
     return 0

@@ -8,7 +8,7 @@ from torch.nn import functional
 from onecycle.models import ModelComposite
 
 SHIFTS = [(down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0)]  # pixels
-CONFIDENT = 0.8  # averaging at higher top probabilities did not change the CIFAR-10 validation accuracy
+CONFIDENT = 0.8  # averaging the images with a more probable class left the CIFAR-10 validation accuracy unchanged
 
 
 class TestTimeAugmentation(ModelComposite):

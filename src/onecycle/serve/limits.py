@@ -14,7 +14,7 @@ class Limits:
     upload_seconds: float = 30  # longest time to receive a request
     header_seconds: float = 10  # longest time to receive the header of a request
     answer_seconds: float = 30  # longest time to decode and predict an image, including the wait in the queue
-    write_seconds: float = 30  # longest time until a client accepts more of a response
+    write_seconds: float = 30  # longest wait for a client to accept more of a response
     requests: int = 256  # at a time, from all clients together
     waiting_bytes: int = 256 * 2**20  # of all clients together; reading a request takes up to three times its size
     connections: int = 512  # at a time, from all clients together

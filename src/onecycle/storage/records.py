@@ -107,7 +107,7 @@ class LayerSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSummary:
-    """The layers of a network in execution order. Sizes in MB (2^20 bytes) are for one image in float32."""
+    """The layers of a network in execution order. Sizes are in MB (2^20 bytes), for one float32 image."""
 
     input_shape: tuple[int, int, int]  # C,H,W
     layers: tuple[LayerSummary, ...]

@@ -252,7 +252,7 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
 
 
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
-    """Freeze, before `epoch`, every parameter group that has trained for the number of epochs in its "epochs"."""
+    """Freeze the parameter groups whose "epochs", the number of epochs to train them, is at most `epoch` (0-based)."""
     for group in optimizer.param_groups:
         if (epochs := group.get("epochs")) is not None and epoch >= epochs:
             for parameter in group["params"]:

@@ -158,7 +158,7 @@ def test_norms_with_relu_and_2x2_pools_are_replaced() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.MaxPool2d(3), nn.BatchNorm2d(4), nn.ReLU()
     )
-    network[4].eval()  # a frozen norm
+    network[4].eval()  # a frozen normalization layer
     prepared = NATIVE.prepare(network)
     kinds = [nn.Conv2d, nn.BatchNorm2d, MaxPool2x2, nn.MaxPool2d, BatchNormActivation2d, nn.Identity]
     assert [type(layer) for layer in prepared] == kinds

@@ -19,7 +19,7 @@ from onecycle.report.visualizations.style import (
 )
 
 _MOST_WITH_COUNTS = 20
-_MOST_NAMES = 100  # with more classes, only every second (third, …) class is labeled
+_MOST_NAMES = 100  # with more classes, only every second, third, … class is labeled
 _NAME_INCHES = 1.4
 _SMALLEST_WIDTH = 6.5  # inches; the title does not fit into a narrower figure
 

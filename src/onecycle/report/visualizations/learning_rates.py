@@ -103,7 +103,7 @@ def lr_finder_curve(curve: LRCurve) -> Figure:
     figure, axes = chart(top=0.85)
     axes.set_xscale("log")
     axes.set_xlim(_lr_range(lrs, [*pair, *others], axes_inches(axes)[0]))
-    # Below the curve, each suggestion other than LR min and LR max has a row for its label.
+    # The label of each suggestion, except LR min and LR max, gets its own row below the curve.
     strip = LINE_INCHES * (len(others) + 1)
     row = LINE_INCHES * (high - low) / (axes_inches(axes)[1] - strip)
     axes.set_ylim(low, high)
