@@ -61,8 +61,8 @@ def operator(start_hosts: Callable[..., list[Host]], tmp_path: Path) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Host], str]]:
-    """Three hosts, which are the nodes of a Ray cluster, and the address of the cluster."""
+def ray_cluster(ray_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Host], str]]:
+    """Three hosts, which are the nodes of a Ray cluster that requires a token, and the address of the cluster."""
     with ExitStack() as stack:
         nodes = _entered(stack, "hosts", hosts(3, tmp_path_factory.mktemp("ray")))
         yield nodes, _entered(stack, "Ray", ray_nodes(nodes))
