@@ -12,9 +12,9 @@ seeds = st.integers(0, 2**32)
 
 
 def _set_of(labels: np.ndarray, classes: int = 5) -> ImageSet:
-    """Images whose first pixel is their own index."""
+    """Images whose first pixel is their own index modulo 256."""
     images = np.zeros((len(labels), 1, 1, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(len(labels))
+    images[:, 0, 0, 0] = np.arange(len(labels)) % 256
     return ImageSet(images, labels, tuple("abcdefghij"[:classes]))
 
 
@@ -64,6 +64,47 @@ def test_training_and_validation_sets_are_disjoint_and_hold_all_images(size, see
     assert sorted(parts[0] + parts[1]) == list(range(210))
     assert (train.labels == np.array(parts[0]) % 5).all()
     assert (validation.labels == np.array(parts[1]) % 5).all()
+
+
+class_counts = st.lists(st.integers(2, 60), min_size=2, max_size=5)
+
+
+@given(class_counts, st.data(), seeds)
+def test_training_and_validation_sets_both_have_every_class(counts, data, seed) -> None:
+    whole = _set_of(np.repeat(np.arange(len(counts)), counts), classes=len(counts))
+    size = data.draw(st.integers(len(counts), len(whole) - len(counts)))
+    for part in split_validation(whole, size, seed=seed):
+        assert np.bincount(part.labels, minlength=len(counts)).min() >= 1
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=5), st.data(), seeds)
+def test_a_limit_keeps_every_class(counts, data, seed) -> None:
+    whole = _set_of(np.repeat(np.arange(len(counts)), counts), classes=len(counts))
+    kept = limit_images(whole, data.draw(st.integers(len(counts), len(whole))), seed=seed)
+    assert np.bincount(kept.labels, minlength=len(counts)).min() >= 1
+
+
+@given(class_counts, st.data(), seeds)
+def test_counts_differ_from_the_proportions_only_where_a_class_would_be_left_out(counts, data, seed) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    size = data.draw(st.integers(len(counts), len(labels) - len(counts)))
+    plain = np.bincount(labels[stratified(labels, size, seed=seed)], minlength=len(counts))
+    bounded = np.bincount(labels[stratified(labels, size, seed=seed, keep=1, leave=1)], minlength=len(counts))
+    assert ((bounded >= 1) & (bounded <= np.array(counts) - 1)).all() and bounded.sum() == size
+    if (plain >= 1).all() and (plain <= np.array(counts) - 1).all():
+        assert (bounded == plain).all()
+
+
+def test_rare_classes_stay_in_a_validation_split_and_under_a_limit() -> None:
+    train, validation = split_validation(_set_of(np.repeat([0, 1], [1000, 2]), classes=2), 900, seed=0)
+    assert [np.bincount(part.labels).tolist() for part in (train, validation)] == [[101, 1], [899, 1]]
+    kept = limit_images(_set_of(np.repeat([0, 1], [1000, 3]), classes=2), 100, seed=0)
+    assert np.bincount(kept.labels).tolist() == [99, 1]
+
+
+def test_a_validation_split_of_a_class_with_one_image_is_refused() -> None:
+    with pytest.raises(InputError, match="^--validation needs two images of each class, and class 'b' has only one; "):
+        split_validation(_set_of(np.repeat([0, 1], [1000, 1]), classes=2), 900, seed=0)
 
 
 @pytest.mark.parametrize("size", [-1, 4, 46, 50, 51])

@@ -3,12 +3,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
 from onecycle.data import ImageSet
 from onecycle.data.preprocessing import Preprocessing
-from onecycle.models import Batch, CustomResNet, ModelComposite, as_composite
+from onecycle.models import Batch, CustomResNet, ModelComposite, TrainingCrossEntropy, as_composite
 
 
 def small_network() -> nn.Sequential:
@@ -193,3 +195,52 @@ def test_a_model_may_have_another_criterion(batch: Batch) -> None:
     assert model.evaluation_step(batch).loss.item() == pytest.approx(expected.item())
     assert [row.layer for row in model.summary((3, 32, 32)).layers] == ["Linear-1"]
     assert np.isfinite(loss.item())
+
+
+def written_out(logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted loss of a batch, image by image: the weight of its class times its smoothed cross entropy."""
+    losses = []
+    for scores, label in zip(logits, labels, strict=True):
+        log_probabilities = scores - scores.logsumexp(0)
+        smoothed = (1 - smoothing) * log_probabilities[label] + smoothing * log_probabilities.mean()
+        losses.append(-weights[label] * smoothed)
+    return torch.stack(losses).sum() / len(labels)
+
+
+@given(count=st.integers(1, 512), smoothing=st.sampled_from([0.0, 0.1, 0.2, 0.5]), seed=st.integers(0, 100))
+def test_class_weights_multiply_the_smoothed_loss_of_each_image(count: int, smoothing: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (count,), generator=generator)
+    weights = torch.tensor([0.1, 0.7, 2.0, 30.0])
+    criterion = TrainingCrossEntropy(label_smoothing=smoothing, weight=weights).train()
+    expected = written_out(logits, labels, smoothing, weights.double())
+    assert criterion(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    unsmoothed = functional.cross_entropy(logits, labels).item()
+    assert criterion.eval()(logits, labels).item() == pytest.approx(unsmoothed, rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.2])
+def test_smoothing_with_class_weights_teaches_the_label_of_the_large_class(smoothing: float) -> None:
+    weights = torch.tensor([1000 / (2 * 950), 1000 / (2 * 50)])
+    criterion = TrainingCrossEntropy(label_smoothing=smoothing, weight=weights).train()
+    logits = torch.zeros(1, 2, requires_grad=True)  # of an image of the large class
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(500):
+        optimizer.zero_grad()
+        criterion(logits, torch.tensor([0])).backward()
+        optimizer.step()
+    assert logits.softmax(1)[0].tolist() == pytest.approx([1 - smoothing / 2, smoothing / 2], abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [16, 64, 512])
+def test_each_class_has_the_same_share_of_the_loss_at_every_batch_size(batch_size: int) -> None:
+    labels = torch.tensor([0] * 1000 + [1] * 20)[torch.randperm(1020, generator=torch.Generator().manual_seed(0))]
+    criterion = TrainingCrossEntropy(weight=torch.tensor([1020 / 2000, 1020 / 40])).train()
+    share = torch.zeros(2, dtype=torch.float64)
+    for batch in labels.split(batch_size):
+        logits = torch.zeros(len(batch), 2, dtype=torch.float64, requires_grad=True)
+        (criterion(logits, batch) * len(batch)).backward()
+        of_images = logits.grad.abs().sum(1)
+        share += torch.stack([of_images[batch == label].sum() for label in (0, 1)])
+    assert (share / share.sum()).tolist() == pytest.approx([0.5, 0.5], abs=1e-6)

@@ -8,7 +8,7 @@ from onecycle.compute.plan import EAGER
 from onecycle.data import ImageSet
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
-from onecycle.models import Batch, ModelComposite, as_composite
+from onecycle.models import Batch, ModelComposite, TrainingCrossEntropy, as_composite
 from onecycle.train.loop import fit, make_train_step
 from onecycle.train.train_step import StepResult, whole_batch_step
 
@@ -54,6 +54,21 @@ def test_shards_without_batch_norm_give_the_result_of_the_whole_batch(shards: in
     assert of_shards.images == 12 and of_shards.correct == of_whole.correct
     assert torch.allclose(of_shards.loss, of_whole.loss) and torch.allclose(of_shards.margins, of_whole.margins)
     assert found.keys() - expected.keys() == {"unused"} and not found["unused"].any()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+
+
+@pytest.mark.parametrize("count", [12, 5])
+@pytest.mark.parametrize("shards", range(1, 8))
+def test_shards_with_class_weights_and_smoothing_give_the_result_of_the_whole_batch(shards: int, count: int) -> None:
+    def weighted(shards: int) -> tuple[StepResult, dict[str, torch.Tensor]]:
+        model = as_composite(SmallNetwork(norm=False))
+        model.criterion = TrainingCrossEntropy(label_smoothing=0.2, weight=torch.tensor([0.1, 1.0, 9.0]))
+        return train_step(model, batches(count, shards=shards))
+
+    of_whole, expected = weighted(1)
+    of_shards, found = weighted(shards)
+    assert torch.allclose(of_shards.loss, of_whole.loss)
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, atol=1e-6), name
 

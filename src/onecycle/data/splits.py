@@ -8,21 +8,29 @@ from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.store.mapped import subset_of
 
 
-def stratified(labels: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np.int64]:
+def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0, leave: int = 0) -> NDArray[np.int64]:
     """Choose `size` of the `labels`, int64 `[N]`, with the class proportions of all labels. Returns sorted indices.
 
-    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one.
+    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one. At least `keep`
+    of each class are chosen, and at least `leave` are not, whatever the proportions.
 
     Raises:
-        ValueError: unless 0 <= size <= N.
+        ValueError: unless 0 <= size <= N, and each class has enough images for `keep` and `leave`.
     """
     if not 0 <= size <= len(labels):
         raise ValueError(f"size is {size}; it must be from 0 to {len(labels)}")
     classes, counts = np.unique(labels, return_counts=True)
-    # With integer arithmetic, equal remainders compare equal.
-    shares, remainders = np.divmod(counts * size, max(len(labels), 1))
-    largest = np.argsort(-remainders, kind="stable")[: size - int(shares.sum())]
-    shares[largest] += 1
+    most = counts - leave
+    if (most < keep).any() or not keep * len(classes) <= size <= most.sum():
+        raise ValueError(f"cannot choose {size} of {len(labels)}, with {keep} of each class chosen and {leave} left")
+    # With integer arithmetic, equal shares compare equal.
+    shares = np.clip(counts * size // max(len(labels), 1), keep, most)
+    while missing := size - int(shares.sum()):
+        lacks = counts * size - shares * len(labels)  # N times the images that each class lacks
+        if missing > 0:
+            shares[np.where(shares < most, lacks, lacks.min() - 1).argmax()] += 1
+        else:
+            shares[np.where(shares > keep, lacks, lacks.max() + 1).argmin()] -= 1
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:share] for c, share in zip(classes, shares, strict=True)]
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
@@ -38,8 +46,10 @@ def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[n
 def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split `train` into a training set and a stratified validation set of `size` images.
 
+    Both get at least one image of each class.
+
     Raises:
-        InputError: when either set would have fewer images than there are classes.
+        InputError: when `size` or the number of images of a class does not allow that.
         StorageError: when the cache cannot be written.
     """
     smallest, largest = len(train.classes), len(train) - len(train.classes)
@@ -48,12 +58,19 @@ def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet
             f"--validation is {size}; with {len(train):,} training images in {len(train.classes)} classes "
             f"it must be from {smallest} to {max(largest, smallest)}, or 0 for none"
         )
-    chosen = stratified(train.labels, size, seed=seed)
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    if 1 in counts:
+        single = train.classes[counts.tolist().index(1)]
+        raise InputError(
+            f"--validation needs two images of each class, and class {single!r} has only one; add images, or leave out "
+            "--validation"
+        )
+    chosen = stratified(train.labels, size, seed=seed, keep=1, leave=1)
     return subset_of(train, np.setdiff1d(np.arange(len(train)), chosen)), subset_of(train, chosen)
 
 
 def limit_images(images: ImageSet, size: int, *, seed: int) -> ImageSet:
-    """A stratified subset of `size` images, or all images if there are at most `size`.
+    """A stratified subset of `size` images with at least one of each class, or all images if there are at most `size`.
 
     Raises:
         InputError: when `size` is smaller than the number of classes.
@@ -63,4 +80,4 @@ def limit_images(images: ImageSet, size: int, *, seed: int) -> ImageSet:
         raise InputError(f"--limit is {size}; it must be at least {len(images.classes)}, the number of classes")
     if size >= len(images):
         return images
-    return subset_of(images, stratified(images.labels, size, seed=seed))
+    return subset_of(images, stratified(images.labels, size, seed=seed, keep=1))

@@ -101,7 +101,10 @@ class TrainingCrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy. Label smoothing and class weights apply in training mode, but not in evaluation mode.
 
     `label_smoothing` is the fraction of each label that is spread evenly over all classes. `weight` `[C]` are the loss
-    weights of the classes.
+    weights of the classes. The loss is the mean over images of the smoothed cross entropy times the weight of the
+    image's class. It therefore adds up over shards, and a class has the same share of it at every batch size.
+    `nn.CrossEntropyLoss` differs in both: it weights the smoothed part by each class, which favors rare classes on
+    every image, and it divides by the sum of the weights in the batch.
 
     Source of label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
@@ -114,7 +117,10 @@ class TrainingCrossEntropy(nn.CrossEntropyLoss):
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return functional.cross_entropy(input, target)
-        return functional.cross_entropy(input, target, weight=self.weight, label_smoothing=self.label_smoothing)
+        if self.weight is None:
+            return functional.cross_entropy(input, target, label_smoothing=self.label_smoothing)
+        losses = functional.cross_entropy(input, target, label_smoothing=self.label_smoothing, reduction="none")  # [B]
+        return (losses * self.weight[target]).mean()
 
 
 class PlainComposite(ModelComposite):

@@ -163,7 +163,8 @@ def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> 
 def _class_weights(dataset: Dataset) -> torch.Tensor:
     """The loss weight of each class, float32 `[C]`. All classes have equal total weight. Images weigh 1 on average."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.train.classes))
-    return torch.from_numpy(len(dataset.train) / (len(counts) * np.maximum(counts, 1))).float()
+    # A class without images has no share; the maximum only avoids a division by zero.
+    return torch.from_numpy(len(dataset.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))).float()
 
 
 def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimizer:
