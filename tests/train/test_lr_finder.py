@@ -3,6 +3,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from onecycle.core.errors import InputError
-from onecycle.data import ImageSet
+from onecycle.data import ImageSet, load_dataset
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.storage.records import LRCurve
 from onecycle.train.loop import fit
 from onecycle.train.lr_finder import DIVERGENCE, find_lr, read_curve, smooth
+from onecycle.train.lr_finder import _valley as middle_of_valley
 
 
 def with_global_randomness(image: NDArray[np.uint8], key: Sequence[int]) -> NDArray[np.uint8]:
@@ -69,14 +71,16 @@ def partly_trained(train: ImageSet) -> tuple[nn.Module, Optimizer]:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "stopped"), [(1e-5, 1e-1, "completed"), (1e-5, 1e5, "diverged")], ids=["completed", "diverged"]
+    ("start", "end", "steps", "stopped"),
+    [(1e-5, 1e-1, 60, "completed"), (1e-5, 1e5, 150, "diverged")],
+    ids=["completed", "diverged"],
 )
 def test_a_sweep_leaves_model_optimizer_and_random_states_as_they_were(
-    train: ImageSet, start: float, end: float, stopped: str
+    train: ImageSet, start: float, end: float, steps: int, stopped: str
 ) -> None:
     model, optimizer = partly_trained(train)
     before = state_of(model, optimizer)
-    curve = find_lr(model, optimizer, batches(train, global_randomness=True), start=start, end=end, steps=60)
+    curve = find_lr(model, optimizer, batches(train, global_randomness=True), start=start, end=end, steps=steps)
     assert curve.stopped == stopped
     assert state_of(model, optimizer) == before
 
@@ -146,11 +150,11 @@ def test_the_sweep_is_exponential_from_start_to_end_in_the_given_number_of_steps
 def test_the_optimizer_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
     model, by_hand = convolutional(), convolutional()
     torch.manual_seed(1)
-    curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-2, end=1.0, steps=24)
+    curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-3, end=0.3, steps=48)
 
     torch.manual_seed(1)
     losses = []
-    stream = [batch for epoch in range(6) for batch in batches(train).epoch(epoch)]
+    stream = [batch for epoch in range(12) for batch in batches(train).epoch(epoch)]
     for lr, (images, labels) in zip(curve.lrs, stream, strict=True):
         by_hand.zero_grad()
         loss = nn.functional.cross_entropy(by_hand(images.contiguous()), labels)
@@ -162,9 +166,9 @@ def test_the_optimizer_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
 
 def test_a_sweep_that_diverges_stops_and_keeps_the_earlier_steps(train: ImageSet) -> None:
     model = convolutional()
-    curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-4, end=1e6, steps=100)
+    curve = find_lr(model, SGD(model.parameters()), batches(train), start=1e-4, end=1e6, steps=200)
     assert curve.stopped == "diverged"
-    assert 10 <= len(curve.lrs) == len(curve.losses) == len(curve.smoothed) < 100
+    assert 10 <= len(curve.lrs) == len(curve.losses) == len(curve.smoothed) < 200
     assert curve.smoothed[-1] > DIVERGENCE * min(curve.smoothed)
     assert all(loss <= DIVERGENCE * min(curve.smoothed[: i + 1]) for i, loss in enumerate(curve.smoothed[:-1]))
     assert curve.lr_max < curve.lrs[-1]
@@ -194,6 +198,19 @@ def test_a_loss_that_is_nan_stops_the_sweep_and_keeps_the_earlier_steps(train: I
     assert model.left == 31
 
 
+def test_a_loss_that_is_nan_stops_a_sweep_whose_steps_are_not_checked(
+    train: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onecycle.train.loop.all_finite", lambda loss, model: True)  # as on a GPU
+    model = BecomesNaN(31)
+    curve = find_lr(model, Adam(model.parameters()), batches(train), end=0.1, steps=40)
+    assert curve.stopped == "not finite"
+    assert len(curve.losses) == 30 and np.isfinite(curve.losses).all()
+    model = BecomesNaN(5)
+    with pytest.raises(InputError, match=r"has 4 points \(not finite\) and needs 10"):
+        find_lr(model, Adam(model.parameters()), batches(train))
+
+
 def test_the_error_for_too_few_points_gives_the_reason_and_a_way_out(train: ImageSet) -> None:
     model = BecomesNaN(5)
     with pytest.raises(InputError, match=r"has 4 points \(not finite\) and needs 10; set --lr-min and --lr-max"):
@@ -204,6 +221,8 @@ def test_the_error_for_too_few_points_gives_the_reason_and_a_way_out(train: Imag
 
 
 LRS = np.geomspace(1e-6, 1, 100)
+PAIR = ("lr_min", "lr_max")
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def raw(smoothed: Sequence[float]) -> list[float]:
@@ -253,25 +272,25 @@ def test_scaling_the_loss_changes_nothing_and_scaling_the_rates_scales_the_pair(
     assert (shifted.lr_min, shifted.lr_max) == (curve.lr_min * factor, curve.lr_max * factor)
 
 
-CONSTRUCTED = [2.0, 2.01, 2.02, 1.9, 1.7, 1.25, 1.0, 0.9, 0.85, 0.82, 0.8, 0.9, 1.0]
+CONSTRUCTED = [2.0, 2.0, 2.0, 2.0, 2.0, 2.01, 2.02, 1.9, 1.7, 1.25, 1.0, 0.9, 0.85, 0.82, 0.8, 0.9, 1.0]
 
 
 def test_a_constructed_curve_has_the_expected_pair_and_suggestions() -> None:
-    lrs = [10.0**power for power in range(-12, 1)]
+    lrs = [10.0**power for power in range(-16, 1)]
     curve = read_curve(lrs, raw(CONSTRUCTED))
     assert curve.lr_min == 1e-8  # the whole fall is 1.2, and 1.7 is the first loss below 2.0 - 0.10 * 1.2
     assert curve.lr_max == 1e-4  # 0.85 is the first loss below 2.0 - 0.95 * 1.2
     assert set(curve.suggestions) == {"steepest", "valley", "minimum/10"}
     assert curve.suggestions["steepest"] == 1e-7  # the middle of the steepest two steps, from loss 1.7 to 1.0
-    assert curve.suggestions["valley"] == 1e-6  # the middle, on a log scale, of the descent from 1e-10 to 1e-2
+    assert curve.suggestions["valley"] == 1e-6  # the middle of the 9 falling losses from 2.02 to 0.8
     assert curve.suggestions["minimum/10"] == pytest.approx(1e-3)
     assert curve.stopped == "completed"
 
 
 def test_nothing_is_read_after_the_minimum() -> None:
-    lrs = [10.0**power for power in range(-12, 5)]
+    lrs = [10.0**power for power in range(-16, 5)]
     with_second_fall = [*CONSTRUCTED, 9.0, 5.0, 2.0, 0.9]  # its second fall is steeper and longer than its first
-    curve = read_curve(lrs[:13], raw(CONSTRUCTED))
+    curve = read_curve(lrs[:17], raw(CONSTRUCTED))
     longer = read_curve(lrs, raw(with_second_fall))
     assert (longer.lr_min, longer.lr_max, longer.suggestions) == (curve.lr_min, curve.lr_max, curve.suggestions)
 
@@ -290,6 +309,71 @@ def test_fewer_than_ten_points_are_refused(count: int) -> None:
 def test_a_curve_without_a_fall_is_refused(losses: NDArray[np.float64]) -> None:
     with pytest.raises(InputError, match="did not fall.*set --lr-min and --lr-max"):
         read_curve(LRS.tolist(), losses.tolist())
+
+
+@pytest.mark.parametrize("steps", [50, 100])
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_noise_without_a_fall_is_refused(kind: str, steps: int) -> None:
+    rng = np.random.default_rng(0)
+    accepted = 0
+    for _ in range(200):
+        losses = 2.3 + (0.2 * rng.standard_normal(steps) if kind == "normal" else rng.uniform(-0.2, 0.2, steps))
+        try:
+            read_curve(LRS[:steps].tolist(), losses.tolist())
+            accepted += 1
+        except InputError:
+            pass
+    assert accepted <= 6  # about 2 of 200 pass by chance
+
+
+def test_noise_is_named_with_a_way_out() -> None:
+    losses = 2.3 + np.where(np.arange(100) % 2, 0.5, -0.5) - np.linspace(0, 0.7, 100)
+    with pytest.raises(InputError, match="did not fall by more than noise explains: .*use a larger --batch-size"):
+        read_curve(LRS.tolist(), losses.tolist())
+
+
+@pytest.mark.parametrize("outlier", [-0.3, 0.3])
+def test_a_first_loss_that_is_an_outlier_hardly_moves_the_pair(outlier: float) -> None:
+    losses = raw(valley(2.3, 0.2, -3, -0.5))
+    curve = read_curve(LRS.tolist(), losses)
+    moved = read_curve(LRS.tolist(), [losses[0] + outlier, *losses[1:]])
+    steps = [abs(curve.lrs.index(getattr(curve, name)) - curve.lrs.index(getattr(moved, name))) for name in PAIR]
+    assert max(steps) <= 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_batches_of_eight_images_have_a_pair(seed: int) -> None:
+    torch.manual_seed(seed)
+    hidden = nn.Linear(3 * 32 * 32, 64)
+    model = nn.Sequential(nn.Flatten(), hidden, nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+    images = load_dataset("digits").train
+    train = Batches(images, Preprocessing.of(images.images), batch_size=8, shuffle=True, seed=seed)
+    curve = find_lr(model, Adam(model.parameters()), train)
+    assert 1e-5 < curve.lr_min < 1e-3 < 0.03 < curve.lr_max < 0.3
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/lr_finder.json")), ids=lambda path: path.parent.name)
+def test_recorded_sweeps_keep_their_pairs(path: Path) -> None:
+    recorded = json.loads(path.read_text())
+    curve = read_curve(recorded["lrs"], recorded["losses"])
+    for name in PAIR:
+        assert getattr(curve, name) == pytest.approx(recorded[name], rel=1e-9), name
+
+
+def test_the_steepest_point_is_not_in_the_first_tenth_of_the_sweep() -> None:
+    losses = valley(2.3, 0.2, -3, -0.5)
+    losses[0] += 0.3  # the smoothed loss falls at once, because the first batch was an outlier
+    assert read_curve(LRS.tolist(), losses.tolist()).suggestions["steepest"] > LRS[10]
+
+
+@given(st.lists(st.integers(0, 30), min_size=10, max_size=40))
+def test_the_valley_is_the_middle_of_a_longest_decreasing_subsequence(values: list[int]) -> None:
+    def longest_ending_at(index: int) -> int:
+        return 1 + max((longest_ending_at(j) for j in range(index) if values[j] > values[index]), default=0)
+
+    lengths = [longest_ending_at(index) for index in range(min(len(values), 12))]
+    end = lengths.index(max(lengths))
+    assert middle_of_valley(np.array(values[: len(lengths)], float)) == max(0, end - max(lengths) // 2)
 
 
 def test_the_curve_survives_json() -> None:

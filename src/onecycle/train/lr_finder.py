@@ -1,6 +1,7 @@
 """The learning-rate finder: one exponential sweep of the learning rate, and LR min and LR max from the loss curve."""
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,13 @@ from onecycle.train.nonfinite import NonFiniteError
 SMOOTHING = 0.9  # factor of the exponential moving average of the loss
 DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
 FEWEST_POINTS = 10
-SMALLEST_FALL = 0.05  # relative to the first loss; a curve that falls less is flat
-ONSET = 0.10  # fraction of the fall that marks the start of learning
-PLATEAU = 0.95  # fraction of the fall that marks the end of learning
+START_POINTS = 5  # losses from which the loss at the start is estimated
+SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls less is flat
+# A fall of fewer standard deviations of a single loss may be noise: losses without a trend fall further in about 1 of
+# 100 sweeps, whether their noise is normal, uniform, log-normal or gamma distributed.
+NOISE_FALL = 2.0
+ONSET = 0.10  # LR min is where the smoothed loss has made this fraction of its total fall
+PLATEAU = 0.95  # LR max is where the smoothed loss has made this fraction of its total fall
 
 
 def find_lr(
@@ -70,6 +75,9 @@ def find_lr(
         try:
             for step, result in islice(sweep, steps):
                 loss = float(result.loss)
+                if not math.isfinite(loss):  # only on a GPU: on a CPU the step has raised an error
+                    stopped = "not finite"
+                    break
                 losses.append(loss)
                 after_step(step, lrs[step], loss)
                 smoothed = smooth(losses)
@@ -95,13 +103,13 @@ def _keep_random_states() -> Iterator[None]:
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:
     """Smooth the `losses` of a sweep over ascending `lrs`. Choose LR min, LR max and the other suggestions.
 
-    The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has fallen by the fraction `ONSET`
-    of its total fall, and at `lr_max` by the fraction `PLATEAU`. The schedule has no annihilation phase: training ends
-    at `lr_min`, so `lr_min` must be a rate at which the weights barely change. The smoothed loss lags about ten steps
-    behind the raw loss. Both thresholds were chosen with this lag included.
+    The network learns between `lr_min` and `lr_max`. From `lr_min` on the smoothed loss stays below its start by the
+    fraction `ONSET` of its total fall. At `lr_max` it has fallen by the fraction `PLATEAU`. The schedule has no
+    annihilation phase: training ends at `lr_min`, so `lr_min` must be a rate at which the weights barely change. The
+    smoothed loss lags about ten steps behind the raw loss. Both thresholds were chosen with this lag included.
 
     Raises:
-        InputError: when there are too few points, or the loss falls too little.
+        InputError: when there are too few points, or the loss falls so little that noise explains it.
     """
     if len(losses) < FEWEST_POINTS:
         raise InputError(
@@ -109,34 +117,54 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
             "set --lr-min and --lr-max, or find out why the loss grows from the start"
         )
     smoothed = smooth(losses)
-    lowest = int(smoothed.argmin())
-    fall = smoothed[0] - smoothed[lowest]
-    if fall <= SMALLEST_FALL * abs(smoothed[0]):
+    first = max(START_POINTS, len(losses) // 10)  # the smoothed loss is an average of few losses before this step
+    lowest = first + int(smoothed[first:].argmin())
+    start = _loss_at_start(losses[:START_POINTS], smoothed[lowest])
+    fall = start - smoothed[lowest]
+    if fall <= SMALLEST_FALL * abs(start):
         raise InputError(
-            f"the LR finder's loss did not fall by more than {SMALLEST_FALL:.0%}: it started at {smoothed[0]:.3f}, "
+            f"the LR finder's loss did not fall by more than {SMALLEST_FALL:.0%}: it started at {start:.3f}, "
             f"and its minimum is {smoothed[lowest]:.3f}; set --lr-min and --lr-max, or check the data and labels"
         )
-    fallen = (smoothed[0] - smoothed) / fall  # fraction of the fall, 1 at the minimum
-
-    def rate_at(fraction: float) -> float:
-        return float(lrs[int(np.argmax(fallen >= fraction))])
-
+    if fall <= NOISE_FALL * (noise := _noise(losses[: max(lowest + 1, FEWEST_POINTS)])):
+        raise InputError(
+            f"the LR finder's loss did not fall by more than noise explains: it fell by {fall:.3f}, and the standard "
+            f"deviation of a batch's loss is {noise:.3f}; use a larger --batch-size, or set --lr-min and --lr-max"
+        )
     # After its minimum the loss may jump and fall again, so the part after the minimum is ignored.
-    descent = smoothed[: lowest + 1]
-    slopes = np.gradient(descent, np.log(lrs[: lowest + 1]))
+    fallen = (start - smoothed[: lowest + 1]) / fall  # the fraction of its total fall that the loss has made
+    onset = int(np.flatnonzero(fallen < ONSET).max(initial=first - 1)) + 1  # noise may cross the threshold earlier
+    slopes = np.gradient(smoothed[: lowest + 1], np.log(lrs[: lowest + 1]))
     return LRCurve(
         lrs=tuple(float(lr) for lr in lrs),
         losses=tuple(float(loss) for loss in losses),
         smoothed=tuple(smoothed.tolist()),
         suggestions={
-            "steepest": float(lrs[int(slopes.argmin())]),
-            "valley": float(lrs[_middle_of_longest_descent(descent)]),
+            "steepest": float(lrs[first + int(slopes[first:].argmin())]),
+            "valley": float(lrs[first + _valley(smoothed[first : lowest + 1])]),
             "minimum/10": float(lrs[lowest]) / 10,
         },
-        lr_min=rate_at(ONSET),
-        lr_max=rate_at(PLATEAU),
+        lr_min=float(lrs[onset]),
+        lr_max=float(lrs[onset + int(np.argmax(fallen[onset:] >= PLATEAU))]),
         stopped=stopped,
     )
+
+
+def _loss_at_start(losses: Sequence[float], lowest: float) -> float:
+    """The loss before the network learns, from the first `losses` of the sweep and the `lowest` smoothed loss.
+
+    The first loss is from a single batch. The median of several is more certain, but some of them may already have
+    fallen. The result is therefore the first loss, moved towards the median where it is further away than half of
+    `ONSET`.
+    """
+    median = float(np.median(losses))
+    margin = ONSET / 2 * abs(median - lowest)
+    return min(max(losses[0], median - margin), median + margin)
+
+
+def _noise(losses: Sequence[float]) -> float:
+    """The standard deviation of independent noise in `losses`, from their second differences, which hide a trend."""
+    return float(np.sqrt(np.mean(np.diff(losses, 2) ** 2) / 6))
 
 
 def smooth(losses: Sequence[float]) -> NDArray[np.float64]:
@@ -152,11 +180,13 @@ def smooth(losses: Sequence[float]) -> NDArray[np.float64]:
     return np.array(means)
 
 
-def _middle_of_longest_descent(smoothed: NDArray[np.float64]) -> int:
-    start, longest = 0, (0, 0)
+def _valley(smoothed: NDArray[np.float64]) -> int:
+    """The middle of the longest valley: of the longest decreasing subsequence of `smoothed` `[N]`.
+
+    Source: `valley` of fastai, `fastai.callback.schedule`, which takes the last `length` points for the subsequence.
+    """
+    lengths = np.ones(len(smoothed), np.int64)  # of the longest decreasing subsequence that ends at each point
     for index in range(1, len(smoothed)):
-        if smoothed[index] >= smoothed[index - 1]:
-            start = index
-        longest = max(longest, (index - start, start))
-    length, start = longest
-    return start + length // 2
+        lengths[index] = 1 + lengths[:index][smoothed[:index] > smoothed[index]].max(initial=0)
+    end = int(lengths.argmax())
+    return max(0, end - int(lengths[end]) // 2)
