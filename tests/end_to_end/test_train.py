@@ -209,6 +209,31 @@ def test_the_result_agrees_with_history_predictions_and_data(run: RunFolder) -> 
     assert {name: result[name] for name in expected} == expected
 
 
+def test_the_result_has_the_accuracy_on_training_images_without_augmentation(run: RunFolder) -> None:
+    result, train = run.read_result(), load_dataset("digits", limit=50).train
+    assert result.train_sample_images == 50
+    found = [prediction.class_name for prediction in load(run.path).predict_images(train.images)]
+    expected = [train.classes[label] for label in train.labels]
+    correct = sum(name == label for name, label in zip(found, expected, strict=True))
+    assert result.train_sample_accuracy == pytest.approx(correct / 50)
+
+
+def test_a_network_that_is_worse_in_evaluation_than_in_training_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--recipe", "quick", "--widths", "16", "32", "32", "--data", "digits", "--out", tmp_path]
+    trusted = onecycle("train", *options)
+    assert "Do not trust" not in trusted.out and only_run(tmp_path).read_result().eval_accuracy > 0.5
+    # Without this, the running averages of 8 steps are those of other weights.
+    monkeypatch.setattr("onecycle.train.loop.set_batch_norm_statistics", lambda *_, **__: None)
+    shutil.rmtree(tmp_path)
+    doubted = onecycle("train", *options)
+    warning = only_run(tmp_path).read_result().warning
+    assert warning is not None and warning.startswith("Do not trust this network: it classifies only ")
+    assert f"!!! {warning}\nReport: " in doubted.out
+    assert warning in (only_run(tmp_path).path / "report.html").read_text()
+
+
 def test_the_misclassified_images_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:
     misclassified, digits = run.read_misclassified(), load_dataset("digits", limit=50).evaluation
     with np.load(run.predictions) as arrays:

@@ -66,6 +66,17 @@ def test_a_result_written_as_json_comes_back_equal(result: RunResult) -> None:
     assert RunResult.from_json(through_json(result.to_json())) == result
 
 
+@given(results, st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000))
+def test_a_result_warns_if_the_network_knows_its_training_images_worse_than_in_training(
+    result: RunResult, train: float, sample: float, images: int
+) -> None:
+    result = dataclasses.replace(result, train_accuracy=train, train_sample_accuracy=sample, train_sample_images=images)
+    unexplained = train - sample - 0.02 - 3 * (train * (1 - train) / images) ** 0.5
+    if abs(unexplained) > 1e-9:
+        assert (result.warning is not None) == (unexplained > 0)
+    assert dataclasses.replace(result, train_sample_accuracy=None).warning is None
+
+
 @given(st.builds(EpochRecord, **number_fields(EpochRecord)))
 def test_an_epoch_written_as_json_comes_back_equal(record: EpochRecord) -> None:
     assert EpochRecord(**through_json(dataclasses.asdict(record))) == record

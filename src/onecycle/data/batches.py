@@ -133,6 +133,12 @@ class Batches:
         other._sizes = self._sizes[-1:]
         return other
 
+    def unsharded(self) -> Self:
+        """A copy of these batches that is not split into shards: each process gets whole batches."""
+        other = copy.copy(self)
+        other.shards = 1
+        return other
+
     def _size(self, step: int) -> int:
         return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
 

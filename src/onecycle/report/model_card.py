@@ -29,7 +29,7 @@ def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote:
         page=page,
         result=folder.read_result(),
         file=file,
-        notes=[*page.environment["dataset"]["notes"], *filter(None, [footnote])],
+        notes=[*page.environment["dataset"]["notes"], *filter(None, [folder.read_result().warning, footnote])],
         data=dataset_name(name),
         is_known=name in _KNOWN,
         classes=predictor.classes,

@@ -263,9 +263,19 @@ def _train(
         interruption.check()
         # A run that was interrupted after its last epoch has no evaluation in memory.
         evaluation = last or evaluate(experiment.model, experiment.evaluation, plan=experiment.plan)
+        train_sample = results.evaluate_training_sample(experiment)
         tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None
         if group.is_main_process:
-            _conclude(experiment, folder, evaluation, progress, state=state, rates=rates, tta=tta)
+            _conclude(
+                experiment,
+                folder,
+                evaluation,
+                progress,
+                state=state,
+                rates=rates,
+                train_sample=train_sample,
+                tta=tta,
+            )
             if board:
                 board.complete(config, folder.read_result(), folder.plots)
         group.wait_for_main_process()
@@ -287,6 +297,7 @@ def _conclude(
     *,
     state: RunState,
     rates: tuple[float, float],
+    train_sample: Evaluation,
     tta: TTAResult | None,
 ) -> None:
     """Write the results, the plots and the report."""
@@ -297,9 +308,12 @@ def _conclude(
         state.history,
         margins=state.margins,
         rates=rates,
+        train_sample=train_sample,
         tta=tta,
         seconds=state.seconds,
     )
+    if warning := folder.read_result().warning:
+        progress.warn(warning)
     _draw(folder)
     if experiment.config.report:
         finished.interpret_run(folder, experiment.predictor, experiment.dataset)

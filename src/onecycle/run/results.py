@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from onecycle.compute import hardware
 from onecycle.core.metrics import misclassified_by_confidence, probabilities_of
 from onecycle.data import ImageSet
+from onecycle.data.batches import Batches
 from onecycle.run.build import Experiment
 from onecycle.storage.records import History, Misclassified, RunResult
 from onecycle.storage.run_folder import RunFolder
-from onecycle.train.loop import Evaluation
+from onecycle.train.loop import Evaluation, evaluate
 
 MISCLASSIFIED_KEPT = 40
+TRAINING_SAMPLE = 1000  # images
 
 
 class TTAResult(NamedTuple):
@@ -22,6 +24,24 @@ class TTAResult(NamedTuple):
 
     accuracy: float
     seconds: float
+
+
+def evaluate_training_sample(experiment: Experiment) -> Evaluation:
+    """Evaluate the network on up to `TRAINING_SAMPLE` training images of all parts of the data set, not augmented.
+
+    With several processes, all must call this function.
+    """
+    images = experiment.dataset.train
+    # Take images from the whole data set, because an image folder is ordered by class.
+    spread = np.linspace(0, len(images) - 1, min(TRAINING_SAMPLE, len(images))).astype(int)
+    batches = Batches(
+        images.subset(spread),
+        experiment.preprocessing,
+        batch_size=experiment.config.batch_size,
+        device=experiment.plan.device,
+        group=experiment.group,
+    )
+    return evaluate(experiment.model, batches, plan=experiment.plan)
 
 
 def write(
@@ -32,6 +52,7 @@ def write(
     *,
     margins: torch.Tensor,
     rates: tuple[float, float],
+    train_sample: Evaluation,
     tta: TTAResult | None,
     seconds: float,
 ) -> None:
@@ -67,6 +88,8 @@ def write(
         seconds=seconds,
         images_per_second=len(history) * len(dataset.train) / sum(record.seconds for record in history),
         peak_memory_gib=hardware.peak_memory_gib(),
+        train_sample_accuracy=train_sample.accuracy,
+        train_sample_images=len(train_sample.labels),
         tta_accuracy=tta.accuracy if tta else None,
         tta_seconds=tta.seconds if tta else None,
     )

@@ -7,6 +7,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
@@ -83,8 +85,30 @@ class RunResult:
     seconds: float  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
+    # of the final network on a sample of the training images, without augmentation
+    train_sample_accuracy: float | None = None
+    train_sample_images: int = 0
     tta_accuracy: float | None = None  # with test-time augmentation, if configured
     tta_seconds: float | None = None  # duration of the evaluation with test-time augmentation
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence that doubts the result, if the final network knows its training images worse than in training.
+
+        Without augmentation the images are easier, so the accuracy on them should be at least the training accuracy.
+        The sample may be lower by chance, by up to three standard errors.
+        """
+        if self.train_sample_accuracy is None:
+            return None
+        error = math.sqrt(self.train_accuracy * (1 - self.train_accuracy) / self.train_sample_images)
+        if self.train_sample_accuracy >= self.train_accuracy - SAMPLE_MARGIN - 3 * error:
+            return None
+        return (
+            f"Do not trust this network: it classifies only {self.train_sample_accuracy:.1%} of "
+            f"{self.train_sample_images:,} training images correctly, although it reached {self.train_accuracy:.1%} in "
+            "training. The statistics of its normalization layers do not fit its weights; train for more steps, with "
+            "more --epochs or a smaller --batch-size"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

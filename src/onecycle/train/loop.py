@@ -17,6 +17,7 @@ from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.storage.records import EpochRecord, History
 from onecycle.train.nonfinite import NO_LAYER, ON_A_GPU, NonFiniteError, all_finite, first_not_finite
+from onecycle.train.precise_batch_norm import set_batch_norm_statistics
 from onecycle.train.scheduler import one_cycle, peak_step
 from onecycle.train.sharded_step import ShardedStep
 from onecycle.train.train_step import StepResult, TrainStep, whole_batch_step
@@ -170,9 +171,11 @@ def fit(
     """Train a `model` that maps images to logits, with one cycle of the learning rate. Evaluate it after every epoch.
 
     `optimizer` holds the parameters of `model`. The learning rate is set at every step, and the whole model is put into
-    training mode at the start of every epoch. A parameter group with "epochs" is frozen after that many epochs. To
-    continue a restored run, give `first_epoch` (0-based). If that epoch is partly trained, `last_step` is the report of
-    its last completed step. Returns one record for each epoch trained in this call.
+    training mode at the start of every epoch. A parameter group with "epochs" is frozen after that many epochs. Before
+    each evaluation, `set_batch_norm_statistics` computes the running statistics of batch norm from training images.
+
+    To continue a restored run, give `first_epoch` (0-based). If that epoch is partly trained, `last_step` is the report
+    of its last completed step. Returns one record for each epoch trained in this call.
 
     Raises:
         ValueError: when there are fewer than two steps: one cycle needs two.
@@ -203,6 +206,7 @@ def fit(
         train_loss, train_accuracy = report.totals.mean_loss, report.totals.accuracy  # waits for the device
         if not math.isfinite(train_loss):
             raise NonFiniteError(report.step, ON_A_GPU)
+        set_batch_norm_statistics(model, train, plan=plan)
         training_seconds = time.perf_counter() - started
         evaluated = evaluate(model, evaluation, plan=plan, after_batch=after_evaluation_batch)
         record = EpochRecord(
