@@ -114,7 +114,12 @@ def test_the_help_of_train_fits_on_a_screen_and_shows_the_common_options_in_pane
     assert len(text.strip().splitlines()) <= 52
     assert max(map(len, text.splitlines())) <= 100
     rare = options_for(OptimizationConfig, WhitenedNetworkConfig, BatchedAugmentationConfig)
-    assert options_of(text) == options_for(Config) - rare | {"--config", "--resume", "--processes"}
+    assert options_of(text) == options_for(Config) - rare | {
+        "--config",
+        "--resume",
+        "--allow-code-changes",
+        "--processes",
+    }
     assert "--help-all" in text
 
 

@@ -19,6 +19,12 @@ def test_a_run_with_the_finder_and_adam_is_the_same_on_one_and_two_processes(tmp
     assert shared.read_json(shared.environment)["processes"][1].startswith("rank 1 (")
 
 
+def test_a_run_of_two_processes_is_repeated_from_its_configuration_by_one(tmp_path: Path) -> None:
+    shared = train(tmp_path / "2", *NETWORK, *small(epochs=1), "--processes", "2")
+    repeated = train(tmp_path / "1", "--config", str(shared.config.resolve()), threads=2)
+    assert bits(repeated) == bits(shared)
+
+
 @pytest.mark.long
 def test_find_lr_on_two_processes_finds_the_same_rates_and_prints_them_once(tmp_path: Path) -> None:
     alone = start(tmp_path / "1", "onecycle", "find-lr", *WITH_FINDER)

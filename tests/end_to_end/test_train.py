@@ -25,6 +25,7 @@ from onecycle.core.recipes import FAST
 from onecycle.data import ImageSet, load_dataset
 from onecycle.models import Architecture
 from onecycle.predict.predictor import Predictor, load
+from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 
 OPTIONS = [*NARROW, "--data", "digits", "--limit", "50", "--epochs", "3", "--batch-size", "16", "--workers", "0"]
@@ -418,6 +419,66 @@ def test_resume_and_evaluation_use_the_compute_plan_of_the_run(begun: RunFolder)
     assert (outcome.code, outcome.err) == (0, "")
     assert "Computing on cpu with 1 thread: float32, im2col GEMM\n" in outcome.out
     assert onecycle("evaluate", "--run", begun.path).out.endswith("agrees with the recorded result\n")
+
+
+def test_a_run_resumes_with_other_code_only_on_request_and_records_that(
+    begun: RunFolder, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = begun.read_json(begun.environment)
+    assert recorded["code"] == environment.code_digest()
+    monkeypatch.setattr(environment, "code_digest", lambda: "f" * 64)
+    refused = onecycle("train", "--resume", begun.path)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith(f"onecycle: the code of onecycle has changed since {begun.path} was trained; ")
+    assert files_of(begun) == {"config.json", "environment.json", "network.json", "augmentations.npz"}
+    assert begun.read_json(begun.environment) == recorded
+    allowed = onecycle("train", "--resume", begun.path, "--allow-code-changes")
+    assert (allowed.code, allowed.err) == (0, "")
+    assert "!!! The code of onecycle has changed since this run started" in allowed.out
+    resumed = begun.read_json(begun.environment)
+    (change,) = resumed.pop("resumed")
+    assert resumed == recorded and change["code"] == "f" * 64 and change.keys() == {"commit", "code", "date"}
+    assert environment.recorded_code(begun) == "f" * 64, "the next resume compares with the code of this one"
+    assert_same_run(begun, run)
+    unused = onecycle("train", *OPTIONS, "--allow-code-changes")
+    assert (unused.code, unused.out) == (2, "") and "add --resume RUN" in unused.err
+
+
+def test_a_run_repeated_from_its_configuration_uses_its_compute_plan_and_has_the_same_bits(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    outcome = onecycle("train", "--config", run.config, "--out", tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"This run repeats {run.path} with its compute plan, so the result has the same bits\n" in outcome.out
+    assert_same_run(only_run(tmp_path), run)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"code": "f" * 64}, "the code of onecycle has changed"),
+        ({"compute_plan": {"threads": 64}}, "it had 1 × 64 threads (processes × threads), and this run has 1 × "),
+        ({"versions": {"torch": "2.0"}}, "torch was 2.0 and is "),
+        ({"hardware": {"cpu": "Z80"}}, "it was trained on another CPU, Z80"),
+        ({"hardware": {"cpu_features": "0"}}, "with other instructions or caches"),
+        ({"dataset": {"fingerprint": "0"}}, "the data differs"),
+    ],
+)
+def test_a_repetition_says_what_may_change_the_result(
+    begun: RunFolder, tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    recorded = begun.read_json(begun.environment)
+    for name, values in change.items():
+        recorded[name] = {**recorded[name], **values} if isinstance(values, dict) else values
+    begun.write_json(begun.environment, recorded)
+    # Two steps are enough.
+    begun.write_json(begun.config, {**begun.read_json(begun.config), "limit": 20, "batch_size": 10, "epochs": 1})
+    outcome = onecycle("train", "--config", begun.config, "--out", tmp_path, "--no-report")
+    assert (outcome.code, outcome.err) == (0, "")
+    warning = next(line for line in outcome.out.splitlines() if line.startswith("!!! This run repeats "))
+    assert difference in warning
+    other = onecycle("train", "--config", begun.config, "--seed", "1", "--out", tmp_path, "--no-report")
+    assert "This run repeats" not in other.out
 
 
 def test_a_run_that_was_stopped_before_its_first_epoch_starts_again(begun: RunFolder, run: RunFolder) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onecycle.compute import hardware
 from onecycle.compute.plan import ComputePlan
 from onecycle.run import environment
+from onecycle.storage.run_folder import RunFolder
 
 
 def test_the_environment_has_command_versions_hardware_and_compute_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,13 +20,50 @@ def test_the_environment_has_command_versions_hardware_and_compute_plan(monkeypa
     machine, plan = hardware.detect(), ComputePlan(precision="bfloat16", threads=2)
     described = environment.describe(machine, plan)
     assert json.loads(json.dumps(described)) == described
-    assert described.keys() == {"command", "commit", "date", "versions", "system", "hardware", "compute_plan"}
+    assert described.keys() == {
+        *("command", "commit", "code", "date", "versions", "system", "hardware", "compute_plan", "kernels")
+    }
+    assert described["kernels"] is None, "this plan uses no compiled kernels"
     assert described["command"] == "onecycle train --data digits"
     assert described["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert described["versions"]["torch"] == version("torch")
     assert {"onecycle", "numpy", "albumentations", "pillow", "safetensors"} <= described["versions"].keys()
     assert described["hardware"] == machine.to_json()
     assert ComputePlan.from_json(described["compute_plan"]) == plan
+
+
+def test_the_digest_of_the_code_changes_with_each_source_file(tmp_path: Path) -> None:
+    package = tmp_path / "onecycle"
+    shutil.copytree(Path(environment.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digest() -> str:
+        command = [sys.executable, "-c", "from onecycle.run import environment as e; print(e.code_digest())"]
+        made = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+        return made.stdout.strip()
+
+    digests = [digest()]
+    assert digests == [environment.code_digest()]
+    for file in ("train/loop.py", "compute/kernels/amx.c"):
+        path = package / file
+        path.write_text(path.read_text() + "\n")
+        digests.append(digest())
+    (package / "cli" / "notes.txt").write_text("not a source file")
+    (package / "models" / "custom_resnet.py").rename(package / "models" / "renamed.py")
+    digests.append(digest())
+    assert len(set(digests)) == 4 and all(len(each) == 64 for each in digests)
+
+
+def test_kernels_of_another_compiler_are_another_machine(tmp_path: Path, native_kernels: None) -> None:
+    machine, plan, folder = hardware.detect(), ComputePlan(native_kernels=True), RunFolder.create(tmp_path / "run")
+    described = environment.describe(machine, plan)
+    assert described["kernels"]
+    folder.write_json(folder.environment, described)
+    assert environment.other_machine(folder, machine, plan) is None
+    folder.write_json(folder.environment, {**described, "kernels": "0" * 16})
+    assert environment.other_machine(folder, machine, plan) == "this CPU, but with kernels from another compiler"
+    del described["kernels"], described["hardware"]["cpu_features"]  # a record from before these were recorded
+    folder.write_json(folder.environment, described)
+    assert environment.other_machine(folder, machine, plan) is None
 
 
 def test_the_date_is_now_with_its_offset_from_utc() -> None:

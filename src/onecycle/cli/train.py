@@ -8,6 +8,7 @@ from rich.console import Console
 
 from onecycle.cli.app import app
 from onecycle.cli.options import DEFAULT_ENGINE, MORE_OPTIONS, TRAIN_OPTIONS, EngineSettings, RunOptions, Settings
+from onecycle.core.errors import InputError
 from onecycle.distributed import job
 
 SavedConfig = Annotated[Path | None, Parameter(name="--config")]
@@ -16,7 +17,12 @@ _DEFAULTS = RunOptions()
 
 @app.command(help_epilogue=MORE_OPTIONS)
 def train(
-    *, settings: Settings = _DEFAULTS, config: SavedConfig = None, resume: Path | None = None, processes: int = 1
+    *,
+    settings: Settings = _DEFAULTS,
+    config: SavedConfig = None,
+    resume: Path | None = None,
+    allow_code_changes: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    processes: int = 1,
 ) -> int:
     """Find the learning rates, train, evaluate, and write a run folder.
 
@@ -26,21 +32,26 @@ def train(
         Start from a config.json; other options override it.
     resume
         Resume the interrupted run in this folder.
+    allow_code_changes
+        Resume it even if onecycle's code has changed since.
     processes
-        Number of processes on this machine. They share the --shards among them.
+        Processes on this machine, which share the --shards.
     """
     if processes != 1 and not job.is_part():
         from onecycle.distributed.launch import launch
 
         return launch(processes, settings.config().shards)
+    if allow_code_changes and not resume:
+        raise InputError("--allow-code-changes is for resuming a run; add --resume RUN, or leave it out")
     from onecycle.run import experiment
 
     console = Console()
     if resume:
         # If the run folder is on another machine, that machine provides the configuration.
-        folder = experiment.resume(resume, console, settings.config() if resume.exists() else None)
+        given = settings.config() if resume.exists() else None
+        folder = experiment.resume(resume, console, given, allow_code_changes=allow_code_changes)
     else:
-        folder = experiment.run(settings.config(), console)
+        folder = experiment.run(settings.config(), console, repeated=config and config.parent)
     if not folder.is_complete:
         return 0  # only the main process prints the result
     result = folder.read_result()

@@ -1,5 +1,7 @@
 """The environment of a run, as recorded in `environment.json`: command, versions, hardware, compute plan and data."""
 
+import functools
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onecycle.compute.hardware import Hardware
+from onecycle.compute.kernels import native
 from onecycle.compute.plan import ComputePlan
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading
@@ -27,18 +30,39 @@ _LIBRARIES = (*COMPUTING, "pillow", "safetensors")
 
 
 def describe(hardware: Hardware, plan: ComputePlan, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
-    """The command, commit, date, versions, hardware and compute plan of this process, as JSON values."""
+    """The command, commit, source code, date, versions, hardware and compute plan of this process, as JSON values."""
     processes = {"processes": list(group.names), "job": job.name()} if job.is_part() else {}
     return {
         "command": shlex.join([_program(), *sys.argv[1:]]),
-        "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **code(),
         "versions": {"python": platform.python_version(), **versions(_LIBRARIES)},
         "system": f"{platform.system()} {platform.machine()}",
         "hardware": hardware.to_json(),
         "compute_plan": plan.to_json(),
+        "kernels": kernels_of(plan),
         **processes,
     }
+
+
+def code() -> dict[str, Any]:
+    """The commit and the digest of this package's source code, and the date, as JSON values."""
+    return {"commit": _commit(), "code": code_digest(), "date": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+@functools.cache
+def code_digest() -> str:
+    """A SHA-256 of the package's source files in Python and C. The same version number may have different code."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def kernels_of(plan: ComputePlan) -> str | None:
+    """The identity of the compiled kernels if `plan` uses them, else None."""
+    return native.build_id() if plan.native_kernels or plan.amx else None
 
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:
@@ -120,8 +144,50 @@ def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
         )
 
 
-def other_cpu(folder: RunFolder, hardware: Hardware) -> str | None:
-    """The CPU on which the run in `folder` started. None if this machine has the same CPU."""
+def recorded_processes(folder: RunFolder) -> int:
+    """The number of processes that started the run in `folder`.
+
+    Raises:
+        InputError: when the environment is not recorded.
+    """
     with reading(folder.environment):
-        then: str = folder.read_json(folder.environment)["hardware"]["cpu"]
-        return then if then != hardware.cpu else None
+        return len(folder.read_json(folder.environment).get("processes", [None]))
+
+
+def recorded_code(folder: RunFolder) -> str | None:
+    """The digest of the code that last trained the run in `folder`. None if the record is older than such digests.
+
+    Raises:
+        InputError: when the environment is not recorded.
+    """
+    with reading(folder.environment):
+        recorded = folder.read_json(folder.environment)
+        latest = recorded["resumed"][-1] if recorded.get("resumed") else recorded
+        return latest.get("code")
+
+
+def record_code_change(folder: RunFolder) -> None:
+    """Note in the environment of the run in `folder` that this package's code, which differs, resumes the run.
+
+    Raises:
+        StorageError: when the run folder cannot be written.
+    """
+    recorded = folder.read_json(folder.environment)
+    folder.write_json(folder.environment, {**recorded, "resumed": [*recorded.get("resumed", []), code()]})
+
+
+def other_machine(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> str | None:
+    """How the machine that started the run in `folder` differs from this one, where that may change last bits.
+
+    Returns None without a difference. A value that an older record lacks is not compared.
+    """
+    with reading(folder.environment):
+        recorded = folder.read_json(folder.environment)
+        then = recorded["hardware"]
+        if then["cpu"] != hardware.cpu:
+            return f"another CPU, {then['cpu']}"
+        if then.get("cpu_features", hardware.cpu_features) != hardware.cpu_features:
+            return f"another {hardware.cpu}, with other instructions or caches"
+        if recorded.get("kernels", kernels := kernels_of(plan)) != kernels:
+            return "this CPU, but with kernels from another compiler"
+        return None

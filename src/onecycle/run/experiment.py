@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from onecycle.compute import hardware
-from onecycle.compute.kernels import native
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked
@@ -18,7 +17,7 @@ from onecycle.core.signals import Interruption, watched
 from onecycle.distributed import consistency, process_group
 from onecycle.distributed.process_group import ProcessGroup
 from onecycle.models.test_time_augmentation import TestTimeAugmentation
-from onecycle.run import environment, finished, results, setup
+from onecycle.run import environment, finished, repeat, results, setup
 from onecycle.run.autosave import RunState
 from onecycle.run.build import Experiment, assemble
 from onecycle.run.failure import failure_reported, resumable
@@ -35,10 +34,11 @@ from onecycle.train.lr_finder import find_lr
 SWEEP_STEPS = 100
 
 
-def run(config: Config, console: Console, path: Path | None = None) -> RunFolder:
+def run(config: Config, console: Console, path: Path | None = None, *, repeated: Path | None = None) -> RunFolder:
     """Find the learning rates, train, evaluate, and write everything into a run folder.
 
-    The folder is `path`, or a new one in `config.out`.
+    The folder is `path`, or a new one in `config.out`. If `config` is that of the run in the folder `repeated`, the
+    compute plan of that run is used again, and what may still change the result is printed.
 
     Raises:
         OnecycleError: when the configuration cannot be run (no folder is left behind), or when training fails.
@@ -54,9 +54,12 @@ def run(config: Config, console: Console, path: Path | None = None) -> RunFolder
             require_tensorboard()
         with RunProgress(_screen(console, group)) as progress, ExitStack() as stack:
             started = time.perf_counter()
-            experiment = assemble(config, group=group)
+            repetition = repeat.find(config, repeated, group)
+            experiment = assemble(config, repetition.plan if repetition else None, group=group)
             _require_consistent(experiment)
             setup.announce(experiment, progress)
+            if repetition:
+                repetition.announce(experiment.dataset.fingerprint, progress)
             setup.require_cycle(experiment)
             setup.mention_interrupted(experiment, progress)
             folder = _new_folder(experiment, config.recipe, path, stack)
@@ -71,12 +74,17 @@ def run(config: Config, console: Console, path: Path | None = None) -> RunFolder
                 return _train(experiment, folder, progress, interruption, state=state, rates=rates)
 
 
-def resume(path: Path | None, console: Console, config: Config | None = None) -> RunFolder:
+def resume(
+    path: Path | None, console: Console, config: Config | None = None, *, allow_code_changes: bool = False
+) -> RunFolder:
     """Resume an interrupted run from its last checkpoint, with the compute plan that it started with.
 
     The result is bit-identical to that of an uninterrupted run. With several processes, one process has the run folder
     at `path`, and sends the necessary files to the other processes. `config` must equal the original configuration,
     except for `data`, `workers` and the output options.
+
+    If onecycle's source code has changed since, the run is resumed only with `allow_code_changes`. The change is then
+    recorded, and the result may have other bits.
 
     Raises:
         OnecycleError: when there is no such run, when the run is complete or in use, when the configuration, data or
@@ -84,11 +92,17 @@ def resume(path: Path | None, console: Console, config: Config | None = None) ->
         Interrupted: on SIGINT or SIGTERM. Another `resume` then continues the run.
     """
     with watched() as interruption, process_group.init() as group:
-        return _resume(path, console, config, interruption, group)
+        return _resume(path, console, config, interruption, group, allow_code_changes=allow_code_changes)
 
 
 def _resume(
-    path: Path | None, console: Console, config: Config | None, interruption: Interruption, group: ProcessGroup
+    path: Path | None,
+    console: Console,
+    config: Config | None,
+    interruption: Interruption,
+    group: ProcessGroup,
+    *,
+    allow_code_changes: bool = False,
 ) -> RunFolder:
     with shared_folder(path, group) as folder:
         original = folder.read_config()
@@ -101,6 +115,14 @@ def _resume(
             if folder.is_complete:
                 raise InputError(f"{folder.path} is complete: there is nothing to resume; start a new run")
             folder.remove_temporary_files()
+            if environment.recorded_code(folder) not in (None, environment.code_digest()):
+                if not allow_code_changes:
+                    raise InputError(
+                        f"the code of onecycle has changed since {folder.path} was trained; resume the run with the "
+                        "old code (environment.json names its commit), or add --allow-code-changes"
+                    )
+                environment.record_code_change(folder)
+                progress.warn("The code of onecycle has changed since this run started; environment.json records that")
             with resumable(folder, config, group):
                 return _continue(folder, config, progress, interruption, group)
 
@@ -115,8 +137,8 @@ def _continue(
     environment.require_same_data(folder, experiment.dataset)
     _require_consistent(experiment)
     setup.announce(experiment, progress)
-    if cpu := environment.other_cpu(folder, hardware.detect()):
-        progress.warn(f"This run started on another CPU, {cpu}: the last bits of its results may differ here")
+    if other := environment.other_machine(folder, hardware.detect(), plan):
+        progress.warn(f"This run started on {other}: the last bits of its results may differ here")
     rates = _rates(experiment, folder, progress)
     state = RunState(experiment, folder, interruption, rates=rates, started=started)
     if warning := state.restore():
@@ -134,8 +156,8 @@ def _require_consistent(experiment: Experiment) -> None:
     """Check that all processes would compute bit-identical results."""
     machine, plan = hardware.detect(), experiment.plan
     cpu = {"the CPU": machine.cpu, "its instructions and caches": machine.cpu_features}
-    kernels = {"the native kernels": str(native.build_id())} if plan.native_kernels or plan.amx else {}
-    consistency.require_consistent({**identity(experiment), **cpu, **kernels}, experiment.group)
+    code = {"the code of onecycle": environment.code_digest(), "the native kernels": environment.kernels_of(plan)}
+    consistency.require_consistent({**identity(experiment), **cpu, **code}, experiment.group)
 
 
 def _screen(console: Console, group: ProcessGroup) -> Console:

@@ -11,7 +11,7 @@ from onecycle.data.batches import Batches
 from onecycle.models import as_composite
 
 _RUNNING = ("running_mean", "running_var")
-IMAGES = 2048  # at least this many images are used, in full batches, if the training set has them
+IMAGES = 2000  # at least this many images are used, in full batches, if the training set has them
 
 
 @torch.no_grad()
