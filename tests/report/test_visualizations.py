@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -159,6 +160,22 @@ def test_loss_is_drawn_for_both_splits() -> None:
     figure = loss_curves(history(0.5, 0.8))
     assert figure.axes[0].get_ylabel() == "loss (mean over samples)"
     assert {"test 1.250", "train 1.000", "Loss by epoch: 1.250 at the last (test)"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "named"),
+    [
+        ({"label_smoothing": 0.2}, "labels smoothed by 0.2"),
+        ({"class_weights": True}, "weighted classes"),
+        ({"label_smoothing": 0.1, "class_weights": True}, "labels smoothed by 0.1 and weighted classes"),
+    ],
+)
+def test_losses_of_different_criteria_are_said_to_be_incomparable(criterion: dict[str, Any], named: str) -> None:
+    figure = loss_curves(history(0.5, 0.8), evaluated_on="validation", **criterion)
+    assert f"Not comparable: only the training loss has {named}." in texts(figure)
+    assert "Loss by epoch: 1.250 at the last (validation)" in texts(figure)
+    assert not overlapping_texts(figure) and not texts_outside(figure)
+    assert not any("comparable" in text for text in texts(loss_curves(history(0.5, 0.8))))
 
 
 def test_a_loss_that_is_not_finite_is_named_and_the_others_are_drawn() -> None:

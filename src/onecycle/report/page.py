@@ -126,7 +126,12 @@ class Page:
                 f"{percent(last.train_accuracy)} (train)",
             )
             figures["loss"] = inline(
-                visualizations.loss_curves(self.history, evaluated_on=evaluated_on),
+                visualizations.loss_curves(
+                    self.history,
+                    evaluated_on=evaluated_on,
+                    label_smoothing=self.config.label_smoothing,
+                    class_weights=self.config.class_weights,
+                ),
                 "loss",
                 f"Loss by epoch; last epoch: {last.eval_loss:.3f} ({evaluated_on}), {last.train_loss:.3f} (train)",
             )

@@ -26,7 +26,12 @@ def _draw_result(folder: RunFolder) -> None:
     total_steps = steps_per_epoch * config.epochs
     figures = {
         "accuracy": visualizations.accuracy_curves(history, evaluated_on=result.evaluated_on),
-        "loss": visualizations.loss_curves(history, evaluated_on=result.evaluated_on),
+        "loss": visualizations.loss_curves(
+            history,
+            evaluated_on=result.evaluated_on,
+            label_smoothing=config.label_smoothing,
+            class_weights=config.class_weights,
+        ),
         "learning_rate": visualizations.learning_rate_curve(
             lr_min=result.lr_min,
             lr_max=result.lr_max,

@@ -76,8 +76,13 @@ def accuracy_curves(
 
 
 @styled
-def loss_curves(history: History, *, evaluated_on: str = "test") -> Figure:
+def loss_curves(
+    history: History, *, evaluated_on: str = "test", label_smoothing: float = 0.0, class_weights: bool = False
+) -> Figure:
     """Training and evaluation loss (means over samples) by epoch. `evaluated_on` is the name of the evaluated split.
+
+    With `label_smoothing` or `class_weights`, the criterion of training differs from that of evaluation. The plot says
+    so.
 
     Raises:
         ValueError: if `history` is empty.
@@ -91,8 +96,20 @@ def loss_curves(history: History, *, evaluated_on: str = "test") -> Figure:
         _Line(evaluated, f"{evaluated_on} {evaluated[-1]:.3f}", BLUE),
         limits=_limits(np.array([*train, *evaluated]), smallest=0.1, top=np.inf),
     )
-    axes.set_title(f"Loss by epoch: {evaluated[-1]:.3f} at the last ({evaluated_on})")
+    smoothed = f"labels smoothed by {label_smoothing:g}" if label_smoothing else None
+    criterion = " and ".join(filter(None, [smoothed, "weighted classes" if class_weights else None]))
+    axes.set_title(f"Loss by epoch: {evaluated[-1]:.3f} at the last ({evaluated_on})", pad=20 if criterion else None)
     axes.set_ylabel("loss (mean over samples)")
+    if criterion:
+        axes.annotate(
+            f"Not comparable: only the training loss has {criterion}.",
+            (0, 1),
+            xycoords="axes fraction",
+            xytext=(0, 6),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=SMALL,
+        )
     return figure
 
 
