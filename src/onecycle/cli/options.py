@@ -51,7 +51,7 @@ def choose_shown_groups(command: str, *, all_groups: bool) -> None:
         object.__setattr__(group, "_show", all_groups or (command == "train" and name not in _RARE))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RunOptions:
     """The configuration as options. Each field is a group of options with its own panel in the help."""
 
@@ -79,7 +79,7 @@ class RunOptions:
 Settings = Annotated[RunOptions, Parameter(name="*")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class EngineOptions:
     """Where the work is done: in this process, or on a Ray cluster."""
 
