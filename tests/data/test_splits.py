@@ -103,7 +103,7 @@ def test_rare_classes_stay_in_a_validation_split_and_under_a_limit() -> None:
 
 
 def test_a_validation_split_of_a_class_with_one_image_is_refused() -> None:
-    with pytest.raises(InputError, match="^--validation needs two images of each class, and class 'b' has only one; "):
+    with pytest.raises(InputError, match="^--validation needs two images of each class, but there is only one of b; "):
         split_validation(_set_of(np.repeat([0, 1], [1000, 1]), classes=2), 900, seed=0)
 
 

@@ -431,17 +431,27 @@ def test_a_run_resumes_with_other_code_only_on_request_and_records_that(
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.startswith(f"onecycle: the code of onecycle has changed since {begun.path} was trained; ")
     assert files_of(begun) == {"config.json", "environment.json", "network.json", "augmentations.npz"}
-    assert begun.read_json(begun.environment) == recorded
+    without_data = onecycle("train", "--resume", begun.path, "--allow-code-changes", "--data", "nowhere")
+    assert without_data.code == 2
+    assert begun.read_json(begun.environment) == recorded, "a refused resume changes nothing"
     allowed = onecycle("train", "--resume", begun.path, "--allow-code-changes")
     assert (allowed.code, allowed.err) == (0, "")
-    assert "!!! The code of onecycle has changed since this run started" in allowed.out
+    assert "!!! The code of onecycle has changed since this run was last trained\n" in allowed.out
     resumed = begun.read_json(begun.environment)
     (change,) = resumed.pop("resumed")
-    assert resumed == recorded and change["code"] == "f" * 64 and change.keys() == {"commit", "code", "date"}
-    assert environment.recorded_code(begun) == "f" * 64, "the next resume compares with the code of this one"
+    assert resumed == recorded and change["code"] == "f" * 64 and change["hardware"] == recorded["hardware"]
+    assert not environment.has_other_code(begun), "the next resume compares with the code of this one"
     assert_same_run(begun, run)
     unused = onecycle("train", *OPTIONS, "--allow-code-changes")
     assert (unused.code, unused.out) == (2, "") and "add --resume RUN" in unused.err
+
+
+def test_a_run_whose_record_lacks_the_digest_of_the_code_has_other_code(begun: RunFolder) -> None:
+    recorded = begun.read_json(begun.environment)
+    del recorded["code"]
+    begun.write_json(begun.environment, recorded)
+    refused = onecycle("train", "--resume", begun.path)
+    assert refused.code == 2 and "the code of onecycle has changed" in refused.err
 
 
 def test_a_run_repeated_from_its_configuration_uses_its_compute_plan_and_has_the_same_bits(
@@ -457,27 +467,33 @@ def test_a_run_repeated_from_its_configuration_uses_its_compute_plan_and_has_the
     ("change", "difference"),
     [
         ({"code": "f" * 64}, "the code of onecycle has changed"),
-        ({"compute_plan": {"threads": 64}}, "it had 1 × 64 threads (processes × threads), and this run has 1 × "),
+        ({"compute_plan": {"threads": 4096}}, "it had 1 × 4096 threads (processes × threads), and this run has 1 × "),
         ({"versions": {"torch": "2.0"}}, "torch was 2.0 and is "),
         ({"hardware": {"cpu": "Z80"}}, "it was trained on another CPU, Z80"),
         ({"hardware": {"cpu_features": "0"}}, "with other instructions or caches"),
         ({"dataset": {"fingerprint": "0"}}, "the data differs"),
+        ({"code": None}, "the code of onecycle has changed"),
+        (
+            {"resumed": [{"code": "f", "hardware": {"cpu": "Z80"}}]},
+            "it was itself resumed with other code or on another machine",
+        ),
+        ({"compute_plan": {"unknown": True}}, "its record cannot be read"),
     ],
 )
 def test_a_repetition_says_what_may_change_the_result(
-    begun: RunFolder, tmp_path: Path, change: dict[str, Any], difference: str
+    copied: RunFolder, tmp_path: Path, change: dict[str, Any], difference: str
 ) -> None:
-    recorded = begun.read_json(begun.environment)
+    recorded = copied.read_json(copied.environment)
     for name, values in change.items():
         recorded[name] = {**recorded[name], **values} if isinstance(values, dict) else values
-    begun.write_json(begun.environment, recorded)
+    copied.write_json(copied.environment, recorded)
     # Two steps are enough.
-    begun.write_json(begun.config, {**begun.read_json(begun.config), "limit": 20, "batch_size": 10, "epochs": 1})
-    outcome = onecycle("train", "--config", begun.config, "--out", tmp_path, "--no-report")
+    copied.write_json(copied.config, {**copied.read_json(copied.config), "limit": 20, "batch_size": 10, "epochs": 1})
+    outcome = onecycle("train", "--config", copied.config, "--out", tmp_path, "--no-report")
     assert (outcome.code, outcome.err) == (0, "")
     warning = next(line for line in outcome.out.splitlines() if line.startswith("!!! This run repeats "))
     assert difference in warning
-    other = onecycle("train", "--config", begun.config, "--seed", "1", "--out", tmp_path, "--no-report")
+    other = onecycle("train", "--config", copied.config, "--seed", "1", "--out", tmp_path, "--no-report")
     assert "This run repeats" not in other.out
 
 

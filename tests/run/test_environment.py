@@ -48,6 +48,7 @@ def test_the_digest_of_the_code_changes_with_each_source_file(tmp_path: Path) ->
         path.write_text(path.read_text() + "\n")
         digests.append(digest())
     (package / "cli" / "notes.txt").write_text("not a source file")
+    assert digest() == digests[-1]
     (package / "models" / "custom_resnet.py").rename(package / "models" / "renamed.py")
     digests.append(digest())
     assert len(set(digests)) == 4 and all(len(each) == 64 for each in digests)
@@ -60,7 +61,9 @@ def test_kernels_of_another_compiler_are_another_machine(tmp_path: Path, native_
     folder.write_json(folder.environment, described)
     assert environment.other_machine(folder, machine, plan) is None
     folder.write_json(folder.environment, {**described, "kernels": "0" * 16})
-    assert environment.other_machine(folder, machine, plan) == "this CPU, but with kernels from another compiler"
+    assert (
+        environment.other_machine(folder, machine, plan) == "this CPU, but with kernels that were compiled differently"
+    )
     del described["kernels"], described["hardware"]["cpu_features"]  # a record from before these were recorded
     folder.write_json(folder.environment, described)
     assert environment.other_machine(folder, machine, plan) is None

@@ -71,10 +71,23 @@ def test_a_result_warns_if_the_network_knows_its_training_images_worse_than_in_t
     result: RunResult, train: float, sample: float, images: int
 ) -> None:
     result = dataclasses.replace(result, train_accuracy=train, train_sample_accuracy=sample, train_sample_images=images)
-    unexplained = train - sample - 0.02 - 3 * (train * (1 - train) / images) ** 0.5
+    variance = max(share * (1 - share) for share in (train, sample))
+    unexplained = train - sample - 0.02 - 3 * (variance / images) ** 0.5
     if abs(unexplained) > 1e-9:
         assert (result.warning is not None) == (unexplained > 0)
     assert dataclasses.replace(result, train_sample_accuracy=None).warning is None
+
+
+@pytest.mark.parametrize(
+    ("train", "sample", "images", "warns"),
+    [(0.936, 0.14, 1000, True), (0.92, 0.86, 1000, True), (0.92, 0.90, 1000, False), (1.0, 0.96, 50, False)],
+)
+@given(result=results)
+def test_the_warning_allows_for_chance(
+    result: RunResult, train: float, sample: float, images: int, warns: bool
+) -> None:
+    measured = {"train_accuracy": train, "train_sample_accuracy": sample, "train_sample_images": images}
+    assert (dataclasses.replace(result, **measured).warning is not None) == warns
 
 
 @given(st.builds(EpochRecord, **number_fields(EpochRecord)))

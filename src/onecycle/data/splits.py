@@ -46,7 +46,7 @@ def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[n
 def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split `train` into a training set and a stratified validation set of `size` images.
 
-    Both get at least one image of each class.
+    Both get at least one image of each class that has images.
 
     Raises:
         InputError: when `size` or the number of images of a class does not allow that.
@@ -60,9 +60,9 @@ def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet
         )
     counts = np.bincount(train.labels, minlength=len(train.classes))
     if 1 in counts:
-        single = train.classes[counts.tolist().index(1)]
+        single = ", ".join(name for name, count in zip(train.classes, counts, strict=True) if count == 1)
         raise InputError(
-            f"--validation needs two images of each class, and class {single!r} has only one; add images, or leave out "
+            f"--validation needs two images of each class, but there is only one of {single}; add images, or leave out "
             "--validation"
         )
     chosen = stratified(train.labels, size, seed=seed, keep=1, leave=1)

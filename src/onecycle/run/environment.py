@@ -154,40 +154,54 @@ def recorded_processes(folder: RunFolder) -> int:
         return len(folder.read_json(folder.environment).get("processes", [None]))
 
 
-def recorded_code(folder: RunFolder) -> str | None:
-    """The digest of the code that last trained the run in `folder`. None if the record is older than such digests.
+def has_other_code(folder: RunFolder) -> bool:
+    """Whether code other than this package's last trained the run in `folder`. True for records without a digest.
 
     Raises:
         InputError: when the environment is not recorded.
     """
     with reading(folder.environment):
         recorded = folder.read_json(folder.environment)
-        latest = recorded["resumed"][-1] if recorded.get("resumed") else recorded
-        return latest.get("code")
+        latest: dict[str, Any] = [recorded, *recorded.get("resumed", [])][-1]
+        return latest.get("code") != code_digest()
 
 
-def record_code_change(folder: RunFolder) -> None:
-    """Note in the environment of the run in `folder` that this package's code, which differs, resumes the run.
+def was_changed(folder: RunFolder) -> bool:
+    """Whether the run in `folder` was resumed with other code or on another machine than it started with.
+
+    Raises:
+        InputError: when the environment is not recorded.
+    """
+    with reading(folder.environment):
+        return bool(folder.read_json(folder.environment).get("resumed"))
+
+
+def record_change(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> None:
+    """Note in the environment of the run in `folder` that other code or another machine resumes the run.
 
     Raises:
         StorageError: when the run folder cannot be written.
     """
     recorded = folder.read_json(folder.environment)
-    folder.write_json(folder.environment, {**recorded, "resumed": [*recorded.get("resumed", []), code()]})
+    change = {**code(), "hardware": hardware.to_json(), "kernels": kernels_of(plan)}
+    folder.write_json(folder.environment, {**recorded, "resumed": [*recorded.get("resumed", []), change]})
 
 
 def other_machine(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> str | None:
-    """How the machine that started the run in `folder` differs from this one, where that may change last bits.
+    """How the machine that last trained the run in `folder` differs from this one, if that may change the last bits.
 
     Returns None without a difference. A value that an older record lacks is not compared.
     """
     with reading(folder.environment):
         recorded = folder.read_json(folder.environment)
+        recorded = [recorded, *recorded.get("resumed", [])][-1]
         then = recorded["hardware"]
+        if plan.device != "cpu":
+            return None if then["gpu"] == hardware.gpu else f"another GPU, {then['gpu']}"
         if then["cpu"] != hardware.cpu:
             return f"another CPU, {then['cpu']}"
         if then.get("cpu_features", hardware.cpu_features) != hardware.cpu_features:
             return f"another {hardware.cpu}, with other instructions or caches"
         if recorded.get("kernels", kernels := kernels_of(plan)) != kernels:
-            return "this CPU, but with kernels from another compiler"
+            return "this CPU, but with kernels that were compiled differently"
         return None

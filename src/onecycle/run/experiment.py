@@ -115,14 +115,12 @@ def _resume(
             if folder.is_complete:
                 raise InputError(f"{folder.path} is complete: there is nothing to resume; start a new run")
             folder.remove_temporary_files()
-            if environment.recorded_code(folder) not in (None, environment.code_digest()):
-                if not allow_code_changes:
-                    raise InputError(
-                        f"the code of onecycle has changed since {folder.path} was trained; resume the run with the "
-                        "old code (environment.json names its commit), or add --allow-code-changes"
-                    )
-                environment.record_code_change(folder)
-                progress.warn("The code of onecycle has changed since this run started; environment.json records that")
+            if environment.has_other_code(folder) and not allow_code_changes:
+                raise InputError(
+                    f"the code of onecycle has changed since {folder.path} was trained; use the old code (its "
+                    f"environment.json names the commit), or `onecycle train --resume {folder.path} "
+                    "--allow-code-changes`"
+                )
             with resumable(folder, config, group):
                 return _continue(folder, config, progress, interruption, group)
 
@@ -137,13 +135,18 @@ def _continue(
     environment.require_same_data(folder, experiment.dataset)
     _require_consistent(experiment)
     setup.announce(experiment, progress)
-    if other := environment.other_machine(folder, hardware.detect(), plan):
-        progress.warn(f"This run started on {other}: the last bits of its results may differ here")
+    machine, has_other_code = hardware.detect(), environment.has_other_code(folder)
+    if other := environment.other_machine(folder, machine, plan):
+        progress.warn(f"This run was trained on {other}: the last bits of its results may differ here")
+    if has_other_code:
+        progress.warn("The code of onecycle has changed since this run was last trained")
     rates = _rates(experiment, folder, progress)
     state = RunState(experiment, folder, interruption, rates=rates, started=started)
     if warning := state.restore():
         progress.warn(warning)
     folder.discard_stopped_state()
+    if other or has_other_code:
+        environment.record_change(folder, machine, plan)
     if not group.is_main_process:
         # Here the checkpoints are temporary copies, which occupy memory if the temporary folder is a tmpfs.
         folder.remove_checkpoints()

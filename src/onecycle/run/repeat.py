@@ -19,17 +19,17 @@ from onecycle.storage.run_folder import RunFolder
 class Repetition:
     """A run that is repeated: its folder, the fingerprint of its data, its compute plan, and what differs now.
 
-    `plan` is None if this machine cannot carry out the plan.
+    `plan` is None if this machine cannot carry out the plan, and with `fingerprint` if the record is damaged.
     """
 
     path: str
-    fingerprint: str
+    fingerprint: str | None
     plan: ComputePlan | None
     differences: tuple[str, ...]
 
     def announce(self, fingerprint: str, progress: RunProgress) -> None:
         """Print whether the result will have the same bits as that of the repeated run, on data with `fingerprint`."""
-        data = [] if fingerprint == self.fingerprint else ["the data differs"]
+        data = [] if self.fingerprint in (None, fingerprint) else ["the data differs"]
         if differing := [*data, *self.differences]:
             progress.warn(f"This run repeats {self.path}, but its result may differ: {'; '.join(differing)}")
         else:
@@ -37,11 +37,7 @@ class Repetition:
 
 
 def find(config: Config, folder: Path | None, group: ProcessGroup) -> Repetition | None:
-    """The run in `folder` on the main process, if it was trained with `config`. None if there is no such run.
-
-    Raises:
-        InputError: when the record of the run is damaged.
-    """
+    """The complete run in `folder` on the main process, if it was trained with `config`. None without such a run."""
     values = group.broadcast_object(lambda: _found(config, RunFolder(folder), group) if folder else None)
     if values is None:
         return None
@@ -50,18 +46,35 @@ def find(config: Config, folder: Path | None, group: ProcessGroup) -> Repetition
 
 
 def _found(config: Config, run: RunFolder, group: ProcessGroup) -> dict[str, Any] | None:
-    is_run = run.config.exists() and run.environment.exists()
-    if not is_run or run.read_config().defining_values() != config.defining_values():
-        return None
-    machine, plan = hardware.detect(), environment.recorded_plan(run)
-    then, now = environment.recorded_versions(run), environment.versions(environment.COMPUTING)
-    differing = differences(then, now)
-    if environment.recorded_code(run) not in (None, environment.code_digest()):
+    try:
+        if not run.is_complete or run.read_config().defining_values() != config.defining_values():
+            return None
+        plan, differing = _compared(run, environment.recorded_plan(run), group)
+        fingerprint = environment.recorded_fingerprint(run)
+    except InputError:
+        plan, differing, fingerprint = None, ["its record cannot be read"], None
+    return {
+        "path": str(run.path),
+        "fingerprint": fingerprint,
+        "plan": plan and plan.to_json(),
+        "differences": differing,
+    }
+
+
+def _compared(run: RunFolder, plan: ComputePlan, group: ProcessGroup) -> tuple[ComputePlan | None, list[str]]:
+    """The plan with which to repeat `run`, or None, and what may change the result."""
+    machine = hardware.detect()
+    differing = differences(environment.recorded_versions(run), environment.versions(environment.COMPUTING))
+    if environment.has_other_code(run):
         differing.append("the code of onecycle has changed")
+    if environment.was_changed(run):
+        differing.append("it was itself resumed with other code or on another machine")
     try:
         plan.require(machine)
     except InputError as error:
-        return _values(run, None, [*differing, f"the compute plan was {plan}, but {error}"])
+        return None, [*differing, f"its compute plan was {plan}, but {error}"]
+    if plan.device != "cpu":
+        differing.append("runs on a GPU differ in their last bits")
     if other := environment.other_machine(run, machine, plan):
         differing.append(f"it was trained on {other}")
     if plan.threads and plan.threads > machine.cores:
@@ -71,13 +84,4 @@ def _found(config: Config, run: RunFolder, group: ProcessGroup) -> dict[str, Any
             f"{machine.cores}; use --processes {processes} on as many cores"
         )
         plan = replace(plan, threads=machine.cores)
-    return _values(run, plan, differing)
-
-
-def _values(run: RunFolder, plan: ComputePlan | None, differing: list[str]) -> dict[str, Any]:
-    return {
-        "path": str(run.path),
-        "fingerprint": environment.recorded_fingerprint(run),
-        "plan": plan and plan.to_json(),
-        "differences": differing,
-    }
+    return plan, differing

@@ -93,21 +93,22 @@ class RunResult:
 
     @property
     def warning(self) -> str | None:
-        """A sentence that doubts the result, if the final network knows its training images worse than in training.
+        """A sentence that doubts the result, if the final network is worse on its training images than during training.
 
         Without augmentation the images are easier, so the accuracy on them should be at least the training accuracy.
-        The sample may be lower by chance, by up to three standard errors.
+        The sample may fall short of it by `SAMPLE_MARGIN` and three standard errors.
         """
         if self.train_sample_accuracy is None:
             return None
-        error = math.sqrt(self.train_accuracy * (1 - self.train_accuracy) / self.train_sample_images)
+        variances = [share * (1 - share) for share in (self.train_accuracy, self.train_sample_accuracy)]
+        error = math.sqrt(max(variances) / self.train_sample_images)
         if self.train_sample_accuracy >= self.train_accuracy - SAMPLE_MARGIN - 3 * error:
             return None
         return (
             f"Do not trust this network: it classifies only {self.train_sample_accuracy:.1%} of "
             f"{self.train_sample_images:,} training images correctly, although it reached {self.train_accuracy:.1%} in "
-            "training. The statistics of its normalization layers do not fit its weights; train for more steps, with "
-            "more --epochs or a smaller --batch-size"
+            "training. The statistics of its normalization layers may not fit its weights, or its last steps may have "
+            "damaged it: use more steps (more --epochs or a smaller --batch-size), or a lower --lr-max"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Batch, ModelComposite, as_composite
 from onecycle.storage.records import EpochRecord, History
 from onecycle.train.nonfinite import NO_LAYER, ON_A_GPU, NonFiniteError, all_finite, first_not_finite
-from onecycle.train.precise_batch_norm import set_batch_norm_statistics
+from onecycle.train.precise_batch_norm import images_after_epoch, set_batch_norm_statistics
 from onecycle.train.scheduler import one_cycle, peak_step
 from onecycle.train.sharded_step import ShardedStep
 from onecycle.train.train_step import StepResult, TrainStep, whole_batch_step
@@ -206,7 +206,8 @@ def fit(
         train_loss, train_accuracy = report.totals.mean_loss, report.totals.accuracy  # waits for the device
         if not math.isfinite(train_loss):
             raise NonFiniteError(report.step, ON_A_GPU)
-        set_batch_norm_statistics(model, train, plan=plan)
+        images = images_after_epoch(epoch, epochs, len(train.images))
+        set_batch_norm_statistics(model, train, plan=plan, images=images)
         training_seconds = time.perf_counter() - started
         evaluated = evaluate(model, evaluation, plan=plan, after_batch=after_evaluation_batch)
         record = EpochRecord(

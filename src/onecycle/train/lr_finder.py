@@ -80,8 +80,8 @@ def find_lr(
                     break
                 losses.append(loss)
                 after_step(step, lrs[step], loss)
-                smoothed = smooth(losses)
-                if smoothed[-1] > DIVERGENCE * smoothed.min():
+                settled = smooth(losses)[START_POINTS - 1 :]  # averages of several losses
+                if len(settled) and settled[-1] > DIVERGENCE * settled.min():
                     stopped = "diverged"
                     break
         except NonFiniteError:
@@ -103,8 +103,9 @@ def _keep_random_states() -> Iterator[None]:
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:
     """Smooth the `losses` of a sweep over ascending `lrs`. Choose LR min, LR max and the other suggestions.
 
-    The network learns between `lr_min` and `lr_max`. From `lr_min` on the smoothed loss stays below its start by the
-    fraction `ONSET` of its total fall. At `lr_max` it has fallen by the fraction `PLATEAU`. The schedule has no
+    The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has made the fraction `ONSET` of its
+    total fall, and does not rise above that again. At `lr_max` it has made the fraction `PLATEAU`. Neither is in the
+    first tenth of the sweep. The schedule has no
     annihilation phase: training ends at `lr_min`, so `lr_min` must be a rate at which the weights barely change. The
     smoothed loss lags about ten steps behind the raw loss. Both thresholds were chosen with this lag included.
 
@@ -154,8 +155,8 @@ def _loss_at_start(losses: Sequence[float], lowest: float) -> float:
     """The loss before the network learns, from the first `losses` of the sweep and the `lowest` smoothed loss.
 
     The first loss is from a single batch. The median of several is more certain, but some of them may already have
-    fallen. The result is therefore the first loss, moved towards the median where it is further away than half of
-    `ONSET`.
+    fallen. The result is therefore the first loss, if it is close to the median: within half of `ONSET` of the total
+    fall. Otherwise it is the closest value to the first loss within these limits.
     """
     median = float(np.median(losses))
     margin = ONSET / 2 * abs(median - lowest)
@@ -181,12 +182,14 @@ def smooth(losses: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _valley(smoothed: NDArray[np.float64]) -> int:
-    """The middle of the longest valley: of the longest decreasing subsequence of `smoothed` `[N]`.
+    """The middle of the longest valley of `smoothed` `[N]`: of its longest decreasing subsequence.
 
-    Source: `valley` of fastai, `fastai.callback.schedule`, which takes the last `length` points for the subsequence.
+    As in fastai, the subsequence may skip points, but its middle is computed as if it did not.
+    Source: `valley` in `fastai.callback.schedule`.
     """
     lengths = np.ones(len(smoothed), np.int64)  # of the longest decreasing subsequence that ends at each point
     for index in range(1, len(smoothed)):
         lengths[index] = 1 + lengths[:index][smoothed[:index] > smoothed[index]].max(initial=0)
     end = int(lengths.argmax())
-    return max(0, end - int(lengths[end]) // 2)
+    length = int(lengths[end])
+    return end - length + length // 3 + length // 6

@@ -1,5 +1,6 @@
 """Batch norm statistics for evaluation, computed from training images instead of averaged over training steps."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,8 +11,24 @@ from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.data.batches import Batches
 from onecycle.models import as_composite
 
-_RUNNING = ("running_mean", "running_var")
-IMAGES = 2000  # at least this many images are used, in full batches, if the training set has them
+IMAGES = 2000  # after the last epoch
+_FEWEST_IMAGES = 256  # after an earlier epoch
+_SHARE = 20  # after an earlier epoch, one of so many training images is enough
+
+
+def images_after_epoch(epoch: int, epochs: int, images: int) -> int:
+    """The number of images for the statistics after `epoch` (0-based) of `epochs`, with `images` training images.
+
+    The last epoch counts, so it gets `IMAGES`. With few training images, so many would cost a third of an epoch, and
+    earlier epochs get fewer.
+    """
+    return IMAGES if epoch + 1 == epochs else min(IMAGES, max(_FEWEST_IMAGES, images // _SHARE))
+
+
+def drawn_batches(batches: Batches, images: int) -> range:
+    """The numbers of the batches of the first epoch that have at least `images` images together. All are full."""
+    full = max(1, len(batches.images) // batches.batch_size)
+    return range(min(-(-images // batches.batch_size), full))
 
 
 @torch.no_grad()
@@ -22,33 +39,52 @@ def set_batch_norm_statistics(
 
     Averages over training steps trail behind the weights. After a short run they still contain their initial values,
     and the last batch of an epoch counts as much as the others, even if it has few images. This function replaces them
-    by the mean and variance over at least `images` images: the first full batches of the first epoch, at the last of
-    the sizes. The draw is the same in every call. Several processes share the work. Their number does not change the
-    result.
+    by the exact mean and variance over at least `images` images: the first full batches of the first epoch, resized to
+    the last training size. The draw is the same in every call. Several processes share the work. Their number does not
+    change the result. A batch norm that `model.train()` leaves in evaluation mode keeps its statistics.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3, where this is called PreciseBN.
     """
-    prepared = replace(plan, torch_compile=False).prepare(as_composite(model)).eval()
-    norms = [module for module in prepared.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    prepared = replace(plan, torch_compile=False).prepare(as_composite(model)).train()
+    norms = [norm for norm in prepared.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    norms = [norm for norm in norms if norm.running_mean is not None]
     if not norms:
         return
-    for norm in norms:
-        norm.train().momentum = 1.0  # a forward pass replaces the running statistics by those of its batch
-    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-    counts = [counter.clone() for counter in counters]
-    group, full_batches = batches.group, max(1, len(batches.images) // batches.batch_size)
-    mine = group.shard_range(min(-(-images // batches.batch_size), full_batches))
-    statistics = [torch.empty(0, 2, sum(norm.num_features for norm in norms), dtype=torch.float64)]
+    prepared.eval()
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    sums = [torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms]
+    for norm, of_norm in zip(norms, sums, strict=True):
+        norm.train()
+        norm.momentum = 1.0  # a forward pass replaces the running statistics by those of its input
+        norm.reset_running_stats()  # otherwise an infinite or NaN value would remain
+        norm.register_forward_hook(_adding_to(of_norm))
+    of_batches = [torch.empty(0, 3, sum(norm.num_features for norm in norms), dtype=torch.float64)]
+    mine = batches.group.shard_range(len(drawn_batches(batches, images)))
     for batch in batches.unsharded().at_last_size().epoch(0, first=mine.start, stop=mine.stop):
         with plan.autocast():
             prepared(batch.images)
-        of_batch = [torch.cat([getattr(norm, name).cpu() for norm in norms]) for name in _RUNNING]
-        statistics.append(torch.stack(of_batch).double()[None])
-    means, variances = group.all_gather(torch.cat(statistics)).unbind(1)  # float64 [batches, channels]
-    mean = means.mean(dim=0)
-    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
-    for name, values in zip(_RUNNING, (mean, variance), strict=True):
-        for norm, of_norm in zip(norms, torch.split(values, [norm.num_features for norm in norms]), strict=True):
-            getattr(norm, name).copy_(of_norm)
-    for counter, count in zip(counters, counts, strict=True):
-        counter.copy_(count)
+        of_batches.append(torch.cat(sums, dim=1)[None])
+        for of_norm in sums:
+            of_norm.zero_()
+    totals = batches.group.all_gather(torch.cat(of_batches)).sum(dim=0)  # float64 [3, channels of all norms]
+    features = [norm.num_features for norm in norms]
+    for norm, buffers, (count, mean, square) in zip(norms, before, torch.split(totals, features, dim=1), strict=True):
+        if count.any():  # a layer that the network does not use keeps its statistics
+            buffers["running_mean"].copy_(mean / count)
+            buffers["running_var"].copy_(square / count - (mean / count) ** 2)
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def _adding_to(sums: torch.Tensor) -> Callable[[_BatchNorm, tuple[torch.Tensor, ...], torch.Tensor], None]:
+    """A hook that adds the values per channel, their sum, and the sum of their squares to `sums` float64 `[3,C]`."""
+
+    def add(norm: _BatchNorm, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        count = inputs[0].numel() // norm.num_features
+        mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
+        biased = variance * (count - 1) / count
+        sums.add_(torch.stack([torch.full_like(mean, count), count * mean, count * (biased + mean**2)]))
+
+    return add
