@@ -33,7 +33,7 @@ def train(
     resume
         Resume the interrupted run in this folder.
     allow_code_changes
-        Resume it even if onecycle's code has changed since.
+        Resume it although onecycle's code has changed.
     processes
         Processes on this machine, which share the --shards.
     """
