@@ -210,6 +210,15 @@ def test_the_accuracy_of_the_fastest_plan_is_recorded() -> None:
     assert abs(verdict["mean_points"]) <= 0.5
 
 
+def test_the_effect_of_the_statistics_of_batch_norm_is_recorded() -> None:
+    study = recorded("batch_norm/quick")
+    found = study["difference_points"]
+    low, high = found["interval_95"]
+    assert f"differ by {found['mean']:+.2f} points ({low:+.2f} to {high:+.2f}, {len(study['cells'])} seeds)" in WORDS
+    shares = sorted(cell["share_of_training"] for cell in study["cells"])
+    assert f"takes {100 * shares[len(shares) // 2]:.1f} % of the training time" in WORDS
+
+
 def test_the_cost_of_data_and_the_start_times_are_recorded() -> None:
     epoch = recorded("epoch_time")["ratios"]
     scale = recorded("scale")["ratios"]
