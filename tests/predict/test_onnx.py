@@ -48,8 +48,9 @@ print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads
 )
 def run(request: pytest.FixtureRequest, cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     small = {"data": "digits", "limit": 60, "epochs": 1, "batch_size": 30, "workers": 0, "report": False}
-    widths = (8, 8, 8) if request.param is QUICK else BASELINE.widths
-    config = replace(request.param, widths=widths, lr_min=1e-4, lr_max=1e-3, **small)
+    # Not whitened: filters for colors that gray digits lack would saturate all probabilities of colored images.
+    narrow = {"widths": (8, 8, 8), "whitening": False, "whitening_epochs": None} if request.param is QUICK else {}
+    config = replace(request.param, **narrow, lr_min=1e-4, lr_max=1e-3, **small)
     return experiment.run(config, Console(quiet=True), tmp_path_factory.mktemp("exported") / "run")
 
 
