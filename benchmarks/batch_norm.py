@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from studies import load_or_start, write
+from studies import load_or_start, train, write
 
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import RECIPES
 from onecycle.core.statistics import paired_difference
 from onecycle.run.build import assemble
-from onecycle.train.loop import StepReport, evaluate, fit
+from onecycle.train.loop import StepReport, evaluate
 from onecycle.train.precise_batch_norm import set_batch_norm_statistics
 
 COUNTS = (500, 1000, 2000, 4000, 8000, 45_000)  # images
@@ -68,8 +68,6 @@ def trained(config: Config) -> dict[str, Any]:
     """Train one run. Returns its accuracies (fractions) with each kind of statistics, and durations in seconds."""
     experiment = assemble(config)
     model, plan = experiment.model, experiment.plan
-    assert config.lr_min is not None
-    assert config.lr_max is not None
     averages = {}
 
     def after_step(report: StepReport) -> None:
@@ -82,19 +80,7 @@ def trained(config: Config) -> dict[str, Any]:
         for name, buffer in model.named_buffers():
             buffer.copy_(averages[name])
 
-    history = fit(
-        model,
-        experiment.optimizer,
-        experiment.train,
-        experiment.evaluation,
-        epochs=config.epochs,
-        lr_min=config.lr_min,
-        lr_max=config.lr_max,
-        peak_fraction=config.peak_fraction,
-        plan=plan,
-        after_step=after_step,
-        after_epoch=restore_averages,
-    )
+    history = train(experiment, after_step=after_step, after_epoch=restore_averages)
     accuracy = {"images": history[-1].eval_accuracy}
     accuracy["averages"] = evaluate(model, experiment.evaluation, plan=plan).accuracy
     seconds = []

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from scipy.stats import ttest_1samp
-from studies import load_or_start, write
+from studies import load_or_start, train, write
 
 from onecycle.compute.plan import EAGER
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import BASELINE
 from onecycle.run.build import assemble
-from onecycle.train.loop import fit
 
 PLANS = ("float32", "fast")
 
@@ -47,7 +46,7 @@ def main() -> int:
         done = {(cell["seed"], cell["way"]) for cell in study["cells"]}
         for seed, name in product(seeds, PLANS):
             if (seed, name) not in done:
-                study["cells"].append(train(replace(config, seed=seed), name))
+                study["cells"].append(trained(replace(config, seed=seed), name))
                 write(out, study)
                 print(json.dumps(study["cells"][-1]), flush=True)
     except InputError as error:
@@ -59,25 +58,13 @@ def main() -> int:
     return 0
 
 
-def train(config: Config, name: str) -> dict[str, Any]:
+def trained(config: Config, name: str) -> dict[str, Any]:
     """Train one run with the plan `name`. Returns its accuracy (a fraction) and loss on the validation images."""
     experiment = assemble(config)
     plan = experiment.plan
     if name == "float32":
         plan = replace(EAGER, device=plan.device, threads=plan.threads)
-    assert config.lr_min is not None
-    assert config.lr_max is not None
-    (*_, last) = fit(
-        experiment.model,
-        experiment.optimizer,
-        experiment.train,
-        experiment.evaluation,
-        epochs=config.epochs,
-        lr_min=config.lr_min,
-        lr_max=config.lr_max,
-        peak_fraction=config.peak_fraction,
-        plan=plan,
-    )
+    last = train(experiment, plan=plan)[-1]
     return {
         "seed": config.seed,
         "way": name,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from studies import load_or_start, write
+from studies import load_or_start, train, write
 
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
@@ -24,7 +24,6 @@ from onecycle.core.recipes import BASELINE
 from onecycle.report.visualizations import save_png
 from onecycle.report.visualizations.style import BLUE, GREY, INK, VERMILLION, chart, styled
 from onecycle.run.build import Experiment, assemble
-from onecycle.train.loop import fit
 from onecycle.train.lr_finder import find_lr
 
 MULTIPLES = (1 / 3, 1, 3)  # LR max of a cell, as a multiple of the finder's LR max
@@ -80,17 +79,7 @@ def train_cell(config: Config, curve: dict[str, Any], multiple: float, rule: str
     lr_min = {"finder": curve["lr_min"], "max/10": lr_max / 10, "max/100": lr_max / 100}[rule]
     experiment = assemble(config)
     started = time.perf_counter()
-    history = fit(
-        experiment.model,
-        experiment.optimizer,
-        experiment.train,
-        experiment.evaluation,
-        epochs=config.epochs,
-        lr_min=lr_min,
-        lr_max=lr_max,
-        peak_fraction=config.peak_fraction,
-        plan=experiment.plan,
-    )
+    history = train(experiment, lr_min=lr_min, lr_max=lr_max)
     return {
         "multiple": multiple,
         "rule": rule,

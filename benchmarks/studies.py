@@ -18,7 +18,9 @@ from onecycle.core.files import reading, replacing
 from onecycle.core.older_records import with_current_names
 from onecycle.run import environment
 from onecycle.run.build import Experiment, assemble
+from onecycle.storage.records import History
 from onecycle.storage.run_folder import RunFolder
+from onecycle.train.loop import fit
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
@@ -44,6 +46,21 @@ def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict
         **begin(experiment),
         "cells": [],
     }
+
+
+def train(experiment: Experiment, **arguments: Any) -> History:
+    """Train `experiment` without a run folder. `arguments` of `fit` replace those from the configuration."""
+    config = experiment.config
+    configured = {
+        "epochs": config.epochs,
+        "lr_min": config.lr_min,
+        "lr_max": config.lr_max,
+        "peak_fraction": config.peak_fraction,
+        "plan": experiment.plan,
+    }
+    return fit(
+        experiment.model, experiment.optimizer, experiment.train, experiment.evaluation, **{**configured, **arguments}
+    )
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

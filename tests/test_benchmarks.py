@@ -176,6 +176,25 @@ def test_time_to_accuracy_lets_recipes_and_port_take_turns(tmp_path: Path) -> No
 
 
 @pytest.mark.long
+def test_batch_norm_evaluates_each_network_in_both_ways_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "study.json"
+    options = ["--data", "digits", "--validation", "300", "--limit", "60", "--batch-size", "30", "--epochs", "1"]
+    done = run("batch_norm", *options, "--seeds", "0", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert [cell["seed"] for cell in record["cells"]] == [0, 1]
+    for cell in record["cells"]:
+        assert {"images", "averages", "500 images"} <= cell["accuracy"].keys()
+        assert all(0 <= accuracy <= 1 for accuracy in cell["accuracy"].values())
+        assert cell["share_of_training"] > 0
+    expected = [100 * (cell["accuracy"]["images"] - cell["accuracy"]["averages"]) for cell in record["cells"]]
+    assert record["difference_points"]["values"] == pytest.approx(expected)
+    again = run("batch_norm", *options, "--seeds", "0", "1", "--out", out)
+    assert "accuracy" not in again.stdout, "nothing was trained again"
+    assert json.loads(out.read_text()) == record
+
+
+@pytest.mark.long
 def test_fast_mode_accuracy_pairs_the_seeds_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "study.json"
     options = ["--data", "digits", "--validation", "300", "--limit", "60", "--batch-size", "30", "--out", out]

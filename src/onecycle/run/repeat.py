@@ -19,7 +19,7 @@ from onecycle.storage.run_folder import RunFolder
 class Repetition:
     """A run that is repeated: its folder, the fingerprint of its data, its compute plan, and what differs now.
 
-    `plan` is None if this machine cannot carry out the plan, and with `fingerprint` if the record is damaged.
+    If this machine cannot carry out the plan, `plan` is None. If the record is damaged, `fingerprint` is None, too.
     """
 
     path: str

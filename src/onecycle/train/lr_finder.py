@@ -26,8 +26,8 @@ DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many time
 FEWEST_POINTS = 10
 START_POINTS = 5  # losses from which the loss at the start is estimated
 SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls less is flat
-# A fall of fewer standard deviations of a single loss may be noise: losses without a trend fall further in about 1 of
-# 100 sweeps, whether their noise is normal, uniform, log-normal or gamma distributed.
+# A fall of less than this many standard deviations of a single loss may be noise. In about 1 of 100 sweeps, losses
+# without a trend fall further: with normal, uniform, log-normal or gamma distributed noise.
 NOISE_FALL = 2.0
 ONSET = 0.10  # LR min is where the smoothed loss has made this fraction of its total fall
 PLATEAU = 0.95  # LR max is where the smoothed loss has made this fraction of its total fall

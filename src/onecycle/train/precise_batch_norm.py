@@ -13,16 +13,16 @@ from onecycle.models import as_composite
 
 IMAGES = 2000  # after the last epoch
 _FEWEST_IMAGES = 256  # after an earlier epoch
-_SHARE = 20  # after an earlier epoch, one of so many training images is enough
+_SHARE = 0.05  # of the training images, after an earlier epoch
 
 
 def images_after_epoch(epoch: int, epochs: int, images: int) -> int:
     """The number of images for the statistics after `epoch` (0-based) of `epochs`, with `images` training images.
 
-    The last epoch counts, so it gets `IMAGES`. With few training images, so many would cost a third of an epoch, and
-    earlier epochs get fewer.
+    The result of a run is that of the last epoch, so this epoch gets `IMAGES`. Earlier epochs get fewer if the training
+    set is small, because `IMAGES` would take up to a third of the time of an epoch.
     """
-    return IMAGES if epoch + 1 == epochs else min(IMAGES, max(_FEWEST_IMAGES, images // _SHARE))
+    return IMAGES if epoch + 1 == epochs else min(IMAGES, max(_FEWEST_IMAGES, int(_SHARE * images)))
 
 
 def drawn_batches(batches: Batches, images: int) -> range:
