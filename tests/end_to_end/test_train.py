@@ -225,8 +225,13 @@ def test_a_network_that_is_worse_in_evaluation_than_in_training_is_not_trusted(
     options = ["--recipe", "quick", "--widths", "16", "32", "32", "--data", "digits", "--out", tmp_path]
     trusted = onecycle("train", *options)
     assert "Do not trust" not in trusted.out and only_run(tmp_path).read_result().eval_accuracy > 0.5
-    # Without this, the running averages of 8 steps are those of other weights.
-    monkeypatch.setattr("onecycle.train.loop.set_batch_norm_statistics", lambda *_, **__: None)
+
+    def set_wrong_statistics(model: torch.nn.Module, *_: object, **__: object) -> None:
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d) and layer.running_mean is not None:
+                layer.running_mean.fill_(100.0)
+
+    monkeypatch.setattr("onecycle.train.loop.set_batch_norm_statistics", set_wrong_statistics)
     shutil.rmtree(tmp_path)
     doubted = onecycle("train", *options)
     warning = only_run(tmp_path).read_result().warning
