@@ -65,8 +65,9 @@ class Started:
             self.process.kill()
             self.process.join()
         code = self.process.exitcode
-        if code == 255:  # multiprocessing lost the exit code, which the process also wrote to a file
-            code = int(exit_code_file(self.folder).read_text())
+        if code == 255:  # multiprocessing lost the exit code, which the process also writes to a file unless killed
+            file = exit_code_file(self.folder)
+            code = int(file.read_text()) if file.exists() else -9
         assert code is not None
         output = output_file(self.folder).read_text() if output_file(self.folder).exists() else ""
         # A killed process may have printed a traceback, because one of its workers was killed first.
