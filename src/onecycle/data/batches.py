@@ -90,6 +90,12 @@ class Batches:
         """The number of images in batch `number` (0-based) of an epoch."""
         return min(self.batch_size, len(self.images) - number * self.batch_size)
 
+    def image_size(self, step: int) -> int:
+        """The height and width, in pixels, of the images of the global step `step` (0-based)."""
+        if not self._sizes:
+            return self.preprocessing.input_size
+        return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
+
     def epoch(self, epoch: int, *, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (0-based) from `first` up to, but not including, `stop`.
 
@@ -104,7 +110,7 @@ class Batches:
         drawn = self._source.epoch(epoch, [self._positions(number) for number in numbers])  # uint8 [B,H,W,3], int64 [B]
         for number, (images, labels) in zip(numbers, drawn, strict=True):
             if self._sizes and len(labels):
-                images = resize(images, self._size(epoch * len(self) + number))
+                images = resize(images, self.image_size(epoch * len(self) + number))
             yield Batch(self.preprocessing.normalize(images), labels)
             if self._current is not current:  # a later call of `epoch` is using the source
                 raise RuntimeError(
@@ -138,9 +144,6 @@ class Batches:
         other = copy.copy(self)
         other.shards = 1
         return other
-
-    def _size(self, step: int) -> int:
-        return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The first `count` images of the first epoch, original and augmented: uint8 `[count,H,W,3]` each."""

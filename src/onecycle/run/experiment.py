@@ -20,6 +20,7 @@ from onecycle.models.test_time_augmentation import TestTimeAugmentation
 from onecycle.run import environment, finished, repeat, results, setup
 from onecycle.run.autosave import RunState
 from onecycle.run.build import Experiment, assemble
+from onecycle.run.expected_time import ExpectedTime
 from onecycle.run.failure import failure_reported, resumable
 from onecycle.run.identity import identity, require_same
 from onecycle.run.progress import RunProgress
@@ -61,6 +62,7 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
             if repetition:
                 repetition.announce(experiment.dataset.fingerprint, progress)
             setup.require_cycle(experiment)
+            progress.expected = ExpectedTime(experiment)
             setup.mention_interrupted(experiment, progress)
             folder = _new_folder(experiment, config.recipe, path, stack)
             with locked(folder.path), resumable(folder, config, group):
@@ -140,6 +142,7 @@ def _continue(
         progress.warn(f"This run was trained on {other}: the last bits of its results may differ here")
     if has_other_code:
         progress.warn("The code of onecycle has changed since this run was last trained")
+    progress.expected = ExpectedTime(experiment)
     rates = _rates(experiment, folder, progress)
     state = RunState(experiment, folder, interruption, rates=rates, started=started)
     if warning := state.restore():

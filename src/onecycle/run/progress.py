@@ -1,10 +1,15 @@
-"""Show a run on the screen: a progress bar during each epoch and a line after it. The bar needs a terminal."""
+"""Show a run on the screen: its expected time, a progress bar during each epoch and a line after it.
+
+The bar needs a terminal.
+"""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from onecycle.run.expected_time import ExpectedTime
 from onecycle.storage.records import EpochRecord
 from onecycle.train.loop import StepReport
 
@@ -12,9 +17,13 @@ REFRESH_SECONDS = 0.5
 
 
 class RunProgress:
-    """Shows the progress of one run on `console`. Leaving the context removes the bar."""
+    """Shows the progress of one run on `console`. Leaving the context removes the bar.
+
+    If `expected` is set, the expected time of the run is printed after its first steps.
+    """
 
     def __init__(self, console: Console) -> None:
+        self.expected: ExpectedTime | None = None
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -27,6 +36,7 @@ class RunProgress:
             expand=True,
         )
         self._task: TaskID | None = None
+        self._finder_steps = 0
         self._epochs = 0
         self._steps_per_epoch = 0
         self._first_step: int | None = None
@@ -45,18 +55,25 @@ class RunProgress:
         """Print a line."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def _say_all(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.say(line)
+
     def warn(self, line: str) -> None:
         """Print a highlighted line."""
         self._console.print(f"!!! {line}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
 
     def start_sweep(self, steps: int) -> None:
         """Show the bar of the LR finder, which takes `steps` steps."""
+        self._finder_steps = steps
         self._task = self._bar.add_task("LR finder", total=steps, figures="")
 
     def sweep_step(self, step: int, lr: float, loss: float) -> None:
         """Show that the LR finder has done step `step` (0-based)."""
         assert self._task is not None
         self._bar.update(self._task, completed=step + 1, figures=f"lr {lr:.1e}  loss {loss:.3f}")
+        if self.expected:
+            self._say_all(self.expected.after_finder_step(step, self._finder_steps))
 
     def end_sweep(self) -> None:
         """Remove the bar of the LR finder."""
@@ -77,6 +94,8 @@ class RunProgress:
         assert self._task is not None
         if self._first_step is None:
             self._first_step = report.step
+        if self.expected:
+            self._say_all(self.expected.after_step(report.step))
         self._images += report.images
         completed = report.step % self._steps_per_epoch + 1
         now = time.perf_counter()

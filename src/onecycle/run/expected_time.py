@@ -1,0 +1,97 @@
+"""Predict how long a run takes, from the duration of its first steps."""
+
+import statistics
+import time
+from itertools import pairwise
+
+from onecycle.core.config import Config
+from onecycle.core.recipes import RECIPES
+from onecycle.run.build import Experiment
+
+WARM_UP_STEPS = 2  # the first steps allocate memory
+MEASURED_STEPS = 5
+FORWARD_SHARE = 1 / 3  # evaluating an image takes about this part of the time of training with it
+LONG_SECONDS = 20 * 60  # of a run for which the times of the other recipes are printed
+FEWEST_SECONDS = 30  # the time of a shorter run is not printed
+# The time of training with an image by each recipe, relative to the baseline. results/recipe_time.json has the
+# measurements for three classes of CPU.
+RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25}
+
+
+class ExpectedTime:
+    """The expected duration of a run, known after its first steps.
+
+    The estimate includes the steps of the LR finder, all training steps and all evaluations. A step or an evaluation is
+    expected to take time in proportion to its pixels.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._config = experiment.config
+        self._train = experiment.train
+        self._evaluated_pixels = len(experiment.dataset.evaluation) * experiment.preprocessing.input_size**2
+        self._began = time.perf_counter()
+        self._measured: list[tuple[float, int]] = []  # the end of a step and its pixels
+
+    def after_finder_step(self, step: int, steps: int) -> list[str]:
+        """The lines to print after step `step` (0-based) of the LR finder, which takes `steps` steps."""
+        size = self._train.image_size(self._last_step)  # of all images of the finder
+        step_pixels = [self._train.size(number % len(self._train)) * size**2 for number in range(steps)]
+        return self._after_step(step_pixels[step], left=sum(step_pixels[step + 1 :]) + self._pixels_from(0))
+
+    def after_step(self, step: int) -> list[str]:
+        """The lines to print after the global training step `step` (0-based)."""
+        return self._after_step(self._pixels(step), left=self._pixels_from(step + 1))
+
+    def _after_step(self, pixels: int, *, left: float) -> list[str]:
+        self._measured.append((time.perf_counter(), pixels))
+        if len(self._measured) != 1 + WARM_UP_STEPS + MEASURED_STEPS:
+            return []
+        measured = pairwise(self._measured[WARM_UP_STEPS:])
+        # The median ignores steps after which an evaluation took place.
+        seconds_per_pixel = statistics.median((end - begin) / pixels for (begin, _), (end, pixels) in measured)
+        seconds = time.perf_counter() - self._began + seconds_per_pixel * left
+        lines = [f"Expected time: {duration(seconds)}"] if seconds >= FEWEST_SECONDS else []
+        others = times_of_other_recipes(self._config, seconds)
+        if seconds > LONG_SECONDS and others:
+            times = " and ".join(f"about {duration(time)} with --recipe {name}" for name, time in others.items())
+            lines.append(f"Training would take {times}")
+        return lines
+
+    @property
+    def _last_step(self) -> int:
+        return self._config.epochs * len(self._train) - 1
+
+    def _pixels(self, step: int) -> int:
+        """The pixels of the images of the global step `step` (0-based)."""
+        return self._train.size(step % len(self._train)) * self._train.image_size(step) ** 2
+
+    def _pixels_from(self, step: int) -> float:
+        """The pixels of the steps from `step` (0-based) on and of the evaluations after them, in trained pixels."""
+        evaluations = self._config.epochs - step // len(self._train)
+        training = sum(self._pixels(later) for later in range(step, self._last_step + 1))
+        return training + evaluations * self._evaluated_pixels * FORWARD_SHARE
+
+
+def times_of_other_recipes(config: Config, seconds: float) -> dict[str, float]:
+    """The seconds that each faster recipe would take, if `config` takes `seconds`.
+
+    Empty if `config` changes a setting of its recipe that the time of an image depends on.
+    """
+    recipe = RECIPES[config.recipe]
+    decisive = ("network", "widths", "activation", "batch_size", "sizes", "size")
+    if any(getattr(config, name) != getattr(recipe, name) for name in decisive):
+        return {}
+    seconds_of_unit = seconds / (RELATIVE_SECONDS_PER_IMAGE[config.recipe] * config.epochs)
+    times = {name: RELATIVE_SECONDS_PER_IMAGE[name] * RECIPES[name].epochs * seconds_of_unit for name in RECIPES}
+    return {name: time for name, time in times.items() if time < seconds and name != config.recipe}
+
+
+def duration(seconds: float) -> str:
+    """A duration as text with two digits or more: "40 seconds", "9 minutes", "2 hours 5 minutes"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} seconds"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} hour{'' if hours == 1 else 's'} {minutes} minute{'' if minutes == 1 else 's'}"

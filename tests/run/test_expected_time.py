@@ -1,0 +1,109 @@
+import time
+from dataclasses import replace
+
+import pytest
+
+from onecycle.core.recipes import BASELINE, FAST, QUICK, RECIPES
+from onecycle.run.build import Experiment, assemble
+from onecycle.run.expected_time import (
+    FORWARD_SHARE,
+    MEASURED_STEPS,
+    WARM_UP_STEPS,
+    ExpectedTime,
+    duration,
+    times_of_other_recipes,
+)
+
+SMALL = replace(
+    QUICK, data="digits", widths=(4, 4, 4), sizes=(12, 16), size=16, epochs=20, batch_size=500, augmentation="batched"
+)
+SECONDS_PER_PIXEL = 0.00025
+
+
+class Clock:
+    """A clock that stands still unless a test advances it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+def simulated(experiment: Experiment, clock: Clock, *, finder_steps: int) -> tuple[list[str], float]:
+    """The printed lines and the true duration of a run whose steps and evaluations take time for each pixel."""
+    began, expected, lines = clock.now, ExpectedTime(experiment), []
+    train, evaluated = experiment.train, len(experiment.dataset.evaluation) * 16**2
+    batches = [500, 500, len(experiment.dataset.train) - 1000]
+    for step in range(finder_steps):
+        clock.now += (10 if step == 0 else 0) + batches[step % 3] * 16**2 * SECONDS_PER_PIXEL
+        lines += expected.after_finder_step(step, finder_steps)
+    for step in range(experiment.config.epochs * 3):
+        size = 12 if step < experiment.config.epochs * 3 / 2 else 16
+        images = batches[step % 3]
+        clock.now += (10 if step == 0 else 0) + images * size**2 * SECONDS_PER_PIXEL
+        lines += expected.after_step(step)
+        if (step + 1) % len(train) == 0:
+            clock.now += evaluated * SECONDS_PER_PIXEL * FORWARD_SHARE
+    return lines, clock.now - began
+
+
+@pytest.mark.parametrize("finder_steps", [0, 30])
+def test_the_expected_time_covers_finder_steps_of_all_sizes_and_evaluations(
+    finder_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, seconds = simulated(assemble(SMALL), Clock(monkeypatch), finder_steps=finder_steps)
+    assert len(lines) == 1
+    minutes = float(lines[0].removeprefix("Expected time: ").removesuffix(" minutes"))
+    assert minutes == pytest.approx(seconds / 60, rel=0.03)
+
+
+def test_it_is_printed_once_after_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    expected = ExpectedTime(assemble(SMALL))
+    printed = []
+    for step in range(12):
+        clock.now += 100
+        printed.append(len(expected.after_step(step)))
+    assert printed == [int(step == WARM_UP_STEPS + MEASURED_STEPS) for step in range(12)]
+
+
+def test_a_short_run_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    expected = ExpectedTime(assemble(SMALL))
+    for step in range(60):
+        clock.now += 0.001
+        assert expected.after_step(step) == []
+
+
+def test_a_long_run_of_a_recipe_names_the_times_of_the_faster_recipes() -> None:
+    times = times_of_other_recipes(BASELINE, 9 * 3600)
+    assert list(times) == ["quick", "fast"]
+    assert times["quick"] == pytest.approx(9 * 3600 * 0.19 * 4 / 24)
+    assert list(times_of_other_recipes(FAST, 3600)) == ["quick"]
+    assert times_of_other_recipes(QUICK, 3600) == {}
+    assert times_of_other_recipes(replace(BASELINE, epochs=1), 3600) == {"quick": pytest.approx(3600 * 0.19 * 4)}
+
+
+@pytest.mark.parametrize("change", [{"size": 64}, {"batch_size": 64}, {"network": "whitened_convnet"}])
+def test_a_changed_recipe_names_no_other_times(change: dict[str, object]) -> None:
+    assert times_of_other_recipes(replace(BASELINE, **change), 9 * 3600) == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (31.4, "31 seconds"),
+        (89, "89 seconds"),
+        (95, "2 minutes"),
+        (3540, "59 minutes"),
+        (3600, "1 hour 0 minutes"),
+        (3660, "1 hour 1 minute"),
+        (9 * 3600 + 125, "9 hours 2 minutes"),
+    ],
+)
+def test_a_duration_is_written_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_every_recipe_has_a_relative_time() -> None:
+    for config in RECIPES.values():
+        times_of_other_recipes(config, 3600)
