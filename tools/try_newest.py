@@ -25,6 +25,11 @@ for command, *arguments in (["evaluate"], ["export", "--to", "onnx"], ["predict"
     code = main([command, "--run", str(run), *map(str, arguments)])
     assert code == 0, (command, code)
 """
+KERNELS = """
+from onecycle.compute.kernels import native
+assert native.compiled() is not None, "the wheel has no kernels for this CPU"
+print("kernels", native.build_id())
+"""
 
 
 def main() -> None:
@@ -40,6 +45,8 @@ def main() -> None:
         onecycle = python.with_name("onecycle")
         for command in ([onecycle, *TRAIN.split()], [python, "-c", USE]):
             subprocess.run(command, cwd=folder, env=environment, check=True)
+        if sys.platform == "linux":
+            subprocess.run([python, "-c", KERNELS], cwd=folder, env={**environment, "CC": "false"}, check=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from torch import nn
 from onecycle.compute import autotune, hardware
 from onecycle.compute.autotune import Choice, Round, choose
 from onecycle.compute.hardware import Hardware
-from onecycle.compute.kernels import native
-from onecycle.compute.plan import ComputePlan
+from onecycle.compute.kernels import amx, native
+from onecycle.compute.plan import ChannelPairs, ComputePlan
 from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError
 from onecycle.models import CustomResNet, ModelComposite, as_composite
@@ -30,16 +30,23 @@ OLD = replace(MACHINE, fast_bfloat16=False)
 NEW = replace(MACHINE, fast_bfloat16=True)
 
 
-def channels_last(best: ComputePlan) -> ComputePlan:
+Finder = Callable[[ComputePlan], ChannelPairs]
+
+
+def channels_last(best: ComputePlan, _: Finder) -> ComputePlan:
     return replace(best, channels_last=True)
 
 
-def im2col_gemm(best: ComputePlan) -> ComputePlan:
+def im2col_gemm(best: ComputePlan, _: Finder) -> ComputePlan:
     return replace(best, im2col_gemm=True)
 
 
-def native_kernels(best: ComputePlan) -> ComputePlan:
+def native_kernels(best: ComputePlan, _: Finder) -> ComputePlan:
     return replace(best, native_kernels=True)
+
+
+def winograd(best: ComputePlan, faster_by_winograd: Finder) -> ComputePlan:
+    return replace(best, winograd=faster_by_winograd(best))
 
 
 def names(choice: Choice) -> list[str]:
@@ -234,6 +241,84 @@ def test_a_cpu_without_fast_bfloat16_never_tries_it(monkeypatch: pytest.MonkeyPa
     assert any(name.startswith("bfloat16") for name in on_new)
 
 
+@pytest.fixture
+def without_compiler(choices: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.compiled.cache_clear()
+    amx.is_available.cache_clear()
+    yield
+    native.compiled.cache_clear()
+    amx.is_available.cache_clear()
+
+
+def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `choose` try all plans, and prefer the newest."""
+    monkeypatch.setattr(autotune, "BUDGET_SECONDS", 300.0)
+    monkeypatch.setattr(autotune, "ADVANTAGE", 1e-9)
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_every_kernel_for_float32_is_tried_and_the_choice_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_all(monkeypatch)
+    choice = choose(tiny(), 8, MACHINE, precision="float32")
+    assert names(choice) == [
+        "float32",
+        "float32, channels-last",
+        "float32, channels-last, Winograd",
+        "float32, channels-last, native kernels, Winograd",
+        "float32, channels-last, im2col GEMM, native kernels, Winograd",
+    ]
+    assert choice.plan.winograd == ((3, 4),)
+    assert all(round.failed == {} for round in choice.rounds)
+    assert choose(tiny(), 8, MACHINE, precision="float32") == replace(choice, remembered=True)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_no_compiled_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_all(monkeypatch)
+    choice = choose(tiny(), 8, MACHINE, precision="float32")
+    assert names(choice) == ["float32", "float32, channels-last", "float32, channels-last, im2col GEMM"]
+    assert not choice.plan.compiled_kernels
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_maps_that_are_not_channels_last_need_no_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_only(monkeypatch, native_kernels, winograd, im2col_gemm)
+    choice = choose(tiny(), 8, MACHINE, precision="float32")
+    assert names(choice) == ["float32", "float32, im2col GEMM"]
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_winograd_brings_channels_last_maps_where_they_alone_do_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_only(monkeypatch, lambda best, find: autotune._with_winograd(best, find))
+    choice = choose(tiny(), 8, MACHINE, precision="float32")
+    assert names(choice) == ["float32", "float32, channels-last, Winograd"]
+    assert choice.plan == ComputePlan(channels_last=True, winograd=((3, 4),), threads=MACHINE.cores)
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_convolutions_that_winograds_algorithm_does_not_speed_up_keep_their_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(autotune, "ADVANTAGE", 1e9)
+    choice = choose(tiny(), 8, MACHINE, precision="float32")
+    assert names(choice)[:2] == ["float32", "float32, channels-last"]
+    assert not any("Winograd" in name for name in names(choice))
+    assert choice.plan == ComputePlan(threads=MACHINE.cores)
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_winograd_is_tried_in_bfloat16_only_without_amx(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
+    if has_amx and not amx.is_available():
+        pytest.skip("this CPU has no AMX")
+    monkeypatch.setattr(amx, "is_available", lambda: has_amx)
+    try_all(monkeypatch)
+    choice = choose(tiny(), 8, MACHINE, precision="bfloat16")
+    assert any("AMX" in name for name in names(choice)) is has_amx
+    assert any("Winograd" in name for name in names(choice)) is not has_amx
+
+
 @pytest.mark.parametrize(
     ("machine", "device"), [(MACHINE, "cuda"), (MACHINE, "mps"), (replace(MACHINE, gpu="G", gpu_kind="mps"), "cuda")]
 )
@@ -267,6 +352,14 @@ class Rectifying(ModelComposite):
         return self.linear(features.flatten(1))
 
 
+def is_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d)
+
+
+def is_plain_convolution(layer: nn.Module) -> bool:
+    return type(layer) is nn.Conv2d
+
+
 class Normalizing(ModelComposite):
     """A block of convolution, norm and ReLU, and a linear layer. If `parts` is 2, the ReLU is not applied."""
 
@@ -281,25 +374,28 @@ class Normalizing(ModelComposite):
 
 
 @pytest.mark.parametrize(
-    ("network", "right", "wrong", "change"),
+    ("network", "right", "wrong", "change", "precision"),
     [
         # A subclass of `nn.Conv2d` replaces convolutions. `type(layer) is nn.Conv2d` does not recognize the subclass.
-        (Rectifying, lambda layer: isinstance(layer, nn.Conv2d), lambda layer: type(layer) is nn.Conv2d, im2col_gemm),
+        (Rectifying, is_convolution, is_plain_convolution, im2col_gemm, "bfloat16"),
+        (Rectifying, is_convolution, is_plain_convolution, winograd, "float32"),
         # The layer that replaces a norm also applies the ReLU after it. With `parts=2` this ReLU is wrong.
-        (Normalizing, 3, 2, native_kernels),
+        (Normalizing, 3, 2, native_kernels, "bfloat16"),
+        (Normalizing, 3, 2, native_kernels, "float32"),
     ],
-    ids=["im2col GEMM", "kernels"],
+    ids=["im2col GEMM", "Winograd", "kernels in bfloat16", "kernels in float32"],
 )
+@pytest.mark.usefixtures("native_kernels")
 def test_a_plan_with_another_gradient_is_never_chosen_however_fast(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network, right, wrong, change
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network, right, wrong, change, precision
 ) -> None:
     try_only(monkeypatch, channels_last, change)
     for argument, chosen in ((right, True), (wrong, False)):
         torch.manual_seed(0)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(chosen)))
-        choice = choose(network(argument), 8, MACHINE, precision="bfloat16")
+        choice = choose(network(argument), 8, MACHINE, precision=precision)
         assert len(names(choice)) == 3  # eager PyTorch, channels-last, and `change`
-        assert (change(choice.plan) == choice.plan) == chosen
+        assert (change(choice.plan, lambda _: ((3, 8), (8, 8))) == choice.plan) == chosen
         assert choice.plan.channels_last  # channels-last has the right gradients, so it is chosen in both cases
 
 
@@ -315,31 +411,51 @@ class Slow(ModelComposite):
         return self.linear(images.flatten(1))
 
 
-@pytest.mark.parametrize("seconds_per_image", [0.02, 0.3])
-def test_a_slow_machine_keeps_the_time_budget_and_still_tries_channels_last(seconds_per_image: float) -> None:
+# For 0.3 seconds per image, the budget is 16.5 seconds: more than `BUDGET_SECONDS`, and too little for two rounds.
+@pytest.mark.parametrize(("seconds_per_image", "most_images"), [(0.02, autotune.MOST_IMAGES), (0.3, 55)])
+def test_a_slow_machine_keeps_the_time_budget_and_still_tries_channels_last(
+    monkeypatch: pytest.MonkeyPatch, seconds_per_image: float, most_images: int
+) -> None:
+    monkeypatch.setattr(autotune, "MOST_IMAGES", most_images)
     started = time.perf_counter()
     choice = choose(Slow(seconds_per_image), 8, MACHINE, precision="float32")
-    assert time.perf_counter() - started < 1.5 * autotune.BUDGET_SECONDS
+    budget = max(autotune.BUDGET_SECONDS, most_images * seconds_per_image)
+    assert time.perf_counter() - started < 1.5 * budget
     assert "float32, channels-last" in names(choice)
-    assert choice.rounds[0].images < 20
+    assert autotune.FEWEST_IMAGES <= choice.rounds[0].images < 20
+    if seconds_per_image == 0.3:
+        assert len(choice.rounds) == 1, "the second round would exceed the budget"
+
+
+def test_the_time_budget_grows_where_many_images_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "BUDGET_SECONDS", 0.01)
+    monkeypatch.setattr(autotune, "FEWEST_IMAGES", 2)
+    assert len(choose(Slow(0.05), 8, MACHINE, precision="float32").rounds) == len(autotune.ROUNDS)
+
+
+class Strict(ModelComposite):
+    """A network that fails with channels-last weights, because it calls `view` on its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3, 8, 8))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) @ self.weight.view(3, -1).t()
 
 
 def test_a_plan_that_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Strict(ModelComposite):
-        """A network that fails with channels-last weights, because it calls `view` on its weight."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(3, 3, 8, 8))
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.flatten(1) @ self.weight.view(3, -1).t()
-
     try_only(monkeypatch, channels_last, im2col_gemm)
     choice = choose(Strict(), 8, MACHINE, precision="float32")
     assert names(choice) == ["float32", "float32, im2col GEMM"]
     assert choice.rounds[0].failed == {"float32, channels-last": "RuntimeError"}
     assert not choice.plan.channels_last
+
+
+def test_a_network_that_needs_contiguous_weights_gets_a_plan_without_channels_last() -> None:
+    choice = choose(Strict(), 8, MACHINE, precision="float32")
+    assert not choice.plan.channels_last
+    assert choice.rounds[0].failed == {"float32, channels-last": "RuntimeError"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

@@ -1,5 +1,6 @@
 """Tests that the microbenchmark recognizes slow plans, plans with wrong gradients, and correct plans."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ from torch import nn
 
 from onecycle.compute import microbenchmark
 from onecycle.compute.microbenchmark import Microbenchmark
-from onecycle.compute.plan import ComputePlan
-from onecycle.models import CustomResNet, ModelComposite
+from onecycle.compute.plan import ChannelPairs, ComputePlan
+from onecycle.models import CustomResNet, ModelComposite, as_composite
 
 EAGER = ComputePlan()
 BFLOAT16 = replace(EAGER, precision="bfloat16")
@@ -104,3 +105,67 @@ def test_frozen_parameters_need_no_gradient() -> None:
     model = CustomResNet(input_size=8)
     model.preparation.requires_grad_(False)
     assert Microbenchmark(model, 8, EAGER).agrees(CHANNELS_LAST)
+
+
+def several_convolutions() -> ModelComposite:
+    """A network for 8×8 images whose 3×3 convolutions with stride 1 and padding 1 have channels (3, 4) and (4, 4)."""
+    torch.manual_seed(0)
+    small = {"padding": 1, "bias": False}
+    layers = [
+        *(nn.Conv2d(3, 4, 3, **small), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, **small)),
+        *(nn.Conv2d(4, 5, 1, bias=False), nn.Conv2d(5, 6, 5, padding=2, bias=False), nn.Conv2d(6, 7, 3, bias=False)),
+        *(nn.ZeroPad2d(1), nn.Conv2d(7, 8, 3, padding=1), nn.Conv2d(8, 4, 3, groups=2, **small)),
+        *(nn.Conv2d(4, 4, 3, **small), nn.Conv2d(4, 9, 3, stride=2, **small), nn.Flatten(), nn.Linear(9 * 16, 3)),
+    ]
+    return as_composite(nn.Sequential(*layers))
+
+
+FLOAT32 = replace(EAGER, channels_last=True)
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("plan", [FLOAT32, CHANNELS_LAST, replace(FLOAT32, im2col_gemm=True, native_kernels=True)])
+@pytest.mark.parametrize(("advantage", "pairs"), [(1e-9, ((3, 4), (4, 4))), (1e9, ())])
+def test_winograds_algorithm_must_be_faster_by_the_advantage(
+    plan: ComputePlan, advantage: float, pairs: ChannelPairs
+) -> None:
+    benchmark = Microbenchmark(several_convolutions(), 8, EAGER)
+    assert benchmark.faster_by_winograd(plan, 3, advantage=advantage) == pairs
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_a_network_without_such_convolutions_has_none_that_winograds_algorithm_speeds_up() -> None:
+    assert Microbenchmark(Counting([]), 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1e-9) == ()
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_timing_winograds_algorithm_leaves_the_model_unchanged_and_no_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = several_convolutions()
+    model.eval()
+    benchmark = Microbenchmark(model, 8, EAGER)
+    modules = [(name, id(module), type(module)) for name, module in model.named_modules()]
+    tensors = model.state_dict(keep_vars=True).values()
+    places = [(id(tensor), tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+    values = copy.deepcopy(model.state_dict())
+    prepare, prepared = benchmark._prepare, []
+    monkeypatch.setattr(benchmark, "_prepare", lambda plan: prepared.append(prepare(plan)) or prepared[-1])
+    assert benchmark.faster_by_winograd(FLOAT32, 3, advantage=1e-9)
+    assert [(name, id(module), type(module)) for name, module in model.named_modules()] == modules
+    tensors = model.state_dict(keep_vars=True).values()
+    assert [(id(tensor), tensor.data_ptr(), tensor.stride()) for tensor in tensors] == places
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert prepared
+    for network in (model, *prepared):
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("frozen", [1, 4])
+def test_frozen_convolutions_are_timed_too(frozen: int) -> None:
+    model = several_convolutions()
+    for layer in list(model.network)[:frozen]:
+        layer.requires_grad_(False)
+    # The first convolution has no gradient to compute. The last one, with channels (4, 4), is not frozen.
+    assert (4, 4) in Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1e-9)

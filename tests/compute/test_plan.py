@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ MAC = dataclasses.replace(LAPTOP, gpu="Apple GPU", gpu_kind="mps")
 
 FAST = ComputePlan(channels_last=True, im2col_gemm=True)
 FASTEST = dataclasses.replace(FAST, precision="bfloat16", native_kernels=True, amx=True)
+WINOGRAD = dataclasses.replace(FAST, native_kernels=True, winograd=((3, 64), (512, 512)))
 USUAL = ComputePlan(channels_last=True, precision="bfloat16")
 
 SIZE = 16  # the last layer then has 2×2 maps, small enough for the kernels
@@ -63,7 +65,7 @@ def step(model: CustomResNet, batch: Batch, plan: ComputePlan) -> torch.Tensor:
     return loss.detach()
 
 
-@pytest.mark.parametrize("plan", [EAGER, FAST, FASTEST], ids=["eager", "fast", "fastest"])
+@pytest.mark.parametrize("plan", [EAGER, FAST, FASTEST, WINOGRAD], ids=["eager", "fast", "fastest", "winograd"])
 def test_a_prepared_model_shares_parameters_and_buffers(model: CustomResNet, plan: ComputePlan) -> None:
     prepared = plan.prepare(model)
     assert prepared is not model
@@ -73,11 +75,12 @@ def test_a_prepared_model_shares_parameters_and_buffers(model: CustomResNet, pla
     assert list(prepared.state_dict()) == list(model.state_dict())
 
 
-def test_preparing_does_not_change_the_model(model: CustomResNet) -> None:
+@pytest.mark.parametrize("plan", [FASTEST, WINOGRAD], ids=["fastest", "winograd"])
+def test_preparing_does_not_change_the_model(model: CustomResNet, plan: ComputePlan) -> None:
     modules = [(name, id(module), type(module)) for name, module in model.named_modules()]
     state = copy.deepcopy(model.state_dict())
     model.eval()
-    prepared = FASTEST.prepare(model)
+    prepared = plan.prepare(model)
     assert [(name, id(module), type(module)) for name, module in model.named_modules()] == modules
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -94,6 +97,15 @@ def test_preparing_replaces_every_supported_convolution_and_makes_weights_channe
     assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in convolutions)
     eager = EAGER.prepare(model)
     assert [type(module) for module in eager.modules()] == [type(module) for module in model.modules()]
+
+
+def test_winograds_algorithm_computes_only_the_convolutions_of_the_plan(model: CustomResNet) -> None:
+    for plan in (WINOGRAD, dataclasses.replace(WINOGRAD, im2col_gemm=False)):
+        layers = [layer for layer in plan.prepare(model).modules() if isinstance(layer, nn.Conv2d)]
+        by_winograd = [(layer.in_channels, layer.out_channels) for layer in layers if layer.winograd]
+        assert by_winograd == [(3, 64), (512, 512), (512, 512)]
+        assert {(layer.im2col_gemm, layer.amx) for layer in layers} == {(plan.im2col_gemm, False)}
+    assert not any(layer.winograd for layer in FASTEST.prepare(model).modules() if isinstance(layer, FastConv2d))
 
 
 def test_layers_that_the_kernels_do_not_support_are_kept() -> None:
@@ -128,7 +140,8 @@ def test_a_fast_plan_computes_the_eager_results_up_to_rounding(model: CustomResN
     with torch.no_grad():
         eager = model(batch.images)
         spread = eager.std()
-        assert (FAST.prepare(model)(batch.images) - eager).abs().max() < 1e-5 * spread
+        for plan in (FAST, WINOGRAD):
+            assert (plan.prepare(model)(batch.images) - eager).abs().max() < 1e-5 * spread
         with FASTEST.autocast():
             fastest = FASTEST.prepare(model)(batch.images)
     assert fastest.dtype == torch.bfloat16
@@ -194,15 +207,16 @@ def test_the_gradients_of_the_fastest_plan_are_as_accurate_as_those_of_eager_bfl
 
 
 @pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("plan", [FASTEST, WINOGRAD], ids=["fastest", "winograd"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_fast_step_repeats_bit_for_bit_with_the_same_number_of_threads(
-    model: CustomResNet, batch: Batch, threads: int
+    model: CustomResNet, batch: Batch, threads: int, plan: ComputePlan
 ) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         twins = [copy.deepcopy(model) for _ in range(2)]
-        losses = [step(twin, batch, FASTEST) for twin in twins]
+        losses = [step(twin, batch, plan) for twin in twins]
     finally:
         torch.set_num_threads(before)
     assert losses[0] == losses[1]
@@ -239,12 +253,43 @@ def test_every_machine_has_a_cpu_and_auto_matches_any_device() -> None:
         EAGER.require(hardware)
 
 
+# Plans with one kind of compiled kernels each.
+COMPILED = [{"native_kernels": True}, {"amx": True}, {"winograd": ((3, 64),)}]
+
+
 @pytest.mark.usefixtures("no_compiler")
-def test_native_kernels_without_a_compiler_are_refused_with_a_way_out() -> None:
+@pytest.mark.parametrize("kernels", COMPILED, ids=str)
+def test_compiled_kernels_without_a_compiler_are_refused_with_a_way_out(kernels: dict[str, Any]) -> None:
     message = r"native kernels, which need Linux, a C compiler .* install gcc, or set CC to a compiler"
     with pytest.raises(InputError, match=message):
-        FASTEST.require(LAPTOP)
+        dataclasses.replace(FAST, **kernels).require(LAPTOP)
     FAST.require(LAPTOP)
+
+
+@pytest.mark.parametrize("kernels", COMPILED, ids=str)
+def test_native_kernels_amx_and_winograd_are_compiled(kernels: dict[str, Any]) -> None:
+    assert dataclasses.replace(FAST, **kernels).compiled_kernels is True
+    assert FAST.compiled_kernels is EAGER.compiled_kernels is False
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_evaluation_uses_winograds_algorithm_as_training_does(model: CustomResNet, batch: Batch) -> None:
+    WINOGRAD.require(LAPTOP)
+    evaluation = WINOGRAD.for_evaluation()
+    assert evaluation == dataclasses.replace(WINOGRAD, native_kernels=False)
+    with torch.no_grad():
+        outputs = (plan.prepare(model).eval()(batch.images) for plan in (evaluation, WINOGRAD))
+        assert torch.equal(*outputs)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_evaluation_without_a_compiler_does_not_use_winograds_algorithm(model: CustomResNet, batch: Batch) -> None:
+    assert WINOGRAD.for_evaluation() == FAST
+    assert not FASTEST.for_evaluation().compiled_kernels
+    WINOGRAD.for_evaluation().require(LAPTOP)
+    with torch.no_grad():
+        logits = WINOGRAD.for_evaluation().prepare(model).eval()(batch.images)
+        assert torch.allclose(logits, model.eval()(batch.images), rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture
@@ -263,8 +308,24 @@ def test_missing_amx_is_refused_in_training_and_not_used_in_evaluation(model: Cu
 
 
 def test_a_plan_written_as_json_comes_back_equal() -> None:
+    for plan in (EAGER, FAST, FASTEST, WINOGRAD):
+        assert ComputePlan.from_json(plan.to_json()) == plan
+        read = ComputePlan.from_json(json.loads(json.dumps(plan.to_json())))
+        assert read == plan
+        assert hash(read) == hash(plan), "JSON's lists must become tuples"
+
+
+def test_a_plan_written_before_winograds_algorithm_was_there_loads_without_it() -> None:
     for plan in (EAGER, FAST, FASTEST):
-        assert ComputePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        values = plan.to_json()
+        values.pop("winograd", None)
+        assert ComputePlan.from_json(json.loads(json.dumps(values))) == plan
+
+
+def test_the_name_of_a_plan_lists_its_kernels() -> None:
+    assert str(EAGER) == "float32"
+    assert str(FASTEST) == "bfloat16, channels-last, im2col GEMM, native kernels, AMX"
+    assert str(WINOGRAD) == "float32, channels-last, im2col GEMM, native kernels, Winograd"
 
 
 def test_applying_a_plan_sets_the_threads_of_this_process_or_leaves_them() -> None:
@@ -279,6 +340,11 @@ def test_applying_a_plan_sets_the_threads_of_this_process_or_leaves_them() -> No
 
 
 def test_only_a_bfloat16_plan_casts() -> None:
-    for plan, dtype in [(EAGER, torch.float32), (FAST, torch.float32), (FASTEST, torch.bfloat16)]:
+    for plan, dtype in [
+        (EAGER, torch.float32),
+        (FAST, torch.float32),
+        (WINOGRAD, torch.float32),
+        (FASTEST, torch.bfloat16),
+    ]:
         with plan.autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,18 +18,29 @@ import torch
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import amx, native
 from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
-from onecycle.compute.plan import ComputePlan, release_memory, require_device
+from onecycle.compute.plan import ChannelPairs, ComputePlan, release_memory, require_device
 from onecycle.core.cache import cache_folder
 from onecycle.core.config import Device, Precision
 from onecycle.core.errors import StorageError
 from onecycle.core.files import InUseError, locked, replacing
 from onecycle.models import ModelComposite
 
-BUDGET_SECONDS = 5.0  # for all measurements on a CPU
+BUDGET_SECONDS = 5.0  # for all measurements on a CPU; where `MOST_IMAGES` take longer, measurements may, too
 MOST_IMAGES = 512  # in one timed pass on a CPU
+FEWEST_IMAGES = 8  # in one timed pass on a CPU; with fewer, the kernels' fixed costs would dominate
 PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
-Change = Callable[[ComputePlan], ComputePlan]
+# A function of the best plan so far. Its second argument is called with a plan and finds the convolutions that
+# Winograd's algorithm computes faster than this plan.
+Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]
+
+
+def _with_winograd(best: ComputePlan, faster_by_winograd: Callable[[ComputePlan], ChannelPairs]) -> ComputePlan:
+    """`best` with Winograd's algorithm for the convolutions where it is faster. Its kernels need channels-last maps."""
+    channels_last = replace(best, channels_last=True)
+    winograd = faster_by_winograd(channels_last)
+    return replace(channels_last, winograd=winograd) if winograd else best
+
 
 # Each round is (images per CPU thread, changes). The changes are tried in order, each on the best plan so far. Round 1
 # tries precisions and memory layouts. Round 2 tries kernels, on larger batches, because their gain shows only there.
@@ -36,17 +48,18 @@ ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
     (
         8,
         (
-            lambda best: replace(best, channels_last=True, precision="bfloat16"),
-            lambda best: replace(best, channels_last=True),
+            lambda best, _: replace(best, channels_last=True, precision="bfloat16"),
+            lambda best, _: replace(best, channels_last=True),
         ),
     ),
     (
         64,
         (
-            lambda best: replace(best, im2col_gemm=True),
-            lambda best: replace(best, native_kernels=True),
-            lambda best: replace(best, amx=True),
-            lambda best: replace(best, torch_compile=True),
+            _with_winograd,
+            lambda best, _: replace(best, native_kernels=True),
+            lambda best, _: replace(best, im2col_gemm=True),
+            lambda best, _: replace(best, amx=True),
+            lambda best, _: replace(best, torch_compile=True),
         ),
     ),
 )
@@ -169,28 +182,44 @@ def _measuring_alone(folder: Path) -> Iterator[None]:
 
 def _is_possible(plan: ComputePlan, precisions: Sequence[str]) -> bool:
     on_cpu = plan.device == "cpu"
-    kernels = on_cpu and plan.precision == "bfloat16" and native.compiled() is not None  # the kernels need bfloat16
+    kernels = on_cpu and plan.channels_last and native.compiled() is not None
+    bfloat16 = plan.precision == "bfloat16"
     return (
         plan.precision in precisions
         and (not plan.im2col_gemm or on_cpu)
         and (not plan.native_kernels or kernels)
-        and (not plan.amx or (kernels and amx.is_available()))
+        and (not plan.amx or (kernels and bfloat16 and amx.is_available()))
         and (not plan.torch_compile or (plan.device == "cuda" and find_spec("triton") is not None))
     )
 
 
+def _faster_by_winograd(benchmark: Microbenchmark, plan: ComputePlan, *, images: int) -> ChannelPairs:
+    """The convolutions that are faster by Winograd's algorithm than by `plan`. Where AMX can be used, it is faster."""
+    with_amx = plan.precision == "bfloat16" and amx.is_available()
+    if plan.device != "cpu" or not plan.channels_last or with_amx or native.compiled() is None:
+        return ()
+    try:
+        return benchmark.faster_by_winograd(plan, images, advantage=ADVANTAGE)
+    except Exception:  # the model cannot compute channels-last maps
+        return ()
+
+
 def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[str]) -> Choice:
-    deadline = time.perf_counter() + BUDGET_SECONDS if best.device == "cpu" else math.inf
+    started = time.perf_counter()
     seconds_per_image = benchmark.seconds(best, 2) / 2
+    budget = max(BUDGET_SECONDS, MOST_IMAGES * seconds_per_image) if best.device == "cpu" else math.inf
+    deadline = started + budget
     rounds: list[Round] = []
     for each, changes in ROUNDS:
         wanted = min(each * (best.threads or 1), MOST_IMAGES)
-        images = max(2, min(wanted, int(PASS_SECONDS / seconds_per_image))) if best.device == "cpu" else IMAGES_ON_GPU
+        fitting = max(FEWEST_IMAGES, int(PASS_SECONDS / seconds_per_image))
+        images = min(wanted, fitting) if best.device == "cpu" else IMAGES_ON_GPU
         if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
         best_seconds = benchmark.seconds(best, images)
         measured, failed = {str(best): best_seconds}, {}
-        for challenger in (change(best) for change in changes):
+        for change in changes:
+            challenger = change(best, partial(_faster_by_winograd, benchmark, images=images))
             if challenger == best or not _is_possible(challenger, precisions):
                 continue
             if time.perf_counter() + 3 * best_seconds > deadline:

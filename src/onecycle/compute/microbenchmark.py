@@ -7,8 +7,10 @@ import time
 from dataclasses import replace
 
 import torch
+from torch import nn
 
-from onecycle.compute.plan import ComputePlan
+from onecycle.compute.kernels.convolution import FastConv2d
+from onecycle.compute.plan import ChannelPairs, ComputePlan
 from onecycle.models import Batch, ModelComposite
 
 PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturbances only slow a pass down
@@ -51,6 +53,41 @@ class Microbenchmark:
             if time.perf_counter() - started > PASSES_SECONDS:
                 break
         return least
+
+    def faster_by_winograd(self, plan: ComputePlan, images: int, *, advantage: float) -> ChannelPairs:
+        """The 3×3 convolutions that are more than `advantage` times as fast by Winograd's algorithm as by `plan`.
+
+        Each convolution is timed by itself, forward and backward, on `images` images. Convolutions with the same
+        channels are added up.
+        """
+        totals: dict[tuple[int, int], list[float]] = {}
+        for layer, example in self._inputs(plan):
+            by_winograd = FastConv2d.sharing(layer, winograd=True, im2col_gemm=False, amx=False)
+            batch = torch.randn(images, *example.shape[1:], dtype=example.dtype)
+            batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_(example.requires_grad)
+            total = totals.setdefault((layer.in_channels, layer.out_channels), [0.0, 0.0])
+            for place, each in enumerate((layer, by_winograd)):
+                total[place] += min(self._pass_of(each, plan, batch) for _ in range(2))
+        return tuple(pair for pair, (theirs, ours) in totals.items() if ours * advantage < theirs)
+
+    def _inputs(self, plan: ComputePlan) -> list[tuple[nn.Conv2d, torch.Tensor]]:
+        """The 3×3 convolutions of the model prepared by `plan`, each with an input of two images."""
+        prepared, inputs, hooks = self._prepare(plan), [], []
+        for layer in prepared.modules():
+            if isinstance(layer, FastConv2d) or FastConv2d.replaces(layer):
+                hooks.append(layer.register_forward_pre_hook(lambda layer, args: inputs.append((layer, args[0]))))
+        self._pass(prepared, plan, self._batch(2, plan.device))
+        for hook in hooks:
+            hook.remove()
+        return inputs
+
+    def _pass_of(self, layer: nn.Module, plan: ComputePlan, images: torch.Tensor) -> float:
+        started = time.perf_counter()
+        with plan.autocast():
+            output: torch.Tensor = layer(images)
+        if output.requires_grad:  # not if the convolution is frozen and the first layer
+            output.backward(torch.ones_like(output))  # type: ignore[no-untyped-call]
+        return time.perf_counter() - started
 
     def agrees(self, plan: ComputePlan) -> bool:
         """Whether the gradients of `plan` are accurate enough.

@@ -19,6 +19,7 @@ from onecycle.compute.kernels.max_pool import MaxPool2x2
 from onecycle.core.errors import InputError
 
 Model = TypeVar("Model", bound=nn.Module)
+ChannelPairs = tuple[tuple[int, int], ...]  # the input and output channels of convolutions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class ComputePlan:
     im2col_gemm: bool = False  # compute convolutions on small maps by im2col and a matrix product
     native_kernels: bool = False  # batch norm with activation, and max-pooling, in C compiled for this CPU
     amx: bool = False  # convolutions in C for AMX, the matrix extensions of some x86 CPUs
+    winograd: ChannelPairs = ()  # the 3×3 convolutions to compute by Winograd's algorithm, in C
     torch_compile: bool = False
     threads: int | None = None  # None: PyTorch's default
 
@@ -45,9 +47,15 @@ class ComputePlan:
             "im2col GEMM": self.im2col_gemm,
             "native kernels": self.native_kernels,
             "AMX": self.amx,
+            "Winograd": self.winograd,
             "torch.compile": self.torch_compile,
         }
         return ", ".join([self.precision, *(name for name, used in parts.items() if used)])
+
+    @property
+    def compiled_kernels(self) -> bool:
+        """Whether the plan uses kernels in C, compiled for this machine."""
+        return self.native_kernels or self.amx or bool(self.winograd)
 
     def require(self, hardware: Hardware) -> None:
         """Check that this machine can carry out the plan.
@@ -58,7 +66,7 @@ class ComputePlan:
         require_device(hardware, self.device)
         if self.torch_compile and find_spec("triton") is None:
             raise InputError("this run computes with torch.compile, which needs triton; pip install triton")
-        if (self.native_kernels or self.amx) and native.compiled() is None:
+        if self.compiled_kernels and native.compiled() is None:
             raise InputError(
                 "this run computes with native kernels, which need Linux, a C compiler with OpenMP (gcc) and a "
                 "writable cache folder; install gcc, or set CC to a compiler"
@@ -85,8 +93,8 @@ class ComputePlan:
         """
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         prepared = copy.deepcopy(model, shared)  # deepcopy keeps the tensors in its memo instead of copying them
-        if self.im2col_gemm or self.amx:
-            _replace_convolutions(prepared, im2col_gemm=self.im2col_gemm, amx=self.amx)
+        if self.im2col_gemm or self.amx or self.winograd:
+            _replace_convolutions(prepared, self)
         if self.native_kernels:
             _replace_norms_and_pools(prepared)
         if not self.channels_last:
@@ -103,10 +111,16 @@ class ComputePlan:
     def for_evaluation(self) -> Self:
         """A variant of this plan for evaluation. It works on every machine that has the plan's device.
 
-        The variant uses PyTorch's own batch norm and pooling. It does not use `torch.compile`, and it uses AMX only if
-        this machine supports AMX. AMX sums in another order, so results without AMX may differ in the last digits.
+        The variant uses PyTorch's own batch norm and pooling. It does not use `torch.compile`. It uses AMX and
+        Winograd's algorithm only if this machine has them; without them, results may differ in the last digits.
         """
-        return replace(self, native_kernels=False, amx=self.amx and amx.is_available(), torch_compile=False)
+        return replace(
+            self,
+            native_kernels=False,
+            amx=self.amx and amx.is_available(),
+            winograd=self.winograd if native.compiled() is not None else (),
+            torch_compile=False,
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The autocast context for the forward pass."""
@@ -115,11 +129,14 @@ class ComputePlan:
         return nullcontext()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        values = {**asdict(self), "winograd": [list(pair) for pair in self.winograd]}
+        if not self.winograd:
+            del values["winograd"]  # as in the plans of runs that began before this field existed
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**values)
+        return cls(**{**values, "winograd": tuple((a, b) for a, b in values.get("winograd", ()))})
 
 
 EAGER = ComputePlan()
@@ -141,12 +158,14 @@ def _make_images_contiguous(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> t
     return images.contiguous(), *others
 
 
-def _replace_convolutions(prepared: nn.Module, *, im2col_gemm: bool, amx: bool) -> None:
+def _replace_convolutions(prepared: nn.Module, plan: ComputePlan) -> None:
     for parent in list(prepared.modules()):
         for name, layer in parent.named_children():
             if FastConv2d.replaces(layer):
                 assert isinstance(layer, nn.Conv2d)
-                setattr(parent, name, FastConv2d.sharing(layer, im2col_gemm=im2col_gemm, amx=amx))
+                winograd = (layer.in_channels, layer.out_channels) in plan.winograd
+                fast = FastConv2d.sharing(layer, winograd=winograd, im2col_gemm=plan.im2col_gemm, amx=plan.amx)
+                setattr(parent, name, fast)
 
 
 def _replace_norms_and_pools(prepared: nn.Module) -> None:

@@ -62,7 +62,7 @@ def code_digest() -> str:
 
 def kernels_of(plan: ComputePlan) -> str | None:
     """The identity of the compiled kernels if `plan` uses them, else None."""
-    return native.build_id() if plan.native_kernels or plan.amx else None
+    return native.build_id() if plan.compiled_kernels else None
 
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:

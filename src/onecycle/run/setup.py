@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from onecycle.compute import hardware
+from onecycle.compute.kernels import native
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.run import environment
 from onecycle.run.build import Experiment
@@ -35,6 +36,11 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
         )
     threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'}"
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
+    if plan.device == "cpu" and native.compiled() is None:
+        progress.say(
+            "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes up to four times "
+            "as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
+        )
 
 
 def require_cycle(experiment: Experiment) -> None:

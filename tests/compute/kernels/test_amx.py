@@ -34,7 +34,7 @@ def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def with_amx(layer: nn.Conv2d) -> FastConv2d:
-    return FastConv2d.sharing(layer, im2col_gemm=True, amx=True)
+    return FastConv2d.sharing(layer, winograd=False, im2col_gemm=True, amx=True)
 
 
 def run(layer: nn.Conv2d, images: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -107,7 +107,9 @@ def test_operands_may_have_any_layout_and_dtype_under_any_default() -> None:
     images, weight, gradient = random(32, 16, 5, 5), random(16, 16, 3, 3), random(32, 16, 5, 5)
     output, of_weight = amx.convolve(images, weight), amx.weight_gradient(images, gradient)
     assert torch.equal(amx.convolve(images.contiguous(), weight.contiguous()), output)
+    assert torch.equal(amx.convolve(images.float(), weight.float()), output)
     assert torch.equal(amx.weight_gradient(images.contiguous(), gradient.float().contiguous()), of_weight)
+    assert torch.equal(amx.weight_gradient(images.float(), gradient), of_weight)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -147,6 +149,7 @@ def test_amx_computes_every_weight_gradient_and_all_of_small_maps() -> None:
 @pytest.mark.parametrize(
     "images",
     [
+        random(16, 16, 9, 9).float(),
         torch.randn(16, 16, 9, 9),
         random(16, 15, 9, 9),
         random(15, 16, 9, 9),
@@ -154,7 +157,7 @@ def test_amx_computes_every_weight_gradient_and_all_of_small_maps() -> None:
         random(16, 16, 9, 9)[:0],
         random(16, 16, 9, 9)[0],
     ],
-    ids=["float32", "few channels", "few images", "contiguous", "empty", "a single image"],
+    ids=["float32", "contiguous float32", "few channels", "few images", "contiguous", "empty", "a single image"],
 )
 def test_unsupported_images_go_to_pytorch(images: torch.Tensor) -> None:
     assert not amx.supports(images)

@@ -19,7 +19,7 @@ def convolution(inputs: int, outputs: int, dtype: torch.dtype = torch.float64) -
 
 
 def replacement_of(layer: nn.Conv2d) -> FastConv2d:
-    return FastConv2d.sharing(layer, im2col_gemm=True, amx=False)
+    return FastConv2d.sharing(layer, winograd=False, im2col_gemm=True, amx=False)
 
 
 def run(layer: nn.Conv2d, images: torch.Tensor, *, autocast: bool = False) -> tuple[torch.Tensor, ...]:
@@ -106,7 +106,7 @@ def test_larger_maps_go_to_pytorch(size: tuple[int, int]) -> None:
 def test_the_replacement_shares_weight_and_mode_with_its_layer(training: bool) -> None:
     layer = convolution(3, 4).train(training)
     before = layer.weight.detach().clone()
-    replacement = FastConv2d.sharing(layer, im2col_gemm=True, amx=True)
+    replacement = FastConv2d.sharing(layer, winograd=True, im2col_gemm=True, amx=True)
     assert replacement.weight is layer.weight
     assert replacement.training is training
     assert list(replacement.state_dict()) == list(layer.state_dict())

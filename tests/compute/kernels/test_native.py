@@ -12,10 +12,14 @@ from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.compute.kernels.max_pool import MaxPool2x2
 from onecycle.compute.plan import EAGER, ComputePlan
 
+DTYPES = [torch.float32, torch.bfloat16]  # of the maps that the kernels support
 NATIVE = ComputePlan(native_kernels=True)
 
-KERNELS = ["moments", "scale_shift_activate", "gradient_moments", "input_gradient", "max_pool", "max_pool_gradient"]
-KERNELS += ["has_amx"]
+OF_EACH_DTYPE = ["moments", "scale_shift_activate", "gradient_moments", "input_gradient"]
+OF_EACH_DTYPE += ["max_pool", "max_pool_gradient"]
+OF_EACH_DTYPE += ["winograd_workspace", "winograd_convolve", "winograd_weight_gradient"]
+KERNELS = [f"{name}_{dtype}" for name in OF_EACH_DTYPE for dtype in ("float32", "bfloat16")]
+KERNELS += ["has_amx", "amx_convolve_bfloat16", "amx_weight_gradient_bfloat16"]
 
 # `compiled` caches the library for the life of the process; this function does not.
 find_library = native.compiled.__wrapped__
@@ -28,17 +32,22 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiler(native_kernels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A compiler that logs each compilation."""
+    """A compiler that logs the arguments of each compilation."""
     script = tmp_path / "logging-cc"
-    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled >> {tmp_path}/log\nexec cc "$@"\n')
+    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled "$@" >> {tmp_path}/log\nexec cc "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
+    monkeypatch.delenv("CFLAGS", raising=False)
     return script
 
 
 def compilations(tmp_path: Path) -> int:
+    return len(arguments_of_compilations(tmp_path))
+
+
+def arguments_of_compilations(tmp_path: Path) -> list[list[str]]:
     log = tmp_path / "log"
-    return log.read_text().count("compiled") if log.exists() else 0
+    return [line.split()[1:] for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def cached(tmp_path: Path) -> list[str]:
@@ -55,7 +64,7 @@ def test_the_library_is_compiled_once_and_then_loaded_from_the_cache(compiler: P
     assert [path.suffix for path in folder.iterdir()] == [".so"], "a temporary file is left"
 
 
-@pytest.mark.parametrize("changed", ["source", "header", "flags", "compiler"])
+@pytest.mark.parametrize("changed", ["source", "template", "header", "flags", "environment", "compiler"])
 def test_another_source_flag_or_compiler_makes_another_library(
     changed: str, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,14 +77,43 @@ def test_another_source_flag_or_compiler_makes_another_library(
     assert cached(tmp_path) == before, "the folder of the sources must make no difference"
     if changed == "flags":
         monkeypatch.setattr(native, "_FLAGS", [*native._FLAGS, "-DNOTHING"])
+    elif changed == "environment":
+        monkeypatch.setenv("CFLAGS", "-DNOTHING")
     elif changed == "compiler":
         compiler.write_text(compiler.read_text().replace("exec cc", '[ "$1" = --version ] && echo newer; exec cc'))
     else:
-        path = sources / {"source": "max_pool.c", "header": "bfloat16.h"}[changed]
+        path = sources / {"source": "float32.c", "template": "max_pool.h", "header": "vector.h"}[changed]
         path.write_text(path.read_text() + "\n/* changed */\n")
     assert find_library() is not None
     assert len(cached(tmp_path)) == 2
     assert compilations(tmp_path) == 2
+
+
+def test_flags_of_the_environment_follow_the_projects_flags(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", "-O1 -DNAME='a name'")  # the last -O wins, so this one replaces the project's -O3
+    assert find_library() is not None
+    ((*arguments,),) = arguments_of_compilations(tmp_path)
+    count = len(native._FLAGS)
+    assert arguments[:count] == native._FLAGS
+    assert arguments[count : count + 3] == ["-O1", "-DNAME=a", "name"]  # the log does not quote
+
+
+def test_without_flags_of_the_environment_the_compiler_gets_only_the_projects(compiler: Path, tmp_path: Path) -> None:
+    assert find_library() is not None
+    ((*arguments,),) = arguments_of_compilations(tmp_path)
+    *flags, output, _ = [argument for argument in arguments if not argument.endswith(".c")]
+    assert [*flags, output] == [*native._FLAGS, "-o"]
+
+
+@pytest.mark.parametrize("flags", ["-no-such-option", "'not closed"])
+def test_without_usable_flags_there_is_no_library(
+    flags: str, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", flags)
+    assert find_library() is None
+    assert cached(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["no-such-compiler", "false", ""])
@@ -103,23 +141,36 @@ def test_without_a_writable_cache_there_is_no_library(
     assert find_library() is None
 
 
-def test_the_kernels_support_only_bfloat16_maps_in_channels_last_layout() -> None:
-    images = torch.zeros(2, 6, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernels_support_only_maps_in_channels_last_layout(dtype: torch.dtype) -> None:
+    images = torch.zeros(2, 6, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
     assert native.supports(images)
     assert native.supports(images[1:])
-    most = torch.zeros(1, native.MOST_CHANNELS + 1, 1, 1).bfloat16()
+    most = torch.zeros(1, native.MOST_CHANNELS + 1, 1, 1, dtype=dtype)
     assert native.supports(most[:, 1:].clone())
-    refused = [images.float(), images.half(), images.contiguous(), images[:, :3], images[0], images[:0], most]
-    refused += [images[:1].expand(2, -1, -1, -1), images.to("meta"), images.permute(0, 1, 3, 2)]
+    refused = [images.double(), images.half(), images.int(), images.contiguous(), images[:, :3], images[0]]
+    refused += [images[:0], most, images[:1].expand(2, -1, -1, -1), images.to("meta"), images.permute(0, 1, 3, 2)]
     assert not any(native.supports(other) for other in refused)
 
 
-def test_a_gradient_is_converted_to_the_dtype_and_layout_of_the_kernels() -> None:
-    gradient = torch.randn(2, 6, 4, 4).bfloat16()
-    for given in (gradient, gradient.float(), gradient.to(memory_format=torch.channels_last)):
-        assert native.supports(native.to_kernel_layout(given))
-        assert torch.equal(native.to_kernel_layout(given), gradient)
-    assert native.supports(native.to_kernel_layout(torch.ones(1).expand(2, 6, 4, 4)))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_is_converted_to_the_layout_of_the_kernels_and_keeps_its_dtype(dtype: torch.dtype) -> None:
+    gradient = torch.randn(2, 6, 4, 4, dtype=dtype)
+    for given in (gradient, gradient.to(memory_format=torch.channels_last)):
+        converted = native.to_kernel_layout(given)
+        assert native.supports(converted)
+        assert converted.dtype == dtype
+        assert torch.equal(converted, gradient)
+    assert native.supports(native.to_kernel_layout(torch.ones(1, dtype=dtype).expand(2, 6, 4, 4)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_new_maps_have_the_layout_of_the_kernels_under_any_default(dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        made = native.empty_maps(2, 6, 4, 5, dtype)
+    assert made.shape == (2, 6, 4, 5)
+    assert made.dtype == dtype
+    assert native.supports(made)
 
 
 FEWER_THREADS = """
@@ -130,11 +181,12 @@ from onecycle.compute.kernels import amx
 
 torch.manual_seed(0)
 torch.set_num_threads(4)
-images = torch.randn(8, 16, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-output = BatchNormActivation2d(16, momentum=1.0).train()
-expected = torch.nn.BatchNorm2d(16, momentum=1.0).train()
-torch.testing.assert_close(MaxPool2x2()(output(images)), torch.nn.MaxPool2d(2)(expected(images).relu()))
-torch.testing.assert_close(output.running_mean, expected.running_mean)
+for dtype in (torch.float32, torch.bfloat16):
+    images = torch.randn(8, 16, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    output = BatchNormActivation2d(16, momentum=1.0).train()
+    expected = torch.nn.BatchNorm2d(16, momentum=1.0).train()
+    torch.testing.assert_close(MaxPool2x2()(output(images)), torch.nn.MaxPool2d(2)(expected(images).relu()))
+    torch.testing.assert_close(output.running_mean, expected.running_mean)
 if amx.is_available():
     weight, images = torch.randn(16, 16, 3, 3).bfloat16(), images.detach().repeat(16, 1, 1, 1)
     convolved = amx.convolve(images, weight)

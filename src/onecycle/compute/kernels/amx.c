@@ -172,7 +172,7 @@ static void store_pixel(bfloat16 *output, const Sums sums[4], long images, long 
 
 /* Convolve. `output` is [images, height, width, outputs]. `packed_filters` has room for all filters, and
    `packed_images` has room for 32 images per thread. */
-void convolve(const bfloat16 *input, const bfloat16 *filters, bfloat16 *output, Tile *packed_filters,
+void amx_convolve_bfloat16(const bfloat16 *input, const bfloat16 *filters, bfloat16 *output, Tile *packed_filters,
               Tile *packed_images, long images, long height, long width, long inputs, long outputs, int threads) {
     long pixels = height * width, steps = blocks(inputs) / 2, groups = (images + GROUP - 1) / GROUP;
     pack_filters(filters, packed_filters, inputs, outputs, threads);
@@ -298,7 +298,7 @@ static void add_band(Sums *sums, int anew, const Tile *gradient, const Tile *inp
    groups into parts: one part per thread, or one part per group if there are fewer groups than threads. A part is
    computed in bands of `rows_at_once` rows. Each part has room for `gradient_size` packed tiles of the gradient, for
    `input_size` packed tiles of the input, where a band has two more rows, and for its own sums in `sums`. */
-void weight_gradient(const bfloat16 *input, const bfloat16 *gradient, float *result, Sums *sums, Tile *packed_input,
+void amx_weight_gradient_bfloat16(const bfloat16 *input, const bfloat16 *gradient, float *result, Sums *sums, Tile *packed_input,
                      long input_size, Tile *packed_gradient, long gradient_size, long rows_at_once, long images,
                      long height, long width, long inputs, long outputs, int threads) {
     long pixels = height * width, in_blocks = blocks(inputs), out_blocks = blocks(outputs);

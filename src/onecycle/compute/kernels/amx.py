@@ -26,9 +26,10 @@ def is_available() -> bool:
 
 
 def supports(images: torch.Tensor) -> bool:
-    """Whether the kernels support `images` `[B,C,H,W]` as the input of a convolution."""
+    """Whether the kernels support `images` `[B,C,H,W]` as the input of a convolution. They must be bfloat16."""
     return (
         is_available()
+        and images.dtype == torch.bfloat16
         and native.supports(images)
         and images.shape[0] >= FEWEST_IMAGES
         and images.shape[1] >= FEWEST_CHANNELS
@@ -38,14 +39,14 @@ def supports(images: torch.Tensor) -> bool:
 def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Convolve `images` `[B,C,H,W]` with `weight` `[outputs,C,3,3]`, in any memory layout. The result is bfloat16."""
     assert is_available(), "AMX must be enabled first"
-    images, weight = native.to_kernel_layout(images), native.to_kernel_layout(weight)
+    images, weight = (native.to_kernel_layout(maps.to(torch.bfloat16)) for maps in (images, weight))
     batch, inputs, height, width = images.shape
     outputs = len(weight)
     assert weight.shape == (outputs, inputs, 3, 3)
-    output = _maps(batch, outputs, height, width, torch.bfloat16)
+    output = native.empty_maps(batch, outputs, height, width, torch.bfloat16)
     filters = _allocate_tiles(_TAPS * _blocks(inputs) // 2 * _blocks(outputs))
     packed = _allocate_tiles(torch.get_num_threads() * height * width * _blocks(inputs))
-    native.call("convolve", images, weight, output, filters, packed, batch, height, width, inputs, outputs)
+    native.call("amx_convolve", images, weight, output, filters, packed, batch, height, width, inputs, outputs)
     return output
 
 
@@ -56,7 +57,7 @@ def weight_gradient(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tenso
     Both may have any memory layout.
     """
     assert is_available(), "AMX must be enabled first"
-    images, gradient = native.to_kernel_layout(images), native.to_kernel_layout(gradient)
+    images, gradient = (native.to_kernel_layout(maps.to(torch.bfloat16)) for maps in (images, gradient))
     batch, inputs, height, width = images.shape
     outputs = gradient.shape[1]
     assert gradient.shape == (batch, outputs, height, width)
@@ -67,9 +68,9 @@ def weight_gradient(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tenso
     input_size, gradient_size = min(rows + 2, height) * width * of_input, rows * width * of_output
     packed_input, packed_gradient = _allocate_tiles(parts * input_size), _allocate_tiles(parts * gradient_size)
     sums = _allocate_tiles(parts * _TAPS * of_output * of_input)
-    result = _maps(outputs, inputs, 3, 3, torch.float32)
+    result = native.empty_maps(outputs, inputs, 3, 3, torch.float32)
     packed = packed_input, input_size, packed_gradient, gradient_size, rows
-    native.call("weight_gradient", images, gradient, result, sums, *packed, batch, height, width, inputs, outputs)
+    native.call("amx_weight_gradient", images, gradient, result, sums, *packed, batch, height, width, inputs, outputs)
     return result
 
 
@@ -81,8 +82,3 @@ def _blocks(channels: int) -> int:
 def _allocate_tiles(count: int) -> torch.Tensor:
     """Memory for `count` tiles, aligned to 64 bytes like all CPU tensors. The C code relies on the alignment."""
     return torch.empty(count * _TILE, dtype=torch.uint8, device="cpu")
-
-
-def _maps(batch: int, channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    shape = batch, channels, height, width
-    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Batch norm and an activation as one layer, in bfloat16 on the CPU. Forward and backward read `x` twice each."""
+"""Batch norm and an activation as one layer on the CPU. Forward and backward read `x` twice each."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ class _NormalizeAndActivate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         x, scale, shift, mean, std = ctx.saved_tensors
-        gradient = native.to_kernel_layout(gradients[0])
+        gradient = native.to_kernel_layout(gradients[0].to(x.dtype))
         channels = x.shape[1]
         rows = x.numel() // channels
         mean32 = mean.float()

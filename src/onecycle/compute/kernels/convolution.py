@@ -1,9 +1,10 @@
-"""3×3 convolutions for the sizes where PyTorch's own kernels are slow, computed by im2col GEMM or by AMX kernels.
+"""3×3 convolutions where PyTorch's own kernels are slow, computed by Winograd's algorithm, im2col GEMM or AMX kernels.
 
-On feature maps up to 8×8, oneDNN's bfloat16 convolution computes the weight gradient far more slowly than a matrix
-product of the same size. On maps up to 4×4, it also computes the output and the input gradient more slowly. A matrix
-product (GEMM) needs the patches unfolded (im2col), but this costs less than the product saves. The AMX kernels do not
-unfold patches, so they are faster on larger maps, too. docs/performance.md has the measurements.
+Winograd's algorithm needs a quarter of the products of a direct convolution. It is the fastest on CPUs without matrix
+extensions. On feature maps up to 8×8, oneDNN's bfloat16 convolution computes the weight gradient far more slowly than a
+matrix product of the same size. On maps up to 4×4, it also computes the output and the input gradient more slowly. A
+matrix product (GEMM) needs the patches unfolded (im2col), but this costs less than the product saves. The AMX kernels
+do not unfold patches, so they are faster on larger maps, too. docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from onecycle.compute.kernels import amx
+from onecycle.compute.kernels import amx, winograd
 from onecycle.compute.kernels.hooks import hooked
 
 _Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -37,12 +38,12 @@ def unfold_patches(images: torch.Tensor) -> torch.Tensor:
 
 def _convolve_by_gemm(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     batch, _, height, width = images.shape
-    rows = unfold_patches(images) @ weight.permute(2, 3, 1, 0).flatten(end_dim=2)  # [B*H*W, outputs]
+    rows = unfold_patches(images) @ weight.to(images.dtype).permute(2, 3, 1, 0).flatten(end_dim=2)  # [B*H*W, outputs]
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)  # channels-last
 
 
 def _convolve_by_pytorch(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return functional.conv2d(images, weight, padding=1)
+    return functional.conv2d(images, weight.to(images.dtype), padding=1)
 
 
 def _weight_gradient_by_gemm(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -65,7 +66,7 @@ class _Convolve(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(images, weight)
         ctx.convolve, ctx.weight_gradient = convolve, weight_gradient
-        return convolve(images, weight.to(images.dtype))
+        return convolve(images, weight)
 
     @staticmethod
     @once_differentiable
@@ -75,19 +76,20 @@ class _Convolve(torch.autograd.Function):
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
             # The input gradient is the output gradient, convolved with the filters rotated by 180°.
-            of_images = ctx.convolve(gradient, weight.to(gradient.dtype).flip(2, 3).transpose(0, 1))
+            of_images = ctx.convolve(gradient, weight.flip(2, 3).transpose(0, 1))
         if ctx.needs_input_grad[1]:
             of_weight = ctx.weight_gradient(images, gradient)
         return of_images, of_weight, None, None
 
 
 class FastConv2d(nn.Conv2d):
-    """A 3×3 convolution (stride 1, padding 1, no bias, one group). The size of the feature map determines the kernel.
+    """A 3×3 convolution (stride 1, padding 1, no bias, one group), computed by the fastest of the allowed kernels.
 
     It shares the weight of the layer that it replaces, and agrees with that layer up to rounding. The weight must not
     change between the forward and the backward pass.
     """
 
+    winograd = False
     im2col_gemm = False
     amx = False
 
@@ -102,11 +104,11 @@ class FastConv2d(nn.Conv2d):
         )
 
     @classmethod
-    def sharing(cls, layer: nn.Conv2d, *, im2col_gemm: bool, amx: bool) -> "FastConv2d":
-        """A replacement for `layer` with the same weight. `im2col_gemm` and `amx` say which kernels it may use."""
+    def sharing(cls, layer: nn.Conv2d, *, winograd: bool, im2col_gemm: bool, amx: bool) -> "FastConv2d":
+        """A replacement for `layer` with the same weight. The other arguments say which kernels it may use."""
         replacement = cls(layer.in_channels, layer.out_channels, 3, padding=1, bias=False, device="meta")
         replacement.weight = layer.weight
-        replacement.im2col_gemm, replacement.amx = im2col_gemm, amx
+        replacement.winograd, replacement.im2col_gemm, replacement.amx = winograd, im2col_gemm, amx
         return replacement.train(layer.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -119,7 +121,9 @@ class FastConv2d(nn.Conv2d):
             return super().forward(input)
         pixels = input.shape[-2] * input.shape[-1]
         convolve: _Operation = _convolve_by_pytorch
-        if self.amx and amx.supports(images):
+        if self.winograd and winograd.supports(images, self.out_channels):
+            convolve, weight_gradient = winograd.convolve, winograd.weight_gradient
+        elif self.amx and amx.supports(images):
             weight_gradient = amx.weight_gradient
             if pixels <= AMX_MOST_PIXELS:
                 convolve = amx.convolve

@@ -1,4 +1,4 @@
-"""Max-pooling of 2×2 windows in bfloat16 on the CPU."""
+"""Max-pooling of 2×2 windows on the CPU."""
 
 from typing import Any
 
@@ -15,19 +15,18 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
         pooled = (batch, channels, height // 2, width // 2)
-        y = torch.empty(pooled, dtype=x.dtype, memory_format=torch.channels_last)
-        place = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
+        y, place = native.empty_maps(*pooled, x.dtype), native.empty_maps(*pooled, torch.uint8)
         native.call("max_pool", x, y, place, *_sizes(x))
         ctx.save_for_backward(place)
-        ctx.shape = x.shape
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (place,) = ctx.saved_tensors
-        gradient = native.to_kernel_layout(gradients[0])
-        result = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
+        gradient = native.to_kernel_layout(gradients[0].to(ctx.dtype))
+        result = torch.empty(ctx.shape, dtype=ctx.dtype, memory_format=torch.channels_last)
         native.call("max_pool_gradient", gradient, place, result, *_sizes(result))
         return result
 

@@ -1,9 +1,11 @@
 """Compile the C kernels for this machine, and call them.
 
-In bfloat16, PyTorch's batch norm, ReLU and max-pooling take several times as long as reading and writing their memory.
-PyTorch's convolutions on small maps take several times as long as their arithmetic needs. The C files in this folder
-are faster. On first use, a C compiler with OpenMP compiles these files into the user's cache, in about a second.
-Without a compiler, PyTorch's own kernels are used.
+PyTorch's batch norm, ReLU and max-pooling take several times as long as reading and writing their memory. Its
+convolutions take several times as long as their arithmetic needs. The C files in this folder are faster: float32.c and
+bfloat16.c compute maps of one data type each, and amx.c is for the matrix extensions of some CPUs. On first use, a C
+compiler with OpenMP compiles these files into the user's cache, in a few seconds. `$CC` and `$CFLAGS` choose another
+compiler and further options. Without a compiler, variants are used that were compiled when the package was built. If
+there are none, PyTorch's own kernels are used.
 """
 
 import ctypes
@@ -15,43 +17,75 @@ import shlex
 import subprocess
 import tempfile
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from onecycle.compute.hardware import cpu_features, cpu_name
+from onecycle.compute.kernels.variants import FLAGS, VARIANTS
+from onecycle.compute.kernels.variants import FOLDER as PREBUILT
 from onecycle.core.cache import cache_folder
 
 _TIMEOUT_SECONDS = 60
 MOST_CHANNELS = 8192  # each thread keeps two sums per channel on its stack
 _FOLDER = Path(__file__).parent
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
+_FLAGS = [*FLAGS, "-shared", "-march=native"]
 if platform.machine() == "x86_64":
     _FLAGS.append("-mprefer-vector-width=512")
+if platform.system() == "Darwin":
+    # Apple's clang has no OpenMP library. When they are loaded, the kernels find the library that comes with PyTorch.
+    _FLAGS = ["-O3", "-fPIC", "-shared", "-mcpu=native", "-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
 
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
-    """The compiled kernels. None if Linux, a C compiler, OpenMP or a writable cache is missing."""
-    if platform.system() != "Linux":
+    """The kernels, compiled for this machine, or else the best variant that came with the package.
+
+    None if both are missing: without a C compiler with OpenMP and a writable cache, if the package was not installed
+    from a wheel with compiled kernels. On macOS, compiling is untested.
+    """
+    if os.name != "posix":
         return None
-    try:
-        command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS]
-        path = _library_file(command)
-        if path.exists():
-            with suppress(OSError):  # a library that was compiled for another system does not load
-                return ctypes.CDLL(str(path))
-        _compile(command, path)
-        # gcc's OpenMP resolves to the library that PyTorch has loaded, so both share one thread pool.
-        return ctypes.CDLL(str(path))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        return _compiled_here()
+    with suppress(OSError):
+        return _prebuilt()
+    return None
+
+
+def _compiled_here() -> ctypes.CDLL:
+    compiler, flags = os.environ.get("CC", "cc"), os.environ.get("CFLAGS", "")
+    command = [*shlex.split(compiler), *_FLAGS, *shlex.split(flags)]
+    path = _library_file(command)
+    if path.exists():
+        with suppress(OSError):  # a library that was compiled for another system does not load
+            return ctypes.CDLL(str(path))
+    _compile(command, path)
+    # gcc's OpenMP resolves to the library that PyTorch has loaded, so both share one thread pool.
+    return ctypes.CDLL(str(path))
+
+
+def _prebuilt() -> ctypes.CDLL | None:
+    """The best variant of the kernels in the package that this CPU supports."""
+    capabilities = torch.cpu.get_capabilities()
+    for name, variant in VARIANTS.get(platform.machine(), {}).items():
+        path = _FOLDER / PREBUILT / f"{name}.so"
+        if path.exists() and all(capabilities.get(required) for required in variant.requires):
+            return ctypes.CDLL(str(path))
+    return None
 
 
 def build_id() -> str | None:
-    """A hash of the kernels' source code, the compiler and the CPU. None without compiled kernels."""
+    """The identity of the compiled kernels: a hash of their source code, the compiler and the CPU. None without them.
+
+    For kernels that came with the package, the identity is the name of their variant and the package's version.
+    """
     loaded = compiled()
-    return Path(loaded._name).stem if loaded else None
+    if loaded is None:
+        return None
+    path = Path(loaded._name)
+    return f"{path.stem} {version('onecycle')}" if path.parent.name == PREBUILT else path.stem
 
 
 def _library_file(command: list[str]) -> Path:
@@ -78,23 +112,26 @@ def _compile(command: list[str], path: Path) -> None:
 
 
 def call(name: str, *arguments: torch.Tensor | int) -> None:
-    """Call the kernel `name`. Every kernel takes PyTorch's number of threads as its last argument.
+    """Call the kernel `name` for the data type of the first argument, a tensor.
 
-    Tensors are passed as pointers. The caller ensures their dtype and memory layout.
+    Every kernel takes PyTorch's number of threads as its last argument. Tensors are passed as pointers. The caller
+    ensures their dtype and memory layout.
     """
     loaded = compiled()
     assert loaded is not None, "call compiled() first"
+    assert isinstance(arguments[0], torch.Tensor)
+    kernel = getattr(loaded, f"{name}_{str(arguments[0].dtype).removeprefix('torch.')}")
     values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_long(a) for a in arguments]
-    getattr(loaded, name)(*values, ctypes.c_int(torch.get_num_threads()))
+    kernel(*values, ctypes.c_int(torch.get_num_threads()))
 
 
 def supports(images: torch.Tensor) -> bool:
     """Whether the kernels support `images` `[B,C,H,W]`.
 
-    They must be bfloat16, on the CPU, channels-last and not empty, with at most `MOST_CHANNELS` channels.
+    They must be float32 or bfloat16, on the CPU, channels-last and not empty, with at most `MOST_CHANNELS` channels.
     """
     return (
-        images.dtype == torch.bfloat16
+        images.dtype in (torch.float32, torch.bfloat16)
         and images.device.type == "cpu"
         and images.dim() == 4
         and images.numel() > 0
@@ -104,5 +141,11 @@ def supports(images: torch.Tensor) -> bool:
 
 
 def to_kernel_layout(maps: torch.Tensor) -> torch.Tensor:
-    """`maps` `[B,C,H,W]` as the kernels need them: bfloat16, channels-last."""
-    return maps.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    """`maps` `[B,C,H,W]` as the kernels need them: channels-last."""
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def empty_maps(batch: int, channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for maps `[B,C,H,W]` in the kernels' layout."""
+    shape = batch, channels, height, width
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-/* Batch norm and activation of maps [rows, channels] in bfloat16. Values per channel are float32.
+/* Batch norm and activation of maps [rows, channels] of type `Value`. Values per channel are float32.
 
    The activation is a ReLU, or with `smooth` a hardswish: z times (z/6 + 1/2), where the second factor is clamped to
    [0, 1].
@@ -6,10 +6,6 @@
    The compiler vectorizes every loop over channels, and each pass reads every array once. Each thread has an equal
    range of the rows and its own sums. The caller adds the threads' sums, always in the same order. If OpenMP grants
    fewer threads than requested, one thread computes several ranges. */
-#include "bfloat16.h"
-
-#define INLINE static inline __attribute__((always_inline))  /* a constant `smooth` leaves no branches in loops */
-
 enum { BLOCK = 256 };  /* rows summed in float32 before they are added in float64 */
 
 /* The activation of z. It propagates NaN. */
@@ -34,7 +30,7 @@ static void add_block(double *sums, float *block, long channels) {
 
 /* Sum g and g (x - around) over one thread's rows. `sums` is [2, channels]. g is the gradient of the activation's
    input, or x - around if `gradient` is NULL. `around` is near the mean, so that squares stay small. */
-INLINE void sum_rows(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+INLINE void sum_rows(const Value *restrict x, const Value *restrict gradient, const float *restrict scale,
                      const float *restrict shift, const float *restrict around, double *restrict sums, long begin,
                      long end, long channels, long smooth) {
     float block[2 * channels];
@@ -53,33 +49,33 @@ INLINE void sum_rows(const bfloat16 *restrict x, const bfloat16 *restrict gradie
 }
 
 /* Sum x - around and its square. `sums` is [threads, 2, channels]. */
-void moments(const bfloat16 *x, const float *around, double *sums, long rows, long channels, int threads) {
+void NAME(moments)(const Value *x, const float *around, double *sums, long rows, long channels, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++)
         sum_rows(x, NULL, NULL, NULL, around, sums + thread * 2 * channels, rows * thread / threads,
                  rows * (thread + 1) / threads, channels, 0);
 }
 
-INLINE void activate_row(const bfloat16 *restrict x, const float *restrict scale, const float *restrict shift,
-                         bfloat16 *restrict y, long channels, long smooth) {
+INLINE void activate_row(const Value *restrict x, const float *restrict scale, const float *restrict shift,
+                         Value *restrict y, long channels, long smooth) {
 #pragma omp simd
     for (long c = 0; c < channels; c++) y[c] = narrow(activated(scale[c] * widen(x[c]) + shift[c], smooth));
 }
 
 /* y = activation(scale x + shift). */
-void scale_shift_activate(const bfloat16 *x, const float *scale, const float *shift, bfloat16 *y, long rows,
+void NAME(scale_shift_activate)(const Value *x, const float *scale, const float *shift, Value *y, long rows,
                           long channels, long smooth, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
-        const bfloat16 *values = x + row * channels;
-        bfloat16 *results = y + row * channels;
+        const Value *values = x + row * channels;
+        Value *results = y + row * channels;
         if (smooth) activate_row(values, scale, shift, results, channels, 1);
         else activate_row(values, scale, shift, results, channels, 0);
     }
 }
 
 /* Sum g and g (x - mean), where g is the gradient of the activation's input. `sums` is [threads, 2, channels]. */
-void gradient_moments(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
+void NAME(gradient_moments)(const Value *x, const Value *gradient, const float *scale, const float *shift,
                       const float *mean, double *sums, long rows, long channels, long smooth, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
@@ -90,9 +86,9 @@ void gradient_moments(const bfloat16 *x, const bfloat16 *gradient, const float *
     }
 }
 
-INLINE void gradient_row(const bfloat16 *restrict x, const bfloat16 *restrict gradient, const float *restrict scale,
+INLINE void gradient_row(const Value *restrict x, const Value *restrict gradient, const float *restrict scale,
                          const float *restrict shift, const float *restrict slope, const float *restrict offset,
-                         bfloat16 *restrict result, long channels, long smooth) {
+                         Value *restrict result, long channels, long smooth) {
 #pragma omp simd
     for (long c = 0; c < channels; c++) {
         float value = widen(x[c]), g = let_through(widen(gradient[c]), scale[c] * value + shift[c], smooth);
@@ -101,13 +97,13 @@ INLINE void gradient_row(const bfloat16 *restrict x, const bfloat16 *restrict gr
 }
 
 /* result = scale g + slope x + offset, where g is the gradient of the activation's input. */
-void input_gradient(const bfloat16 *x, const bfloat16 *gradient, const float *scale, const float *shift,
-                    const float *slope, const float *offset, bfloat16 *result, long rows, long channels, long smooth,
+void NAME(input_gradient)(const Value *x, const Value *gradient, const float *scale, const float *shift,
+                    const float *slope, const float *offset, Value *result, long rows, long channels, long smooth,
                     int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
-        const bfloat16 *values = x + row * channels, *gradients = gradient + row * channels;
-        bfloat16 *results = result + row * channels;
+        const Value *values = x + row * channels, *gradients = gradient + row * channels;
+        Value *results = result + row * channels;
         if (smooth) gradient_row(values, gradients, scale, shift, slope, offset, results, channels, 1);
         else gradient_row(values, gradients, scale, shift, slope, offset, results, channels, 0);
     }
