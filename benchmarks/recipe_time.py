@@ -1,11 +1,10 @@
 """Estimate how long each recipe takes on CIFAR-10, on this CPU and on older CPUs, which are simulated.
 
-For each class of CPU and each recipe, a process measures how long a training step takes at each image size, and how
-long the evaluation of an image takes. It multiplies these times by the number of steps in the training and in the sweep
-of the LR finder, and by the number of images in the evaluations after each epoch. The estimate leaves out loading the
-data, the plots and the report, which take some seconds.
-An older CPU is simulated by limiting oneDNN (for AVX2, also ATen and MKL) to its instructions. The clock and the caches
-are still those of this CPU.
+For each class of CPU and each recipe, a process chooses a compute plan as a run does. It measures how long a training
+step takes at each image size, and how long the evaluation of an image takes. It multiplies these times by the number of
+steps in the training and in the sweep of the LR finder, and by the number of images in the evaluations after each
+epoch. The estimate leaves out loading the data, the plots and the report, which take some seconds.
+cpu_classes.py says how an older CPU is simulated.
 """
 
 import argparse
@@ -19,10 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cpu_classes
 from studies import rounded, write
 
-from onecycle.compute import hardware
-from onecycle.compute.plan import ComputePlan
+from onecycle.compute import autotune, hardware
+from onecycle.compute.hardware import Hardware
+from onecycle.compute.plan import EAGER
 from onecycle.core.recipes import RECIPES
 from onecycle.data.batches import Batches
 from onecycle.run import environment
@@ -30,15 +31,6 @@ from onecycle.run.build import assemble
 from onecycle.run.experiment import SWEEP_STEPS
 from onecycle.train.loop import evaluate, make_train_step, training_steps
 
-_BFLOAT16 = ComputePlan(precision="bfloat16", channels_last=True, im2col_gemm=True, native_kernels=True)
-CLASSES: dict[str, tuple[dict[str, str], ComputePlan]] = {
-    "AMX bfloat16": ({}, replace(_BFLOAT16, amx=True)),
-    "AVX-512 bfloat16": ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, _BFLOAT16),
-    "AVX2": (
-        {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-        ComputePlan(channels_last=True),
-    ),
-}
 TRAIN_IMAGES, EVAL_IMAGES = 50_000, 10_000
 
 
@@ -46,25 +38,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--steps", type=int, default=5, help="steps to time for each image size")
-    parser.add_argument("--classes", nargs="*", choices=CLASSES, default=list(CLASSES), help="classes of CPU")
+    parser.add_argument("--classes", nargs="*", choices=cpu_classes.ENVIRONMENT, default=list(cpu_classes.ENVIRONMENT))
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=Path("results/recipe_time.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.recipes[0], CLASSES[options.child][1], options)))
+        print(json.dumps(measure(options.recipes[0], cpu_classes.detect(options.child), options)))
         return 0
     minutes: dict[str, dict[str, Any]] = {}
     for name in options.classes:
         for recipe in options.recipes:
             minutes.setdefault(name, {})[recipe] = found = in_a_process(name, recipe, options)
             print(f"{name}, {recipe}: {found['minutes']} minutes", flush=True)
-    machine = hardware.detect()
-    record = {
-        "classes": minutes,
-        "steps": options.steps,
-        "environment": environment.describe(machine, replace(_BFLOAT16, threads=machine.cores)),
-    }
+    described = environment.describe(hardware.detect(), EAGER)
+    del described["compute_plan"]  # each recipe has its own plan
+    record = {"classes": minutes, "steps": options.steps, "environment": described}
     write(options.out, record)
     return 0
 
@@ -74,16 +63,16 @@ def in_a_process(name: str, recipe: str, options: argparse.Namespace) -> dict[st
     command = [sys.executable, __file__, "--child", name, "--recipes", recipe, "--data", options.data]
     command += ["--steps", str(options.steps)]
     done = subprocess.run(
-        command, env={**os.environ, **CLASSES[name][0]}, stdout=subprocess.PIPE, text=True, check=True
+        command, env={**os.environ, **cpu_classes.ENVIRONMENT[name]}, stdout=subprocess.PIPE, text=True, check=True
     )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def measure(recipe: str, plan: ComputePlan, options: argparse.Namespace) -> dict[str, Any]:
+def measure(recipe: str, machine: Hardware, options: argparse.Namespace) -> dict[str, Any]:
     """The seconds per step of each image size, the time per evaluated image, and the estimated minutes of a recipe."""
     config = replace(RECIPES[recipe], data=options.data)
-    plan = replace(plan, threads=hardware.usable_cores())
+    plan = autotune.choose(assemble(config, EAGER).model, config.size, machine, device="cpu").plan
     parts = assemble(config, plan)
     sizes = config.sizes or (config.size,)
     steps_per_epoch = -(-TRAIN_IMAGES // config.batch_size)
@@ -114,6 +103,7 @@ def measure(recipe: str, plan: ComputePlan, options: argparse.Namespace) -> dict
     total = training + finder + config.epochs * EVAL_IMAGES * evaluating
     return {
         "minutes": rounded(total / 60),
+        "computed": str(plan),
         "seconds_per_step": {str(size): rounded(value) for size, value in seconds.items()},
         "milliseconds_per_evaluated_image": rounded(1000 * evaluating),
     }

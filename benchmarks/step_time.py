@@ -6,7 +6,13 @@ that other load on the machine slows all of them alike. The script compares the 
   usual          eager PyTorch: float32, default memory layout
   channels_last  the same in channels-last memory
   lightning      Lightning's Trainer with precision="bf16-mixed" (pip install lightning)
+  lightning_32   the same with precision="32-true"
+  jax            plain JAX in float32, compiled (pip install jax)
+  keras_jax      Keras 3 on JAX, float32 (pip install keras jax)
+  keras_tf       Keras 3 on TensorFlow, float32 (pip install keras tensorflow)
   onecycle       this project, with the compute plan that it chose for this machine
+
+With --cpu, all contenders are limited to the instructions of an older class of CPU.
 
 Two more processes measure the limits of the machine: its best rate in a bfloat16 convolution with a shape of the
 network, and in a bfloat16 matrix product. A ratio divides the seconds of a contender by those of onecycle in the same
@@ -26,8 +32,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import cpu_classes
 import torch
 from contenders import Contender, Turns
+from other_frameworks import keras_on, train_with_jax
 from studies import rounded, write
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,32 +46,49 @@ from onecycle.models import Batch, CustomResNet
 from onecycle.run import environment
 from onecycle.train.loop import training_steps
 
-CONTENDERS = ("usual", "channels_last", "lightning", "onecycle")
+NEEDED = {
+    "usual": (),
+    "channels_last": (),
+    "lightning": ("lightning",),
+    "lightning_32": ("lightning",),
+    "jax": ("jax",),
+    "keras_jax": ("keras", "jax"),
+    "keras_tf": ("keras", "tensorflow"),
+    "onecycle": (),
+}  # the packages that each contender needs
+CONTENDERS = tuple(NEEDED)
 PEAKS = ("convolution", "product")
 STEPS = 2  # training steps in one turn
 WARM_UP = 2  # steps before the first turn
 TRIES = 5  # how often a turn repeats every convolution or matrix product; the best rate counts
 LR = 1e-3
+OTHER_FRAMEWORKS = {"jax": train_with_jax, "keras_jax": keras_on("jax"), "keras_tf": keras_on("tensorflow")}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender; the median counts")
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
+    parser.add_argument(
+        "--contenders", nargs="+", default=["usual", "channels_last", "lightning"], choices=CONTENDERS, metavar="NAME"
+    )
+    parser.add_argument("--cpu", default=cpu_classes.THIS_CPU, choices=cpu_classes.ENVIRONMENT, metavar="CLASS")
     parser.add_argument("--out", type=Path, default=Path("results/step_time.json"))
     parser.add_argument("--serve", choices=(*CONTENDERS, *PEAKS), help=argparse.SUPPRESS)  # used in child processes
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.batch_size)
+        serve(options.serve, options.batch_size, options.cpu)
         return 0
-    if "lightning" in options.contenders and find_spec("lightning") is None:
-        message = "step_time: lightning is not installed; pip install lightning, or use --contenders without it"
-        print(message, file=sys.stderr)
-        return 2
+    for name in options.contenders:
+        for package in NEEDED[name]:
+            if find_spec(package) is None:
+                message = f"{package} is not installed; pip install {package}, or use --contenders without {name}"
+                print(f"step_time: {message}", file=sys.stderr)
+                return 2
     names = [*dict.fromkeys([*options.contenders, "onecycle"]), *PEAKS]
-    script = [__file__, "--batch-size", str(options.batch_size), "--serve"]
-    processes = {name: Contender([*script, name]) for name in names}
+    script = [__file__, "--batch-size", str(options.batch_size), "--cpu", options.cpu, "--serve"]
+    limits = {**os.environ, **cpu_classes.ENVIRONMENT[options.cpu]}
+    processes = {name: Contender([*script, name], limits) for name in names}
     for contender in processes.values():
         contender.take_turn(WARM_UP)
     turns: dict[str, list[float]] = {name: [] for name in names}
@@ -72,7 +97,7 @@ def main() -> int:
             turns[name].append(statistics.fmean(contender.take_turn(STEPS)))
         print(f"round {round + 1}/{options.rounds}:", {name: rounded(turns[name][-1]) for name in names}, flush=True)
     endings = {name: contender.end() for name, contender in processes.items()}
-    record = report(turns, endings, options.batch_size)
+    record = {"cpu": options.cpu, **report(turns, endings, options.batch_size)}
     write(options.out, record)
     show(record)
     return 0
@@ -103,7 +128,7 @@ def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], ba
         "peak_memory_gib": {name: endings[name]["peak_memory_gib"] for name in contenders},
         "turns": {name: [rounded(value) for value in values] for name, values in turns.items() if name in contenders},
         "batch_size": batch_size,
-        "lightning": version("lightning") if "lightning" in contenders else None,
+        "frameworks": {package: version(package) for name in contenders for package in NEEDED[name]},
         "environment": environment.describe(hardware.detect(), plan),
     }
 
@@ -120,7 +145,7 @@ def show(record: dict[str, Any]) -> None:
     print(f"best bfloat16 rates here: convolution {best['convolution']:.2f}, product {best['product']:.2f} TFLOP/s")
 
 
-def serve(name: str, batch_size: int) -> None:
+def serve(name: str, batch_size: int, cpu: str) -> None:
     """Compute steps as the contender or limit called `name`, until the parent process requests the end."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout is for answers, so send what a trainer prints to stderr
@@ -128,11 +153,14 @@ def serve(name: str, batch_size: int) -> None:
     torch.manual_seed(0)
     model = CustomResNet()
     images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(0, 10, (batch_size,))
+    if name in OTHER_FRAMEWORKS:
+        OTHER_FRAMEWORKS[name](Turns(answers), images.permute(0, 2, 3, 1).contiguous().numpy(), labels.numpy())
     {
         "usual": train_usually,
         "channels_last": train_channels_last,
-        "lightning": train_with_lightning,
-        "onecycle": train_with_onecycle,
+        "lightning": partial(train_with_lightning, precision="bf16-mixed"),
+        "lightning_32": partial(train_with_lightning, precision="32-true"),
+        "onecycle": partial(train_with_onecycle, cpu=cpu),
         "convolution": convolve,
         "product": multiply,
     }[name](Turns(answers), model, Batch(images, labels))
@@ -152,7 +180,7 @@ def train_channels_last(turns: Turns, model: CustomResNet, batch: Batch) -> None
     train_usually(turns, model.to(memory_format=torch.channels_last), Batch(images, batch.labels))  # type: ignore[call-overload]
 
 
-def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch, *, precision: Any) -> None:
     import lightning
 
     class Module(lightning.LightningModule):
@@ -171,7 +199,7 @@ def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch) -> Non
 
     trainer = lightning.Trainer(
         accelerator="cpu",
-        precision="bf16-mixed",
+        precision=precision,
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
@@ -181,8 +209,8 @@ def train_with_lightning(turns: Turns, model: CustomResNet, batch: Batch) -> Non
     trainer.fit(Module(), repeat(tuple(batch)))
 
 
-def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch) -> None:
-    plan = autotune.choose(model, 32, hardware.detect(), device="cpu").plan
+def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch, *, cpu: str) -> None:
+    plan = autotune.choose(model, 32, cpu_classes.detect(cpu), device="cpu").plan
     plan.apply()
     turns.plan = plan
     prepared, optimizer = plan.prepare(model), Adam(model.parameters())
