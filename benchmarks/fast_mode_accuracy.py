@@ -1,6 +1,6 @@
 """Compare the accuracy of the fastest compute plan of this machine with that of eager float32.
 
-For each seed the baseline is trained twice, from the same weights, on the same images in the same order: once with the
+For each seed the recipe is trained twice, from the same weights, on the same images in the same order: once with the
 plan that was chosen for this machine ("fast"), and once in eager float32 ("float32"). Both are evaluated on the same
 validation images; the test set is never read. The record has the accuracies, their paired differences, and the 95 %
 interval of the mean difference. Every run is recorded when it ends, so the same command continues an interrupted study.
@@ -21,27 +21,31 @@ from studies import load_or_start, train, write
 from onecycle.compute.plan import EAGER
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
-from onecycle.core.recipes import BASELINE
+from onecycle.core.recipes import BASELINE, RECIPES
 from onecycle.run.build import assemble
 
 PLANS = ("float32", "fast")
+SHORT_BASELINE = replace(BASELINE, epochs=1, batch_size=128, lr_max=2e-3, lr_min=1e-5)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, default="baseline")
+    parser.add_argument("--precision", choices=("auto", "float32"), default="auto", help="of the fastest plan")
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--validation", type=int, default=20_000, help="validation images; the rest are for training")
     parser.add_argument("--limit", type=int, help="use only this many images of each split")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr-max", type=float, default=2e-3)
-    parser.add_argument("--lr-min", type=float, default=1e-5)
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's; 1 for the baseline")
+    parser.add_argument("--batch-size", type=int, help="instead of the recipe's; 128 for the baseline")
+    parser.add_argument("--lr-max", type=float, help="instead of the recipe's; 2e-3 for the baseline")
+    parser.add_argument("--lr-min", type=float, help="instead of the recipe's; 1e-5 for the baseline")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("results/fast_mode_accuracy.json"))
-    options = vars(parser.parse_args())
+    options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     out, seeds = options.pop("out"), options.pop("seeds")
     try:
-        config = replace(BASELINE, **options)
+        recipes = {**RECIPES, "baseline": SHORT_BASELINE}
+        config = replace(recipes[options.pop("recipe")], **options)
         study = load_or_start(out, config, lambda experiment: {})
         done = {(cell["seed"], cell["way"]) for cell in study["cells"]}
         for seed, name in product(seeds, PLANS):

@@ -14,9 +14,9 @@ that other load on the machine slows all of them alike. The script compares the 
 
 With --cpu, all contenders are limited to the instructions of an older class of CPU.
 
-Two more processes measure the limits of the machine: its best rate in a bfloat16 convolution with a shape of the
-network, and in a bfloat16 matrix product. A ratio divides the seconds of a contender by those of onecycle in the same
-round. The script reports the median ratio.
+Two more processes measure the limits of the machine: its best rate in a convolution with a shape of the network, and in
+a matrix product, both in bfloat16 where the CPU has instructions for it. A ratio divides the seconds of a contender by
+those of onecycle in the same round. The script reports the median ratio.
 """
 
 import argparse
@@ -24,9 +24,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
@@ -128,9 +128,15 @@ def report(turns: dict[str, list[float]], endings: dict[str, dict[str, Any]], ba
         "peak_memory_gib": {name: endings[name]["peak_memory_gib"] for name in contenders},
         "turns": {name: [rounded(value) for value in values] for name, values in turns.items() if name in contenders},
         "batch_size": batch_size,
-        "frameworks": {package: version(package) for name in contenders for package in NEEDED[name]},
+        "frameworks": versions_of(package for name in contenders for package in NEEDED[name]),
         "environment": environment.describe(hardware.detect(), plan),
     }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each of `packages`. The distribution of a package may have another name, as tensorflow-cpu."""
+    distributions = packages_distributions()
+    return {package: version(distributions[package][0]) for package in packages}
 
 
 def show(record: dict[str, Any]) -> None:
@@ -142,7 +148,7 @@ def show(record: dict[str, Any]) -> None:
             f"{record['tflop_per_second'][name]:>9.2f}{record['peak_memory_gib'][name]:>7.2f}"
         )
     best = record["best_tflop_per_second"]
-    print(f"best bfloat16 rates here: convolution {best['convolution']:.2f}, product {best['product']:.2f} TFLOP/s")
+    print(f"best rates here: convolution {best['convolution']:.2f}, product {best['product']:.2f} TFLOP/s")
 
 
 def serve(name: str, batch_size: int, cpu: str) -> None:
@@ -153,16 +159,17 @@ def serve(name: str, batch_size: int, cpu: str) -> None:
     torch.manual_seed(0)
     model = CustomResNet()
     images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(0, 10, (batch_size,))
-    if name in OTHER_FRAMEWORKS:
-        OTHER_FRAMEWORKS[name](Turns(answers), images.permute(0, 2, 3, 1).contiguous().numpy(), labels.numpy())
+    if train := OTHER_FRAMEWORKS.get(name):
+        train(Turns(answers), images.permute(0, 2, 3, 1).contiguous().numpy(), labels.numpy())
+        return
     {
         "usual": train_usually,
         "channels_last": train_channels_last,
         "lightning": partial(train_with_lightning, precision="bf16-mixed"),
         "lightning_32": partial(train_with_lightning, precision="32-true"),
         "onecycle": partial(train_with_onecycle, cpu=cpu),
-        "convolution": convolve,
-        "product": multiply,
+        "convolution": partial(convolve, dtype=fast_dtype(cpu)),
+        "product": partial(multiply, dtype=fast_dtype(cpu)),
     }[name](Turns(answers), model, Batch(images, labels))
 
 
@@ -219,24 +226,28 @@ def train_with_onecycle(turns: Turns, model: CustomResNet, batch: Batch, *, cpu:
         turns.step_done()
 
 
-def convolve(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+def fast_dtype(cpu: str) -> torch.dtype:
+    return torch.bfloat16 if cpu_classes.detect(cpu).fast_bfloat16 else torch.float32
+
+
+def convolve(turns: Turns, model: CustomResNet, batch: Batch, *, dtype: torch.dtype) -> None:
     """Report the seconds per TFLOP of the fastest convolution with a shape of the network, forward only."""
     EAGER.apply()  # makes the allocator keep freed memory, as in a run of onecycle
     works = []
     for inputs, outputs, size in [(64, 128, 32), (128, 128, 16), (128, 256, 16), (256, 512, 8)]:
-        images = torch.randn(len(batch.images), inputs, size, size, dtype=torch.bfloat16)
-        weight = torch.randn(outputs, inputs, 3, 3, dtype=torch.bfloat16)
+        images = torch.randn(len(batch.images), inputs, size, size, dtype=dtype)
+        weight = torch.randn(outputs, inputs, 3, 3, dtype=dtype)
         images, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, weight))
         work = partial(torch.conv2d, images, weight, padding=1)
         works.append((work, 2 * 9 * inputs * outputs * size**2 * len(images) / 1e12))
     find_best_rate(turns, works)
 
 
-def multiply(turns: Turns, model: CustomResNet, batch: Batch) -> None:
+def multiply(turns: Turns, model: CustomResNet, batch: Batch, *, dtype: torch.dtype) -> None:
     """Report the seconds per TFLOP of a large matrix product."""
     EAGER.apply()
     side = 4096
-    left, right = (torch.randn(side, side, dtype=torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(side, side, dtype=dtype) for _ in range(2))
     find_best_rate(turns, [(partial(torch.mm, left, right), 2 * side**3 / 1e12)])
 
 

@@ -240,6 +240,18 @@ def test_a_network_that_is_worse_in_evaluation_than_in_training_is_not_trusted(
     assert warning in (only_run(tmp_path).path / "report.html").read_text()
 
 
+def test_a_run_prints_its_expected_time_once_and_says_which_kernels_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onecycle.run.expected_time.FEWEST_SECONDS", 0)
+    monkeypatch.setattr("onecycle.compute.kernels.native.compiled", lambda: None)
+    options = ["--recipe", "quick", *NARROW[2:], "--data", "digits", "--limit", "60", "--batch-size", "12"]
+    printed = onecycle("train", *options, "--no-report", "--out", tmp_path).out
+    assert len(re.findall(r"^Expected time: \d+ seconds$", printed, flags=re.MULTILINE)) == 1
+    assert "The kernels in C are missing, because there is no C compiler with OpenMP" in printed
+    assert "install gcc" in printed
+
+
 def test_the_misclassified_images_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:
     misclassified, digits = run.read_misclassified(), load_dataset("digits", limit=50).evaluation
     with np.load(run.predictions) as arrays:

@@ -27,7 +27,7 @@ from onecycle.models import ModelComposite
 
 BUDGET_SECONDS = 5.0  # for all measurements on a CPU; where `MOST_IMAGES` take longer, measurements may, too
 MOST_IMAGES = 512  # in one timed pass on a CPU
-FEWEST_IMAGES = 8  # in one timed pass on a CPU; with fewer, the kernels' fixed costs would dominate
+FEWEST_IMAGES = 32  # in one timed pass on a CPU; with fewer, fixed costs such as transforming filters would dominate
 PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
 # A function of the best plan so far. Its second argument is called with a plan and finds the convolutions that
@@ -56,9 +56,9 @@ ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
         64,
         (
             _with_winograd,
+            lambda best, _: replace(best, amx=True),
             lambda best, _: replace(best, native_kernels=True),
             lambda best, _: replace(best, im2col_gemm=True),
-            lambda best, _: replace(best, amx=True),
             lambda best, _: replace(best, torch_compile=True),
         ),
     ),
@@ -206,7 +206,7 @@ def _faster_by_winograd(benchmark: Microbenchmark, plan: ComputePlan, *, images:
 
 def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[str]) -> Choice:
     started = time.perf_counter()
-    seconds_per_image = benchmark.seconds(best, 2) / 2
+    seconds_per_image = benchmark.seconds(2, best)[0] / 2
     budget = max(BUDGET_SECONDS, MOST_IMAGES * seconds_per_image) if best.device == "cpu" else math.inf
     deadline = started + budget
     rounds: list[Round] = []
@@ -216,7 +216,7 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
         images = min(wanted, fitting) if best.device == "cpu" else IMAGES_ON_GPU
         if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
-        best_seconds = benchmark.seconds(best, images)
+        best_seconds = benchmark.seconds(images, best)[0]
         measured, failed = {str(best): best_seconds}, {}
         for change in changes:
             challenger = change(best, partial(_faster_by_winograd, benchmark, images=images))
@@ -225,15 +225,15 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
             if time.perf_counter() + 3 * best_seconds > deadline:
                 break
             try:
-                to_beat = best_seconds / ADVANTAGE
-                seconds = benchmark.seconds(challenger, images, to_beat=to_beat)
-                wins = seconds < to_beat and benchmark.agrees(challenger)
+                at_the_same_time, seconds = benchmark.seconds(images, best, challenger)
+                wins = seconds * ADVANTAGE < at_the_same_time and benchmark.agrees(challenger)
             except Exception as error:
                 failed[str(challenger)] = type(error).__name__
                 continue
-            measured[str(challenger)] = seconds
+            # Scaled to the speed of the machine when the round's first plan was measured.
+            measured[str(challenger)] = seconds * best_seconds / at_the_same_time
             if wins:
-                best, best_seconds = challenger, seconds
+                best, best_seconds = challenger, measured[str(challenger)]
         seconds_per_image = best_seconds / images
         milliseconds = {name: round(1000 * seconds, 3) for name, seconds in measured.items()}
         rounds.append(Round(images=images, milliseconds=milliseconds, best=str(best), failed=failed))

@@ -36,21 +36,24 @@ class Microbenchmark:
         self._eager_gradients: list[torch.Tensor] = []
         self._errors_by_precision: dict[str, list[float]] = {}
 
-    def seconds(self, plan: ComputePlan, images: int, *, to_beat: float = math.inf) -> float:
-        """Time several forward and backward passes over `images` images. Returns the seconds of the fastest pass.
+    def seconds(self, images: int, *plans: ComputePlan) -> list[float]:
+        """Time forward and backward passes over `images` images. Returns the seconds of the fastest pass of each plan.
 
-        On a CPU, a plan whose first pass takes longer than `HOPELESS` times `to_beat` seconds gets no second pass.
+        The plans take turns, so that other load on the machine slows all of them alike. On a CPU, a plan whose first
+        pass takes `HOPELESS` times as long as that of the first plan gets no second pass.
         """
-        prepared, batch = self._prepare(plan), self._batch(images, plan.device)
-        least = self._pass(prepared, plan, batch)
-        if plan.device != "cpu":
-            least = math.inf  # ignore the first pass: it includes compiling or searching for algorithms
-        elif least > HOPELESS * to_beat:
-            return least
+        prepared = [self._prepare(plan) for plan in plans]
+        batch = self._batch(images, plans[0].device)
+        least = [self._pass(model, plan, batch) for model, plan in zip(prepared, plans, strict=True)]
+        if plans[0].device != "cpu":
+            least = [math.inf] * len(plans)  # ignore the first pass: it includes compiling or searching for algorithms
+        hopeless = [seconds > HOPELESS * least[0] for seconds in least]
         started = time.perf_counter()
         for _ in range(PASSES):
-            least = min(least, self._pass(prepared, plan, batch))
-            if time.perf_counter() - started > PASSES_SECONDS:
+            for place, plan in enumerate(plans):
+                if not hopeless[place]:
+                    least[place] = min(least[place], self._pass(prepared[place], plan, batch))
+            if time.perf_counter() - started > PASSES_SECONDS * len(plans):
                 break
         return least
 

@@ -32,7 +32,8 @@ class _Group:
 
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
-            self._require(field, _fits(getattr(self, field), hint), _in_words(hint))
+            if not _fits(getattr(self, field), hint):
+                self._require(field, False, _in_words(hint))
 
     def _require(self, field: str, holds: bool, allowed: str) -> None:
         if not holds:

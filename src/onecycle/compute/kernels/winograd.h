@@ -21,9 +21,9 @@ enum {
     PANEL = LANES * WIDTH, /* columns of a product that are computed at once */
     MOST_CHANNELS = 8192,
     FEWEST_TILES = 96,     /* in a block */
-    MOST_SUMMED = 512,     /* values in one sum; longer sums are added up from such sums, to be accurate */
+    MOST_SUMMED = 256,     /* values in one sum; longer sums are added up from such sums, to be accurate */
     MOST_TILES = MOST_SUMMED, /* in a block */
-    BLOCK_FLOATS = 2 << 20 /* in the windows and the products of a block */
+    BLOCK_FLOATS = 1 << 20 /* in the windows and the products of a block */
 };
 
 static const Value zeros[MOST_CHANNELS + LANES];
