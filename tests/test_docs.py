@@ -175,6 +175,24 @@ def test_the_speeds_are_recorded() -> None:
     assert record["batch_size"] == 512
 
 
+def test_the_speeds_of_a_cpu_with_only_avx2_are_recorded() -> None:
+    record = recorded("step_time_avx2")
+    assert record["cpu"] == "AVX2"
+    assert record["batch_size"] == 512
+    for name, seconds in record["seconds"].items():
+        ratio = f"{record['ratios'][name]:.1f}" if name in record["ratios"] else "1"
+        assert f"| {seconds:.1f} | {ratio} | {record['peak_memory_gib'][name]:.1f} |" in TEXT
+    assert record["ratios"].keys() == {"usual", "channels_last", "lightning_32", "jax", "keras_jax", "keras_tf"}
+    assert min(record["ratios"].values()) > 1.5
+    memory = record["peak_memory_gib"]
+    assert memory["onecycle"] <= memory["usual"]
+    roofline = recorded("roofline")
+    assert f"the peak of {roofline['peak_gflop_per_second']:.0f} GFLOP/s" in WORDS
+    gains = [point["gflop_per_second"] for point in roofline["points"]]
+    factors = sorted(gain["Winograd"] / gain["oneDNN"] for gain in gains)
+    assert f"{factors[0]:.1f} to {factors[-1]:.1f} times as fast as oneDNN" in WORDS
+
+
 def test_the_times_of_the_recipes_are_recorded() -> None:
     record = recorded("recipe_time")["classes"]
     amx, avx512, avx2 = (record[name] for name in ("AMX bfloat16", "AVX-512 bfloat16", "AVX2"))

@@ -417,6 +417,7 @@ def test_a_slow_machine_keeps_the_time_budget_and_still_tries_channels_last(
     monkeypatch: pytest.MonkeyPatch, seconds_per_image: float, most_images: int
 ) -> None:
     monkeypatch.setattr(autotune, "MOST_IMAGES", most_images)
+    monkeypatch.setattr(autotune, "FEWEST_IMAGES", 8)
     started = time.perf_counter()
     choice = choose(Slow(seconds_per_image), 8, MACHINE, precision="float32")
     budget = max(autotune.BUDGET_SECONDS, most_images * seconds_per_image)
