@@ -58,7 +58,6 @@ NEEDED = {
 }  # the packages that each contender needs
 CONTENDERS = tuple(NEEDED)
 PEAKS = ("convolution", "product")
-STEPS = 2  # training steps in one turn
 WARM_UP = 2  # steps before the first turn
 TRIES = 5  # how often a turn repeats every convolution or matrix product; the best rate counts
 LR = 1e-3
@@ -69,6 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7, help="turns of every contender; the median counts")
+    parser.add_argument("--steps", type=int, default=2, help="training steps in a turn")
     parser.add_argument(
         "--contenders", nargs="+", default=["usual", "channels_last", "lightning"], choices=CONTENDERS, metavar="NAME"
     )
@@ -94,7 +94,7 @@ def main() -> int:
     turns: dict[str, list[float]] = {name: [] for name in names}
     for round in range(options.rounds):
         for name, contender in processes.items():
-            turns[name].append(statistics.fmean(contender.take_turn(STEPS)))
+            turns[name].append(statistics.fmean(contender.take_turn(options.steps)))
         print(f"round {round + 1}/{options.rounds}:", {name: rounded(turns[name][-1]) for name in names}, flush=True)
     endings = {name: contender.end() for name, contender in processes.items()}
     record = {"cpu": options.cpu, **report(turns, endings, options.batch_size)}
