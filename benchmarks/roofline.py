@@ -131,29 +131,30 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     peak, bandwidth = record["peak_gflop_per_second"], record["gigabytes_per_second"]
-    lowest, highest = 20.0, 1000.0
+    lowest, highest = 2.0, 1500.0
     axes.plot([lowest, peak / bandwidth, highest], [bandwidth * lowest, peak, peak], color="0.4")
-    axes.text(highest, peak * 1.03, "largest matrix product, float32", ha="right", va="bottom", color="0.3")
+    axes.text(lowest * 1.1, peak + 5, f"matrix product: {peak:.0f} GFLOP/s", va="bottom", color="0.3", fontsize=8)
+    axes.text(lowest * 1.1, 8, f"copy: {bandwidth:.0f} GB/s", color="0.3", fontsize=8)
     for name, marker in zip(PASSES, "osD", strict=True):
         points = [point for point in record["points"] if point["pass"] == name]
         x = [point["flop_per_byte"] for point in points]
         for library, color in (("oneDNN", "tab:orange"), ("Winograd", "tab:blue")):
             y = [point["gflop_per_second"][library] for point in points]
             axes.scatter(x, y, marker=marker, color=color, label=f"{library}, {name}", s=40)
-    by_layer = {point["layer"]: point for point in record["points"]}
+    by_layer = {point["layer"]: point["flop_per_byte"] for point in record["points"]}
     top = max(max(point["gflop_per_second"].values()) for point in record["points"])
-    for number, (layer, point) in enumerate(sorted(by_layer.items(), key=lambda item: item[1]["flop_per_byte"])):
-        axes.text(point["flop_per_byte"], top * (1.14 + 0.16 * (number % 2)), layer, ha="center", fontsize=8)
+    for layer, x in by_layer.items():
+        axes.text(x, top * 1.06, layer, ha="left", va="bottom", rotation=45, fontsize=8)
     axes.set(
         xscale="log",
-        yscale="log",
         xlim=(lowest, highest),
-        ylim=(20, top * 1.6),
+        ylim=(0, top * 1.5),
         xlabel="operations of a direct convolution for each byte of maps and filters",
         ylabel="GFLOP/s, operations of a direct convolution",
         title=f"Convolutions of the custom ResNet in float32, {record['cpu']}, batch size {record['batch_size']}",
     )
-    axes.legend(fontsize=8, loc="lower right")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(fontsize=8, loc="upper left")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -1,5 +1,6 @@
 """The benchmarks run on little data, and write the records that their docstrings describe."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -17,7 +18,8 @@ from scaling_model import Model, fit, placed, prediction
 from onecycle import report
 from onecycle.storage.run_folder import RunFolder
 
-SHARED = {"contenders.py", "hosts.py", "local_ray_nodes.py", "scaling_model.py", "studies.py"}  # not scripts
+SHARED = {"contenders.py", "cpu_classes.py", "hosts.py", "local_ray_nodes.py", "other_frameworks.py"}  # not scripts
+SHARED |= {"scaling_model.py", "studies.py"}
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 
@@ -56,6 +58,30 @@ def test_step_time_compares_the_contenders_in_one_run(tmp_path: Path) -> None:
         assert record["images_per_second"][name] == pytest.approx(4 / record["seconds"][name], rel=0.01)
     assert record["environment"]["compute_plan"]["device"] == "cpu"
     assert "usual" in done.stdout
+
+
+def test_step_time_names_a_package_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["step_time.py", "--contenders", "keras_jax"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPTS[0].parent / "step_time.py"), run_name="__main__")
+    assert ended.value.code == 2
+    message = "step_time: keras is not installed; pip install keras, or use --contenders without keras_jax\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.long
+def test_roofline_measures_every_layer_and_pass_and_draws_them(tmp_path: Path) -> None:
+    out = tmp_path / "roofline.json"
+    done = run("roofline", "--batch-size", "2", "--cpu", "this CPU", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert len({(point["layer"], point["pass"]) for point in record["points"]}) == 15
+    assert all(min(point["gflop_per_second"].values()) > 0 for point in record["points"])
+    with Image.open(out.with_suffix(".png")) as plot:
+        assert plot.width > 500
 
 
 @pytest.mark.long

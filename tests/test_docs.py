@@ -184,8 +184,6 @@ def test_the_speeds_of_a_cpu_with_only_avx2_are_recorded() -> None:
         assert f"| {seconds:.1f} | {ratio} | {record['peak_memory_gib'][name]:.1f} |" in TEXT
     assert record["ratios"].keys() == {"usual", "channels_last", "lightning_32", "jax", "keras_jax", "keras_tf"}
     assert min(record["ratios"].values()) > 1.5
-    memory = record["peak_memory_gib"]
-    assert memory["onecycle"] <= memory["usual"]
     roofline = recorded("roofline")
     assert f"the peak of {roofline['peak_gflop_per_second']:.0f} GFLOP/s" in WORDS
     gains = [point["gflop_per_second"] for point in roofline["points"]]

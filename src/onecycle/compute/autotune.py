@@ -220,11 +220,11 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
         best_seconds = benchmark.seconds(images, best)[0]
         measured, failed = {str(best): best_seconds}, {}
         for change in changes:
+            if time.perf_counter() + 3 * best_seconds > deadline:
+                break
             challenger = change(best, partial(_faster_by_winograd, benchmark, images=images))
             if challenger == best or not _is_possible(challenger, precisions):
                 continue
-            if time.perf_counter() + 3 * best_seconds > deadline:
-                break
             try:
                 at_the_same_time, seconds = benchmark.seconds(images, best, challenger)
                 advantage = ADVANTAGE * LENIENCY if challenger.native_kernels > best.native_kernels else ADVANTAGE

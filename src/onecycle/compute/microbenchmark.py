@@ -17,6 +17,8 @@ PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturba
 PASSES_SECONDS = 0.2  # no further pass starts after this time
 HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the time to beat
 IMAGES_COMPARED = 16
+FEWEST_PIXELS = 128 * 4 * 4  # of the maps with which a convolution is timed: 128 tiles of Winograd's algorithm
+MOST_IMAGES = 256  # with which a convolution is timed because its maps are small
 IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
 # The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
 # because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1
@@ -60,13 +62,16 @@ class Microbenchmark:
     def faster_by_winograd(self, plan: ComputePlan, images: int, *, advantage: float) -> ChannelPairs:
         """The 3×3 convolutions that are more than `advantage` times as fast by Winograd's algorithm as by `plan`.
 
-        Each convolution is timed by itself, forward and backward, on `images` images. Convolutions with the same
-        channels are added up.
+        Each convolution is timed by itself, forward and backward, on `images` images, or more if its maps are small:
+        on few tiles, transforming the filters would take most of the time. Convolutions with the same channels are
+        added up.
         """
         totals: dict[tuple[int, int], list[float]] = {}
         for layer, example in self._inputs(plan):
             by_winograd = FastConv2d.sharing(layer, winograd=True, im2col_gemm=False, amx=False)
-            batch = torch.randn(images, *example.shape[1:], dtype=example.dtype)
+            height, width = example.shape[2:]
+            enough = min(MOST_IMAGES, FEWEST_PIXELS // (height * width))
+            batch = torch.randn(max(images, enough), *example.shape[1:], dtype=example.dtype)
             batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_(example.requires_grad)
             total = totals.setdefault((layer.in_channels, layer.out_channels), [0.0, 0.0])
             for place, each in enumerate((layer, by_winograd)):
