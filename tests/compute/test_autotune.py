@@ -241,16 +241,6 @@ def test_a_cpu_without_fast_bfloat16_never_tries_it(monkeypatch: pytest.MonkeyPa
     assert any(name.startswith("bfloat16") for name in on_new)
 
 
-@pytest.fixture
-def without_compiler(choices: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    native.compiled.cache_clear()
-    amx.is_available.cache_clear()
-    yield
-    native.compiled.cache_clear()
-    amx.is_available.cache_clear()
-
-
 def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `choose` try all plans, and prefer the newest."""
     monkeypatch.setattr(autotune, "BUDGET_SECONDS", 300.0)
@@ -273,7 +263,7 @@ def test_every_kernel_for_float32_is_tried_and_the_choice_is_remembered(monkeypa
     assert choose(tiny(), 8, MACHINE, precision="float32") == replace(choice, remembered=True)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_no_compiled_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     try_all(monkeypatch)
     choice = choose(tiny(), 8, MACHINE, precision="float32")

@@ -1,7 +1,6 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from onecycle.compute.hardware import Hardware
-from onecycle.compute.kernels import amx, native
+from onecycle.compute.kernels import amx
 from onecycle.compute.kernels.convolution import FastConv2d
 from onecycle.compute.plan import EAGER, ComputePlan, require_device
 from onecycle.core.errors import InputError
@@ -42,16 +41,6 @@ def batch(tiny: tuple[ImageSet, ImageSet]) -> Batch:
     return Batch(
         Preprocessing.of(images).normalize(torch.from_numpy(images.copy())), torch.from_numpy(tiny[0].labels[::3])
     )
-
-
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    native.compiled.cache_clear()
-    amx.is_available.cache_clear()
-    yield
-    native.compiled.cache_clear()
-    amx.is_available.cache_clear()
 
 
 def step(model: CustomResNet, batch: Batch, plan: ComputePlan) -> torch.Tensor:

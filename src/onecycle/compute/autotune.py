@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from onecycle.compute import microbenchmark
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import amx, native
 from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
@@ -25,12 +26,12 @@ from onecycle.core.errors import StorageError
 from onecycle.core.files import InUseError, locked, replacing
 from onecycle.models import ModelComposite
 
-BUDGET_SECONDS = 5.0  # for all measurements on a CPU; where `MOST_IMAGES` take longer, measurements may, too
+BUDGET_SECONDS = 5.0  # for all measurements on a CPU, unless a pass over `MOST_IMAGES` takes longer
 MOST_IMAGES = 512  # in one timed pass on a CPU
 FEWEST_IMAGES = 32  # in one timed pass on a CPU; with fewer, fixed costs such as transforming filters would dominate
 PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
-LENIENCY = 0.93  # times `ADVANTAGE` is enough for the native kernels, because they need a third less memory in float32
+LENIENCY = 0.93  # times `ADVANTAGE` is enough for the native kernels, because they need less memory
 # A function of the best plan so far. Its second argument is called with a plan and finds the convolutions that
 # Winograd's algorithm computes faster than this plan.
 Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]
@@ -248,7 +249,8 @@ def _cache_file(
     """The file that caches the chosen compute plan. Its name is a hash of everything that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
     kernels = native.build_id() if start.device == "cpu" else None
-    versions = [torch.__version__, version("onecycle"), kernels, amx.is_available()]
+    code = [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in (__file__, microbenchmark.__file__)]
+    versions = [torch.__version__, version("onecycle"), code, kernels, amx.is_available()]
     key = [
         hardware.cpu,
         processor,

@@ -38,8 +38,8 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
     if plan.device == "cpu" and native.compiled() is None:
         progress.say(
-            "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes up to four times "
-            "as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
+            "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes two to five "
+            "times as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
         )
 
 

@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,12 +18,7 @@ BEND = {torch.float32: 1e-3, torch.bfloat16: 0.02}
 SUMS = {torch.float32: 2e-6, torch.bfloat16: 1e-5}
 
 
-@pytest.fixture(autouse=True)
-def threads(native_kernels: None) -> Iterator[None]:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def norm(channels: int, **options: float) -> nn.BatchNorm2d:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,12 +18,7 @@ LARGE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def threads(native_kernels: None) -> Iterator[None]:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def maps(*shape: int) -> torch.Tensor:

@@ -17,7 +17,6 @@ import shlex
 import subprocess
 import tempfile
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -79,13 +78,15 @@ def _prebuilt() -> ctypes.CDLL | None:
 def build_id() -> str | None:
     """The identity of the compiled kernels: a hash of their source code, the compiler and the CPU. None without them.
 
-    For kernels that came with the package, the identity is the name of their variant and the package's version.
+    For kernels that came with the package, the identity is the name of their variant and a hash of their code.
     """
     loaded = compiled()
     if loaded is None:
         return None
     path = Path(loaded._name)
-    return f"{path.stem} {version('onecycle')}" if path.parent.name == PREBUILT else path.stem
+    if path.parent.name != PREBUILT:
+        return path.stem
+    return f"{path.stem} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def _library_file(command: list[str]) -> Path:
