@@ -1,6 +1,7 @@
 import io
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,16 +246,43 @@ def test_normalizing_does_not_change_the_pixels_and_treats_each_image_alone(
     assert torch.equal(found.normalize(images[3:4]), whole[3:4])
 
 
+def test_gray_training_images_are_noticed() -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 1), dtype=np.uint8).repeat(3, axis=3)
+    assert Preprocessing.of(gray).gray
+    almost = gray.copy()
+    almost[49, 5, 4, 2] ^= 1
+    assert not Preprocessing.of(almost).gray
+    swapped = gray.copy()
+    swapped[0, 0, :2] = [(10, 20, 20), (20, 10, 10)]  # the sums of all channels stay equal
+    assert not Preprocessing.of(swapped).gray
+
+
+def test_a_network_for_gray_images_sees_other_images_as_pillow_converts_them_to_gray() -> None:
+    colors = np.random.default_rng(1).integers(0, 256, (40, 7, 7, 3), dtype=np.uint8)
+    gray = np.stack([np.asarray(Image.fromarray(image).convert("L").convert("RGB")) for image in colors])
+    preprocessing = Preprocessing.of(gray)
+    assert preprocessing.gray
+    expected = replace(preprocessing, gray=False).normalize(torch.from_numpy(gray))
+    for images in (colors, gray):
+        found = preprocessing.normalize(torch.from_numpy(images))
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 @given(
     st.builds(
         Preprocessing,
         input_size=st.integers(1, 1000),
         mean=st.tuples(*[st.floats(0, 1)] * 3),
         std=st.tuples(*[st.floats(1e-6, 1)] * 3),
+        gray=st.booleans(),
     )
 )
 def test_a_preprocessing_survives_a_round_trip_through_json(preprocessing: Preprocessing) -> None:
-    assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+    values = json.loads(json.dumps(preprocessing.to_json()))
+    assert Preprocessing.from_json(values) == preprocessing
+    del values["gray"]  # files of earlier versions
+    assert Preprocessing.from_json(values) == replace(preprocessing, gray=False)
 
 
 @pytest.mark.parametrize("size", [16, 24, 28, 40])

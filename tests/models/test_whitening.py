@@ -25,11 +25,34 @@ def test_the_outputs_of_the_filters_have_the_identity_as_covariance(images: torc
     assert torch.allclose(covariance, torch.eye(len(filters), dtype=torch.float64), atol=1e-3)
 
 
-def test_directions_without_variance_give_finite_filters() -> None:
-    gray = torch.linspace(-1, 1, 6 * 8 * 8).view(6, 1, 8, 8).expand(6, 3, 8, 8)  # the three channels are equal
+def test_gray_images_have_filters_for_brightness_only() -> None:
+    gray = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sub(0.5).expand(6, 3, 8, 8)
     filters = whitening_filters(gray)
     assert torch.isfinite(filters).all()
-    assert float(functional.conv2d(gray, filters).abs().max()) < 10
+    assert distinct(filters) == 4  # one for each of the 4 pixels of a patch
+    assert float(functional.conv2d(gray, filters).std(dim=(0, 2, 3)).min()) > 0.5  # no output is constant
+    colors = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    colors -= colors.mean(dim=1, keepdim=True)  # no brightness
+    assert float(functional.conv2d(colors, filters).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("levels", "found"), [(0.1, 4), (0.3, 4), (8, 12)])
+def test_colors_as_faint_as_rounding_are_left_out(levels: float, found: int) -> None:
+    """Gray photographs that a camera or an encoder tinted by fractions of a gray level are as good as gray."""
+    generator = torch.Generator().manual_seed(0)
+    brightness = torch.rand(20, 1, 9, 9, generator=generator).mul(255).round()
+    tint = torch.randn(20, 3, 9, 9, generator=generator)
+    pixels = (brightness + levels * (tint - tint.mean(dim=1, keepdim=True)) / tint.std()) / 255
+    assert distinct(whitening_filters((pixels - pixels.mean()) / pixels.std())) == found
+
+
+def test_flat_images_have_finite_filters() -> None:
+    assert torch.isfinite(whitening_filters(torch.zeros(3, 3, 8, 8))).all()
+
+
+def distinct(filters: torch.Tensor) -> int:
+    """The number of different filters."""
+    return len(torch.unique(filters, dim=0))
 
 
 def test_the_filters_do_not_depend_on_the_memory_layout(images: torch.Tensor) -> None:

@@ -166,25 +166,47 @@ def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     return sums
 
 
+def are_gray(images: NDArray[np.uint8], sums: NDArray[np.int64]) -> bool:
+    """Whether the three channels of all `images`, uint8 `[N,H,W,3]`, are equal. `sums` are their `channel_sums`."""
+    if (sums != sums[:, :1]).any():  # usual for images with colors, so their pixels are not read
+        return False
+    at_once = max(1, min(_SUMMED, _SUMMED_BYTES // max(images[:1].size, 1)))
+    parts = (images[start : start + at_once] for start in range(0, len(images), at_once))
+    return all((part == part[..., :1]).all() for part in parts)
+
+
+def to_gray(pixels: torch.Tensor) -> torch.Tensor:
+    """Convert float32 `pixels` `[B,H,W,3]` with integer values 0..255 to gray, as Pillow does. Gray pixels stay equal.
+
+    The weights are those of ITU-R BT.601 in 65536ths. Float32 represents all sums exactly.
+    """
+    red, green, blue = pixels.unbind(dim=-1)
+    gray = ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()  # [B,H,W]
+    return gray.unsqueeze(-1).repeat(1, 1, 1, 3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Turns pixels into the network's input. It is saved with the weights.
 
-    `mean` and `std` are the mean and standard deviation of each channel of the training set, on the scale 0..1.
+    `mean` and `std` are the mean and standard deviation of each channel of the training set, on the scale 0..1. `gray`
+    says that all training images are gray. Other images are then converted to gray.
     """
 
     input_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    gray: bool = False
 
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> Self:
         """The preprocessing that normalizes each channel of `images`, uint8 `[N,S,S,3]`, to mean 0 and std 1."""
-        return cls.of_sums(channel_sums(images), images=len(images), input_size=images.shape[1])
+        sums = channel_sums(images)
+        return cls.of_sums(sums, images=len(images), input_size=images.shape[1], gray=are_gray(images, sums))
 
     @classmethod
-    def of_sums(cls, sums: NDArray[np.int64], *, images: int, input_size: int) -> Self:
-        """Like `of`, but from `sums`, the `channel_sums` of a set with `images` images."""
+    def of_sums(cls, sums: NDArray[np.int64], *, images: int, input_size: int, gray: bool) -> Self:
+        """Like `of`, but from `sums`, the `channel_sums` of a set with `images` images, and whether they are `gray`."""
         n = images * input_size**2
         totals = list(zip(*sums.tolist(), strict=True))
         mean = [total / (255 * n) for total, _ in totals]
@@ -194,13 +216,17 @@ class Preprocessing:
             mean=(mean[0], mean[1], mean[2]),
             # A constant channel is only centered.
             std=(std[0] or 1.0, std[1] or 1.0, std[2] or 1.0),
+            gray=gray,
         )
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Turn uint8 images `[B,H,W,3]` into the network's input: float32 `[B,3,H,W]`, channels-last."""
         mean = constant(self.mean, torch.float32, images.device) * 255
         scale = constant(self.std, torch.float32, images.device) * 255
-        normalized = images.to(torch.float32, copy=True).sub_(mean).div_(scale)  # in place, because a batch is large
+        pixels = images.to(torch.float32, copy=True)
+        if self.gray:
+            pixels = to_gray(pixels)
+        normalized = pixels.sub_(mean).div_(scale)  # in place, because a batch is large
         return normalized.permute(0, 3, 1, 2)  # [B,H,W,3] -> [B,3,H,W]
 
     def to_json(self) -> dict[str, Any]:
@@ -208,4 +234,9 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(input_size=values["input_size"], mean=tuple(values["mean"]), std=tuple(values["std"]))
+        return cls(
+            input_size=values["input_size"],
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            gray=bool(values.get("gray", False)),  # files from before this field are not about gray images
+        )

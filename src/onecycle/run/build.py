@@ -84,7 +84,9 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         require_device(machine, config.device)
     dataset = load_data(config)
     train = dataset.train
-    preprocessing = Preprocessing.of_sums(train.channel_sums, images=len(train), input_size=train.images.shape[1])
+    preprocessing = Preprocessing.of_sums(
+        train.channel_sums, images=len(train), input_size=train.images.shape[1], gray=train.is_gray
+    )
     # The number of threads affects how the whitening filters are rounded.
     torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)

@@ -32,7 +32,7 @@ def test_a_set_read_from_files_is_the_same_and_has_its_statistics(
     assert read.statistics
     assert read.fingerprint == images.fingerprint == ImageSet(read.images, read.labels, read.classes).fingerprint
     assert (read.channel_sums == channel_sums(images.images)).all()
-    of_sums = Preprocessing.of_sums(read.channel_sums, images=len(read), input_size=32)
+    of_sums = Preprocessing.of_sums(read.channel_sums, images=len(read), input_size=32, gray=read.is_gray)
     assert of_sums == Preprocessing.of(images.images)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.data.preprocessing import channel_sums
+from onecycle.data.preprocessing import are_gray, channel_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,11 @@ class ImageSet:
     def channel_sums(self) -> NDArray[np.int64]:
         """For each channel, the sum of the values of all pixels and the sum of their squares: int64 `[2,3]`."""
         return self.statistics.channel_sums if self.statistics else channel_sums(self.images)
+
+    @cached_property
+    def is_gray(self) -> bool:
+        """Whether all pixels of all images are gray."""
+        return are_gray(self.images, self.channel_sums)
 
     def subset(self, indices: NDArray[np.integer[Any]]) -> Self:
         """A copy of the images and labels at `indices` (integers `[M]`), in that order."""

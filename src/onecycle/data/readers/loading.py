@@ -23,6 +23,8 @@ from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.search import Found, find_cifar10, locate
 from onecycle.data.store.index import DRAWN_SHARE
 
+_ALL_GRAY = "All training images are gray, so the network converts every image to gray"
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
@@ -75,6 +77,8 @@ def load_dataset(
         train = splits.limit_images(dataset.train, limit, seed=seed)
         evaluation = splits.limit_images(dataset.evaluation, limit, seed=seed)
         dataset = replace(dataset, train=train, evaluation=evaluation)
+    if dataset.train.is_gray:
+        dataset = replace(dataset, notes=(*dataset.notes, _ALL_GRAY))
     return dataset
 
 
