@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,6 +21,7 @@ from onecycle.cli import main
 from onecycle.core import extras
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import BASELINE, QUICK
+from onecycle.models import WhitenedConvNet
 from onecycle.predict import onnx
 from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.report.model_card import write_card
@@ -48,8 +50,7 @@ print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads
 )
 def run(request: pytest.FixtureRequest, cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     small = {"data": "digits", "limit": 60, "epochs": 1, "batch_size": 30, "workers": 0, "report": False}
-    # Not whitened: filters for colors that gray digits lack would saturate all probabilities of colored images.
-    narrow = {"widths": (8, 8, 8), "whitening": False, "whitening_epochs": None} if request.param is QUICK else {}
+    narrow = {"widths": (8, 8, 8)} if request.param is QUICK else {}
     config = replace(request.param, **narrow, lr_min=1e-4, lr_max=1e-3, **small)
     return experiment.run(config, Console(quiet=True), tmp_path_factory.mktemp("exported") / "run")
 
@@ -95,8 +96,60 @@ def test_a_file_that_differs_is_an_error_and_is_not_kept(
 
     monkeypatch.setattr(onnx, "Deployed", Wrong)
     assert main(["export", "--run", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
-    assert "was not written: its probabilities differ from the network's by up to" in capsys.readouterr().err
+    assert "was not written: its outputs differ from the network's by up to" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def certain(run: RunFolder) -> tuple[Predictor, bytes]:
+    """A network whose probabilities are always 0 and 1, and its ONNX file."""
+    predictor = Predictor.load(run.weights)
+    head = [module for module in predictor.model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.mul_(1e4)
+    images = np.random.default_rng(2).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    assert min(prediction.probability for prediction in predictor.predict_images(images)) > 0.999
+    content = onnx._exported(onnx.Deployed(predictor).eval(), 32, predictor.classes, "certain")
+    return predictor, content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"mean": (0.5, 0.5, 0.5)},
+        {"mean": (0.30, 0.28, 0.26)},
+        {"std": (0.6, 0.6, 0.6)},
+        {"gray": False},
+    ],
+    ids=["none", "mean", "mean of a channel", "std", "gray"],
+)
+def test_another_normalization_is_found_although_the_network_is_always_certain(
+    certain: tuple[Predictor, bytes], change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, content = certain
+    monkeypatch.setattr(onnx, "_exported", lambda *_: content)
+    changed = replace(predictor, preprocessing=replace(predictor.preprocessing, **change))
+    if not change:
+        assert onnx.write_onnx(changed, tmp_path / "model.onnx", "the same") <= onnx.TOLERANCE
+        return
+    with pytest.raises(InputError, match=r"was not written: .*; the exporter is at fault"):
+        onnx.write_onnx(changed, tmp_path / "model.onnx", "another")
+
+
+def test_a_network_that_amplifies_rounding_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Amplified(WhitenedConvNet):
+        def classify(self, features: torch.Tensor) -> torch.Tensor:
+            logits = super().classify(features)
+            return logits + 1e6 * ((logits + 1e3) - 1e3 - logits)  # the rounding of `logits + 1e3`
+
+    predictor = Predictor.load(SHIPPED)
+    predictor.model.__class__ = Amplified
+    monkeypatch.setattr(onnx, "VERIFIED", 20)
+    with pytest.raises(InputError, match=r"rounding alone changes the network's logits by .*: train it for longer"):
+        onnx.write_onnx(predictor, tmp_path / "model.onnx", "amplified")
 
 
 def test_export_prints_the_file_and_the_largest_difference(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +157,7 @@ def test_export_prints_the_file_and_the_largest_difference(run: RunFolder, capsy
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines()[0] == str(run.path / "onnx" / "model.onnx")
-    assert re.search(r"largest difference from the network on 1,000 synthetic images: \d\.\de-\d\d", out)
+    assert re.search(r"largest relative difference from the network on 1,000 synthetic images: \d\.\de-\d\d", out)
     assert main(["export", "--run", str(run.path), "--to", "onnx"]) == 2
     assert "model.onnx exists already; remove it, or give another folder with --out" in capsys.readouterr().err
 

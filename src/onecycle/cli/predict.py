@@ -144,7 +144,7 @@ def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = 
     from onecycle.run.export import export_onnx
 
     file, difference = export_onnx(run, out)
-    print(f"{file}\nlargest difference from the network on 1,000 synthetic images: {difference:.1e}")
+    print(f"{file}\nlargest relative difference from the network on 1,000 synthetic images: {difference:.1e}")
     print(file.parent / "README.md")
     return 0
 

@@ -14,11 +14,11 @@ def export_onnx(run: Path | None, out: Path | None = None) -> tuple[Path, float]
 
     The network is that of the run folder `run`. Without `run`, it is the network that comes with the package. `out` is
     by default `onnx/` in the run folder, or in the current folder without `run`. Returns the path of the file, and the
-    largest difference between the probabilities of the file and of the network on 1,000 synthetic images.
+    largest difference between the file and the network on 1,000 synthetic images: see `write_onnx`.
 
     Raises:
         InputError: when the run is missing or incomplete, a package is missing, the files exist already, or the
-            exported file computes other probabilities than the network. In the last case the file is removed.
+            exported file computes something else than the network. In the last case the file is removed.
         StorageError: when the files cannot be written.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")
