@@ -1,4 +1,4 @@
-"""Heartbeats and small values that the processes of a run exchange through a shared TCPStore."""
+"""Heartbeats and small values that the processes of a run exchange through a shared store."""
 
 import atexit
 import hashlib
@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 from torch.distributed import (  # type: ignore[attr-defined]
     PrefixStore,
-    TCPStore,
     destroy_process_group,
     is_initialized,
 )
 
 from onecycle.core.errors import InputError, OnecycleError, PeerError, StorageError
+from onecycle.distributed.store import StorePlace
 from onecycle.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 2.0
@@ -46,8 +46,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self._master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._hosts_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self.place = StorePlace.of_job(self.rank)
         self.names = [f"rank {rank}" for rank in range(self.size)]
         self._requests: queue.Queue[tuple[Callable[[Any], Any], queue.Queue[Any]]] = queue.Queue()
         self._heartbeats = [0] * self.size
@@ -57,10 +56,11 @@ class Heartbeat:
         self.watchdog = Watchdog()
         self._ended = threading.Event()
         try:
+            # The store ends with this object, so the heartbeat keeps it.
+            self._server = self._connect(is_server=True) if self.place.is_hosted_here else None
             self._store = self._connect()
         except RuntimeError as error:
-            where = f"{self._master[0]}:{self._master[1]}"
-            raise PeerError(f"no other process was found through {where}: {error}") from error
+            raise PeerError(f"no other process was found through {self.place}: {error}") from error
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._start = self._join()
@@ -77,9 +77,8 @@ class Heartbeat:
         """Another connection to the store, for torch.distributed's own use."""
         return PrefixStore(f"{self._start}/torch", self._connect())
 
-    def _connect(self) -> Any:
-        limit, hosts = timedelta(seconds=START_SECONDS), self._hosts_store
-        return TCPStore(*self._master, self.size, hosts, limit, wait_for_workers=False, multi_tenant=True)
+    def _connect(self, *, is_server: bool = False) -> Any:
+        return self.place.connect(size=self.size, timeout=timedelta(seconds=START_SECONDS), is_server=is_server)
 
     def _join(self) -> str:
         """Agree on a key prefix for this start of the job, because the store may still hold keys of an earlier start.
@@ -150,11 +149,12 @@ class Heartbeat:
             OnecycleError: when a process ended with another error. The raised error has the same type, and its
                 message names the process.
         """
+        self._require_launcher()
         now = time.monotonic()
         # If this process's own heartbeats do not come back, the store itself does not answer.
         if now - min(self._store_answered, self._last_heard[self.rank]) > SILENT_SECONDS:
             raise self._peer_error(
-                f"{self._master[0]}:{self._master[1]}, through which the processes find each other, has not answered "
+                f"{self.place}, through which the processes find each other, has not answered "
                 f"for {SILENT_SECONDS:.0f} s; check that machine and the link to it"
             )
         for rank, heartbeats in enumerate(self._heartbeats):
@@ -168,6 +168,13 @@ class Heartbeat:
             raise self._peer_error(
                 f"{' and '.join(silent)} did not answer for {SILENT_SECONDS:.0f} s; check each named machine "
                 "and the link to it"
+            )
+
+    def _require_launcher(self) -> None:
+        if self.place.is_abandoned:
+            raise self._peer_error(
+                "the process that started the others is gone; `onecycle train --resume` with the run folder continues "
+                "from the last checkpoint"
             )
 
     def raise_lost(
@@ -190,7 +197,7 @@ class Heartbeat:
                 self.require_alive()
                 time.sleep(HEARTBEAT_SECONDS / 10)
         if self._heartbeats[self.rank] == before[self.rank]:
-            raise self._peer_error(f"{self._master[0]}, through which the processes find each other, is gone")
+            raise self._peer_error(f"{self.place}, through which the processes find each other, is gone")
         gone = [self.names[rank] for rank in range(self.size) if self._heartbeats[rank] == before[rank]]
         if not gone:
             raise self._peer_error(f"the processes are alive, but {otherwise}") from cause
@@ -226,7 +233,7 @@ class Heartbeat:
 
     def leave(self, exit_code: int) -> None:
         """Stop the heartbeats, because this process is about to end with `exit_code`."""
-        if self._hosts_store:  # the store ends with this process, and others may still have to read the error
+        if self.place.is_hosted_here:  # the store ends with this process, and others may still have to read the error
             time.sleep(1.5 * HEARTBEAT_SECONDS)
         self._ended.set()
         self._requests.put((lambda store: None, queue.Queue()))  # wakes the heartbeat thread
@@ -253,6 +260,7 @@ class Heartbeat:
 
     def _ask(self, request: Callable[[Any], Any]) -> Any:
         """Let the heartbeat thread call `request` with the store, and return the result."""
+        self._require_launcher()
         answers: queue.Queue[Any] = queue.Queue()
         self._requests.put((request, answers))
         with self.watchdog.paused():
@@ -265,7 +273,7 @@ class Heartbeat:
                     continue
                 if isinstance(answer, Exception):
                     raise self._peer_error(
-                        f"{self._master[0]}:{self._master[1]}, through which the processes find each other, is gone"
+                        f"{self.place}, through which the processes find each other, is gone"
                     ) from answer
                 return answer
 

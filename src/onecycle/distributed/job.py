@@ -2,6 +2,9 @@
 
 import os
 
+STORE_FILE = "ONECYCLE_STORE_FILE"
+"""The environment variable with the file through which processes of one machine find each other, without a port."""
+
 
 def is_part() -> bool:
     """Whether a launcher such as torchrun started this process, alone or as one of several."""

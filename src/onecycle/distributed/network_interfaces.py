@@ -27,3 +27,8 @@ def interface_towards(host: str) -> str | None:
     except OSError:
         pass
     return None
+
+
+def loopback_interface() -> str:
+    """The network interface that only processes of this machine can reach."""
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")  # "lo0" on macOS

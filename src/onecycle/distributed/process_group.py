@@ -1,6 +1,6 @@
 """The processes that compute one run together, and what they exchange.
 
-torchrun, or `onecycle train --processes`, gives every process a rank. Small values go through the TCPStore of
+torchrun, or `onecycle train --processes`, gives every process a rank. Small values go through a store of
 torch.distributed. A process waits for a value as long as the sender is alive, even if the sender reads data for
 minutes. Tensors go through gloo. A single process is rank 0 of 1.
 """
@@ -268,5 +268,5 @@ def _is_reported_elsewhere(error: OnecycleError | None, heartbeat: Heartbeat, gr
 
 
 def _interface_towards_others(heartbeat: Heartbeat) -> str | None:
-    hosts = [host for host in (os.environ["MASTER_ADDR"], *heartbeat.hosts) if host != socket.gethostname()]
+    hosts = [host for host in (heartbeat.place.host, *heartbeat.hosts) if host != socket.gethostname()]
     return next(filter(None, map(interface_towards, hosts)), None)

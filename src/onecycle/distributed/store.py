@@ -1,0 +1,90 @@
+"""Where the processes of a run find each other and exchange small values: a store of torch.distributed."""
+
+import errno
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
+
+from onecycle.distributed.job import STORE_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePlace:
+    """The file of the store, or its address and whether this process hosts it.
+
+    The process `launcher` made the file, and removes it at its end.
+    """
+
+    file: str | None = None
+    launcher: int = 0
+    host: str = ""
+    port: int = 0
+    is_hosted_here: bool = False
+
+    @classmethod
+    def of_job(cls, rank: int) -> Self:
+        """The place that the environment variables of the process `rank` describe."""
+        if file := os.environ.get(STORE_FILE):
+            return cls(file=file, launcher=os.getppid())
+        is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return cls(host=host, port=port, is_hosted_here=rank == 0 and not is_agents)
+
+    def __str__(self) -> str:
+        return self.file or f"{self.host}:{self.port}"
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the launcher is gone. Its processes must then end, too."""
+        return self.file is not None and os.getppid() != self.launcher
+
+    def connect(self, *, size: int, timeout: timedelta, is_server: bool = False) -> Any:
+        """Connect to the store of `size` processes. With `is_server`, the store lives as long as the returned object.
+
+        Raises:
+            RuntimeError: when the store does not answer within `timeout`, or cannot be started.
+        """
+        if self.file:
+            return FileStore(self.file)
+        listener = self.listener() if is_server else None
+        return TCPStore(
+            self.host,
+            self.port,
+            size,
+            is_server,
+            timeout,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach() if listener else None,
+        )
+
+    def listener(self) -> socket.socket | None:
+        """A socket that listens at the address of the host only, or None if the store must listen at all addresses.
+
+        It must if this machine finds the host at an address that is not its own, such as a router's, or at the loopback
+        address, which /etc/hosts may give to a machine's own name.
+
+        Raises:
+            RuntimeError: when the port is in use.
+        """
+        try:
+            address = socket.gethostbyname(self.host)
+        except OSError:
+            return None
+        if ipaddress.ip_address(address).is_loopback and self.host not in (address, "localhost"):
+            return None
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((address, self.port))
+            listening.listen()
+        except OSError as error:
+            listening.close()
+            if error.errno == errno.EADDRNOTAVAIL:
+                return None
+            raise RuntimeError(f"cannot listen at {address}:{self.port} ({error.strerror})") from error
+        return listening
