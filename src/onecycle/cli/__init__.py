@@ -24,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if all_groups:
         tokens[tokens.index("--help-all")] = "--help"
     choose_shown_groups(tokens[0] if tokens else "", all_groups=all_groups)
+    if sys.stderr is None:  # closed by the caller: a file that is opened later would become standard error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w")
+    if sys.stdout is None:
+        print("onecycle: standard output is closed; redirect it, for example to /dev/null", file=sys.stderr)
+        return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # print undecodable bytes in file names as escapes

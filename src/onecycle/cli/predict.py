@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -68,11 +69,15 @@ def predict(
 
 
 def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, form: Form) -> int:
+    from onecycle.data.readers.entries import ARCHIVE_SUFFIXES
     from onecycle.data.store.decode import Unreadable
     from onecycle.models.test_time_augmentation import TestTimeAugmentation
     from onecycle.predict.predictor import load
     from onecycle.predict.stream import predict_files
 
+    for image in images:
+        if image.lower().endswith(ARCHIVE_SUFFIXES) and os.path.isfile(image):
+            raise InputError(f"{printable(image)} is an archive; add --out FOLDER, or unpack it")
     predictor = load(run)
     if run is None:
         print(f"onecycle: using the included network ({', '.join(predictor.classes)})", file=sys.stderr)
