@@ -155,7 +155,13 @@ def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = 
 
 
 @app.command
-def serve(*, run: Run = None, host: str = "127.0.0.1", port: int = 8000) -> int:
+def serve(
+    *,
+    run: Run = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allowed_host: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+) -> int:
     """Serve a web page and an HTTP API (POST /predict) for a network. Ctrl-C stops it.
 
     Parameters
@@ -164,6 +170,8 @@ def serve(*, run: Run = None, host: str = "127.0.0.1", port: int = 8000) -> int:
         The address to listen on; only this machine can reach 127.0.0.1.
     port
         The port to listen on; 0 uses a free one.
+    allowed_host
+        A further name of the service, such as its public name behind a proxy; repeat the option for several names.
     """
     from onecycle import serve as service
     from onecycle.core.signals import Interrupted
@@ -171,6 +179,6 @@ def serve(*, run: Run = None, host: str = "127.0.0.1", port: int = 8000) -> int:
 
     name = "CIFAR-10" if run is None else run.resolve().name
     with suppress(Interrupted):
-        service.serve(load(run), name, host=host, port=port)
+        service.serve(load(run), name, host=host, port=port, allowed_hosts=allowed_host)
     print("Stopped")
     return 0

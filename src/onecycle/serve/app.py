@@ -15,12 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data.preprocessing import open_image
 from onecycle.predict.predictor import Predictor
 from onecycle.serve import pages
+from onecycle.serve.access import AccessControl
 from onecycle.serve.answers import ClassProbability, Explanation, Health, ImagePrediction, Predictions, Problem
 from onecycle.serve.batching import Batcher, BusyError
 from onecycle.serve.headers import SecureHeaders
@@ -44,6 +45,8 @@ _FORMATS = (
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": words}
     for status, words in {
+        400: "The host name is not allowed.",
+        403: "A page of another site sent the request.",
         408: "The request took too long to arrive.",
         413: "The request is too large.",
         415: "The request is not a form.",
@@ -73,8 +76,13 @@ _FORM = {
 }
 
 
-def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """The application for `predictor`. `name` is the title of the page, and `hosts` are the accepted host names."""
+def make_app(
+    predictor: Predictor, name: str, *, host: str, allowed_hosts: Sequence[str] = (), limits: Limits = LIMITS
+) -> FastAPI:
+    """The application for `predictor`, which listens at `host`. `name` is the title of the page.
+
+    `allowed_hosts` are names of the service in addition to the names of this machine.
+    """
     service = _Service(predictor, limits)
 
     app = FastAPI(
@@ -85,13 +93,14 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(AccessControl, own=[host], allowed=allowed_hosts)
     app.add_middleware(SecureHeaders)
     pages.add_to(app, name, predictor, limits)
 
     app.add_exception_handler(RequestValidationError, _not_valid)
 
-    @app.get("/health")
+    @app.get("/health", responses={status: _REFUSALS[status] for status in (400, 403)})
     async def health() -> Health:
         """The state of the service and the classes of its network."""
         classes = list(predictor.classes)
@@ -124,6 +133,17 @@ def make_app(predictor: Predictor, name: str, *, limits: Limits = LIMITS, hosts:
         return Predictions(images=images)
 
     return app
+
+
+class HeadAsGet:
+    """Answers HEAD like GET. The server leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self.app({**scope, "method": "GET"} if is_head else scope, receive, send)
 
 
 async def _not_valid(_: Request, error: Exception) -> Response:

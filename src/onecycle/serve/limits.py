@@ -12,12 +12,12 @@ class Limits:
     request_bytes: int = 64 * 2**20
     pixels: int = 30_000_000  # per image; decoding takes up to 12 bytes per pixel
     upload_seconds: float = 30  # longest time to receive a request
-    header_seconds: float = 10  # longest time to receive the header of a request
+    header_seconds: float = 5  # longest time to receive the header of a request
     answer_seconds: float = 30  # longest time to decode and predict an image, including the wait in the queue
     write_seconds: float = 30  # longest wait for a client to accept more of a response
     requests: int = 256  # at a time, from all clients together
     waiting_bytes: int = 256 * 2**20  # of all clients together; reading a request takes up to three times its size
-    connections: int = 512  # at a time, from all clients together
+    connections: int = 512  # at a time, from all clients together; above it, the longest idle one is closed
     waiting_images: int = 512  # in the queue, from all clients together
 
 

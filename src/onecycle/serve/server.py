@@ -3,8 +3,11 @@
 import asyncio
 import ipaddress
 import logging
+import math
 import socket
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,24 +17,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onecycle.core.errors import InputError
 from onecycle.predict.predictor import Predictor
+from onecycle.serve.access import host_name
 from onecycle.serve.app import make_app
 from onecycle.serve.limits import LIMITS, Limits
 
 _STOP_SECONDS = 5  # for active requests to finish when the service stops
 _KEEP_ALIVE_SECONDS = 5
+_LOG_SECONDS = 60  # between two messages that the limit of connections is reached
 _LINGER_SECONDS = 1  # for a client to send the rest of a request that is already answered
 
 
-def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits = LIMITS) -> None:
+def run(
+    predictor: Predictor,
+    name: str,
+    *,
+    host: str,
+    port: int,
+    allowed_hosts: Sequence[str] = (),
+    limits: Limits = LIMITS,
+) -> None:
     """Serve at `host` and `port` until a signal stops the process.
 
     Raises:
-        InputError: when the address is not available.
+        InputError: when the address is not available, or an allowed host is not a host name.
     """
+    allowed = [host_name(allowed) for allowed in allowed_hosts]
     listening = _listen(host, port)
-    # On a local address accept only local host names: this prevents DNS rebinding.
-    hosts = ("localhost", "127.0.0.1", "[::1]", host) if _is_of_this_machine(host) else ("*",)
-    app = make_app(predictor, name, limits=limits, hosts=hosts)
+    app = make_app(predictor, name, host=host, allowed_hosts=allowed, limits=limits)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs every malformed form
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     address = f"[{host}]" if ":" in host else host
@@ -50,6 +62,12 @@ def run(predictor: Predictor, name: str, *, host: str, port: int, limits: Limits
         ),
     )
     with listening:
+        if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+            print(
+                "onecycle: the service listens beyond this machine: everyone who can reach it can use it, without a "
+                "password, and the connection is not encrypted",
+                file=sys.stderr,
+            )
         server.run(sockets=[listening])
 
 
@@ -90,15 +108,17 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _is_of_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _protocol(limits: Limits) -> type[H11Protocol]:
     """uvicorn's HTTP protocol with timeouts. Without these timeouts uvicorn waits forever for a client."""
+    idle: dict[H11Protocol, None] = {}  # connections that wait for the header of a request, longest first
+    logged_at = -math.inf
+
+    def log_full() -> None:
+        nonlocal logged_at
+        if time.monotonic() - logged_at > _LOG_SECONDS:
+            logged_at = time.monotonic()
+            words = f"the limit of {limits.connections:,} connections is reached; idle connections are closed"
+            print(f"onecycle: {words}", file=sys.stderr, flush=True)
 
     class ProtocolWithTimeouts(H11Protocol):
         _waits: dict[str, asyncio.TimerHandle]
@@ -107,9 +127,13 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             super().connection_made(transport)
             self._waits = {}
             transport.set_write_buffer_limits(high=0)  # pauses writing until the client has accepted everything
-            if len(self.connections) > limits.connections:
-                transport.abort()
             self._watch()
+            if len(self.connections) > limits.connections:
+                log_full()
+                # Idle connections must not keep out clients that send requests. This one is idle, too, but the newest.
+                longest_idle = next(iter(idle))
+                del idle[longest_idle]
+                longest_idle.transport.abort()
 
         def handle_events(self) -> None:
             super().handle_events()
@@ -129,14 +153,17 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            idle.pop(self, None)
             for wait in list(self._waits):
                 self._no_longer(wait)
 
         def _watch(self) -> None:
             # A header that arrives byte by byte does not extend its deadline.
             if self.conn.their_state is h11.IDLE:
+                idle.setdefault(self)
                 self._expect("header", limits.header_seconds, self.transport.close)
             else:
+                idle.pop(self, None)
                 self._no_longer("header")
             # The response is complete, but the client is still sending its request.
             if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:

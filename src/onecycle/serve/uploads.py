@@ -1,9 +1,11 @@
 """Read uploaded files into memory, within limits. Nothing is written to disk."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException, Request
 from python_multipart.multipart import parse_options_header
@@ -16,6 +18,8 @@ from onecycle.serve.limits import Limits
 _LINGER_SECONDS = 2  # to read the rest of a refused request: most clients read the response only after sending
 _NAME_LENGTH = 255
 _PARSED_AT_ONCE = 2**16  # bytes
+_PARAMETER = re.compile(r';\s*([^=;\s]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')  # of a Content-Disposition header
+_CHARSETS = ("utf-8", "iso-8859-1")  # of RFC 5987; others would let the client choose a slow decoder
 
 
 class Upload(NamedTuple):
@@ -138,7 +142,7 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
             yield body[start : start + _PARSED_AT_ONCE]
             await asyncio.sleep(0)  # let other requests run
 
-    parser = MultiPartParser(request.headers, parts(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
+    parser = _FormParser(request.headers, parts(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
     parser.spool_max_size = limits.request_bytes + 1  # files above this size would be written to disk
     try:
         form = await parser.parse()
@@ -146,6 +150,33 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
         reason = getattr(error, "message", None) or "it is damaged"
         raise HTTPException(422, f"the form cannot be read: {reason}") from error
     return form.getlist("files")  # type: ignore[return-value]
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which also accepts the names of files as `filename*`.
+
+    RFC 7578 forbids this form in uploads, but some clients send it, alone or with `filename`.
+    """
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        name = _extended_name((part.content_disposition or b"").decode("latin-1"))
+        if name is not None:
+            part.content_disposition = (part.content_disposition or b"") + b"; filename=extended"
+        super().on_headers_finished()
+        if name is not None and part.file:
+            part.file.filename = name
+
+
+def _extended_name(disposition: str) -> str | None:
+    """The file name in the parameter `filename*` of a Content-Disposition header. Source: RFC 5987, section 3.2."""
+    for match in _PARAMETER.finditer(disposition):
+        if match[1].lower() == "filename*":
+            charset, _, rest = match[2].strip().strip('"').partition("'")
+            if charset.lower() not in _CHARSETS:
+                raise MultiPartException("write `filename*` in UTF-8: UTF-8''NAME")
+            return unquote_to_bytes(rest.partition("'")[2]).decode(charset)
+    return None
 
 
 def _printable(name: str) -> str:

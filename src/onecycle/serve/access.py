@@ -1,0 +1,98 @@
+"""Which requests the service answers: requests for its own host names that do not come from another site's page."""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from onecycle.core.errors import InputError
+
+_PORT = re.compile(r":\d*$")
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+
+
+def host_name(text: str) -> str:
+    """The host name `text` of an option as Host headers have it: in lower case, and other scripts in Punycode.
+
+    Raises:
+        InputError: unless `text` is a host name without scheme and port.
+    """
+    try:
+        name = text.encode("idna").decode().removesuffix(".").lower()
+    except UnicodeError:
+        name = ""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"--allowed-host is {text!r}; give a host name such as photos.example.org, without port")
+    return name
+
+
+class AccessControl:
+    """Refuses requests for other host names (status 400) and requests from pages of other sites (403).
+
+    Host names prevent DNS rebinding: the page of another site changes the address of its own name to that of this
+    service, and could then read its responses. An IP address in place of the name is always accepted, because a page at
+    an IP address cannot change it. A request without a Host header is accepted, because a browser always sends one.
+
+    `own` are the names of this machine, and `allowed` are further names that the user of the service chose.
+    """
+
+    def __init__(self, app: ASGIApp, *, own: Sequence[str], allowed: Sequence[str]) -> None:
+        self.app = app
+        self._allowed = frozenset(allowed)
+        self._names = self._allowed | {name.lower() for name in ("localhost", socket.gethostname(), *own)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(scope["method"], Headers(scope=scope))):
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+        host = headers.get("host")
+        if host is not None and not self._is_own_name(name := _without_port(host)):
+            words = f"the host {name!r} is not a name of this service; start it with --allowed-host NAME if it is"
+            return JSONResponse({"detail": words}, 400)
+        if self._is_from_another_site(method, headers, host):
+            words = (
+                f"this request comes from a page of another site ({headers.get('origin', 'unknown')}); use the page of "
+                "this service, or start it with --allowed-host NAME if that site is its public name"
+            )
+            return JSONResponse({"detail": words}, 403)
+        return None
+
+    def _is_own_name(self, name: str) -> bool:
+        return name in self._names or _is_address(name)
+
+    def _is_from_another_site(self, method: str, headers: Headers, host: str | None) -> bool:
+        """Whether a page of another site has sent a request. Programs that are not browsers send none of these headers.
+
+        Source: F. Valsorda 2025, "Cross-Site Request Forgery", whose algorithm is in Go's net/http.
+        """
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site in ("same-origin", "none"):  # holds behind any proxy, but browsers send it only over HTTPS or locally
+            return False
+        if method == "GET" and headers.get("sec-fetch-mode") == "navigate":  # a link to a page of this service
+            return False
+        return site == "cross-site" or (origin is not None and not self._is_own_origin(origin, host))
+
+    def _is_own_origin(self, origin: str, host: str | None) -> bool:
+        # The scheme may differ, because a proxy may receive HTTPS. A proxy may also replace the Host header by an
+        # address of its own; the user has allowed the public name then.
+        place = origin.partition("://")[2].lower()
+        return bool(place) and (place == (host or "").lower() or _without_port(place) in self._allowed)
+
+
+def _without_port(host: str) -> str:
+    return _PORT.sub("", host).removesuffix(".").lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
