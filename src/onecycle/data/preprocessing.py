@@ -15,11 +15,23 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 from onecycle.core.errors import InputError
+from onecycle.data.decoding_cost import require_few_passes, require_few_values
 
 # EPS needs an interpreter that would run code from the file. Pillow recognizes the other formats but cannot read them.
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
+
+# By EXIF orientation. `ImageOps.exif_transpose` would also write all EXIF data again.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 LARGEST_FILE = 2**26  # bytes, because a file is read as a whole; an image needs far less
 MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
@@ -52,20 +64,22 @@ def open_image(
     For an animation, this is the first frame. `only` restricts the accepted formats.
 
     Raises:
-        InputError: when the content is empty, damaged or not an image, is smaller than 2×2 pixels, has float pixels, or
-            has so many pixels that it may be a decompression bomb.
+        InputError: when the content is empty, damaged or not an image, is smaller than 2×2 pixels, has float pixels,
+            has so many pixels that it may be a decompression bomb, or would take very long to decode.
     """
     if not content:
         raise InputError(f"{where}: the file is empty; replace or remove it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings do not name the file, and real problems raise errors
+            require_few_values(content)
             image = Image.open(io.BytesIO(content), formats=only or formats())
             _require_fewer(most_pixels or MOST_PIXELS, image)
+            require_few_passes(content, image.format, image.size)
             image.load()  # verify() would accept truncated files
             _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its header says
-            if _is_turned(image):
-                ImageOps.exif_transpose(image)  # only to find damaged EXIF tags before `to_square` does
+            require_few_values(image.info.get("exif") or b"")
+            _turn(image)  # only to find damaged EXIF tags before `to_square` does
     except UnidentifiedImageError as error:
         raise InputError(f"{where}: not an image ({len(content):,} bytes); replace or remove it") from error
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
@@ -87,13 +101,15 @@ def _require_fewer(most: int, image: Image.Image) -> None:
 
 def _is_animated(image: Image.Image) -> bool:
     try:
-        return int(getattr(image, "n_frames", 1)) > 1
+        return bool(getattr(image, "is_animated", False))  # `n_frames` would go through all frames
     except Exception:  # a later frame is damaged, but only the first frame is used
         return True
 
 
-def _is_turned(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """The operation that the EXIF orientation of `image` asks for, if any."""
+    orientation: Any = image.getexif().get(ExifTags.Base.Orientation)  # damaged EXIF data may give any type
+    return _TURNS.get(orientation)
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -102,8 +118,8 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
     size keeps its pixels. The EXIF orientation is applied, and transparent pixels are blended with white.
     """
-    if _is_turned(image):
-        image = ImageOps.exif_transpose(image)
+    if (turn := _turn(image)) is not None:
+        image = image.transpose(turn)
     if image.mode in _DEEP:
         # Pillow would clip 16-bit values to 0..255. Scale them to 8 bits instead, as image viewers do.
         values = np.asarray(image, dtype=np.float32)
@@ -124,7 +140,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
     found = {
         # A JPEG with several images is not animated: cameras add preview images.
         "animated: only the first frame is used": format != "JPEG" and _is_animated(image),
-        "rotated as their EXIF tag says": _is_turned(image),
+        "rotated as their EXIF tag says": _turn(image) is not None,
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
         "transparent: blended with white": image.has_transparency_data,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),

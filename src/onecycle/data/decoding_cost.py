@@ -1,0 +1,70 @@
+"""Refuse small files that take long to decode. A cheap look at their structure finds them."""
+
+import re
+import struct
+from contextlib import suppress
+
+MOST_VALUES = 2**18  # in the tables of a TIFF: Pillow needs microseconds and several hundred bytes for each
+MOST_PASSES = 1_000  # over all pixels of an image
+MOST_PASSED = 2_000_000_000  # pixels in all passes together: they take about two seconds
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a JPEG segment; the others stand in compressed data
+_SOS, _EOI = 0xDA, 0xD9
+_TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # Pillow accepts them all
+_BIG_TIFF = 43  # in the third byte
+# In bytes, by type, of the values for which Pillow creates an object each.
+_VALUE_SIZES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_FLI_FRAME = 128  # position of the first frame
+
+
+def require_few_values(content: bytes) -> None:
+    """Check the first table of a TIFF file, or of EXIF data, which have the same format. Accept other content.
+
+    Raises:
+        ValueError: when it has too many values. A value needs only two bytes in the file.
+    """
+    tiff = content.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
+    if not tiff.startswith(_TIFF):
+        return
+    order = "<" if tiff.startswith(b"II") else ">"
+    formats = ("8xQ", "Q", "HHQ8x") if tiff[2] == _BIG_TIFF else ("4xI", "H", "HHI4x")
+    first, count, entry = (struct.Struct(order + format) for format in formats)
+    values = 0
+    with suppress(struct.error, OverflowError):  # truncated; Pillow uses the entries before
+        (position,) = first.unpack_from(tiff)
+        (entries,) = count.unpack_from(tiff, position)
+        for number in range(entries):
+            _, kind, length = entry.unpack_from(tiff, position + count.size + number * entry.size)
+            # Pillow keeps other types as bytes, and ignores an entry that claims to be larger than the file.
+            is_kept = kind in _VALUE_SIZES and length * _VALUE_SIZES[kind] <= len(tiff)
+            values += length if is_kept else 1
+            if values > MOST_VALUES:
+                raise ValueError(f"its tables have more than {MOST_VALUES:,} values")
+
+
+def require_few_passes(content: bytes, format: str | None, size: tuple[int, int]) -> None:
+    """Check that a decoder passes over all pixels of an image of `size` (width, height) only a few times.
+
+    Progressive JPEGs have about ten scans, and each passes over all pixels. A chunk of a FLI animation may do so, too.
+    Such a pass needs only a few bytes in the file.
+
+    Raises:
+        ValueError: when decoding would take too long.
+    """
+    pixels = size[0] * size[1]
+    most = min(MOST_PASSES, max(MOST_PASSED // max(pixels, 1), 1))
+    if format in ("JPEG", "MPO") and _has_more_scans(content, most):
+        raise ValueError(f"it has more than {most:,} scans of {size[0]}×{size[1]} pixels")
+    if format == "FLI" and (chunks := int.from_bytes(content[_FLI_FRAME + 6 : _FLI_FRAME + 8], "little")) > most:
+        raise ValueError(f"its first frame has {chunks:,} chunks")
+
+
+def _has_more_scans(content: bytes, most: int) -> bool:
+    """Whether the first JPEG image in `content` has more than `most` scans."""
+    scans, position = 0, 2
+    while (found := _MARKER.search(content, position)) and (marker := content[found.end() - 1]) != _EOI:
+        scans += marker == _SOS
+        if scans > most:
+            return True
+        position = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2], "big"))
+    return False
