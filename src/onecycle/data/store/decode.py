@@ -1,9 +1,13 @@
-"""Decode thousands of image files in order, a few at a time, with threads where they help."""
+"""Decode thousands of image files in order, a few at a time, with several threads where they help."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -40,18 +44,66 @@ class Encoded(Protocol):
 
 E_co = TypeVar("E_co", bound=Encoded)
 T = TypeVar("T")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 def each_decoded(
     files: Iterator[E_co], decode: Callable[[E_co], T], *, threads: int = MOST_THREADS
 ) -> Iterator[tuple[E_co, T]]:
-    """Yield each of `files` with the result of `decode`, in order. Only a few files are in memory at a time."""
-    with ThreadPoolExecutor(threads) as pool:
+    """Yield each of `files` with the result of `decode`, in order. Only a few files are in memory at a time.
+
+    The calling thread does not decode: a signal interrupts it at once, even if an image takes long.
+    """
+
+    def decode_part(part: Sequence[E_co]) -> list[T]:
+        return [decode(file) for file in part]
+
+    with _daemon_threads(decode_part, threads) as submit:
         while chunk := _chunk(files):
-            # Small files are faster without threads.
+            # Small files are faster in one thread.
             is_large = _size(chunk) > len(chunk) * _LARGE_BYTES
-            results = (pool.map if is_large else map)(decode, chunk)
+            futures = [submit(part) for part in ([[file] for file in chunk] if is_large else [chunk])]
+            results = itertools.chain.from_iterable(future.result() for future in futures)
             yield from zip(chunk, results, strict=True)
+
+
+@contextmanager
+def _daemon_threads(function: Callable[[A], R], count: int) -> Iterator[Callable[[A], Future[R]]]:
+    """Yield a function that lets one of `count` threads call `function`.
+
+    After an error or a signal, calls that have begun go on, but do not delay the end of the process. The threads of
+    `ThreadPoolExecutor` would.
+    """
+    tasks: SimpleQueue[tuple[A, Future[R]] | None] = SimpleQueue()
+    is_stopped = False
+
+    def work() -> None:
+        while (task := tasks.get()) and not is_stopped:
+            argument, future = task
+            try:
+                future.set_result(function(argument))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def submit(argument: A) -> Future[R]:
+        future: Future[R] = Future()
+        tasks.put((argument, future))
+        return future
+
+    threads = [Thread(target=work, name="decoder", daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield submit
+    except BaseException:
+        is_stopped = True
+        raise
+    finally:
+        for _ in threads:
+            tasks.put(None)
+    for thread in threads:
+        thread.join()
 
 
 def open_encoded(file: Encoded) -> Image.Image:
