@@ -274,3 +274,22 @@ def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path: Path) -> None:
         writer.stdout.close()
         assert writer.wait() == 0
     assert (tmp_path / "errors").read_text() == ""
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 2), ("2>&-", 0), ("<&-", 0), (">&- 2>&-", 2)])
+def test_a_closed_standard_output_is_an_error_of_one_line(closed: str, code: int) -> None:
+    command = f"'{sys.executable}' -m onecycle --version {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code
+    expected = "onecycle: standard output is closed; redirect it, for example to /dev/null\n"
+    assert done.stderr == (expected if closed == ">&-" else "")
+    assert bool(done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.TAR.GZ", "photos.tgz", "photos.tar"])
+def test_an_archive_to_predict_needs_out(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = tmp_path / name
+    archive.write_bytes(b"PK")
+    assert main(["predict", str(archive)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"onecycle: {archive} is an archive; add --out FOLDER, or unpack it\n"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from onecycle.data import ImageSet
-from onecycle.data.preprocessing import Preprocessing, resize, to_square
+from onecycle.core.errors import InputError
+from onecycle.data import ImageSet, preprocessing
+from onecycle.data.preprocessing import Preprocessing, open_image, resize, to_square
 from onecycle.data.readers.cifar10 import read_cifar10
 
 any_images = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
@@ -151,6 +152,32 @@ def test_the_exif_orientation_is_applied(orientation: int, rotated) -> None:
     assert (to_square(image, 16) == rotated(pixels)).all()
 
 
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_jpeg_with_too_many_pixels_is_decoded_smaller(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phones take photographs of 108 million pixels, of which the network sees 32×32."""
+    pixels = gradient(400, 640)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    monkeypatch.setattr(preprocessing, "MOST_PIXELS", 400 * 640 // factor**2)
+    opened = open_image(file.getvalue(), "photo.jpg")
+    assert opened.size == (640 // factor, 400 // factor)
+    difference = to_square(opened, 32).astype(int) - to_square(Image.fromarray(pixels), 32)
+    assert np.abs(difference).max() < 8
+
+
+def test_an_image_that_cannot_be_decoded_smaller_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing, "MOST_PIXELS", 255)
+    refused = r"^scan\.png: the image has 16×16 pixels; the limit is 255 pixels; make the image smaller$"
+    file = io.BytesIO()
+    Image.fromarray(gradient(16, 16)).save(file, "PNG")
+    with pytest.raises(InputError, match=refused):
+        open_image(file.getvalue(), "scan.png")
+    file = io.BytesIO()
+    Image.fromarray(gradient(640, 640)).save(file, "JPEG")  # smaller by 8 is still too large
+    with pytest.raises(InputError, match=r"photo\.jpg: the image has 80×80 pixels; the limit is 255"):
+        open_image(file.getvalue(), "photo.jpg")
+
+
 def test_mean_and_std_are_those_of_the_channels(tiny: tuple[ImageSet, ImageSet]) -> None:
     found = Preprocessing.of(tiny[0].images)
     scaled = tiny[0].images / 255
@@ -260,11 +287,11 @@ def test_gray_training_images_are_noticed() -> None:
 def test_a_network_for_gray_images_sees_other_images_as_pillow_converts_them_to_gray() -> None:
     colors = np.random.default_rng(1).integers(0, 256, (40, 7, 7, 3), dtype=np.uint8)
     gray = np.stack([np.asarray(Image.fromarray(image).convert("L").convert("RGB")) for image in colors])
-    preprocessing = Preprocessing.of(gray)
-    assert preprocessing.gray
-    expected = replace(preprocessing, gray=False).normalize(torch.from_numpy(gray))
+    of_gray = Preprocessing.of(gray)
+    assert of_gray.gray
+    expected = replace(of_gray, gray=False).normalize(torch.from_numpy(gray))
     for images in (colors, gray):
-        found = preprocessing.normalize(torch.from_numpy(images))
+        found = of_gray.normalize(torch.from_numpy(images))
         assert torch.equal(found, expected)
         assert found.is_contiguous(memory_format=torch.channels_last)
 

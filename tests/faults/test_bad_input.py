@@ -189,11 +189,11 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "line.png": (encoded(Image.new("RGB", (400, 1)), "PNG"), "the image has only 400×1 pixels"),
     "bomb.png": (
         encoded(Image.new("1", (12000, 12000)), "PNG"),
-        "the image cannot be read (12000×12000 pixels are more than 89,478,485)",
+        "the image has 12000×12000 pixels; the limit is 89,478,485 pixels; make the image smaller",
     ),
     "bomb.gif": (
         encoded(NOISE, "GIF")[:6] + b"\xff\xff\xff\xff" + encoded(NOISE, "GIF")[10:],
-        "the image cannot be read (Image size (4294836225 pixels) exceeds limit",
+        "Image size (4294836225 pixels) exceeds limit",
     ),
 }
 

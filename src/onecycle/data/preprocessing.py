@@ -34,7 +34,7 @@ _TURNS = {
 }
 
 LARGEST_FILE = 2**26  # bytes, because a file is read as a whole; an image needs far less
-MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
+MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; it warns, and refuses twice as many
 SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholder
 
 # At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.
@@ -74,14 +74,19 @@ def open_image(
             warnings.simplefilter("ignore")  # warnings do not name the file, and real problems raise errors
             require_few_values(content)
             image = Image.open(io.BytesIO(content), formats=only or formats())
-            _require_fewer(most_pixels or MOST_PIXELS, image)
             require_few_passes(content, image.format, image.size)
+            if most_pixels is None:
+                _decode_smaller(image)
+            _require_fewer(most_pixels or MOST_PIXELS, image)
             image.load()  # verify() would accept truncated files
             _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its header says
             require_few_values(image.info.get("exif") or b"")
             _turn(image)  # only to find damaged EXIF tags before `to_square` does
     except UnidentifiedImageError as error:
         raise InputError(f"{where}: not an image ({len(content):,} bytes); replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        most = most_pixels or MOST_PIXELS
+        raise InputError(f"{where}: {error}; the limit is {most:,} pixels; make the image smaller") from error
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the image cannot be read ({reason}); replace or remove it") from error
@@ -93,10 +98,20 @@ def open_image(
     return image
 
 
+def _decode_smaller(image: Image.Image) -> None:
+    """Let the decoder divide the sides of a JPEG with too many pixels by 2, 4 or 8. Other formats stay as they are."""
+    width, height = image.size
+    factor = 1
+    while width * height > MOST_PIXELS * factor**2:
+        factor *= 2
+    if factor > 1:
+        image.draft(None, (width // factor, height // factor))
+
+
 def _require_fewer(most: int, image: Image.Image) -> None:
     width, height = image.size
     if width * height > most:
-        raise ValueError(f"{width}×{height} pixels are more than {most:,}")
+        raise Image.DecompressionBombError(f"the image has {width}×{height} pixels")
 
 
 def _is_animated(image: Image.Image) -> bool:
