@@ -1,21 +1,16 @@
 """List and read the files in a folder or an archive. Archives are never extracted."""
 
-import gzip
 import os
 import re
-import stat
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from io import RawIOBase
 from pathlib import Path
-from typing import IO
 
 from onecycle.core.errors import InputError, OnecycleError
+from onecycle.core.files import printable
 from onecycle.data.preprocessing import LARGEST_FILE, suffixes
+from onecycle.data.readers.archive_members import Member, tar_members, too_large, zip_members
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
@@ -49,9 +44,10 @@ def entries_of(source: Path) -> Iterator[Entry]:
             with source.open("rb") as file:
                 start = file.read(512)
             if start.startswith(b"PK"):
-                entries = _zip_entries(source)
+                entries = _archive_entries(source, zip_members(source))
             elif start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
-                entries = _tar_entries(source, compressed=start.startswith(b"\x1f\x8b"))
+                compressed = start.startswith(b"\x1f\x8b")
+                entries = _archive_entries(source, tar_members(source, _most_bytes(source), compressed=compressed))
             else:
                 raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; give an archive or a folder")
         for number, entry in enumerate(entries):
@@ -86,69 +82,15 @@ def _folder_entries(root: Path, resolved_root: Path, inside: tuple[str, ...]) ->
             yield Entry(parts, False, _reader(file, file.read_bytes, item.stat().st_size, str(file)))
 
 
-def _zip_entries(path: Path) -> Iterator[Entry]:
-    with zipfile.ZipFile(path) as archive:
-        left = _most_bytes(path)
-        for info in archive.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise InputError(
-                    f"{path}: {info.filename!r} is a link or a device; a data set holds files only, so remove it"
-                )
-            left -= info.file_size
-            if left < 0:
-                raise _too_large(path)
-            read = _reader(path, partial(archive.read, info), info.file_size, f"{path}:{info.filename}")
-            yield Entry(_parts(info.filename, path), info.is_dir(), read)
-
-
-def _tar_entries(path: Path, *, compressed: bool) -> Iterator[Entry]:
-    # tarfile's own mode "r|gz" neither checks the gzip checksum nor detects a truncated stream.
-    with path.open("rb") as raw, gzip.open(raw) if compressed else raw as plain:
-        stream, left = _CheckedStream(plain, path), _most_bytes(path)
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for info in archive:
-                if not (info.isfile() or info.isdir()):
-                    raise InputError(
-                        f"{path}: {info.name!r} is a link or a device; a data set holds files only, so remove it"
-                    )
-                # A sparse file may unpack to more bytes than the stream holds, so the stream's limit is not enough.
-                left -= info.size
-                if left < 0:
-                    raise _too_large(path)
-                read = _reader(path, partial(_read_member, archive, info), info.size, f"{path}:{info.name}")
-                yield Entry(_parts(info.name, path), info.isdir(), read)
-            while stream.read(1 << 20):
-                pass
-            # tarfile treats a damaged header as the end of the archive. After the real end, the stream holds at least
-            # one block of zeros, and nothing but zeros.
-            if stream.last_nonzero > archive.offset or stream.position < archive.offset + tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("unexpected end of data")
-
-
-def _read_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(info)
-    return file.read() if file else b""
-
-
-class _CheckedStream(RawIOBase):
-    """Wraps a stream to limit its length. Tracks the position, and the position after the last nonzero byte."""
-
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
-        self.stream = stream
-        self.path = path
-        self.most = _most_bytes(path)
-        self.position = 0
-        self.last_nonzero = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        if length := len(data.rstrip(b"\0")):
-            self.last_nonzero = self.position + length
-        self.position += len(data)
-        if self.position > self.most:
-            raise _too_large(self.path)
-        return data
+def _archive_entries(path: Path, members: Iterator[Member]) -> Iterator[Entry]:
+    most_bytes = left = _most_bytes(path)
+    for member in members:
+        # What is claimed counts, too: a sparse file in a tar unpacks to more bytes than the archive holds.
+        left -= member.size
+        if left < 0:
+            raise too_large(path, most_bytes)
+        read = _reader(path, member.read, member.size, printable(f"{path}:{member.name}"))
+        yield Entry(_parts(member.name, path), member.is_folder, read)
 
 
 def _parts(name: str, path: Path) -> tuple[str, ...]:
@@ -163,10 +105,6 @@ def _most_bytes(path: Path) -> int:
     """The largest number of bytes that the archive `path` may unpack to."""
     times, more = EXPANSION
     return times * path.stat().st_size + more
-
-
-def _too_large(path: Path) -> InputError:
-    return InputError(f"{path}: unpacks to more than {_most_bytes(path):,} bytes and may be a zip bomb; check it")
 
 
 def _reader(path: Path, read: Callable[[], bytes], size: int, where: str) -> Callable[[], bytes]:

@@ -1,0 +1,141 @@
+"""Archives never take more memory than they claim to need."""
+
+import gzip
+import io
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from onecycle.core.errors import InputError
+from onecycle.data.readers.entries import entries_of
+
+MIB = 2**20
+
+
+def read(path: Path) -> dict[str, bytes]:
+    return {"/".join(entry.parts): entry.read() for entry in entries_of(path) if not entry.is_folder}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_needs_another_method_than_deflate_is_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "files.zip", "w", method) as archive:
+        archive.writestr("a/1.png", "1")
+    with pytest.raises(InputError, match=r"'a/1\.png' is not compressed by deflate, .*; create the archive again with"):
+        list(entries_of(tmp_path / "files.zip"))
+
+
+def most_memory(path: Path) -> tuple[int, str]:
+    """The peak of memory in bytes while all of `path` is read, and the first error."""
+    error = ""
+    tracemalloc.start()
+    try:
+        for entry in entries_of(path):
+            try:
+                entry.read()
+            except InputError as unreadable:
+                error = error or str(unreadable)
+    except InputError as refused:
+        error = error or str(refused)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak, error
+
+
+def lying_zip(path: Path, method: int, claimed: int) -> Path:
+    """Write a zip with a member that unpacks to 64 MiB of zeros and claims to have `claimed` bytes."""
+    with zipfile.ZipFile(path, "w", method, compresslevel=9) as archive:
+        archive.writestr("a/1.png", bytes(64 * MIB))
+    true, false = (struct.pack("<L", size) for size in (64 * MIB, claimed))
+    path.write_bytes(path.read_bytes().replace(true, false))
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("claimed", [0, 100, MIB])
+def test_a_member_of_a_zip_is_not_unpacked_beyond_what_it_claims(tmp_path: Path, method: int, claimed: int) -> None:
+    peak, _ = most_memory(lying_zip(tmp_path / "files.zip", method, claimed))
+    assert peak < 4 * MIB
+
+
+def test_a_member_of_a_zip_that_claims_less_than_it_has_is_unreadable(tmp_path: Path) -> None:
+    _, error = most_memory(lying_zip(tmp_path / "files.zip", zipfile.ZIP_DEFLATED, 100))
+    assert "files.zip: cannot be read to its end (Bad CRC-32" in error
+
+
+def extended(kind: bytes, content: bytes) -> bytes:
+    """A tar's extended header of this type, with the blocks of its content."""
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, len(content)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def pax(key: str, size: int, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An extended pax header that sets `key` to `size` zeros."""
+    length = len(f" {key}=\n") + size
+    length += len(str(length + len(str(length))))
+    return extended(kind, f"{length} {key}=".encode() + bytes(size) + b"\n")
+
+
+def member(name: str) -> bytes:
+    return tarfile.TarInfo(name).tobuf()
+
+
+LARGE_HEADERS: Mapping[str, list[bytes]] = {
+    "one pax header at the start": [pax("comment", 64 * MIB), member("a")],
+    "one pax header": [member("first"), pax("comment", 64 * MIB), member("a")],
+    "one global pax header": [pax("comment", 64 * MIB, tarfile.XGLTYPE), member("a")],
+    "a long name": [extended(tarfile.GNUTYPE_LONGNAME, b"a" * 64 * MIB), member("a")],
+    "a long link": [extended(tarfile.GNUTYPE_LONGLINK, b"a" * 64 * MIB), member("a")],
+    "many pax headers of one member": [pax("comment", MIB // 2)] * 64 + [member("a")],
+    "many global pax headers": [
+        part for number in range(64) for part in (pax(f"{number}", MIB // 2, tarfile.XGLTYPE), member(f"{number}"))
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_HEADERS)
+def test_large_headers_of_a_tar_are_refused_before_they_are_in_memory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "files.tar.gz"
+    path.write_bytes(gzip.compress(b"".join([*LARGE_HEADERS[kind], bytes(10240)])))
+    peak, error = most_memory(path)
+    assert f"{path}: the headers of a file have more than 1,048,576 bytes; create the archive again" in error
+    assert peak < 12 * MIB
+
+
+def test_the_headers_of_a_tar_are_not_kept(tmp_path: Path) -> None:
+    parts = [part for number in range(64) for part in (pax("comment", MIB // 2), member(f"{number}"))]
+    (tmp_path / "files.tar.gz").write_bytes(gzip.compress(b"".join([*parts, bytes(10240)])))
+    peak, error = most_memory(tmp_path / "files.tar.gz")
+    assert error == ""
+    assert peak < 12 * MIB
+
+
+def test_long_names_and_large_headers_below_the_limit_are_read(tmp_path: Path) -> None:
+    names = ["/".join(["folder" * 20] * 20) + f"/{number}" for number in range(3)]
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "files.tar", "w", format=format, pax_headers={"comment": "c" * 1000}) as archive:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = 3 * MIB
+                info.pax_headers = {"SCHILY.xattr.user.note": "n" * 500_000}
+                archive.addfile(info, io.BytesIO(bytes(info.size)))
+        assert read(tmp_path / "files.tar") == dict.fromkeys(names, bytes(3 * MIB))
+
+
+def test_a_sparse_file_of_many_parts_is_read_quickly(tmp_path: Path) -> None:
+    parts = 20_000
+    size = 64 * MIB
+    starts = ",".join(f"{size // parts * part},1" for part in range(parts))
+    info = tarfile.TarInfo("a")
+    info.size = parts
+    info.pax_headers = {"GNU.sparse.map": starts, "GNU.sparse.size": f"{size}"}
+    with tarfile.open(tmp_path / "files.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(b"x" * parts))
+    ((content,),) = [read(tmp_path / "files.tar").values()]
+    assert len(content) == size and content.count(b"x") == parts
