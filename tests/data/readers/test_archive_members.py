@@ -1,12 +1,15 @@
-"""Archives never take more memory than they claim to need."""
+"""Archives are read as their writer meant them, and never take more memory than they claim to need."""
 
+import base64
 import gzip
 import io
 import struct
 import tarfile
 import tracemalloc
+import unicodedata
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,108 @@ from onecycle.data.readers.entries import entries_of
 
 MIB = 2**20
 
+# By Info-ZIP's zip 3.0 of Debian: `zip -r -X` of köt/1.png, with its name in UTF-8.
+INFO_ZIP = (
+    "UEsDBAoAAAAAANa2fV0AAAAAAAAAAAAAAAAFAAAAa8O2dC9QSwMECgAAAAAA1rZ9XYMW3IwBAAAAAQAAAAoAAABrw7Z0LzEucG5n"
+    "eFBLAQIeAwoAAAAAANa2fV0AAAAAAAAAAAAAAAAFAAAAAAAAAAAAEADtQQAAAABrw7Z0L1BLAQIeAwoAAAAAANa2fV2DFtyMAQAA"
+    "AAEAAAAKAAAAAAAAAAEAAACkgSMAAABrw7Z0LzEucG5nUEsFBgAAAAACAAIAawAAAEwAAAAAAA=="
+)
+
 
 def read(path: Path) -> dict[str, bytes]:
     return {"/".join(entry.parts): entry.read() for entry in entries_of(path) if not entry.is_folder}
+
+
+def zip_with(path: Path, names: Sequence[bytes], extra: bytes = b"") -> Path:
+    """Write a zip whose members have these raw names, without the flag for UTF-8. Each contains its number."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(names):
+            member = zipfile.ZipInfo("x")
+            member.filename = f"{number}".rjust(len(name), "#")
+            member.extra = extra
+            archive.writestr(member, f"{number}")
+    content = path.read_bytes()
+    for number, name in enumerate(names):
+        content = content.replace(f"{number}".rjust(len(name), "#").encode(), name)
+    path.write_bytes(content)
+    return path
+
+
+def unicode_path(raw: bytes, name: str) -> bytes:
+    """Info-ZIP's extra field that says that `raw` means `name`."""
+    field = struct.pack("<BL", 1, zlib.crc32(raw)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(field)) + field
+
+
+def test_backslashes_separate_folders_in_a_zip_without_slashes(tmp_path: Path) -> None:
+    path = zip_with(tmp_path / "windows.zip", [b"photos\\cats\\1.png", b"photos\\dogs\\2.png", b"photos\\empty\\"])
+    assert read(path) == {"photos/cats/1.png": b"0", "photos/dogs/2.png": b"1"}
+    assert [entry.parts for entry in entries_of(path) if entry.is_folder] == [("photos", "empty")]
+
+
+def test_a_backslash_may_be_a_part_of_a_letter(tmp_path: Path) -> None:
+    japanese = [f"{letter}/1.png".encode("cp932") for letter in "表能"]  # their second byte is that of a backslash
+    path = zip_with(tmp_path / "japanese.zip", japanese)
+    assert list(read(path)) == [name.decode("cp437") for name in japanese]
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("köt/é.png".encode(), "köt/é.png"),  # as macOS's Archive Utility writes it
+        (unicodedata.normalize("NFD", "köt/é.png").encode(), unicodedata.normalize("NFD", "köt/é.png")),
+        ("猫/कुत्ता.png".encode(), "猫/कुत्ता.png"),
+        ("😀/1.png".encode(), "😀/1.png"),
+        ("köt/é.png".encode("cp437"), "köt/é.png"),  # as Windows wrote it in western countries
+        ("köt/1.png".encode("cp1252"), "k÷t/1.png"),  # the code page is unknown
+        (b"plain/1.png\0.exe", "plain/1.png"),
+    ],
+)
+def test_a_name_without_the_flag_for_utf_8_is_read_as_its_writer_meant_it(
+    tmp_path: Path, raw: bytes, name: str
+) -> None:
+    assert read(zip_with(tmp_path / "names.zip", [raw, b"a/b.png"])) == {name: b"0", "a/b.png": b"1"}
+
+
+def test_a_zip_by_info_zip_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "info-zip.zip").write_bytes(base64.b64decode(INFO_ZIP))
+    assert read(tmp_path / "info-zip.zip") == {"köt/1.png": b"x"}
+
+
+def test_a_folder_has_one_name_whatever_its_files_are_called(tmp_path: Path) -> None:
+    path = zip_with(
+        tmp_path / "names.zip", ["köt/".encode() + file for file in (b"1.png", b"\xff.png", "ö.png".encode())]
+    )
+    assert {entry.parts[0] for entry in entries_of(path)} == {"köt"}
+
+
+def test_a_name_in_an_extra_field_is_used_if_it_belongs_to_the_member(tmp_path: Path) -> None:
+    raw = b"k?t/1.png"
+    timestamp = struct.pack("<HHBL", 0x5455, 5, 1, 0)
+    for number, (extra, name) in enumerate(
+        [
+            (timestamp + unicode_path(raw, "猫/1.png"), "猫/1.png"),
+            (unicode_path(b"renamed/1.png", "猫/1.png"), "k?t/1.png"),
+        ]
+    ):
+        assert list(read(zip_with(tmp_path / f"{number}.zip", [raw], extra))) == [name]
+
+
+@pytest.mark.parametrize(
+    ("raw", "extra"),
+    [
+        (b"..\\x.png", b""),
+        (b"a\\..\\..\\x.png", b""),
+        (b"\\x.png", b""),
+        ("é/../../x.png".encode(), b""),
+        ("..\\é.png".encode(), b""),
+        (b"x.png", unicode_path(b"x.png", "../x.png")),
+        (b"x.png", unicode_path(b"x.png", "C:\\x.png")),
+    ],
+)
+def test_a_name_that_leads_outside_is_refused_however_it_is_written(tmp_path: Path, raw: bytes, extra: bytes) -> None:
+    with pytest.raises(InputError, match="points outside the archive"):
+        read(zip_with(tmp_path / "names.zip", [raw], extra))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -27,6 +129,9 @@ def test_a_zip_that_needs_another_method_than_deflate_is_refused(tmp_path: Path,
         archive.writestr("a/1.png", "1")
     with pytest.raises(InputError, match=r"'a/1\.png' is not compressed by deflate, .*; create the archive again with"):
         list(entries_of(tmp_path / "files.zip"))
+
+
+# Memory
 
 
 def most_memory(path: Path) -> tuple[int, str]:

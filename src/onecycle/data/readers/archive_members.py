@@ -1,10 +1,12 @@
-"""List the members of a zip or tar archive, and read them in bounded memory."""
+"""List the members of a zip or tar archive as their writer meant them, and read them in bounded memory."""
 
 import gzip
 import itertools
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from io import RawIOBase
@@ -12,6 +14,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from onecycle.core.errors import InputError
+
+# Of a zip: the flag for a name in UTF-8, and an extra field with one. Source: PKWARE's APPNOTE.TXT, 4.4.4 and 4.6.9.
+_UTF_8 = 0x800
+_UNICODE_PATH = 0x7075
 
 _MOST_HEADERS = 2**20  # bytes; the headers of one member of a tar are read into memory, and need about a thousand
 _PIECE = 2**16  # bytes
@@ -34,8 +40,11 @@ def zip_members(path: Path) -> Iterator[Member]:
             neither a file nor a folder.
     """
     with zipfile.ZipFile(path) as archive:
+        # .NET before 4.6.1, for example in PowerShell 5, separates folders by backslashes. But a backslash may also be
+        # the second byte of a Japanese letter.
+        has_slashes = any("/" in _name(info) for info in archive.infolist())
         for info in archive.infolist():
-            name = info.filename
+            name = _name(info) if has_slashes else _name(info).replace("\\", "/")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise InputError(
                     f"{path}: {name!r} is not compressed by deflate, the usual method of zip; create the archive again "
@@ -44,7 +53,7 @@ def zip_members(path: Path) -> Iterator[Member]:
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_a_file(path, name)
-            yield Member(name, info.is_dir(), info.file_size, partial(_read_zipped, archive, info))
+            yield Member(name, name.endswith("/"), info.file_size, partial(_read_zipped, archive, info))
 
 
 def tar_members(path: Path, most_bytes: int, *, compressed: bool) -> Iterator[Member]:
@@ -88,6 +97,36 @@ def _too_large_headers(path: Path) -> InputError:
 
 def _not_a_file(path: Path, name: str) -> InputError:
     return InputError(f"{path}: {name!r} is a link or a device; a data set holds files only, so remove it")
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """The name of a member of a zip, which `zipfile` decodes by code page 437 if no flag says that it is UTF-8.
+
+    Without this flag, the name may be in an extra field, and macOS's Archive Utility writes UTF-8.
+    """
+    name = info.orig_filename
+    if not info.flag_bits & _UTF_8:
+        raw = name.encode("cp437")
+        # Each part is decoded by itself, so that a folder has the same name whatever its files are called.
+        name = _unicode_path(info.extra, raw) or "/".join(map(_decoded, raw.split(b"/")))
+    return name.partition("\0")[0]
+
+
+def _unicode_path(extra: bytes, raw_name: bytes) -> str | None:
+    """The name in Info-ZIP's extra field, if the extra fields of a member have one that belongs to `raw_name`."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(raw_name)):
+            return field[5:].decode()
+    return None
+
+
+def _decoded(part: bytes) -> str:
+    try:
+        return part.decode()
+    except UnicodeDecodeError:
+        return part.decode("cp437")
 
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
