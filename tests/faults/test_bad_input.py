@@ -225,20 +225,19 @@ def test_many_unusable_images_are_reported_in_one_line_and_check_lists_all(
 # Archives
 
 HARMFUL: dict[str, tuple[tarfile.TarInfo, str]] = {}
-for harmful_name, harmful_type in (
-    ("/etc/passwd", tarfile.REGTYPE),
-    ("../../outside.png", tarfile.REGTYPE),
-    ("train/../../outside.png", tarfile.REGTYPE),
-    ("C:\\outside.png", tarfile.REGTYPE),
-    ("train/a/link.png", tarfile.SYMTYPE),
-    ("train/a/hard.png", tarfile.LNKTYPE),
-    ("train/a/device.png", tarfile.CHRTYPE),
-    ("train/a/disk.png", tarfile.BLKTYPE),
-    ("train/a/pipe.png", tarfile.FIFOTYPE),
+for harmful_name, harmful_type, reason in (
+    ("/etc/passwd", tarfile.REGTYPE, "points outside the archive"),
+    ("../../outside.png", tarfile.REGTYPE, "points outside the archive"),
+    ("train/../../outside.png", tarfile.REGTYPE, "points outside the archive"),
+    ("C:\\outside.png", tarfile.REGTYPE, "points outside the archive"),
+    ("train/a/link.png", tarfile.SYMTYPE, "is a symbolic link; put the file itself into the archive"),
+    ("train/a/hard.png", tarfile.LNKTYPE, "is a hard link; put a copy of the file into the archive"),
+    ("train/a/device.png", tarfile.CHRTYPE, "is a device; a data set holds files only"),
+    ("train/a/disk.png", tarfile.BLKTYPE, "is a device; a data set holds files only"),
+    ("train/a/pipe.png", tarfile.FIFOTYPE, "is a device; a data set holds files only"),
 ):
     harmful = tarfile.TarInfo(harmful_name)
     harmful.type, harmful.linkname = harmful_type, "/etc/passwd" if harmful_type != tarfile.REGTYPE else ""
-    reason = "points outside the archive" if harmful_type == tarfile.REGTYPE else "is a link or a device"
     HARMFUL[harmful_name] = harmful, reason
 
 

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import io
+import os
 import struct
 import tarfile
 import tracemalloc
@@ -19,11 +20,15 @@ from onecycle.data.readers.entries import entries_of
 
 MIB = 2**20
 
-# By Info-ZIP's zip 3.0 of Debian: `zip -r -X` of köt/1.png, with its name in UTF-8.
+# By Info-ZIP's zip 3.0 of Debian: `zip -r -X` of köt/1.png, with its name in UTF-8, and `zip -r -X -P secret`.
 INFO_ZIP = (
     "UEsDBAoAAAAAANa2fV0AAAAAAAAAAAAAAAAFAAAAa8O2dC9QSwMECgAAAAAA1rZ9XYMW3IwBAAAAAQAAAAoAAABrw7Z0LzEucG5n"
     "eFBLAQIeAwoAAAAAANa2fV0AAAAAAAAAAAAAAAAFAAAAAAAAAAAAEADtQQAAAABrw7Z0L1BLAQIeAwoAAAAAANa2fV2DFtyMAQAA"
     "AAEAAAAKAAAAAAAAAAEAAACkgSMAAABrw7Z0LzEucG5nUEsFBgAAAAACAAIAawAAAEwAAAAAAA=="
+)
+ENCRYPTED = (
+    "UEsDBAoACQAAALi2fV2DFtyMDQAAAAEAAAADAAAAYS8xJTd6nCsyk9RBkIAjsFBLBwiDFtyMDQAAAAEAAABQSwECHgMKAAkAAAC4"
+    "tn1dgxbcjA0AAAABAAAAAwAAAAAAAAABAAAApIEAAAAAYS8xUEsFBgAAAAABAAEAMQAAAD4AAAAAAA=="
 )
 
 
@@ -123,12 +128,35 @@ def test_a_name_that_leads_outside_is_refused_however_it_is_written(tmp_path: Pa
         read(zip_with(tmp_path / "names.zip", [raw], extra))
 
 
+def test_an_encrypted_zip_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "encrypted.zip"
+    path.write_bytes(base64.b64decode(ENCRYPTED))
+    with pytest.raises(InputError, match=rf"^{path}: is encrypted; unpack it, or create it again without a password$"):
+        list(entries_of(path))
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_zip_that_needs_another_method_than_deflate_is_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "files.zip", "w", method) as archive:
         archive.writestr("a/1.png", "1")
     with pytest.raises(InputError, match=r"'a/1\.png' is not compressed by deflate, .*; create the archive again with"):
         list(entries_of(tmp_path / "files.zip"))
+
+
+def test_links_in_a_tar_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_text("1")
+    os.link(tmp_path / "a" / "1.png", tmp_path / "a" / "hard.png")
+    os.symlink("1.png", tmp_path / "a" / "soft.png")
+    for name, message in [
+        ("hard", r"'a/hard\.png' is a hard link; put a copy of the file into the archive \(tar --hard-dereference\)"),
+        ("soft", r"'a/soft\.png' is a symbolic link; put the file itself into the archive \(tar --dereference, "),
+    ]:
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for file in ("1", name):
+                archive.add(tmp_path / "a" / f"{file}.png", f"a/{file}.png")
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / f"{name}.tar")
 
 
 # Memory

@@ -141,3 +141,29 @@ def test_a_wrong_variable_is_an_error_even_if_there_is_data_elsewhere(
 def test_a_data_folder_without_cifar10_is_skipped(image_folder: Path) -> None:
     shutil.copytree(image_folder, "data")
     assert find_cifar10() is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [
+        ("cifar-100-python", ("file.txt~", "train", "test", "meta")),
+        ("cifar-100-binary", ("train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt")),
+    ],
+)
+def test_cifar_100_is_named(tmp_path: Path, folder: str, files: tuple[str, ...]) -> None:
+    (tmp_path / folder).mkdir()
+    for name in files:
+        (tmp_path / folder / name).write_text("content")
+    path = tmp_path / "archives" / f"{folder}.tar.gz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(tmp_path / folder, folder)
+    for found_by in (path, path.parent):
+        with pytest.raises(InputError, match=rf"^{path}: this is CIFAR-100, which is not read yet; save its images as"):
+            locate(found_by)
+
+
+def test_an_image_folder_called_like_cifar_100_is_an_image_folder(image_folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(image_folder, "cifar-100-python")
+    assert locate(tmp_path / "images.tar") == Found(tmp_path / "images.tar", "images")

@@ -15,12 +15,18 @@ from typing import IO, NamedTuple
 
 from onecycle.core.errors import InputError
 
-# Of a zip: the flag for a name in UTF-8, and an extra field with one. Source: PKWARE's APPNOTE.TXT, 4.4.4 and 4.6.9.
-_UTF_8 = 0x800
+# Of a zip: flag bits, and an extra field with the name in UTF-8. Source: PKWARE's APPNOTE.TXT, 4.4.4 and 4.6.9.
+_ENCRYPTED, _UTF_8 = 0x1, 0x800
 _UNICODE_PATH = 0x7075
 
 _MOST_HEADERS = 2**20  # bytes; the headers of one member of a tar are read into memory, and need about a thousand
 _PIECE = 2**16  # bytes
+
+_INSTEAD = {
+    "symbolic link": "put the file itself into the archive (tar --dereference, zip without --symlinks)",
+    "hard link": "put a copy of the file into the archive (tar --hard-dereference)",
+    "device": "a data set holds files only, so remove it",
+}
 
 
 class Member(NamedTuple):
@@ -36,7 +42,7 @@ def zip_members(path: Path) -> Iterator[Member]:
     """Yield the members of the zip `path`.
 
     Raises:
-        InputError: when the archive needs a decompressor without a bound on memory, or a member is
+        InputError: when the archive is encrypted or needs a decompressor without a bound on memory, or a member is
             neither a file nor a folder.
     """
     with zipfile.ZipFile(path) as archive:
@@ -45,6 +51,8 @@ def zip_members(path: Path) -> Iterator[Member]:
         has_slashes = any("/" in _name(info) for info in archive.infolist())
         for info in archive.infolist():
             name = _name(info) if has_slashes else _name(info).replace("\\", "/")
+            if info.flag_bits & _ENCRYPTED:
+                raise InputError(f"{path}: is encrypted; unpack it, or create it again without a password")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise InputError(
                     f"{path}: {name!r} is not compressed by deflate, the usual method of zip; create the archive again "
@@ -52,7 +60,7 @@ def zip_members(path: Path) -> Iterator[Member]:
                 )
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _not_a_file(path, name)
+                raise _not_a_file(path, name, "symbolic link" if kind == stat.S_IFLNK else "device")
             yield Member(name, name.endswith("/"), info.file_size, partial(_read_zipped, archive, info))
 
 
@@ -74,7 +82,9 @@ def tar_members(path: Path, most_bytes: int, *, compressed: bool) -> Iterator[Me
                 if sum(map(len, itertools.chain.from_iterable(archive.pax_headers.items()))) > _MOST_HEADERS:
                     raise _too_large_headers(path)
                 if not (info.isfile() or info.isdir()):
-                    raise _not_a_file(path, info.name)
+                    raise _not_a_file(
+                        path, info.name, "symbolic link" if info.issym() else "hard link" if info.islnk() else "device"
+                    )
                 yield Member(info.name, info.isdir(), info.size, partial(_read_from_tar, archive, info))
             stream.headers_end = most_bytes
             while stream.read(1 << 20):
@@ -95,8 +105,8 @@ def _too_large_headers(path: Path) -> InputError:
     )
 
 
-def _not_a_file(path: Path, name: str) -> InputError:
-    return InputError(f"{path}: {name!r} is a link or a device; a data set holds files only, so remove it")
+def _not_a_file(path: Path, name: str, kind: str) -> InputError:
+    return InputError(f"{path}: {name!r} is a {kind}; {_INSTEAD[kind]}")
 
 
 def _name(info: zipfile.ZipInfo) -> str:

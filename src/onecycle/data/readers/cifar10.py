@@ -25,6 +25,13 @@ _SUFFIX: Mapping[Layout, str] = {"binary": ".bin", "python": ""}
 FILES: Mapping[Layout, tuple[str, ...]] = {
     layout: (_META[layout], *(name + _SUFFIX[layout] for name in (*_TRAIN, "test_batch"))) for layout in _META
 }
+# In the official archives of CIFAR-100, which is not read.
+CIFAR100_FILES = (
+    ("cifar-100-binary", "train.bin"),
+    ("cifar-100-binary", "test.bin"),
+    ("cifar-100-python", "train"),
+    ("cifar-100-python", "test"),
+)
 _PIXELS = 3 * 32 * 32
 
 

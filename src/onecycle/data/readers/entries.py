@@ -35,7 +35,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
 
     Raises:
         InputError: when `source` is unreadable, truncated or not an archive, when it contains too many or too large
-            files, or when an archive contains links, devices or paths that point outside the archive.
+            files, or when an archive is encrypted or contains links, devices or paths that point outside the archive.
     """
     with _one_line_errors(source):
         if source.is_dir():

@@ -101,7 +101,7 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
     """The layout of an archive. Reading stops at the first entry that determines the layout."""
     has_classes = False
     for entry in entries_of(path):
-        if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
+        if layout := _official_layout(path, entry):
             return layout
         if any(part in SPLITS for part in entry.parts[:2]):
             return "images"
@@ -120,11 +120,27 @@ def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
     Reading stops at this file. Returns None if the archive has no such file.
     """
     for entry in entries_of(archive):
-        if not entry.is_folder and (layout := cifar10.layout_of(entry.parts[-1])):
+        if layout := _official_layout(archive, entry):
             return layout
         if _is_in_class(entry):
             return "images"
     return None
+
+
+def _official_layout(archive: Path, entry: Entry) -> cifar10.Layout | None:
+    """The official layout of CIFAR-10 that has a file called like `entry` of `archive`, or None.
+
+    Raises:
+        InputError: when `archive` is CIFAR-100.
+    """
+    if entry.is_folder:
+        return None
+    if entry.parts in cifar10.CIFAR100_FILES:
+        raise InputError(
+            f"{archive}: this is CIFAR-100, which is not read yet; save its images as train/<class>/*.png and "
+            "test/<class>/*.png, and give that folder"
+        )
+    return cifar10.layout_of(entry.parts[-1])
 
 
 def _has_images(folder: Path) -> bool:
