@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -109,6 +110,42 @@ def test_check_counts_the_images_of_a_drawn_test_set(photos: Path) -> None:
 def test_too_few_images_or_classes_are_refused(tmp_path: Path, counts: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_dataset(write_images(tmp_path / "few", counts))
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        ((COMPOSED, DECOMPOSED), r" \('(train/)?cafe\\u0301' and '(test/)?caf\\xe9'\) differ in Unicode form only"),
+        (("Cat", "cat"), " differ in case only"),
+        (("cat", "cat "), " differ in spaces only"),
+    ],
+)
+@pytest.mark.parametrize("form", ["one set", "two sets", "an archive"])
+def test_classes_that_look_alike_are_refused(
+    tmp_path: Path, names: tuple[str, str], difference: str, form: str
+) -> None:
+    one, other = sorted(names)
+    photos = tmp_path / "photos"
+    if form == "two sets":
+        write_images(photos / "train", {one: 2, "dog": 2})
+        write_images(photos / "test", {other: 2, "dog": 2})
+        one, other = f"train/{one}", f"test/{other}"
+    else:
+        write_images(photos, {one: 2, other: 2})
+    source = Path(shutil.make_archive(str(photos), "zip", photos)) if form == "an archive" else photos
+    with pytest.raises(
+        InputError, match=f"{source}: the class folders '{one}' and '{other}'{difference}; rename or merge them$"
+    ):
+        load_dataset(source)
+
+
+def test_decomposed_names_in_both_sets_are_read(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / "photos" / split, {DECOMPOSED: 2, "dog": 2})
+    assert load_dataset(tmp_path / "photos").train.classes == (DECOMPOSED, "dog")
 
 
 @pytest.mark.parametrize("name", ["val", "Test", "testing", "Validation", "plane"])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
 from onecycle.data.splits import held_out
+from onecycle.data.store.class_names import find_alike
 from onecycle.data.store.listing import Listing, Parts
 
 SPLITS = ("train", "test")
@@ -178,6 +179,14 @@ def _check(counts: _Counts, source: Path, *, is_drawn: bool) -> None:
             where = empty[0] if is_drawn else f"{split}/{empty[0]}"
             raise InputError(f"{source}: class folder {where} has no images; add some or remove it")
     train, test = (set(counts.get(split, counts["train"])) for split in SPLITS)
+    if alike := find_alike(sorted(train | test)):
+        here, there = (name if is_drawn else f"{'train' if name in train else 'test'}/{name}" for name in alike.names)
+        # A terminal shows both Unicode forms alike, so show their characters, too.
+        escaped = f" ({ascii(here)} and {ascii(there)})" if "form" in alike.difference else ""
+        raise InputError(
+            f"{source}: the class folders {here!r} and {there!r}{escaped} differ in {alike.difference} only; "
+            "rename or merge them"
+        )
     if different := sorted(train ^ test):
         here, there = ("train", "test") if different[0] in train else ("test", "train")
         raise InputError(
