@@ -1,19 +1,24 @@
 """The common style of all plots: palette, sizes and text fitting. The same data always gives the same file."""
 
 import io
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
 import numpy as np
-from matplotlib import style
+from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
 from onecycle.core.files import replacing
+from onecycle.report.visualizations.fonts import FONT, fallbacks
 
 # From Okabe & Ito, "Color Universal Design". People with any kind of color vision can tell these two colors apart.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
@@ -24,10 +29,9 @@ FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 12.0
 LINE_INCHES = 0.18  # the height of a line of text at FONT_SIZE
 DPI = 150  # a plot of 8 inches is 1200 pixels wide; a README shows it about 900 pixels wide
 
-_FONT = "DejaVu Sans"
 _STYLE = {
     "figure.dpi": DPI,
-    "font.family": _FONT,  # part of matplotlib, so plots are the same on every machine
+    "font.family": FONT,
     "font.size": FONT_SIZE,
     "text.color": INK,
     "text.parse_math": False,  # a class name may contain a $
@@ -53,26 +57,46 @@ _P = ParamSpec("_P")
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Decorator: draw in this style, and leave the user's matplotlib settings unchanged."""
+    """Decorator: draw in this style. If the font lacks letters of the plot, draw it again with fonts that have them."""
 
     @wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
-        with style.context(_STYLE, after_reset=True):
-            return draw(*args, **kwargs)
+        with _in_style():
+            figure = draw(*args, **kwargs)
+            letters = frozenset("".join(text.get_text() for text in figure.findobj(Text)))
+        if families := fallbacks(letters):
+            with _in_style({"font.family": [FONT, *families]}):
+                figure = draw(*args, **kwargs)
+        return figure
 
     return drawn
 
 
+@contextmanager
+def _in_style(changes: Mapping[str, object] | None = None) -> Iterator[None]:
+    """Inside the block, matplotlib has this style with `changes`. The user's settings are left unchanged."""
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
+    with style.context({**_STYLE, **(changes or {})}, after_reset=True), warnings.catch_warnings():
+        # `fallbacks` names missing letters once. Before 3.11, matplotlib drew some scripts without joining the letters.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font|Matplotlib currently does not support")
+        log.setLevel(logging.ERROR)  # a fallback may lack a bold font, and its normal one is as good
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Save a figure. Equal figures give equal files: no date or version is written."""
-    with replacing(path) as temporary, style.context(_STYLE, after_reset=True):
+    with replacing(path) as temporary, _in_style():
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def to_svg(figure: Figure) -> str:
     """A figure as SVG. Its text stays text instead of becoming paths. Equal figures give equal SVG."""
     file = io.StringIO()
-    with style.context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": "onecycle"}, after_reset=True):
+    with _in_style({"svg.fonttype": "none", "svg.hashsalt": "onecycle"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
@@ -114,7 +138,7 @@ def axes_inches(axes: Axes) -> tuple[float, float]:
 
 def text_inches(text: str, size: float = FONT_SIZE, *, bold: bool = False) -> float:
     """The width of one line of `text` in inches."""
-    font = FontProperties(family=_FONT, weight="bold" if bold else "normal", size=size)
+    font = FontProperties(family=rcParams["font.family"], weight="bold" if bold else "normal", size=size)
     points = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
     return float(points) / 72
 
