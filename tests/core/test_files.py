@@ -3,12 +3,13 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from onecycle.core.errors import InputError, StorageError
-from onecycle.core.files import InUseError, flush, locked, replacing, waiting_for_lock
+from onecycle.core.files import InUseError, file_identity, flush, locked, replacing, waiting_for_lock
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -73,6 +74,46 @@ def test_a_write_error_is_one_line_with_advice(tmp_path: Path, number: int, advi
     with pytest.raises(StorageError, match=message), replacing(path):
         raise OSError(number, os.strerror(number))
     assert list(tmp_path.iterdir()) == []
+
+
+def _rewrite(path: Path) -> None:
+    path.write_text("NEW")
+
+
+def _replace(path: Path) -> None:
+    path.with_name("other").write_text("NEW")
+    path.with_name("other").rename(path)
+
+
+def _repoint(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("second")
+
+
+def _rewrite_target(path: Path) -> None:
+    path.resolve().write_text("NEW")
+
+
+@pytest.mark.parametrize("change", [_rewrite, _replace, _repoint, _rewrite_target])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_that_changed_but_has_its_old_size_and_time_is_another_one(
+    tmp_path: Path, change: Callable[[Path], None], is_link: bool
+) -> None:
+    path = tmp_path / "file"
+    for name in ("first", "second", "file"):
+        (tmp_path / name).write_text("old")
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    if is_link:
+        path.unlink()
+        path.symlink_to("first")
+    before = file_identity(path)
+    assert file_identity(path) == before
+    deadline = time.monotonic() + 10  # the clock of the file system may be coarser than the test is fast
+    while file_identity(path) == before and time.monotonic() < deadline:
+        change(path)
+        os.utime(path, ns=(10**18, 10**18))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (3, 10**18)
+    assert file_identity(path) != before
 
 
 def hold_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Atomic writes, readable errors and locks for files: a crash or a full disk never leaves half a file."""
 
 import errno
+import hashlib
 import os
 import zipfile
 import zlib
@@ -34,6 +35,22 @@ _ADVICE = {
 def printable(name: str | Path) -> str:
     """The file name `name` as printable text: control characters and undecodable bytes are escaped."""
     return str(name) if str(name).isprintable() else ascii(str(name))
+
+
+def file_identity(path: Path) -> list[int | str]:
+    """Values that differ after the file at `path` was written or replaced, even by one of equal size and time.
+
+    These are its size, modification time, inode and change time. Programs can set the modification time, but not the
+    change time. Windows records no change time, so there it is the sha256 of the content. A link stands for its target.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    if os.name == "nt":
+        with path.open("rb") as file:
+            return [hashlib.file_digest(file, "sha256").hexdigest()]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
 
 
 class InUseError(StorageError):

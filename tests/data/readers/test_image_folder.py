@@ -115,6 +115,25 @@ def test_a_changed_image_is_decoded_again(folder: Path) -> None:
     assert (before.images != after.images).any(axis=(1, 2, 3)).sum() == 1
 
 
+@pytest.mark.parametrize("form", ["folder", "archives"])
+def test_a_change_that_keeps_the_size_and_the_time_is_noticed(form: str, folder: Path, tmp_path: Path) -> None:
+    source, bitmap = folder, folder / "train" / "7" / "0.bmp"
+    changed = bitmap
+    if form == "archives":
+        source = tmp_path / "archives"
+        source.mkdir()
+        changed = source / "images.tar"
+    sizes, fingerprints = [], []
+    for color in ("red", "blue"):
+        Image.new("RGB", (32, 32), color).save(bitmap)
+        if form == "archives":
+            _tar(folder).replace(changed)
+        os.utime(changed, ns=(10**18, 10**18))
+        sizes.append(changed.stat().st_size)
+        fingerprints.append(read_image_folder(source, 32).train.fingerprint)
+    assert sizes[0] == sizes[1] and fingerprints[0] != fingerprints[1]
+
+
 def test_each_input_size_is_cached_separately(folder: Path) -> None:
     assert read_image_folder(folder, 32)[0].images.shape == (6, 32, 32, 3)
     assert read_image_folder(folder, 16)[0].images.shape == (6, 16, 16, 3)
@@ -143,8 +162,7 @@ def test_images_of_every_common_format_size_and_mode_are_read(folder: Path) -> N
         Image.new(mode, (10, 90)).save(class_folder / name)
     (class_folder / "notes.txt").write_text("not an image")
     (class_folder / ".hidden.png").write_text("not an image")
-    train, _, _ = read_image_folder(folder, 32)
-    assert len(train) == 6 + 9
+    assert len(read_image_folder(folder, 32).train) == 6 + 9
 
 
 def _truncated_jpeg() -> bytes:
@@ -247,6 +265,6 @@ def test_large_photographs_are_read_like_small_images(tmp_path: Path) -> None:
             for row in range(3):
                 pixels = noise.integers(0, 255, (200, 300, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{row}.png")  # a file of 180 kB
-    train, _, _ = read_image_folder(tmp_path / "photos", 32)
+    train = read_image_folder(tmp_path / "photos", 32).train
     for image, path in zip(train.images, sorted((tmp_path / "photos" / "train").rglob("*.png")), strict=True):
         assert (image == to_square(Image.open(path), 32)).all()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from onecycle.core.errors import InputError
-from onecycle.core.files import waiting_for_lock
+from onecycle.core.files import file_identity, waiting_for_lock
 from onecycle.core.signals import Interrupted
 from onecycle.data.readers.entries import archives_in
 from onecycle.data.readers.image_set import ImageSet
@@ -90,22 +90,20 @@ def _key(*values: object) -> str:
 def _fingerprint(source: Path, is_single: bool) -> str:
     """A string that changes when `source` changes.
 
-    It depends on the content of a single archive. For a folder, or one archive of several, it depends on the paths,
-    sizes and modification times of the files.
+    It depends on the content of a single archive. For a folder, or one archive of several, it depends on the paths and
+    the `file_identity` of the files.
     """
     try:
         if source.is_dir():
             listing = listing_of(source)
             digest = hashlib.sha256(os.fsencode(source.resolve()))
             for _, name in located([listing], np.arange(len(listing))):
-                stat = os.stat(source / name)
-                digest.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
+                digest.update(json.dumps([name, *file_identity(source / name)]).encode())
             return digest.hexdigest()
         if is_single:
             with source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        stat = source.stat()
-        return json.dumps([os.fspath(source.resolve()), stat.st_size, stat.st_mtime_ns])
+        return json.dumps([os.fspath(source.resolve()), *file_identity(source)])
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}); check it") from error
 
