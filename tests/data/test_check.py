@@ -60,8 +60,10 @@ def test_each_conversion_is_listed_with_its_files(copied: Path) -> None:
 
 
 def test_a_photograph_with_a_preview_is_not_an_animation(copied: Path) -> None:
-    noise(0).save(copied / "train" / "0" / "camera.jpg", "MPO", save_all=True, append_images=[noise(1)])
-    assert "animated: only the first frame is used" not in check(copied).converted
+    for name in ("camera.jpg", "camera.mpo"):
+        noise(0).save(copied / "train" / "0" / name, "MPO", save_all=True, append_images=[noise(1)])
+    found = check(copied)
+    assert (found.converted, found.counts["train"][0]) == ({}, 7)
 
 
 @pytest.mark.parametrize(("count", "ending"), [(3, "gray-2.png)"), (4, "gray-2.png, …)")])

@@ -52,7 +52,7 @@ def formats() -> tuple[str, ...]:
 @functools.cache
 def suffixes() -> frozenset[str]:
     """The suffixes of supported image files, in lower case, with the dot."""
-    read = formats()
+    read = {*formats(), "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
 
 
@@ -151,7 +151,8 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
     """Describe what `to_square` converts in `image`, except resizing. Also report a wrong file suffix of `name`."""
-    suffix, format = Path(name).suffix.lower(), "JPEG" if image.format == "MPO" else image.format
+    expected = Image.registered_extensions().get(Path(name).suffix.lower())
+    format = "JPEG" if image.format == "MPO" else image.format
     found = {
         # A JPEG with several images is not animated: cameras add preview images.
         "animated: only the first frame is used": format != "JPEG" and _is_animated(image),
@@ -159,7 +160,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
         "transparent: blended with white": image.has_transparency_data,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
-        "in a different format than the suffix says": Image.registered_extensions().get(suffix) != format,
+        "in a different format than the suffix says": expected not in (format, image.format),
     }
     return tuple(words for words, holds in found.items() if holds)
 
