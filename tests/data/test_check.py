@@ -63,7 +63,20 @@ def test_a_photograph_with_a_preview_is_not_an_animation(copied: Path) -> None:
     for name in ("camera.jpg", "camera.mpo"):
         noise(0).save(copied / "train" / "0" / name, "MPO", save_all=True, append_images=[noise(1)])
     found = check(copied)
-    assert (found.converted, found.counts["train"][0]) == ({}, 7)
+    assert (found.converted, found.left_out, found.counts["train"][0]) == ({}, (), 7)
+
+
+def test_what_is_left_out_is_listed_after_the_images_that_cannot_be_used(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "train" / "0" / "IMG_1.HEIC").touch()
+    shutil.copytree(copied / "test", copied / "val")
+    assert main(["check", str(copied)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Left out:")
+    assert lines[start - 1] == "Images that cannot be used: 0"
+    assert [line.split(",")[0] for line in lines[start + 1 : start + 3]] == ["  20 images in val/", "  1 file .heic"]
+    assert lines[start + 3].startswith("Images with copies: ")
 
 
 @pytest.mark.parametrize(("count", "ending"), [(3, "gray-2.png)"), (4, "gray-2.png, …)")])

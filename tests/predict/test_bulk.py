@@ -99,6 +99,24 @@ def test_an_archive_is_predicted_like_its_folder(
     assert len(list((tmp_path / "out" / "predictions").iterdir())) == 1 + 5
 
 
+def test_files_that_are_not_images_are_named_also_by_a_repeated_command(
+    archives: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("00.png", "01.png"):
+        (folder / name).symlink_to(images / name)
+    (folder / "IMG_1.HEIC").touch()
+    for _ in range(2):
+        assert predict(folder, archives["zip"], "--out", tmp_path / "out") == 2
+        *lines, unreadable = capsys.readouterr().err.splitlines()
+        assert "2 of 32 images could not be read" in unreadable
+        assert lines == [
+            f"onecycle: left out 1 file .heic, not an image format that is read ({folder}/IMG_1.HEIC)",
+            f"onecycle: left out 1 file .txt, not an image format that is read ({archives['zip']}:inside/notes.txt)",
+        ]
+
+
 def test_chunks_of_files_are_multiples_of_the_batch_and_hold_every_file_once(tmp_path: Path) -> None:
     for number in range(2100):
         (tmp_path / f"{number:04}.png").touch()

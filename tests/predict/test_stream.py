@@ -203,6 +203,51 @@ def test_folders_are_searched_for_images_at_any_depth(predictor: Predictor, phot
     ]
 
 
+def test_files_in_folders_that_are_not_images_are_named_on_standard_error(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (photographs / "0.png").read_bytes()
+    for name in ("1.png", "a/@eaDir/1.png/THUMB.png", "a/Thumbs.db", ".hidden.png", "a/IMG_1.HEIC", "IMG_2.HEIC", "no"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "a" / "gone").symlink_to("nowhere.png")
+    (tmp_path / "a" / "around").symlink_to(tmp_path)
+    assert main(["predict", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path}/1.png\t") and out.count("\n") == 1
+    assert err.splitlines()[1:] == [
+        "onecycle: left out 2 files .heic, not an image format that is read "
+        f"({tmp_path}/IMG_2.HEIC, {tmp_path}/a/IMG_1.HEIC)",
+        f"onecycle: left out 1 file without a suffix such as .jpg ({tmp_path}/no)",
+        f"onecycle: left out 1 link to a folder around it ({tmp_path}/a/around)",
+        f"onecycle: left out 1 link without a target ({tmp_path}/a/gone)",
+    ]
+
+
+def test_a_folder_without_an_image_is_unreadable_and_the_message_names_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").touch()
+    (file,) = files_of([str(tmp_path)])
+    assert file.problem == (
+        f"{tmp_path}: no image found; check the name. "
+        "Left out: 1 file .heic, not an image format that is read (IMG_1.HEIC)"
+    )
+
+
+def test_a_link_without_a_target_that_looks_like_an_image_is_unreadable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    assert main(["predict", str(tmp_path)]) == 2
+    assert f"there is no file {tmp_path}/gone.png" in capsys.readouterr().err
+
+
+def test_links_in_folders_are_followed(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").symlink_to(photographs)
+    (tmp_path / "image.png").symlink_to(photographs / "0.png")
+    found = [str(file.path.relative_to(tmp_path)) for file in files_of([str(tmp_path)])]
+    assert found == ["image.png", *(f"folder/{number}.png" for number in range(8))]
+
+
 def test_patterns_search_folders(photographs: Path) -> None:
     found = files_of([str(photographs)[:-1] + "?/**/[12].png"])
     assert sorted(file.path.name for file in found if file.problem is None) == ["1.png", "2.png"]
@@ -255,7 +300,7 @@ def test_files_are_neither_read_nor_kept_far_ahead(
 
     content = (photographs / "0.png").read_bytes()
     monkeypatch.setattr(stream, "read_file", count_read)
-    monkeypatch.setattr(stream, "files_of", lambda _: (NamedFile(Path(f"{number}.png")) for number in range(2000)))
+    monkeypatch.setattr(stream, "files_of", lambda *_: (NamedFile(Path(f"{number}.png")) for number in range(2000)))
     most = 0
     for predicted, _ in enumerate(predict_files(predictor, []), start=1):
         most = max(most, read - predicted)

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,7 @@ def predict(
 
 def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, form: Form) -> int:
     from onecycle.data.readers.entries import ARCHIVE_SUFFIXES
+    from onecycle.data.readers.left_out import LeftOut
     from onecycle.data.store.decode import Unreadable
     from onecycle.models.test_time_augmentation import TestTimeAugmentation
     from onecycle.predict.predictor import load
@@ -85,13 +86,15 @@ def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, 
         predictor = replace(predictor, model=TestTimeAugmentation(predictor.model))
     write = _writer(form, min(top, len(predictor.classes)))
     files = failed = 0
-    for path, prediction in predict_files(predictor, images):
+    left_out = LeftOut()
+    for path, prediction in predict_files(predictor, images, left_out):
         files += 1
         if isinstance(prediction, Unreadable):
             print(f"onecycle: {prediction.reason}", file=sys.stderr)
             failed += 1
         else:
             write(path, prediction.top(top))
+    _print_left_out(left_out.lines())
     if failed:
         print(f"onecycle: {failed:,} of {files:,} files could not be read", file=sys.stderr)
     return 2 if failed else 0
@@ -108,10 +111,16 @@ def _predict_into(
     chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_PREDICTION_ENGINE
     counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, engine=chosen)
     print(f"the results of {counts.images:,} images are in {out}")
+    _print_left_out(counts.left_out)
     if counts.unreadable:
         unreadable = f"{counts.unreadable:,} of {counts.images:,} images could not be read; see {out / 'unreadable'}"
         print(f"onecycle: {unreadable}", file=sys.stderr)
     return 2 if counts.unreadable else 0
+
+
+def _print_left_out(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"onecycle: left out {line}", file=sys.stderr)
 
 
 def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], None]:

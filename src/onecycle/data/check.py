@@ -46,6 +46,7 @@ class DataCheck:
     classes: tuple[str, ...]
     counts: dict[str, tuple[int, ...]]  # images by split and class, including images that cannot be used
     problems: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # a line for each reason why files are not used
     converted: dict[str, list[str]] = field(default_factory=dict)  # names of images, by the conversion that they need
     repeated: tuple[tuple[NamedImage, ...], ...] = ()  # groups of images with identical pixels at the training size
 
@@ -96,6 +97,7 @@ class DataCheck:
             "",
             f"Images that cannot be used: {len(self.problems):,}",
             *(f"  {problem}" for problem in self.problems),
+            *(["Left out:", *(f"  {line}" for line in self.left_out)] if self.left_out else []),
             *conversions,
             f"Images with copies: {len(self.repeated):,}; {shared:,} test images are also in the training set, and "
             f"{contradicted:,} training images have a copy with another label",
@@ -131,7 +133,8 @@ def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
 
 
 def _check_folder(source: Path, size: int) -> DataCheck:
-    listings = [listing_of(path) for path in sources_of(source)]
+    paths, beside = sources_of(source)
+    listings = [listing_of(path) for path in paths]
     index = index_of(listings, source)
     # The split and label of each image; -1 if the image is not used.
     splits, labels = (np.full(sum(map(len, listings)), -1) for _ in range(2))
@@ -163,6 +166,7 @@ def _check_folder(source: Path, size: int) -> DataCheck:
         classes=index.classes,
         counts={split: _counts(labels, index.classes) for split, labels in index.labels.items()},
         problems=tuple(problems),
+        left_out=(*beside.lines(), *index.left_out.lines()),
         converted=dict(sorted(converted.items())),
         repeated=tuple(map(named, _groups(digests))),
     )

@@ -3,6 +3,7 @@
 import functools
 import io
 import math
+import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ def suffixes() -> frozenset[str]:
     """The suffixes of supported image files, in lower case, with the dot."""
     read = {*formats(), "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether the file `name` has the suffix of a supported image format."""
+    return os.path.splitext(name)[1].lower() in suffixes()  # faster than creating a Path
 
 
 def open_image(

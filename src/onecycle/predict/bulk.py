@@ -20,11 +20,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from onecycle.core.errors import InputError
 from onecycle.core.files import locked, printable, reading, replacing, writing
 from onecycle.core.signals import Interrupted
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.decode import Unreadable
 from onecycle.models.test_time_augmentation import TestTimeAugmentation
 from onecycle.predict.chunks import Chunk, ChunkImage, read_images, split_into_chunks
 from onecycle.predict.parquet import (
     predictions_table,
+    read_left_out,
     read_listing,
     read_settings,
     row_count,
@@ -38,10 +40,14 @@ _FORMAT = 3
 
 
 class Counts(NamedTuple):
-    """The number of all images and of unreadable images in an output folder."""
+    """The number of all images and of unreadable images in an output folder.
+
+    `left_out` has a line for each reason why files of the sources are not images.
+    """
 
     images: int
     unreadable: int
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +172,9 @@ def _write_listing(out: Path, settings: dict[str, Any], predictor: ChunkPredicto
         return
     if others := [path.name for path in out.iterdir() if not path.name.startswith(".")]:
         raise InputError(f"{out} holds {printable(others[0])} but no listing.parquet; use an empty or new folder")
-    write_listing(listing, split_into_chunks(settings["sources"], predictor.predictor.batch_size), settings)
+    left_out = LeftOut()
+    chunks = split_into_chunks(settings["sources"], predictor.predictor.batch_size, left_out)
+    write_listing(listing, chunks, settings, left_out)
 
 
 def _predict_remaining(out: Path, predictor: ChunkPredictor, engine: PredictionEngine, console: Console) -> None:
@@ -218,4 +226,4 @@ def _count(out: Path) -> Counts:
                 "command"
             )
         total, unreadable = total + chunk.images, unreadable + without
-    return Counts(total, unreadable)
+    return Counts(total, unreadable, read_left_out(out / "listing.parquet"))

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
-from onecycle.data.preprocessing import suffixes
 from onecycle.data.readers.entries import ARCHIVE_SUFFIXES, Entry, entries_of
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.decode import Unreadable
 from onecycle.predict.stream import files_of, read_content
 
@@ -56,18 +56,19 @@ class ChunkImage(NamedTuple):
         return printable(self.path if self.member is None else f"{self.path}:{self.member}")
 
 
-def split_into_chunks(sources: Iterable[str], batch_size: int) -> Iterator[Chunk]:
+def split_into_chunks(sources: Iterable[str], batch_size: int, left_out: LeftOut | None = None) -> Iterator[Chunk]:
     """Split all images in `sources` into chunks. Sources are files, folders, patterns and archives.
 
     Listing the images reads each archive once. A full chunk of files holds a multiple of `batch_size` files, so that
-    its batches are full.
+    its batches are full. Files in folders and archives that are not images are counted in `left_out`.
     """
+    left_out = LeftOut() if left_out is None else left_out
     chunk_size = batch_size * max(1, CHUNK_IMAGES // batch_size)
     number = 0
     files: list[ChunkFile] = []
-    for path, problem in files_of(sources):
+    for path, problem in files_of(sources, left_out):
         if problem is None and path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file():
-            slices = list(_slices(path))
+            slices = list(_slices(path, left_out))
         else:
             if problem is None and not os.path.lexists(path):
                 problem = f"there is no file {printable(path)}; check the name"
@@ -83,28 +84,29 @@ def split_into_chunks(sources: Iterable[str], batch_size: int) -> Iterator[Chunk
         yield Chunk(number, tuple(files))
 
 
-def _slices(path: Path) -> Iterator[ChunkFile]:
+def _slices(path: Path, left_out: LeftOut) -> Iterator[ChunkFile]:
+    in_archive = LeftOut()
     try:
         names = bytearray()
-        for entry in _images_in(path):
-            names += _digest(entry)
+        for entry in entries_of(path):
+            if entry.is_image:
+                names += _digest(entry)
+            else:
+                in_archive.add_entry(entry)
     except InputError as error:
         yield ChunkFile(str(path), reason=str(error))
         return
     if not names:
-        yield ChunkFile(str(path), reason=f"{printable(path)}: no image found; check the name")
+        reason = in_archive.appended_to(f"{printable(path)}: no image found; check the name")
+        yield ChunkFile(str(path), reason=reason)
+    else:
+        left_out.include(in_archive, f"{path}:")
     total = len(names) // _DIGEST_BYTES
     slice_size = max(CHUNK_IMAGES, -(-total // MOST_CHUNKS_PER_ARCHIVE))
     for first in range(0, total, slice_size):
         length = min(slice_size, total - first)
         own = names[first * _DIGEST_BYTES : (first + length) * _DIGEST_BYTES]
         yield ChunkFile(str(path), first, length, names=_hash(own))
-
-
-def _images_in(archive: Path) -> Iterator[Entry]:
-    for entry in entries_of(archive):
-        if not entry.is_folder and os.path.splitext(entry.parts[-1])[1].lower() in suffixes():
-            yield entry
 
 
 def _digest(entry: Entry) -> bytes:
@@ -139,7 +141,8 @@ def read_images(chunk: Chunk) -> Iterator[ChunkImage]:
 
 def _read_slice(file: ChunkFile, length: int) -> Iterator[ChunkImage]:
     found = bytearray()
-    for entry in islice(_images_in(Path(file.path)), file.first, file.first + length):
+    images = (entry for entry in entries_of(Path(file.path)) if entry.is_image)
+    for entry in islice(images, file.first, file.first + length):
         found += _digest(entry)
         content: bytes | Unreadable
         try:

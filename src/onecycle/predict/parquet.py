@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onecycle.core.files import printable, reading, replacing
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.predict.chunks import Chunk, ChunkFile, ChunkImage
 from onecycle.predict.predictor import Prediction
 
@@ -37,6 +38,7 @@ _LISTING = pa.schema(
     ]
 )
 _KEY = b"onecycle"
+_LEFT_OUT_KEY = b"left_out"
 _ROWS_AT_ONCE = 100_000
 
 
@@ -85,8 +87,10 @@ def row_count(file: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any]) -> None:
-    """Write the listing of all `chunks`, with the `settings` that produced them.
+def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any], left_out: LeftOut) -> None:
+    """Write the listing of all `chunks`, with the `settings` that produced them and what they leave out.
+
+    `left_out` may be filled while `chunks` are produced.
 
     Raises:
         StorageError: when the file cannot be written.
@@ -97,6 +101,7 @@ def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, An
             values = [(chunk.number, os.fsencode(file.path), *file[1:]) for file in chunk.files]
             rows = [dict(zip(_LISTING.names, row, strict=True)) for row in values]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        writer.add_key_value_metadata({_LEFT_OUT_KEY: json.dumps(left_out.lines())})
 
 
 def read_settings(path: Path) -> Any:
@@ -107,6 +112,16 @@ def read_settings(path: Path) -> Any:
     """
     with reading(path):
         return json.loads(pq.read_schema(path).metadata[_KEY])
+
+
+def read_left_out(path: Path) -> tuple[str, ...]:
+    """What the listing at `path` leaves out: one line for each reason.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    with reading(path):
+        return tuple(json.loads(pq.read_metadata(path).metadata.get(_LEFT_OUT_KEY, b"[]")))
 
 
 def read_listing(path: Path) -> Iterator[Chunk]:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
-from onecycle.data.preprocessing import suffixes
+from onecycle.data.preprocessing import has_image_suffix
+from onecycle.data.readers.entries import folder_entries
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.decode import Encoded, Unreadable, decode_square, each_decoded
 from onecycle.predict.predictor import Prediction, Predictor, read_file
 
@@ -42,13 +44,15 @@ class _File(NamedTuple):
         return printable(self.path)
 
 
-def predict_files(predictor: Predictor, sources: Iterable[str]) -> Iterator[FilePrediction]:
+def predict_files(
+    predictor: Predictor, sources: Iterable[str], left_out: LeftOut | None = None
+) -> Iterator[FilePrediction]:
     """Predict the class of every file in `sources`, in order.
 
     Sources are files, folders or patterns like `photos/**/*.jpg`. Folders are searched at any depth for files with the
-    suffix of an image format.
+    suffix of an image format. Other files in folders are counted in `left_out`.
     """
-    for file, prediction in predict_each(predictor, map(_read, files_of(sources))):
+    for file, prediction in predict_each(predictor, map(_read, files_of(sources, left_out))):
         yield FilePrediction(file.path, prediction)
 
 
@@ -64,15 +68,18 @@ def predict_each(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, 
     yield from _predict_batch(predictor, waiting)
 
 
-def files_of(sources: Iterable[str]) -> Iterator[NamedFile]:
-    """Yield the files that `sources` name. A source is the path of a file or folder, or a pattern."""
+def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterator[NamedFile]:
+    """Yield the files that `sources` name. A source is the path of a file or folder, or a pattern.
+
+    Files in folders that are not images are counted in `left_out`.
+    """
     for source in sources:
-        path = Path(source)
+        path, in_folder = Path(source), LeftOut()
         files: Iterable[NamedFile]
         if not source:  # for example an unset shell variable; Path("") is the current folder
             files = [NamedFile(path, "a file name is empty; give files, folders or patterns")]
         elif os.path.isdir(path):
-            files = _files_below(path)
+            files = _files_below(path, in_folder)
         elif not os.path.lexists(path) and glob.has_magic(source):
             names = sorted(glob.iglob(source, recursive=True))
             files = (NamedFile(Path(name)) for name in names if not os.path.isdir(name))
@@ -83,16 +90,19 @@ def files_of(sources: Iterable[str]) -> Iterator[NamedFile]:
             empty = False
             yield file
         if empty:
-            yield NamedFile(path, f"{printable(path)}: no image found; check the name")
+            yield NamedFile(path, in_folder.appended_to(f"{printable(path)}: no image found; check the name"))
+        elif left_out is not None:
+            left_out.include(in_folder, f"{path}/")
 
 
-def _files_below(folder: Path) -> Iterator[NamedFile]:
+def _files_below(folder: Path, left_out: LeftOut) -> Iterator[NamedFile]:
     unread: list[OSError] = []
-    for place, folders, names in os.walk(folder, onerror=unread.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes():
-                yield NamedFile(Path(place, name))
+    for entry in folder_entries(folder, unread.append):
+        # A link without a target that has the name of an image is reported as unreadable.
+        if not entry.is_folder and has_image_suffix(entry.parts[-1]):
+            yield NamedFile(folder.joinpath(*entry.parts))
+        else:
+            left_out.add_entry(entry)
     for error in unread:
         path = Path(os.fsdecode(error.filename))
         yield NamedFile(path, f"{printable(path)} cannot be read: {error.strerror}")

@@ -11,7 +11,8 @@ import pytest
 
 from onecycle.core.errors import InputError
 from onecycle.data.readers import entries
-from onecycle.data.readers.entries import entries_of
+from onecycle.data.readers.entries import BROKEN_LINK, LOOP, SPECIAL_FILE, archives_in, entries_of
+from onecycle.data.readers.left_out import LeftOut
 
 _NOISE = np.random.default_rng(0).bytes(20_000)
 
@@ -106,15 +107,75 @@ def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes
         _read(tmp_path / "file.zip")
 
 
-def test_links_that_lead_outside_of_a_folder_are_skipped(tree: Path) -> None:
-    (tree.parent / "outside").mkdir()
-    (tree.parent / "outside" / "secret").write_text("secret")
-    (tree / "a" / "out").symlink_to(tree.parent / "outside" / "secret")
-    (tree / "a" / "outside").symlink_to(tree.parent / "outside")
+@pytest.mark.parametrize("pack", [lambda tree: tree, _tar, _tar_gz, _zip], ids=["folder", "tar", "tar.gz", "zip"])
+def test_names_that_the_user_did_not_give_are_ignored(tree: Path, pack: Callable[[Path], Path]) -> None:
+    names = ["a/Thumbs.db", "a/desktop.ini", "ehthumbs.db", ".thumbnails/1.png", "a/@eaDir/one/SYNOPHOTO_THUMB_M.jpg"]
+    for name in [*names, "#recycle/old.png", "$RECYCLE.BIN/S-1/old.png", "System Volume Information/x", "lost+found/x"]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"not the user's")
+    (tree / "a" / "@name.png").touch()
+    source = pack(tree)
+    assert _read(source).keys() == {"a/one", "a/b/two", "a/@name.png"}
+    assert {"/".join(entry.parts) for entry in entries_of(source) if entry.is_folder} - {""} == {"a", "a/b"}
+
+
+def test_the_documentation_lists_the_ignored_names() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "your-own-images.md"
+    assert not [name for name in entries._SYSTEM_NAMES if f"`{name}`" not in page.read_text().lower()]
+
+
+def test_links_are_followed_also_out_of_the_folder(tree: Path) -> None:
+    outside = tree.parent / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "three").write_text("3")
+    (tree / "a" / "file").symlink_to(outside / "deep" / "three")
+    (tree / "linked").symlink_to(outside)
+    (tree / "again").symlink_to("linked")
     (tree / "a" / "inside").symlink_to(tree / "a" / "one")
-    (tree / "a" / "nowhere").symlink_to(tree / "missing")
+    found = ("a/one", "a/b/two", "a/file", "linked/deep/three", "again/deep/three", "a/inside")
+    assert _read(tree).keys() == set(found)
+    linked = tree.parent / "other name"
+    linked.symlink_to(tree)
+    assert _read(linked).keys() == set(found)
+
+
+def test_loops_of_links_end_and_links_without_a_target_are_named(tree: Path) -> None:
+    outside = tree.parent / "outside"
+    outside.mkdir()
     (tree / "a" / "around").symlink_to(tree)
-    assert _read(tree).keys() == {"a/one", "a/b/two", "a/inside"}
+    (tree / "a" / "here").symlink_to(".")
+    (tree / "a" / "out").symlink_to(outside)
+    (outside / "back").symlink_to(tree / "a")
+    (outside / "itself").symlink_to("itself")
+    (tree / "a" / "nowhere.png").symlink_to(tree / "missing")
+    (tree / "a" / "below a file").symlink_to("one/two")
+    os.mkfifo(tree / "pipe.png")
+    left_out = LeftOut()
+    for entry in entries_of(tree):
+        assert not entry.is_image
+        if entry.problem:
+            left_out.add_entry(entry)
+    assert left_out.names == {
+        SPECIAL_FILE: ["pipe.png"],
+        BROKEN_LINK: ["a/below a file", "a/nowhere.png", "a/out/itself"],
+        LOOP: ["a/around", "a/here", "a/out/back"],
+    }
+
+
+def test_the_files_of_a_folder_come_before_its_folders_each_by_name(tree: Path) -> None:
+    (tree / "z").touch()
+    assert ["/".join(entry.parts) for entry in entries_of(tree)] == ["z", "a", "a/one", "a/b", "a/b/two"]
+
+
+def test_archives_are_found_beside_ignored_names_only(tree: Path) -> None:
+    folder = tree.parent / "archives"
+    (folder / "@eaDir").mkdir(parents=True)
+    (folder / "README").touch()
+    (folder / "link").symlink_to("link")
+    archive = shutil.move(_zip(tree), folder)
+    assert archives_in(folder) == [Path(archive)]
+    (folder / "images").mkdir()
+    assert archives_in(folder) == []
 
 
 @pytest.mark.parametrize("pack", [_tar, _zip])
@@ -169,7 +230,7 @@ def test_a_file_above_the_size_limit_is_refused(
 ) -> None:
     source = pack(tree)
     monkeypatch.setattr(entries, "LARGEST_FILE", 10)
-    with pytest.raises(InputError, match=r"a/b/two: has [\d,]+ bytes; the limit is 10"):
+    with pytest.raises(InputError, match=r"a/(one|b/two): has [\d,]+ bytes; the limit is 10"):
         _read(source)
 
 

@@ -115,11 +115,14 @@ def test_a_changed_image_is_decoded_again(folder: Path) -> None:
     assert (before.images != after.images).any(axis=(1, 2, 3)).sum() == 1
 
 
-@pytest.mark.parametrize("form", ["folder", "archives"])
+@pytest.mark.parametrize("form", ["folder", "linked", "archives"])
 def test_a_change_that_keeps_the_size_and_the_time_is_noticed(form: str, folder: Path, tmp_path: Path) -> None:
     source, bitmap = folder, folder / "train" / "7" / "0.bmp"
     changed = bitmap
-    if form == "archives":
+    if form == "linked":
+        changed = tmp_path / "elsewhere.bmp"
+        bitmap.symlink_to(changed)
+    elif form == "archives":
         source = tmp_path / "archives"
         source.mkdir()
         changed = source / "images.tar"

@@ -90,6 +90,33 @@ def test_a_folder_that_holds_only_archives_is_an_image_folder(
         locate(archives)
 
 
+def test_a_folder_around_the_images_that_holds_more_is_read_itself(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder, tmp_path / "outer" / "one")
+    (tmp_path / "outer" / "@eaDir").mkdir()
+    (tmp_path / "outer" / "Thumbs.db").touch()
+    assert locate(tmp_path / "outer") == Found(tmp_path / "outer" / "one", "images")
+    (tmp_path / "outer" / "loose.png").touch()
+    assert locate(tmp_path / "outer") == Found(tmp_path / "outer", "images")
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_path_without_images_in_folders_is_refused_with_what_it_holds(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "phone"
+    (folder / "cats").mkdir(parents=True)
+    for name in ("cats/IMG_1.HEIC", "cats/IMG_2.HEIC", "loose.png"):
+        (folder / name).touch()
+    if form == "tar":
+        with tarfile.open(tmp_path / "phone.tar", "w") as archive:
+            archive.add(folder, ".")
+        folder = tmp_path / "phone.tar"
+    message = (
+        r"holds neither CIFAR-10.*\. Left out: 2 files \.heic, not an image format that is read "
+        r"\(cats/IMG_1\.HEIC, cats/IMG_2\.HEIC\); 1 image beside the class folders \(loose\.png\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        locate(folder)
+
+
 def test_a_path_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="missing: no such file or folder; check the path"):
         locate(tmp_path / "missing")

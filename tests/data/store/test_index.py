@@ -5,6 +5,7 @@ import tarfile
 import unicodedata
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_without_a_test_set_a_fifth_of_each_class_is_drawn(photos: Path) -> None:
-    train, test, drawn = read_image_folder(photos, 32)
+    train, test, drawn, _ = read_image_folder(photos, 32)
     assert train.classes == test.classes == tuple(COUNTS)
     assert np.bincount(test.labels).tolist() == [4, 2, 1] == [round(DRAWN_SHARE * n) for n in COUNTS.values()]
     assert np.bincount(train.labels).tolist() == [16, 8, 2]
@@ -47,12 +48,12 @@ def test_without_a_test_set_a_fifth_of_each_class_is_drawn(photos: Path) -> None
 
 
 def test_the_drawn_names_are_those_of_the_test_images(photos: Path) -> None:
-    _, test, drawn = read_image_folder(photos, 32)
+    _, test, drawn, _ = read_image_folder(photos, 32)
     assert drawn is not None
     for name, pixels in zip(drawn, test.images, strict=True):
         assert (to_square(Image.open(photos / name), 32) == pixels).all()
         (photos / name).unlink()
-    train, other_test, _ = read_image_folder(photos, 32)
+    train, other_test, *_ = read_image_folder(photos, 32)
     pixels = {image.tobytes() for image in (*train.images, *other_test.images)}
     assert not pixels & {image.tobytes() for image in test.images}
 
@@ -82,6 +83,86 @@ def test_the_same_test_images_are_drawn_from_every_form_of_a_set(photos: Path, t
 
 def test_a_cached_set_keeps_the_names_of_the_drawn_images(photos: Path) -> None:
     assert load_dataset(photos).drawn == load_dataset(photos).drawn is not None
+
+
+def add_files(folder: Path) -> list[str]:
+    """Add files that are left out to `folder`, with and without images. Returns the expected lines."""
+    for name in ("ant/1.heic", "bee/2.heic", "bee/deep/3.heic", "labels"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(bytes.fromhex("00000018667479706865696300000000"))
+    shutil.copy(folder / "ant" / "00.png", folder / "loose.png")
+    return [
+        "3 files .heic, not an image format that is read (ant/1.heic, bee/2.heic, bee/deep/3.heic)",
+        "1 file without a suffix such as .jpg (labels)",
+        "1 image beside the class folders (loose.png)",
+    ]
+
+
+def zipped(folder: Path) -> Path:
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return folder.with_suffix(".zip")
+
+
+@pytest.mark.parametrize("pack", [lambda folder: folder, zipped], ids=["folder", "zip"])
+def test_what_is_left_out_is_named_also_from_the_cache_and_changes_no_set(
+    photos: Path, pack: Callable[[Path], Path]
+) -> None:
+    before = load_dataset(pack(photos))
+    expected = add_files(photos)
+    first = load_dataset(pack(photos))
+    assert first.fingerprint == before.fingerprint
+    assert first.drawn == before.drawn
+    assert first.notes == load_dataset(pack(photos)).notes == (*before.notes, f"Left out: {'; '.join(expected)}")
+    assert set(check(photos).left_out) == set(expected)
+    (photos / "bee" / "4.heic").touch()
+    assert "Left out: 4 files .heic" in load_dataset(pack(photos)).notes[-1]
+
+
+def test_what_is_left_out_of_several_archives_and_beside_them_is_named(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    add_files(photos)
+    for name in COUNTS:
+        with tarfile.open(folder / f"{name}.tar", "w") as archive:
+            archive.add(photos / name, name)
+    (folder / "more.7z").touch()
+    (folder / "Thumbs.db").touch()
+    expected = {
+        "1 file .7z, not an image format that is read (more.7z)",
+        "3 files .heic, not an image format that is read "
+        "(ant.tar:ant/1.heic, bee.tar:bee/2.heic, bee.tar:bee/deep/3.heic)",
+    }
+    assert set(check(folder).left_out) == expected
+    assert set(read_image_folder(folder, 32).left_out) == expected
+    (folder / "more.7z").unlink()
+    assert len(read_image_folder(folder, 32).left_out) == 1
+
+
+def test_images_outside_of_train_and_test_are_named(tmp_path: Path) -> None:
+    for split in ("train", "test", "val", "extra/deep"):
+        write_images(tmp_path / "photos" / split, {"ant": 2, "bee": 2})
+    for name in ("loose.png", "train/loose.png"):
+        shutil.copy(tmp_path / "photos" / "train" / "ant" / "00.png", tmp_path / "photos" / name)
+    assert set(read_image_folder(tmp_path / "photos", 32).left_out) == {
+        "4 images in extra/, which is neither train/ nor test/ "
+        "(extra/deep/ant/00.png, extra/deep/ant/01.png, extra/deep/bee/00.png, …)",
+        "4 images in val/, which is neither train/ nor test/ (val/ant/00.png, val/ant/01.png, val/bee/00.png, …)",
+        "2 images beside the class folders (loose.png, train/loose.png)",
+    }
+
+
+def test_linked_class_folders_and_images_are_read_like_copies(photos: Path, tmp_path: Path) -> None:
+    expected = load_dataset(photos)
+    linked = tmp_path / "linked"
+    (linked / "ant").mkdir(parents=True)
+    for path in (photos / "ant").iterdir():
+        (linked / "ant" / path.name).symlink_to(path)
+    (linked / "bee").symlink_to(photos / "bee")
+    (linked / "cät").symlink_to(Path("..", "photos", "cät"))
+    found = load_dataset(linked)
+    assert (found.fingerprint, found.drawn, found.notes) == (expected.fingerprint, expected.drawn, expected.notes)
 
 
 def test_nothing_is_drawn_if_there_is_a_test_set(image_folder: Path) -> None:
@@ -180,6 +261,15 @@ def test_a_folder_called_train_inside_a_class_does_not_hide_the_other_classes(ph
     for name in ("steam", "electric"):
         write_images(photos / "rail" / "train", {name: 5})
     with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images outside this folder"):
+        load_dataset(photos)
+
+
+def test_a_class_without_images_is_refused_with_what_it_holds(photos: Path) -> None:
+    shutil.rmtree(photos / "bee")
+    (photos / "bee").mkdir()
+    (photos / "bee" / "IMG_1.HEIC").touch()
+    message = r"class folder bee has no images; add some or remove it\. Left out: 1 file \.heic, .*\(bee/IMG_1\.HEIC\)$"
+    with pytest.raises(InputError, match=message):
         load_dataset(photos)
 
 

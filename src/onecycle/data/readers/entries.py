@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import printable
-from onecycle.data.preprocessing import LARGEST_FILE, suffixes
+from onecycle.data.preprocessing import LARGEST_FILE, has_image_suffix
 from onecycle.data.readers.archive_members import Member, tar_members, too_large, zip_members
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -19,19 +20,48 @@ MOST_ENTRIES = 10_000_000
 EXPANSION = 100, 2**28  # an archive may unpack to 100 times its size plus 256 MiB
 
 
+# Operating systems and network storage write these files and folders into the user's. Compared in lower case.
+_SYSTEM_NAMES = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+    *("$recycle.bin", "system volume information", "#recycle", "lost+found"),
+}
+
+BROKEN_LINK = "link without a target"
+LOOP = "link to a folder around it"
+SPECIAL_FILE = "file of a special kind, such as a pipe"
+
+
+def is_ignored(name: str, *, is_folder: bool) -> bool:
+    """Whether a file or folder is neither read nor counted as left out, because the user did not put it there.
+
+    These are hidden names, which start with a dot, folders that start with @, which hold the thumbnails of network
+    storage, and names that operating systems use.
+    """
+    return name.startswith(".") or (is_folder and name.startswith("@")) or name.lower() in _SYSTEM_NAMES
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A file or a folder. `parts` is its path, split into names. Call `read` before requesting the next entry."""
+    """A file or a folder. `parts` is its path, split into names. Call `read` before requesting the next entry.
+
+    `problem` is empty, or a reason for `LeftOut`: the entry is then neither a folder nor a file that can be read.
+    """
 
     parts: tuple[str, ...]
     is_folder: bool
     read: Callable[[], bytes]
+    problem: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the entry is a file with the suffix of a supported image format."""
+        return not (self.is_folder or self.problem) and has_image_suffix(self.parts[-1])
 
 
 def entries_of(source: Path) -> Iterator[Entry]:
     """Yield the files and folders in `source`, a folder or an archive (.zip, .tar or .tar.gz, detected by content).
 
-    Hidden names and macOS's `__MACOSX` are skipped. In a folder, links to files outside the folder are skipped, too.
+    Names for which `is_ignored` is true are skipped. In a folder, links are followed.
 
     Raises:
         InputError: when `source` is unreadable, truncated or not an archive, when it contains too many or too large
@@ -39,7 +69,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
     """
     with _one_line_errors(source):
         if source.is_dir():
-            entries = _folder_entries(source, source.resolve(), ())
+            entries = folder_entries(source, _raise)
         else:
             with source.open("rb") as file:
                 start = file.read(512)
@@ -53,7 +83,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
         for number, entry in enumerate(entries):
             if number >= MOST_ENTRIES:
                 raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files and folders, the limit; split it")
-            if entry.parts and not any(part.startswith(".") or part == "__MACOSX" for part in entry.parts):
+            if entry.parts and not _is_inside_ignored(entry):
                 yield entry
 
 
@@ -62,24 +92,67 @@ def archives_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with _one_line_errors(folder), os.scandir(folder) as scan:
-        found = sorted((item for item in scan if not item.name.startswith(".")), key=lambda item: item.name)
-    if any(item.is_dir() or Path(item.name).suffix.lower() in suffixes() for item in found):
+        found = sorted((Path(item.path) for item in scan), key=lambda path: path.name)
+    visible = [path for path in found if not is_ignored(path.name, is_folder=os.path.isdir(path))]
+    if any(os.path.isdir(path) or has_image_suffix(path.name) for path in visible):
         return []
-    return [Path(item.path) for item in found if item.name.lower().endswith(ARCHIVE_SUFFIXES)]
+    return [path for path in visible if path.name.lower().endswith(ARCHIVE_SUFFIXES)]
 
 
-def _folder_entries(root: Path, resolved_root: Path, inside: tuple[str, ...]) -> Iterator[Entry]:
-    with os.scandir(root.joinpath(*inside)) as scan:
-        found = sorted(scan, key=lambda item: item.name)
+def folder_entries(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Entry]:
+    """Yield the files and folders in `root`, sorted by name, in each folder the files first. Links are followed.
+
+    A link to a folder that contains it is not followed. `on_error` is called with the error of a folder or file that
+    cannot be read, and may raise it.
+    """
+    return _entries_below(root, (), [], on_error)
+
+
+def _entries_below(
+    root: Path, inside: tuple[str, ...], around: list[os.stat_result], on_error: Callable[[OSError], None]
+) -> Iterator[Entry]:
+    """Yield the entries in the folder `inside` of `root`. `around` are the folders that contain it."""
+    try:
+        around = [*around, root.joinpath(*inside).stat()]
+        with os.scandir(root.joinpath(*inside)) as scan:
+            found = sorted(scan, key=lambda item: item.name)
+    except OSError as error:
+        on_error(error)
+        return
+    folders: list[tuple[str, ...]] = []
     for item in found:
-        parts = (*inside, item.name)
-        if item.is_dir(follow_symlinks=False):
-            if not item.name.startswith("."):
-                yield Entry(parts, True, bytes)
-                yield from _folder_entries(root, resolved_root, parts)
-        elif item.is_file() and not (item.is_symlink() and not Path(item.path).resolve().is_relative_to(resolved_root)):
-            file = Path(item.path)
-            yield Entry(parts, False, _reader(file, file.read_bytes, item.stat().st_size, str(file)))
+        if is_ignored(item.name, is_folder=False):
+            continue
+        parts, file = (*inside, item.name), Path(item.path)
+        try:
+            status = file.stat()
+        except OSError as error:
+            if item.is_symlink():
+                yield Entry(parts, False, bytes, BROKEN_LINK)
+            else:
+                on_error(error)
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            if any(os.path.samestat(status, other) for other in around):
+                yield Entry(parts, False, bytes, LOOP)
+            elif not is_ignored(item.name, is_folder=True):
+                folders.append(parts)
+        elif stat.S_ISREG(status.st_mode):
+            yield Entry(parts, False, _reader(file, file.read_bytes, status.st_size, str(file)))
+        else:
+            yield Entry(parts, False, bytes, SPECIAL_FILE)
+    for parts in folders:
+        yield Entry(parts, True, bytes)
+        yield from _entries_below(root, parts, around, on_error)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_inside_ignored(entry: Entry) -> bool:
+    *folders, name = entry.parts
+    return is_ignored(name, is_folder=entry.is_folder) or any(is_ignored(part, is_folder=True) for part in folders)
 
 
 def _archive_entries(path: Path, members: Iterator[Member]) -> Iterator[Entry]:

@@ -22,8 +22,9 @@ from rich.console import Console
 from onecycle.core.errors import InputError
 from onecycle.core.files import file_identity, waiting_for_lock
 from onecycle.core.signals import Interrupted
-from onecycle.data.readers.entries import archives_in
+from onecycle.data.readers.entries import archives_in, entries_of
 from onecycle.data.readers.image_set import ImageSet
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.cache import cached, images_folder, look_up, writing_cache
 from onecycle.data.store.index import SPLITS, Index, index_of
 from onecycle.data.store.listing import listing_of, located
@@ -35,16 +36,30 @@ _CACHE_VERSION = 4  # increase it when decoding or the format of the cached file
 
 
 class FolderSets(NamedTuple):
-    """The sets of an image folder. `drawn` names the test images if they were drawn from the training set."""
+    """The sets of an image folder. `drawn` names the test images if they were drawn from the training set.
+
+    `left_out` has a line for each reason why files are not used.
+    """
 
     train: ImageSet
     test: ImageSet
     drawn: tuple[str, ...] | None
+    left_out: tuple[str, ...]
 
 
-def sources_of(source: Path) -> list[Path]:
-    """The paths to read for `source`: its archives if it is a folder of archives, otherwise `source` itself."""
-    return archives_in(source) or [source]
+def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
+    """The paths to read for `source`: its archives if it is a folder of archives, otherwise `source` itself.
+
+    Also returns what is beside the archives.
+    """
+    archives, left_out = archives_in(source), LeftOut()
+    if not archives:
+        return [source], left_out
+    names = {archive.name for archive in archives}
+    for entry in entries_of(source):
+        if entry.parts[-1] not in names:
+            left_out.add_entry(entry)
+    return archives, left_out
 
 
 def read_image_folder(source: Path, input_size: int) -> FolderSets:
@@ -58,10 +73,11 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
         InputError: when the folder structure is wrong, or images cannot be used. The message lists the first few.
         StorageError: when the cache cannot be written.
     """
-    is_single = not archives_in(source)
+    paths, beside = sources_of(source)
+    is_single = paths == [source]
     compute_fingerprint = partial(_fingerprint, is_single=is_single)
-    sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in sources_of(source)]
-    key = _key(_CACHE_VERSION, input_size, *(known.fingerprint for known in sources))
+    sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
+    key = _key(_CACHE_VERSION, input_size, beside.lines(), *(known.fingerprint for known in sources))
     if found := look_up(key, _read):
         return found
     # The folder is named after the path of `source`, not its content. If one archive changes after an interruption, the
@@ -76,7 +92,8 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
         ):
             for left in unfinished.glob("partial-*"):  # left by a process that was killed
                 shutil.rmtree(left)
-            return cached(key, partial(_write, source, sources, input_size, unfinished), _read, within=unfinished)
+            write = partial(_write, source, sources, beside, input_size, unfinished)
+            return cached(key, write, _read, within=unfinished)
 
 
 def _print(line: str) -> None:
@@ -91,12 +108,14 @@ def _fingerprint(source: Path, is_single: bool) -> str:
     """A string that changes when `source` changes.
 
     It depends on the content of a single archive. For a folder, or one archive of several, it depends on the paths and
-    the `file_identity` of the files.
+    the `file_identity` of the files. For a folder it also depends on the counts of the files that are left out, because
+    they are cached with the images.
     """
     try:
         if source.is_dir():
             listing = listing_of(source)
             digest = hashlib.sha256(os.fsencode(source.resolve()))
+            digest.update(json.dumps(listing.left_out.to_json()).encode())
             for _, name in located([listing], np.arange(len(listing))):
                 digest.update(json.dumps([name, *file_identity(source / name)]).encode())
             return digest.hexdigest()
@@ -129,7 +148,9 @@ def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(source: Path, sources: Sequence[DecodeSource], size: int, unfinished: Path, folder: Path) -> None:
+def _write(
+    source: Path, sources: Sequence[DecodeSource], beside: LeftOut, size: int, unfinished: Path, folder: Path
+) -> None:
     """Decode `sources`, which make up `source`, into files in `unfinished`. Then write both sets into `folder`."""
     if len(sources) == 1:
         # Listing names is fast, so report a wrong structure before decoding.
@@ -140,6 +161,7 @@ def _write(source: Path, sources: Sequence[DecodeSource], size: int, unfinished:
     _require_usable(decoded_sources, index, source)
     names = [name for _, name in located(listings, index.images["test"])] if index.is_drawn else None
     (folder / "drawn.json").write_text(json.dumps(names))
+    (folder / "left_out.json").write_text(json.dumps([*beside.lines(), *index.left_out.lines()]))
     for split in SPLITS:
         shape = (len(index.labels[split]), size, size, 3)
         write_set(
@@ -179,4 +201,5 @@ def _gathered(decoded_sources: Sequence[DecodedSource], images: NDArray[np.int64
 def _read(folder: Path) -> FolderSets:
     drawn = json.loads((folder / "drawn.json").read_text())
     train, test = (read_set(folder, split) for split in SPLITS)
-    return FolderSets(train, test, None if drawn is None else tuple(drawn))
+    left_out = json.loads((folder / "left_out.json").read_text())
+    return FolderSets(train, test, None if drawn is None else tuple(drawn), tuple(left_out))

@@ -124,9 +124,9 @@ def is_path(data: str | os.PathLike[str]) -> bool:
 
 def _read(found: Found, input_size: int) -> Dataset:
     if found.layout == "images":
-        train, test, drawn = read_image_folder(found.path, input_size)
+        train, test, drawn, left_out = read_image_folder(found.path, input_size)
         source = f"image folder {found.path}"
-        name, notes = _safe_name(found.path), _folder_notes(drawn)
+        name, notes = _safe_name(found.path), _folder_notes(drawn, left_out)
     else:
         drawn = None
         train, test, contents = read_cifar10(found.path, found.layout)
@@ -137,13 +137,16 @@ def _read(found: Found, input_size: int) -> Dataset:
     )
 
 
-def _folder_notes(drawn: tuple[str, ...] | None) -> tuple[str, ...]:
-    if drawn is None:
-        return ()
-    return (
-        f"There is no test set, so {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing. "
-        "Every run on these files draws the same images; drawn_test_images.json lists them",
-    )
+def _folder_notes(drawn: tuple[str, ...] | None, left_out: tuple[str, ...]) -> tuple[str, ...]:
+    notes = []
+    if drawn is not None:
+        notes.append(
+            f"There is no test set, so {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing. "
+            "Every run on these files draws the same images; drawn_test_images.json lists them"
+        )
+    if left_out:
+        notes.append(f"Left out: {'; '.join(left_out)}")
+    return tuple(notes)
 
 
 def _cifar10_notes(path: Path, contents: str, train: int, test: int) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from typing import Literal
 from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data.readers import cifar10
-from onecycle.data.readers.entries import Entry, archives_in, entries_of
+from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.index import SPLITS
-from onecycle.data.store.listing import is_image_name
 
 OFFICIAL_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
 
@@ -39,7 +39,8 @@ def locate(path: Path) -> Found:
     if not path.is_dir():
         return Found(path, _layout_of_archive(path))
     try:
-        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        visible = [p for p in path.iterdir() if not is_ignored(p.name, is_folder=p.is_dir())]
+        folders = sorted(p for p in visible if p.is_dir())
         empty = not any(path.iterdir())
         around = [p for p in folders if any((p / split).is_dir() for split in SPLITS)]
     except OSError as error:
@@ -48,21 +49,26 @@ def locate(path: Path) -> Found:
         return Found(path, "images")
     if found := cifar10_in(path):
         return found
-    beside = [folder for folder in folders if folder not in around]
-    if len(around) == 1 and not any(_has_images(folder) for folder in beside):
+    if len(around) == len(visible) == 1:
         return Found(around[0], "images")
     if len(around) > 1:
         raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); give one of them")
     if empty:
         raise InputError(f"{path}: the folder is empty; give CIFAR-10's archive or folder, or an image folder")
+    left_out = LeftOut()
     if archives := archives_in(path):
         if next(filter(None, map(_first_layout, archives)), None) == "images":
             return Found(path, "images")
-    elif any(_is_in_class(entry) for entry in entries_of(path)):
-        return Found(path, "images")
+    else:
+        for entry in entries_of(path):
+            if _is_in_class(entry):
+                return Found(path, "images")
+            left_out.add_entry(entry)
     raise InputError(
-        f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
-        "(train/<class>/* and test/<class>/*, or <class>/*), nor archives of either; give a folder with one of them"
+        left_out.appended_to(
+            f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
+            "(train/<class>/* and test/<class>/*, or <class>/*), nor archives of either; give a folder with one of them"
+        )
     )
 
 
@@ -99,18 +105,21 @@ def find_cifar10() -> Found | None:
 
 def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
     """The layout of an archive. Reading stops at the first entry that determines the layout."""
-    has_classes = False
+    has_classes, left_out = False, LeftOut()
     for entry in entries_of(path):
         if layout := _official_layout(path, entry):
             return layout
         if any(part in SPLITS for part in entry.parts[:2]):
             return "images"
         has_classes = has_classes or _is_in_class(entry)
+        left_out.add_entry(entry)
     if has_classes:
         return "images"
     raise InputError(
-        f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
-        "<class>/*); give an archive with one of them"
+        left_out.appended_to(
+            f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
+            "<class>/*); give an archive with one of them"
+        )
     )
 
 
@@ -143,9 +152,5 @@ def _official_layout(archive: Path, entry: Entry) -> cifar10.Layout | None:
     return cifar10.layout_of(entry.parts[-1])
 
 
-def _has_images(folder: Path) -> bool:
-    return any(not entry.is_folder and is_image_name(entry.parts) for entry in entries_of(folder))
-
-
 def _is_in_class(entry: Entry) -> bool:
-    return not entry.is_folder and len(entry.parts) > 1 and is_image_name(entry.parts)
+    return len(entry.parts) > 1 and entry.is_image

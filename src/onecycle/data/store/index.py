@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
+from onecycle.data.readers.left_out import BESIDE_CLASSES, LeftOut
 from onecycle.data.splits import held_out
 from onecycle.data.store.class_names import find_alike
-from onecycle.data.store.listing import Listing, Parts
+from onecycle.data.store.listing import Listing, Parts, located
 
 SPLITS = ("train", "test")
 DRAWN_SHARE = 0.2  # fraction of each class that becomes the test set if there is none
 _DRAWN_SEED = 0
 _SPLIT_LIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # compared with lower-case names
 
-_Places = list[tuple[str, str] | None]
-"""The split and class of each folder of a listing, or None for a folder outside the classes."""
+_Places = list[tuple[str, str] | str]
+"""The split and class of each folder of a listing, or the reason why the images in this folder are left out."""
 
 _Counts = dict[str, dict[str, int]]
 """The number of images by split and class."""
@@ -34,6 +35,7 @@ class Index:
     labels: dict[str, NDArray[np.int64]]  # by split, `[N]`
     images: dict[str, NDArray[np.int64]]  # by split, `[N]`: image numbers, ordered by class and name
     is_drawn: bool  # whether the test set was drawn from the training images
+    left_out: LeftOut
 
 
 def index_of(listings: Sequence[Listing], source: Path) -> Index:
@@ -53,14 +55,18 @@ def index_of(listings: Sequence[Listing], source: Path) -> Index:
         tops = _around_classes(listings)
         places, counts = _by_class(listings, tops, source)
     is_drawn = set(counts) == {"train"}
-    _check(counts, source, is_drawn=is_drawn)
+    left_out = _left_out(listings, places)
+    try:
+        _check(counts, source, is_drawn=is_drawn)
+    except InputError as error:
+        raise InputError(left_out.appended_to(str(error))) from error
     classes = tuple(sorted(counts["train"]))
     labels, images = _ordered(listings, places, tops, classes)
     if is_drawn:
         is_test = np.zeros(len(labels["train"]), bool)
         is_test[held_out(labels["train"], DRAWN_SHARE, seed=_DRAWN_SEED)] = True
         labels, images = ({"train": of["train"][~is_test], "test": of["train"][is_test]} for of in (labels, images))
-    return Index(classes, labels, images, is_drawn)
+    return Index(classes, labels, images, is_drawn, left_out)
 
 
 def _require_sets(listings: Sequence[Listing], is_split: Sequence[bool]) -> None:
@@ -80,7 +86,8 @@ def _around_sets(listing: Listing) -> Parts:
         tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
         raise InputError(f"{listing.source}: train/ and test/ occur in several places ({tops}); keep one pair")
     top = around.pop() if around else ()
-    if top and any(folder[: len(top)] != top for folder in _with_images(listing)):
+    # Images directly in the folders around `top` are counted as left out. Other folders may be classes.
+    if any(folder[: len(top)] != top[: len(folder)] for folder in _with_images(listing)):
         raise InputError(
             f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images outside this folder; "
             "move train/ and test/ to the top, or rename them"
@@ -117,14 +124,18 @@ def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
         places: _Places = []
         for folder, images in zip(listing.folders, _images_in(listing), strict=True):
             inside = folder[len(top) :]
-            is_set = _depth_of_set(folder) is not None
+            is_set = bool(inside) and inside[0] in SPLITS
             if is_set:
                 of_split = counts.setdefault(inside[0], {})
             elif inside and images:
                 beside = beside or "/".join((*top, inside[0]))
-            places.append((inside[0], inside[1]) if is_set and len(inside) > 1 else None)
             if is_set and len(inside) > 1:
+                places.append((inside[0], inside[1]))
                 of_split[inside[1]] = of_split.get(inside[1], 0) + images
+            elif is_set or not inside:
+                places.append(BESIDE_CLASSES)
+            else:
+                places.append(f"image in {printable(inside[0])}/, which is neither train/ nor test/")
         all_places.append(places)
     if "test" not in counts and beside:
         raise InputError(
@@ -142,7 +153,7 @@ def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
         places: _Places = []
         for folder, images in zip(listing.folders, _images_in(listing), strict=True):
             inside = folder[len(top) :]
-            places.append(("train", inside[0]) if inside else None)
+            places.append(("train", inside[0]) if inside else BESIDE_CLASSES)
             if inside:
                 counts[inside[0]] = counts.get(inside[0], 0) + images
         all_places.append(places)
@@ -164,6 +175,19 @@ def _images_in(listing: Listing) -> list[int]:
 
 def _with_images(listing: Listing) -> list[Parts]:
     return [folder for folder, images in zip(listing.folders, _images_in(listing), strict=True) if images]
+
+
+def _left_out(listings: Sequence[Listing], places: Sequence[_Places]) -> LeftOut:
+    """The files in `listings` that are not images of a class."""
+    found = LeftOut()
+    for listing, of_folders in zip(listings, places, strict=True):
+        prefix = f"{listing.source.name}:" if len(listings) > 1 else ""
+        found.include(listing.left_out, prefix)
+        reasons = {folder: place for folder, place in enumerate(of_folders) if isinstance(place, str)}
+        outside = np.flatnonzero(np.isin(np.asarray(listing.folder_of), list(reasons)))
+        for image, (_, path) in zip(outside.tolist(), located([listing], outside), strict=True):
+            found.add(reasons[listing.folder_of[image]], prefix + path)
+    return found
 
 
 def _check(counts: _Counts, source: Path, *, is_drawn: bool) -> None:
@@ -212,7 +236,9 @@ def _ordered(
     numbers = {group: number for number, group in enumerate(groups)}
     group_of_image = np.concatenate(
         [
-            np.array([numbers[place] if place else -1 for place in of_folders], np.int32)[np.asarray(listing.folder_of)]
+            np.array([-1 if isinstance(place, str) else numbers[place] for place in of_folders], np.int32)[
+                np.asarray(listing.folder_of)
+            ]
             for listing, of_folders in zip(listings, places, strict=True)
         ]
     )

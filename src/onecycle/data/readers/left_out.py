@@ -1,0 +1,81 @@
+"""Count what a folder or an archive holds that is not used, so that nothing is left out without a word."""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from onecycle.core.files import printable
+from onecycle.data.readers.entries import Entry
+
+BESIDE_CLASSES = "image beside the class folders"
+
+_NAMED = 3  # names for each reason
+_MOST_REASONS = 20  # every number may be a suffix, so the reasons after these share one
+_OTHER = "file of another kind"
+
+
+@dataclass
+class LeftOut:
+    """The number of files that are left out, by reason, and the names of the first few.
+
+    A reason is a noun in the singular, and words that follow it: "file without a suffix".
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, reason: str, name: str) -> None:
+        """Count the file `name`."""
+        self._count(reason, 1, [name])
+
+    def add_entry(self, entry: Entry) -> None:
+        """Count `entry`, which no class contains or which is no image. Folders are not counted."""
+        if not entry.is_folder:
+            reason = BESIDE_CLASSES if entry.is_image else entry.problem or _not_an_image(entry.parts[-1])
+            self.add(reason, "/".join(entry.parts))
+
+    def include(self, other: "LeftOut", prefix: str = "") -> None:
+        """Add the counts of `other`, and its names with `prefix`."""
+        for reason, count in other.counts.items():
+            self._count(reason, count, [prefix + name for name in other.names[reason]])
+
+    def _count(self, reason: str, count: int, names: list[str]) -> None:
+        if reason not in self.counts and len(self.counts) >= _MOST_REASONS:
+            reason = _OTHER
+        self.counts[reason] += count
+        named = self.names.setdefault(reason, [])
+        named += names[: _NAMED - len(named)]
+
+    def lines(self) -> list[str]:
+        """One line for each reason, like "16 files .heic, not an image format that is read (cats/1.HEIC, …)"."""
+        return [self._line(reason, count) for reason, count in self.counts.most_common()]
+
+    def _line(self, reason: str, count: int) -> str:
+        noun, rest = reason.split(" ", 1)
+        plural = "s" if count > 1 else ""
+        names = ", ".join(map(printable, self.names[reason]))
+        more = ", …" if count > len(self.names[reason]) else ""
+        return f"{count:,} {noun}{plural} {rest} ({names}{more})"
+
+    def appended_to(self, message: str) -> str:
+        """`message`, and what is left out if anything is."""
+        return f"{message}. Left out: {'; '.join(self.lines())}" if self else message
+
+    def to_json(self) -> dict[str, Any]:
+        return {"counts": self.counts, "names": self.names}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(Counter(values["counts"]), values["names"])
+
+
+def _not_an_image(name: str) -> str:
+    suffix = os.path.splitext(name)[1].lower()
+    if re.fullmatch(r"\.\w{1,10}", suffix):
+        return f"file {suffix}, not an image format that is read"
+    return "file without a suffix such as .jpg"
