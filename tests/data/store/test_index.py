@@ -153,6 +153,42 @@ def test_images_outside_of_train_and_test_are_named(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("splits", [[""], ["train"], ["train", "test"]])
+@pytest.mark.parametrize("around", ["a", "a/a", "a/b/c/d"])
+def test_any_number_of_single_folders_may_be_around_the_images(tmp_path: Path, splits: list[str], around: str) -> None:
+    for split in splits:
+        write_images(tmp_path / "plain" / split, COUNTS)
+    nested = tmp_path / "nested" / around
+    shutil.copytree(tmp_path / "plain", nested)
+    assert load_dataset(tmp_path / "nested").fingerprint == load_dataset(tmp_path / "plain").fingerprint
+    shutil.copy(next(nested.rglob("*.png")), tmp_path / "nested" / "a" / "loose.png")
+    (tmp_path / "nested" / "README").touch()
+    with_others = load_dataset(tmp_path / "nested")
+    assert with_others.fingerprint == load_dataset(tmp_path / "plain").fingerprint
+    assert with_others.notes[-1] == (
+        "Left out: 1 file without a suffix such as .jpg (README); 1 image beside the class folders (a/loose.png)"
+    )
+
+
+def test_archives_may_have_single_folders_of_different_names_around_the_same_folders(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    for number, name in enumerate(COUNTS):
+        write_images(tmp_path / f"part {number}" / "images" / "all", {name: 3})
+        with tarfile.open(tmp_path / "archives" / f"{number}.tar", "w") as archive:
+            archive.add(tmp_path / f"part {number}", f"part {number}")
+    assert read_image_folder(tmp_path / "archives", 32).train.classes == tuple(COUNTS)
+
+
+def test_different_folders_below_the_top_folders_of_archives_are_classes(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    for number, name in enumerate(COUNTS):
+        write_images(tmp_path / "all" / name / "railway", {"train": 3})
+        with tarfile.open(tmp_path / "archives" / f"{number}.tar", "w") as archive:
+            archive.add(tmp_path / "all" / name, f"part {number}/{name}")
+    sets = read_image_folder(tmp_path / "archives", 32)
+    assert (sets.train.classes, sets.left_out) == (tuple(COUNTS), ())
+
+
 def test_linked_class_folders_and_images_are_read_like_copies(photos: Path, tmp_path: Path) -> None:
     expected = load_dataset(photos)
     linked = tmp_path / "linked"
@@ -262,6 +298,32 @@ def test_a_folder_called_train_inside_a_class_does_not_hide_the_other_classes(ph
         write_images(photos / "rail" / "train", {name: 5})
     with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images outside this folder"):
         load_dataset(photos)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val", "Train", "validation"])
+def test_a_class_with_the_name_of_a_split_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    folder = write_images(tmp_path / "vehicles", {"car": 3, "plane": 3, name: 3})
+    with pytest.raises(InputError, match=rf"vehicles: {name}/ looks like a (class|split), .*; .*rename it") as refused:
+        load_dataset(folder)
+    assert "\n" not in str(refused.value)
+    (folder / name).rename(folder / "railway")
+    assert load_dataset(folder).train.classes == ("car", "plane", "railway")
+    (folder / "railway").rename(folder / name)
+    folder.rename(tmp_path / "train")
+    (tmp_path / "vehicles").mkdir()
+    (tmp_path / "train").rename(tmp_path / "vehicles" / "train")
+    assert load_dataset(tmp_path / "vehicles").train.classes == tuple(sorted(("car", "plane", name)))
+
+
+@pytest.mark.parametrize(("name", "missing"), [("train", "test"), ("test", "train")])
+def test_a_class_of_folders_with_the_name_of_a_split_is_refused_with_the_way_out(
+    tmp_path: Path, name: str, missing: str
+) -> None:
+    for kind in ("car", name):
+        write_images(tmp_path / "vehicles" / kind, {"old": 3, "new": 3})
+    message = rf"there is no {missing}/, but car/ beside {name}/ has images; .*; if {name}/ is a class, rename {name}/"
+    with pytest.raises(InputError, match=message):
+        load_dataset(tmp_path / "vehicles")
 
 
 def test_a_class_without_images_is_refused_with_what_it_holds(photos: Path) -> None:

@@ -65,9 +65,9 @@ def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
 def read_image_folder(source: Path, input_size: int) -> FolderSets:
     """The training set and the test set of `source`: a folder, an archive or a folder of archives.
 
-    The content may be inside one extra top-level folder. Images are uint8 `[N,input_size,input_size,3]`, ordered by
-    class and file name, in memory-mapped files (copy on write). Classes are the sorted folder names. Images are decoded
-    once, into the user's cache. Archives that were decoded before an interruption are not decoded again.
+    The content may be inside extra folders, one in the other. Images are uint8 `[N,input_size,input_size,3]`, ordered
+    by class and file name, in memory-mapped files (copy on write). Classes are the sorted folder names. Images are
+    decoded once, into the user's cache. Archives that were decoded before an interruption are not decoded again.
 
     Raises:
         InputError: when the folder structure is wrong, or images cannot be used. The message lists the first few.

@@ -1,7 +1,7 @@
 """Assign each image of folders or archives to a split and a class, by the names of its folders."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +41,21 @@ class Index:
 def index_of(listings: Sequence[Listing], source: Path) -> Index:
     """Assign each image of `listings` to a split and a class. The listings are the content of `source`.
 
-    The images of each listing may be inside one extra top-level folder.
+    The images of each listing may be inside extra folders, one in the other.
 
     Raises:
         InputError: when the folder structure is wrong, or two images have the same name.
     """
-    is_split = [any(part in SPLITS for folder in listing.folders for part in folder[:2]) for listing in listings]
+    tops = _single_folders(listings)
+    is_split = [
+        any(_depth_of_set(folder, top) is not None for folder in listing.folders)
+        for listing, top in zip(listings, tops, strict=True)
+    ]
     if any(is_split):
         _require_sets(listings, is_split)
-        tops = [_around_sets(listing) for listing in listings]
+        tops = [_around_sets(listing, top) for listing, top in zip(listings, tops, strict=True)]
         places, counts = _by_split(listings, tops, source)
     else:
-        tops = _around_classes(listings)
         places, counts = _by_class(listings, tops, source)
     is_drawn = set(counts) == {"train"}
     left_out = _left_out(listings, places)
@@ -75,13 +78,14 @@ def _require_sets(listings: Sequence[Listing], is_split: Sequence[bool]) -> None
             other = listings[is_split.index(True)].source
             raise InputError(
                 f"{listing.source}: has neither train/ nor test/, but {other} has one of them; "
-                f"move the class folders of {listing.source.name} into train/ or test/"
+                f"move the class folders of {listing.source.name} into train/ or test/; if train/ or test/ is a "
+                "class, rename it"
             )
 
 
-def _around_sets(listing: Listing) -> Parts:
+def _around_sets(listing: Listing, single: Parts) -> Parts:
     """The folder that contains train/ and test/, or () if that is the top folder."""
-    around = {folder[:depth] for folder in listing.folders if (depth := _depth_of_set(folder)) is not None}
+    around = {folder[:depth] for folder in listing.folders if (depth := _depth_of_set(folder, single)) is not None}
     if len(around) > 1:
         tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
         raise InputError(f"{listing.source}: train/ and test/ occur in several places ({tops}); keep one pair")
@@ -95,24 +99,39 @@ def _around_sets(listing: Listing) -> Parts:
     return top
 
 
-def _depth_of_set(folder: Parts) -> int | None:
-    return next((depth for depth, part in enumerate(folder[:2]) if part in SPLITS), None)
+def _depth_of_set(folder: Parts, single: Parts) -> int | None:
+    """The number of folders around train/ or test/ in the path `folder`: none, one, or all of `single`."""
+    return next((depth for depth in (0, 1, len(single)) if depth < len(folder) and folder[depth] in SPLITS), None)
 
 
-def _around_classes(listings: Sequence[Listing]) -> list[Parts]:
-    """For each listing, the one top-level folder that contains its classes.
+def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
+    """For each listing, the folders around its classes or splits, one in the other.
 
     Returns () for all listings if any listing with images has no such folder.
     """
-    tops = [_only_folder(listing) for listing in listings]
+    tops = [_single_path(listing.folders)[:1] for listing in listings]
     with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
-    return [top if all(with_images) else () for top in tops]
+    if not all(with_images):
+        return [() for _ in listings]
+    # At the top, each archive may have a folder of another name. Below, folders of different names are classes.
+    below = _single_path(
+        [folder[len(top) :] for listing, top in zip(listings, tops, strict=True) for folder in listing.folders]
+    )
+    return [(*top, *below) for top in tops]
 
 
-def _only_folder(listing: Listing) -> Parts:
-    """The one folder that contains all other folders, or () if there is none."""
-    tops = {folder[:1] for folder in listing.folders if folder}
-    return tops.pop() if len(tops) == 1 and any(len(folder) > 1 for folder in listing.folders) else ()
+def _single_path(folders: Collection[Parts]) -> Parts:
+    """The longest path of `folders` of which each is the only one in its parent.
+
+    It ends before train/ and test/, and before a folder without folders.
+    """
+    path: list[str] = []
+    while True:
+        inside = [folder[len(path) :] for folder in folders if len(folder) > len(path)]
+        names = {folder[0] for folder in inside}
+        if len(names) != 1 or names & set(SPLITS) or all(len(folder) == 1 for folder in inside):
+            return tuple(path)
+        path += names
 
 
 def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
@@ -120,6 +139,7 @@ def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
     counts: _Counts = {}
     all_places: list[_Places] = []
     beside: str | None = None
+    loose: set[str] = set()  # splits with images outside their class folders
     for listing, top in zip(listings, tops, strict=True):
         places: _Places = []
         for folder, images in zip(listing.folders, _images_in(listing), strict=True):
@@ -134,15 +154,33 @@ def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
                 of_split[inside[1]] = of_split.get(inside[1], 0) + images
             elif is_set or not inside:
                 places.append(BESIDE_CLASSES)
+                if images:
+                    loose.update(inside)
             else:
                 places.append(f"image in {printable(inside[0])}/, which is neither train/ nor test/")
         all_places.append(places)
-    if "test" not in counts and beside:
-        raise InputError(
-            f"{source}: there is no test/, but {beside}/ beside train/ has images; rename it to "
-            "test/ to evaluate on it, or move it away to draw a test set from train/"
-        )
+    if beside:
+        _require_no_class_called_like_a_split(counts, loose, beside, source)
     return all_places, counts
+
+
+def _require_no_class_called_like_a_split(counts: _Counts, loose: set[str], beside: str, source: Path) -> None:
+    """Refuse train/ or test/ if it and the folder `beside` it seem to be classes, or if it is alone beside images."""
+    advice = {
+        "train": "rename it to train/ to train on it",
+        "test": "rename it to test/ to evaluate on it, or move it away to draw a test set from train/",
+    }
+    for split, other in itertools.permutations(SPLITS):
+        if split in loose and not counts[split]:
+            raise InputError(
+                f"{source}: {split}/ looks like a class, as {beside}/ does, but has the name of a split; rename it, "
+                f"or put its images into {split}/<class>/"
+            )
+        if other not in counts:
+            raise InputError(
+                f"{source}: there is no {other}/, but {beside}/ beside {split}/ has images; {advice[other]}; "
+                f"if {split}/ is a class, rename {split}/"
+            )
 
 
 def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
@@ -163,7 +201,10 @@ def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
                 "move the class folders of this archive into train/ or test/"
             )
     if sets := sorted(name for name in counts if name.lower() in _SPLIT_LIKE):
-        raise InputError(f"{source}: {sets[0]}/ looks like a split, not a class; name the splits train/ and test/")
+        raise InputError(
+            f"{source}: {sets[0]}/ looks like a split, not a class; name the splits train/ and test/; if it is a "
+            "class, rename it"
+        )
     return all_places, {"train": counts}
 
 
