@@ -10,6 +10,8 @@ from onecycle.core.errors import InputError
 from onecycle.data import ImageSet, load_dataset
 from onecycle.data.store.cache import cache_folder
 
+GRAY = "All training images are gray, so the network converts every image to gray"
+
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +22,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_digits_need_no_download(nowhere: None) -> None:
     digits = load_dataset("digits")
-    assert (digits.name, digits.evaluated_on, digits.notes) == ("digits", "test", ())
+    assert (digits.name, digits.evaluated_on, digits.notes) == ("digits", "test", (GRAY,))
     assert (len(digits.train), len(digits.evaluation)) == (1442, 355)
 
 
@@ -95,7 +97,7 @@ def test_an_image_folder_gives_the_data_set_a_safe_name(image_folder: Path, tmp_
     dataset = load_dataset(tmp_path / "my digits: (1)")
     assert dataset.name == "my-digits-1"
     assert dataset.source == f"image folder {tmp_path / 'my digits: (1)'}"
-    assert dataset.notes == ()
+    assert dataset.notes == (GRAY,)
 
 
 def test_validation_images_come_from_the_training_set_and_replace_the_test_set() -> None:

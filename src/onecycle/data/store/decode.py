@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from onecycle.data.preprocessing import open_image, to_square
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
+_POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before a wait
 MOST_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -63,9 +65,16 @@ def each_decoded(
         while chunk := _chunk(files):
             # Small files are faster in one thread.
             is_large = _size(chunk) > len(chunk) * _LARGE_BYTES
-            futures = [submit(part) for part in ([[file] for file in chunk] if is_large else [chunk])]
-            results = itertools.chain.from_iterable(future.result() for future in futures)
+            submitted = [submit(part) for part in ([[file] for file in chunk] if is_large else [chunk])]
+            results = itertools.chain.from_iterable(map(_wait_for, submitted))
             yield from zip(chunk, results, strict=True)
+
+
+def _wait_for(future: Future[T]) -> T:
+    """The result of `future`. A signal that arrives just before the wait takes effect within a second."""
+    while not future.done():
+        futures.wait([future], timeout=_POLL_SECONDS)
+    return future.result()
 
 
 @contextmanager
