@@ -41,7 +41,7 @@ def predict(
     Parameters
     ----------
     images
-        Files, folders and patterns such as 'photos/*.jpg', in any format and size that Pillow reads.
+        Files, folders and patterns such as 'photos/*.jpg', in any size and any common format.
     top
         The number of classes to print.
     tta

@@ -14,7 +14,6 @@ _TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # Pillow a
 _BIG_TIFF = 43  # in the third byte
 # In bytes, by type, of the values for which Pillow creates an object each.
 _VALUE_SIZES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_FLI_FRAME = 128  # position of the first frame
 
 
 def require_few_values(content: bytes) -> None:
@@ -45,8 +44,7 @@ def require_few_values(content: bytes) -> None:
 def require_few_passes(content: bytes, format: str | None, size: tuple[int, int]) -> None:
     """Check that a decoder passes over all pixels of an image of `size` (width, height) only a few times.
 
-    Progressive JPEGs have about ten scans, and each passes over all pixels. A chunk of a FLI animation may do so, too.
-    Such a pass needs only a few bytes in the file.
+    Progressive JPEGs have about ten scans, and each passes over all pixels. A scan needs only a few bytes in the file.
 
     Raises:
         ValueError: when decoding would take too long.
@@ -55,8 +53,6 @@ def require_few_passes(content: bytes, format: str | None, size: tuple[int, int]
     most = min(MOST_PASSES, max(MOST_PASSED // max(pixels, 1), 1))
     if format in ("JPEG", "MPO") and _has_more_scans(content, most):
         raise ValueError(f"it has more than {most:,} scans of {size[0]}×{size[1]} pixels")
-    if format == "FLI" and (chunks := int.from_bytes(content[_FLI_FRAME + 6 : _FLI_FRAME + 8], "little")) > most:
-        raise ValueError(f"its first frame has {chunks:,} chunks")
 
 
 def _has_more_scans(content: bytes, most: int) -> bool:

@@ -18,8 +18,12 @@ from torch.nn import functional
 from onecycle.core.errors import InputError
 from onecycle.data.decoding_cost import require_few_passes, require_few_values
 
-# EPS needs an interpreter that would run code from the file. Pillow recognizes the other formats but cannot read them.
-_NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+# The image formats that are read, by Pillow's names. Others are left out for safety: EPS needs an interpreter, which
+# runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF"),
+    "WEBP",
+)
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
 
@@ -44,16 +48,9 @@ _SUMMED_BYTES = 2**23
 
 
 @functools.cache
-def formats() -> tuple[str, ...]:
-    """The supported image formats, by Pillow's names: all that Pillow reads without other programs."""
-    Image.init()
-    return tuple(format for format in Image.ID if format not in _NOT_READ)
-
-
-@functools.cache
 def suffixes() -> frozenset[str]:
     """The suffixes of supported image files, in lower case, with the dot."""
-    read = {*formats(), "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
+    read = {*FORMATS, "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
 
 
@@ -79,7 +76,7 @@ def open_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings do not name the file, and real problems raise errors
             require_few_values(content)
-            image = Image.open(io.BytesIO(content), formats=only or formats())
+            image = Image.open(io.BytesIO(content), formats=only or FORMATS)
             require_few_passes(content, image.format, image.size)
             if most_pixels is None:
                 _decode_smaller(image)
