@@ -151,8 +151,10 @@ async def memory(port: int, process: int, requests: int) -> dict[str, Any]:
 
 
 def resident_mib(process: int) -> float:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    """The memory of a process and of the processes that it started."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    statuses = [Path(f"/proc/{one}/status").read_text() for one in (process, *children)]
+    return sum(int(status.partition("VmRSS:")[2].split()[0]) for status in statuses) / 1024
 
 
 async def attacked(port: int, attack: Callable[[int], Awaitable[str]]) -> dict[str, Any]:

@@ -514,6 +514,11 @@ def test_the_limits_of_the_service_are_those_of_the_code() -> None:
         f"{LIMITS.request_bytes // 2**20} MiB in total, and must arrive within {LIMITS.upload_seconds} seconds. "
         f"An image may have {LIMITS.pixels // 10**6} million pixels"
     ) in WORDS
+    assert (
+        f"with at most {LIMITS.decoder_bytes // 2**20} MiB each. A process that takes longer than "
+        f"{LIMITS.decode_seconds} seconds for an image is ended and replaced, and the others go on. If images of other "
+        f"requests wait, that happens after {LIMITS.busy_decode_seconds} seconds"
+    ) in WORDS
     assert WAIT_SECONDS == 0.003 and "that arrive within three milliseconds are computed together" in WORDS
 
 

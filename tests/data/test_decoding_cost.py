@@ -7,7 +7,7 @@ from PIL import Image
 
 from onecycle.core.errors import InputError
 from onecycle.data.decoding_cost import MOST_PASSES, MOST_VALUES, require_few_passes
-from onecycle.data.preprocessing import conversions, open_image
+from onecycle.data.image_files import conversions, open_image
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
 

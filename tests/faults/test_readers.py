@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onecycle.core.errors import InputError
-from onecycle.data.preprocessing import conversions, open_image, to_square
+from onecycle.data.image_files import conversions, open_image, to_square
 from onecycle.data.readers.entries import entries_of
 from onecycle.data.readers.loading import load_dataset
 from onecycle.storage.checkpoint import load_tensors, save_tensors

@@ -17,7 +17,7 @@ from PIL import Image
 import onecycle
 from onecycle.cli import main
 from onecycle.core.errors import InputError
-from onecycle.data import load_dataset, preprocessing
+from onecycle.data import image_files, load_dataset
 from onecycle.data.batches import Batches
 from onecycle.predict import stream
 from onecycle.predict.predictor import SHIPPED, Predictor
@@ -312,7 +312,7 @@ def test_files_are_neither_read_nor_kept_far_ahead(
 # Image file formats
 
 
-@pytest.mark.parametrize("kind", sorted({*preprocessing.FORMATS, "MPO"} - {"DIB", "PSD"}))  # Pillow writes no PSD
+@pytest.mark.parametrize("kind", sorted({*image_files.FORMATS, "MPO"} - {"DIB", "PSD"}))  # Pillow writes no PSD
 def test_every_supported_format_is_predicted(
     predictor: Predictor, photographs: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -341,7 +341,7 @@ def test_a_format_that_opens_what_lies_inside_is_refused(
 def test_a_format_that_starts_another_program_is_refused(
     predictor: Predictor, photographs: Path, tmp_path: Path
 ) -> None:
-    assert ".eps" not in preprocessing.suffixes()
+    assert ".eps" not in image_files.suffixes()
     Image.open(photographs / "2.png").save(tmp_path / "truck.eps")
     with pytest.raises(InputError, match=r"truck\.eps: not an image"):
         predictor.predict([tmp_path / "truck.eps"])

@@ -29,9 +29,13 @@ class Service:
         self.url = url
         self.port = int(url.rstrip("/").rpartition(":")[2])
 
+    def decoders(self) -> list[int]:
+        """The ids of the processes that decode images."""
+        return children(self.process.pid)
+
     def memory_mib(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        statuses = [Path(f"/proc/{process}/status").read_text() for process in (self.process.pid, *self.decoders())]
+        return sum(int(status.partition("VmRSS:")[2].split()[0]) for status in statuses) / 1024
 
     def files(self) -> list[str]:
         """The files that the process has open, without sockets and pipes."""
@@ -40,6 +44,11 @@ class Service:
             with suppress(FileNotFoundError):  # the file was closed meanwhile
                 targets.append(os.readlink(link))
         return [target for target in targets if target.startswith("/")]
+
+
+def children(process: int) -> list[int]:
+    """The ids of the processes that the main thread of `process` started."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 @contextmanager

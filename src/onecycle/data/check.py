@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
-from onecycle.data.preprocessing import conversions, to_square
+from onecycle.data.image_files import conversions, to_square
 from onecycle.data.readers.image_folder import sources_of
 from onecycle.data.readers.loading import is_path, load_dataset
 from onecycle.data.readers.search import locate

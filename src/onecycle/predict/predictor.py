@@ -18,7 +18,8 @@ from onecycle.compute.autotune import prediction_plan
 from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable, reading
-from onecycle.data.preprocessing import LARGEST_FILE, Preprocessing, open_image, to_square
+from onecycle.data.image_files import LARGEST_FILE, open_image, to_square
+from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, ModelComposite
 from onecycle.storage.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.storage.run_folder import RunFolder

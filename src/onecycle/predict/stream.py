@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
-from onecycle.data.preprocessing import has_image_suffix
+from onecycle.data.image_files import has_image_suffix
 from onecycle.data.readers.entries import folder_entries
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.decode import Encoded, Unreadable, decode_square, each_decoded

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
@@ -18,12 +17,13 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onecycle.core.errors import InputError, OnecycleError
-from onecycle.data.preprocessing import open_image
 from onecycle.predict.predictor import Predictor
 from onecycle.serve import pages
 from onecycle.serve.access import AccessControl
 from onecycle.serve.answers import ClassProbability, Explanation, Health, ImagePrediction, Predictions, Problem
 from onecycle.serve.batching import Batcher, BusyError
+from onecycle.serve.decoder import FORMATS
+from onecycle.serve.decoders import PROCESSES, Decoders
 from onecycle.serve.headers import SecureHeaders
 from onecycle.serve.inference import Answer, Inference, Question
 from onecycle.serve.limits import LIMITS, Limits
@@ -31,17 +31,7 @@ from onecycle.serve.uploads import Room, Upload, busy, read_uploads
 
 T = TypeVar("T")
 
-_DECODERS = 2  # threads; each may hold several copies of an image in memory
 _HEATMAP_DIGITS = 3
-_FORMATS = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "BMP",
-    "WEBP",
-    "TIFF",
-    "AVIF",
-)  # common formats only: decoders of rare formats are less well maintained
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": words}
     for status, words in {
@@ -66,7 +56,7 @@ _FORM = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": f"Images: {', '.join(_FORMATS)}.",
+                            "description": f"Images: {', '.join(FORMATS)}.",
                         }
                     },
                 }
@@ -127,7 +117,9 @@ def make_app(
         with service.room.of_a_request() as room:
             uploads = await read_uploads(request, room, limits)
             room.take(images=len(uploads))
-            images = await _gather([service.predict(upload, top, explain) for upload in uploads])
+            # A request with many images takes turns with other requests.
+            turns = asyncio.Semaphore(PROCESSES)
+            images = await _gather([service.predict(upload, turns, top, explain) for upload in uploads])
         if all(image.error for image in images):
             response.status_code = 422
         return Predictions(images=images)
@@ -153,34 +145,36 @@ async def _not_valid(_: Request, error: Exception) -> Response:
 
 
 class _Service:
-    """What all requests share: the network, the decoder threads and the limits."""
+    """What all requests share: the network, the decoder processes and the limits."""
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor = predictor
         self.limits = limits
         self.room = Room(limits)
         self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_images)
-        self.decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decoder")
+        self.decoders = Decoders(predictor.preprocessing.input_size, limits)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Run the batcher, which predicts queued images, while the application runs."""
+        """Run the decoders, and the batcher, which predicts queued images, while the application runs."""
+        await self.decoders.start()
         work = asyncio.create_task(self.batcher.run())
         try:
             yield
         finally:
             work.cancel()
-            self.decoders.shutdown(wait=False, cancel_futures=True)
+            await self.decoders.stop()
 
-    async def predict(self, upload: Upload, top: int, explain: bool) -> ImagePrediction:
-        """The prediction for one file.
+    async def predict(self, upload: Upload, turns: asyncio.Semaphore, top: int, explain: bool) -> ImagePrediction:
+        """The prediction for one file. `turns` limits how many files of its request are decoded at a time.
 
         Raises:
             HTTPException: when the service is too busy.
         """
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
-                image = await asyncio.get_running_loop().run_in_executor(self.decoders, self._decode, upload)
+                async with turns:
+                    image = await self._decode(upload)
                 answer = await self.batcher.submit(Question(image, explain))
         except OnecycleError as error:
             return ImagePrediction(file=upload.name, predictions=[], error=str(error), explanation=None)
@@ -196,11 +190,10 @@ class _Service:
             explanation=None if answer.heatmap is None else _explanation(image, answer.heatmap),
         )
 
-    def _decode(self, upload: Upload) -> NDArray[np.uint8]:
+    async def _decode(self, upload: Upload) -> NDArray[np.uint8]:
         if len(upload.content) > self.limits.file_bytes:
             raise InputError(f"this file is larger than {self.limits.file_bytes // 2**20} MiB; make it smaller")
-        image = open_image(upload.content, "this file", most_pixels=self.limits.pixels, only=_FORMATS)
-        return self.predictor.to_input(image)
+        return await self.decoders.decode(upload.content)
 
 
 async def _gather(answers: Sequence[Awaitable[T]]) -> list[T]:

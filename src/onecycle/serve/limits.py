@@ -10,10 +10,13 @@ class Limits:
     file_bytes: int = 16 * 2**20
     files: int = 32
     request_bytes: int = 64 * 2**20
-    pixels: int = 30_000_000  # per image; decoding takes up to 12 bytes per pixel
+    pixels: int = 30_000_000  # per image
     upload_seconds: float = 30  # longest time to receive a request
     header_seconds: float = 5  # longest time to receive the header of a request
     answer_seconds: float = 30  # longest time to decode and predict an image, including the wait in the queue
+    decode_seconds: float = 10  # longest time to decode an image
+    busy_decode_seconds: float = 2  # the same, while images of other requests wait for a decoder
+    decoder_bytes: int = 560 * 2**20  # of each of two processes that decode; an image takes up to 20 bytes per pixel
     write_seconds: float = 30  # longest wait for a client to accept more of a response
     requests: int = 256  # at a time, from all clients together
     waiting_bytes: int = 256 * 2**20  # of all clients together; reading a request takes up to three times its size

@@ -21,7 +21,7 @@ from onecycle.serve.access import host_name
 from onecycle.serve.app import make_app
 from onecycle.serve.limits import LIMITS, Limits
 
-_STOP_SECONDS = 5  # for active requests to finish when the service stops
+_STOP_SECONDS = 1  # for active requests to finish when the service stops
 _KEEP_ALIVE_SECONDS = 5
 _LOG_SECONDS = 60  # between two messages that the limit of connections is reached
 _LINGER_SECONDS = 1  # for a client to send the rest of a request that is already answered

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from onecycle.core.errors import InputError
-from onecycle.data import ImageSet, preprocessing
-from onecycle.data.preprocessing import to_square
+from onecycle.data import ImageSet, image_files
+from onecycle.data.image_files import to_square
 from onecycle.data.readers.image_folder import read_image_folder
 from onecycle.data.store.cache import cache_folder
 
@@ -197,7 +197,7 @@ def test_a_file_that_is_not_a_complete_image_is_named_and_nothing_is_cached(
 
 
 def test_a_decompression_bomb_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocessing, "MOST_PIXELS", 1100)
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 1100)
     Image.new("RGB", (40, 40)).save(folder / "train" / "3" / "large.png")
     with pytest.raises(
         InputError, match=r"large\.png: the image has 40×40 pixels; the limit is 1,100 pixels; make the image smaller"

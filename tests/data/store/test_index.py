@@ -15,7 +15,7 @@ from PIL import Image
 from onecycle.core.errors import InputError
 from onecycle.data import load_dataset
 from onecycle.data.check import check
-from onecycle.data.preprocessing import to_square
+from onecycle.data.image_files import to_square
 from onecycle.data.readers.image_folder import read_image_folder
 from onecycle.data.store.index import DRAWN_SHARE
 

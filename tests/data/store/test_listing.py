@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onecycle.data.preprocessing import suffixes
+from onecycle.data.image_files import suffixes
 from onecycle.data.readers.entries import Entry
 from onecycle.data.store.index import index_of
 from onecycle.data.store.listing import Listing, listing_of, located

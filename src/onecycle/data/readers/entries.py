@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import printable
-from onecycle.data.preprocessing import LARGEST_FILE, has_image_suffix
+from onecycle.data.image_files import LARGEST_FILE, has_image_suffix
 from onecycle.data.readers.archive_members import Member, tar_members, too_large, zip_members
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")

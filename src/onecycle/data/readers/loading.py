@@ -14,7 +14,7 @@ from PIL import Image
 from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data import splits
-from onecycle.data.preprocessing import to_square
+from onecycle.data.image_files import to_square
 from onecycle.data.readers.cifar10 import read_cifar10
 from onecycle.data.readers.digits import load_digits
 from onecycle.data.readers.download import CIFAR10_BINARY, CIFAR10_PYTHON, download, matches

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onecycle.core.errors import InputError
-from onecycle.data.preprocessing import open_image, to_square
+from onecycle.data.image_files import open_image, to_square
 
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size

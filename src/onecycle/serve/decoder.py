@@ -1,0 +1,69 @@
+"""Decode images in a process of its own: `python -m onecycle.serve.decoder SIZE PIXELS BYTES`.
+
+The process reads images from standard input, and writes the pixels or an error to standard output. It imports neither
+torch nor asyncio, so that it starts quickly and is small. `onecycle.serve.decoders` starts and ends it.
+"""
+
+import os
+import struct
+import sys
+from typing import BinaryIO
+
+from PIL import AvifImagePlugin
+
+from onecycle.core.errors import InputError
+from onecycle.data.image_files import open_image, to_square
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "AVIF",
+)  # common formats only: decoders of rare formats are less well maintained
+READY = b"ready"
+REQUEST = struct.Struct("!Q")  # the length of an image file, which follows
+RESPONSE = struct.Struct("!?Q")  # whether pixels follow, or an error, and their length
+
+
+def serve(requests: BinaryIO, responses: BinaryIO, *, size: int, most_pixels: int) -> None:
+    """Decode the images of `requests`, to `size`×`size` pixels, until it ends."""
+    responses.write(READY)
+    responses.flush()
+    while head := requests.read(REQUEST.size):
+        content = requests.read(*REQUEST.unpack(head))
+        try:
+            image = open_image(content, "this file", most_pixels=most_pixels, only=FORMATS)
+            is_decoded, answer = True, to_square(image, size).tobytes()
+        except InputError as error:
+            is_decoded, answer = False, str(error).encode()
+        except MemoryError:
+            is_decoded, answer = False, b"this file: decoding takes too much memory; make the image smaller"
+        image = None  # type: ignore[assignment]  # its memory is needed for the next image
+        responses.write(RESPONSE.pack(is_decoded, len(answer)) + answer)
+        responses.flush()
+
+
+def limit_memory(most_bytes: int) -> None:
+    """Let this process have at most `most_bytes` of data. Nothing happens on a system without such a limit."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    except (ImportError, ValueError, OSError):
+        pass
+
+
+def main() -> None:
+    size, most_pixels, most_bytes = map(int, sys.argv[1:])
+    limit_memory(most_bytes)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there are several processes, and each thread needs memory
+    responses = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints must not disturb the responses
+    serve(sys.stdin.buffer, responses, size=size, most_pixels=most_pixels)
+
+
+if __name__ == "__main__":
+    main()
