@@ -66,7 +66,7 @@ def test_images_have_the_same_pixels_as_without_processes() -> None:
         (b"", "this file: the file is empty; replace or remove it"),
         (b"plain text", "this file: not an image (10 bytes); replace or remove it"),
         (png()[:-50], "this file: the image cannot be read (image file is truncated"),
-        (png(Image.new("1", (6000, 6000))), "6000×6000 pixels are more than 30,000,000"),
+        (png(Image.new("1", (6000, 6000))), "6000×6000 pixels; the limit is 30,000,000 pixels"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_refused_with_the_reason(content: bytes, words: str) -> None:
