@@ -185,6 +185,26 @@ def test_images_augmented_batch_by_batch_equal_those_augmented_all_at_once(
         assert torch.equal(torch.cat([batch.labels for batch in drawn]), torch.from_numpy(tiny[0].labels[order]))
 
 
+@given(
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.lists(st.integers(1, 9), max_size=4),
+    st.integers(1, 4),
+)
+def test_the_sizes_of_single_images_are_those_of_the_shards_of_one_image(
+    count: int, batch_size: int, shards: int, sizes: list[int], epochs: int
+) -> None:
+    batches = batches_of(count, batch_size=batch_size, shards=min(shards, batch_size), sizes=sizes, epochs=epochs)
+    expected = {
+        batches.image_size(epoch * len(batches) + number)
+        for epoch in range(epochs)
+        for number in range(len(batches))
+        if any(shard.stop - shard.start == 1 for shard in batches.local_shards(number))
+    }
+    assert batches.sizes_of_single_images() == expected
+
+
 def test_the_order_does_not_depend_on_the_augmentation() -> None:
     for seed, epoch in [(0, 0), (5, 2)]:
         plain = order_of(batches_of(40, seed=seed), epoch)

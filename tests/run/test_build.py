@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.optim import Adam
 
+from onecycle.compute import autotune
 from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
@@ -16,7 +17,7 @@ TINY = {"data": "digits", "limit": 60, "batch_size": 20}
 
 
 def build(config: Config, **changes: object) -> Experiment:
-    return assemble(replace(config, **TINY, **changes), EAGER)
+    return assemble(replace(config, **{**TINY, **changes}), EAGER)
 
 
 def lr_scales(experiment: Experiment) -> dict[str, float]:
@@ -125,3 +126,26 @@ def test_class_weights_balance_the_classes_in_training_and_not_in_evaluation() -
 def test_padding_and_cutout_larger_than_the_images_are_refused(option: str, value: int) -> None:
     with pytest.raises(InputError, match=f"--{option} is {value}; it must be .* the size of the images, which is 32"):
         build(FAST, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (BASELINE, {"size": 8, "augmentation": "batched"}),
+        (replace(QUICK, widths=(4, 4, 4)), {"size": 9, "sizes": (9,)}),
+        (replace(FAST, widths=(4, 4, 4)), {"size": 12, "sizes": (9, 12)}),
+        (replace(FAST, widths=(4, 4, 4)), {"size": 12, "sizes": (), "shards": 10, "batch_size": 15}),
+    ],
+    ids=["baseline", "quick", "growing sizes", "shards"],
+)
+def test_a_batch_of_one_image_that_cannot_be_trained_is_found_before_plans_are_measured(
+    config: Config, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autotune, "choose", None)
+    changes = {"data": "digits", "limit": 61, "batch_size": 20, **changes}
+    with pytest.raises(InputError, match="a single image of .* pixels, .*; use --batch-size "):
+        assemble(replace(config, **changes))
+
+
+def test_batches_of_one_image_are_allowed_where_the_network_can_be_trained_on_them() -> None:
+    assert len(build(BASELINE, size=16, augmentation="batched", limit=61).train) == 4

@@ -69,6 +69,7 @@ class Batches:
         self.images = images
         self.preprocessing = preprocessing
         self.batch_size = batch_size
+        self.epochs = epochs
         self.shards = shards
         self.group = group
         self._order = Order(len(images), seed=seed if shuffle else None)
@@ -79,7 +80,6 @@ class Batches:
         else:
             self._source = ResidentSource(images, self._order, augment_batch, seed=seed, device=device)
         self._sizes = sizes
-        self._epochs = epochs
         self._current: object = None
 
     def __len__(self) -> int:
@@ -94,7 +94,12 @@ class Batches:
         """The height and width, in pixels, of the images of the global step `step` (0-based)."""
         if not self._sizes:
             return self.preprocessing.input_size
-        return self._sizes[min(step * len(self._sizes) // (self._epochs * len(self)), len(self._sizes) - 1)]
+        return self._sizes[min(step * len(self._sizes) // (self.epochs * len(self)), len(self._sizes) - 1)]
+
+    def sizes_of_single_images(self) -> set[int]:
+        """The sizes, in pixels, of the images that are the only image of a batch or a shard."""
+        single = [number for number in range(len(self)) if self.size(number) < 2 * self.shards]
+        return {self.image_size(epoch * len(self) + number) for epoch in range(self.epochs) for number in single}
 
     def epoch(self, epoch: int, *, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (0-based) from `first` up to, but not including, `stop`.

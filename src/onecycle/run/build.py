@@ -22,6 +22,7 @@ from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.predict.predictor import Predictor
 from onecycle.train.optimizers import Muon
+from onecycle.train.single_images import require_trainable
 
 WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
 
@@ -77,7 +78,8 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     """Build the parts of the run that `config` describes. Without a compute `plan`, use the fastest on this machine.
 
     Raises:
-        InputError: when the data or the device is missing.
+        InputError: when the data or the device is missing, when the images are too small for the augmentation, or when
+            the network cannot be trained on a batch or shard of a single image that occurs.
     """
     machine = hardware.detect()
     if plan is None:
@@ -91,23 +93,11 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)
     model = _network(config, dataset, preprocessing)
-    choice = None
-    if plan is None:
-        choice = _choose_plan(config, model, preprocessing.input_size, machine, group)
-        plan = choice.plan
-    if group.size > 1 and plan.device != "cpu":
-        raise InputError(f"several processes can only train on CPUs, and this run uses {plan.device}; use --device cpu")
-    plan.apply()
-    model.to(plan.device)
     augment, augment_batch = _augmentation(config, preprocessing)
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        preprocessing=preprocessing,
-        model=model,
-        optimizer=_optimizer(config, model, plan.precision),
-        train=Batches(
-            dataset.train,
+
+    def training_batches(device: str) -> Batches:
+        return Batches(
+            train,
             preprocessing,
             batch_size=config.batch_size,
             shuffle=True,
@@ -118,9 +108,26 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             shards=config.shards,
             seed=config.seed,
             workers=config.workers,
-            device=plan.device,
+            device=device,
             group=group,
-        ),
+        )
+
+    require_trainable(model, training_batches("cpu"))  # before plans are measured, which takes seconds
+    choice = None
+    if plan is None:
+        choice = _choose_plan(config, model, preprocessing.input_size, machine, group)
+        plan = choice.plan
+    if group.size > 1 and plan.device != "cpu":
+        raise InputError(f"several processes can only train on CPUs, and this run uses {plan.device}; use --device cpu")
+    plan.apply()
+    model.to(plan.device)
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        preprocessing=preprocessing,
+        model=model,
+        optimizer=_optimizer(config, model, plan.precision),
+        train=training_batches(plan.device),
         evaluation=Batches(
             dataset.evaluation, preprocessing, batch_size=config.batch_size, device=plan.device, group=group
         ),

@@ -20,6 +20,7 @@ from onecycle.train.nonfinite import NO_LAYER, ON_A_GPU, NonFiniteError, all_fin
 from onecycle.train.precise_batch_norm import images_after_epoch, set_batch_norm_statistics
 from onecycle.train.scheduler import one_cycle, peak_step
 from onecycle.train.sharded_step import ShardedStep
+from onecycle.train.single_images import require_trainable
 from onecycle.train.train_step import StepResult, TrainStep, whole_batch_step
 
 
@@ -179,9 +180,12 @@ def fit(
 
     Raises:
         ValueError: when there are fewer than two steps: one cycle needs two.
+        InputError: before the first step, when `model` cannot be trained on a batch of a single image that occurs in
+            `train`.
         NonFiniteError: when a loss or a gradient is not finite. On a CPU the parameters are then left in the state
             after the previous step.
     """
+    require_trainable(model, train)
     prepared = plan.prepare(as_composite(model))
     _match_memory_layout(optimizer)
     steps = partial(

@@ -2,13 +2,10 @@
 
 import copy
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain, count, islice
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
@@ -20,6 +17,8 @@ from onecycle.models import as_composite
 from onecycle.storage.records import LRCurve
 from onecycle.train.loop import make_train_step, training_steps
 from onecycle.train.nonfinite import NonFiniteError
+from onecycle.train.random_states import keep_random_states
+from onecycle.train.single_images import require_trainable
 
 SMOOTHING = 0.9  # factor of the exponential moving average of the loss
 DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
@@ -53,15 +52,17 @@ def find_lr(
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
 
     Raises:
-        InputError: when the curve has too few points, or falls too little.
+        InputError: when the curve has too few points, or falls too little, or when `model` cannot be trained on a batch
+            of a single image that occurs in `batches`.
     """
+    require_trainable(model, batches)
     # Copy both in one call, so that the copied optimizer holds the copied parameters.
     model, optimizer = copy.deepcopy((model, optimizer))
     prepared = plan.prepare(as_composite(model))
     lrs = np.geomspace(start, end, steps).tolist()
     losses: list[float] = []
     stopped = "completed"
-    with _keep_random_states():
+    with keep_random_states():
         endless = chain.from_iterable(batches.epoch(epoch) for epoch in count())
         sweep = training_steps(
             prepared,
@@ -87,17 +88,6 @@ def find_lr(
         except NonFiniteError:
             stopped = "not finite"
     return read_curve(lrs[: len(losses)], losses, stopped=stopped)
-
-
-@contextmanager
-def _keep_random_states() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:

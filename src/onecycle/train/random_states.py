@@ -1,0 +1,20 @@
+"""Keep all random states while a copy of the network is trained for a trial."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def keep_random_states() -> Iterator[None]:
+    """After the block, the random states of Python, NumPy and PyTorch are as before it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
