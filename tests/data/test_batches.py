@@ -205,6 +205,16 @@ def test_the_sizes_of_single_images_are_those_of_the_shards_of_one_image(
     assert batches.sizes_of_single_images() == expected
 
 
+def test_without_the_last_batch_each_epoch_keeps_its_other_batches() -> None:
+    whole, shorter = batches_of(20, epochs=2), batches_of(20, epochs=2).without_last()
+    assert (len(whole), len(shorter)) == (3, 2)
+    for epoch in range(2):
+        kept = list(shorter.epoch(epoch))
+        assert len(kept) == 2
+        for one, other in zip(kept, whole.epoch(epoch), strict=False):
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
 def test_the_order_does_not_depend_on_the_augmentation() -> None:
     for seed, epoch in [(0, 0), (5, 2)]:
         plain = order_of(batches_of(40, seed=seed), epoch)

@@ -36,13 +36,14 @@ def simulated(experiment: Experiment, clock: Clock, *, finder_steps: int) -> tup
     """The printed lines and the true duration of a run whose steps and evaluations take time for each pixel."""
     began, expected, lines = clock.now, ExpectedTime(experiment), []
     train, evaluated = experiment.train, len(experiment.dataset.evaluation) * 16**2
-    batches = [500, 500, len(experiment.dataset.train) - 1000]
+    batches = [train.size(number) for number in range(len(train))]
+    swept = batches if batches[-1] > 100 else batches[:-1]
     for step in range(finder_steps):
-        clock.now += (10 if step == 0 else 0) + batches[step % 3] * 16**2 * SECONDS_PER_PIXEL
+        clock.now += (10 if step == 0 else 0) + swept[step % len(swept)] * 16**2 * SECONDS_PER_PIXEL
         lines += expected.after_finder_step(step, finder_steps)
-    for step in range(experiment.config.epochs * 3):
-        size = 12 if step < experiment.config.epochs * 3 / 2 else 16
-        images = batches[step % 3]
+    for step in range(experiment.config.epochs * len(train)):
+        size = 12 if step < experiment.config.epochs * len(train) / 2 else 16
+        images = batches[step % len(train)]
         clock.now += (10 if step == 0 else 0) + images * size**2 * SECONDS_PER_PIXEL
         lines += expected.after_step(step)
         if (step + 1) % len(train) == 0:
@@ -50,11 +51,12 @@ def simulated(experiment: Experiment, clock: Clock, *, finder_steps: int) -> tup
     return lines, clock.now - began
 
 
-@pytest.mark.parametrize("finder_steps", [0, 30])
+@pytest.mark.parametrize(("finder_steps", "batch_size"), [(0, 500), (30, 500), (30, 700)])
 def test_the_expected_time_covers_finder_steps_of_all_sizes_and_evaluations(
-    finder_steps: int, monkeypatch: pytest.MonkeyPatch
+    finder_steps: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines, seconds = simulated(assemble(SMALL), Clock(monkeypatch), finder_steps=finder_steps)
+    experiment = assemble(replace(SMALL, batch_size=batch_size))  # the finder leaves a last batch of 37 images out
+    lines, seconds = simulated(experiment, Clock(monkeypatch), finder_steps=finder_steps)
     assert len(lines) == 1
     minutes = float(lines[0].removeprefix("Expected time: ").removesuffix(" minutes"))
     assert minutes == pytest.approx(seconds / 60, rel=0.03)

@@ -23,7 +23,7 @@ from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.storage.records import LRCurve
 from onecycle.train.loop import fit
-from onecycle.train.lr_finder import DIVERGENCE, find_lr, read_curve, smooth
+from onecycle.train.lr_finder import DIVERGENCE, batches_of_sweep, find_lr, read_curve, smooth
 from onecycle.train.lr_finder import _valley as middle_of_valley
 
 
@@ -137,7 +137,7 @@ def test_the_sweep_is_exponential_from_start_to_end_in_the_given_number_of_steps
         batches(train),
         start=1e-5,
         end=1e-2,
-        steps=31,  # more than an epoch, which has 4 steps
+        steps=31,  # more than an epoch, which has 3 steps
         after_step=lambda *call: calls.append(call),
     )
     assert curve.stopped == "completed"
@@ -155,7 +155,8 @@ def test_the_optimizer_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
 
     torch.manual_seed(1)
     losses = []
-    stream = [batch for epoch in range(12) for batch in batches(train).epoch(epoch)]
+    # Each epoch has three batches of 16 images. The fourth has 2 images and is left out.
+    stream = [batch for epoch in range(16) for batch in batches(train).epoch(epoch, stop=3)]
     for lr, (images, labels) in zip(curve.lrs, stream, strict=True):
         by_hand.zero_grad()
         loss = nn.functional.cross_entropy(by_hand(images.contiguous()), labels)
@@ -163,6 +164,41 @@ def test_the_optimizer_steps_at_the_rates_of_the_sweep(train: ImageSet) -> None:
         loss.backward()
         SGD(by_hand.parameters(), lr=lr).step()
     assert list(curve.losses) == losses
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps_per_epoch"),
+    [
+        (50_000, 512, 98),  # CIFAR-10, whose last batch has 336 images
+        (1_437, 512, 3),  # the digits, whose last batch has 413 images
+        (1_437, 64, 23),  # 29 images
+        (80, 64, 2),  # 16 images: just enough
+        (79, 64, 1),
+        (66, 64, 1),
+        (65, 4, 17),  # one image, and four in the others
+        (65, 8, 8),
+        (3, 64, 1),  # the only batch
+        (5, 1, 5),
+    ],
+)
+def test_only_a_last_batch_with_less_than_a_quarter_of_the_images_is_left_out(
+    images: int, batch_size: int, steps_per_epoch: int
+) -> None:
+    pixels = ImageSet(np.zeros((images, 1, 1, 3), np.uint8), np.zeros(images, np.int64), ("one", "two"))
+    whole = Batches(pixels, Preprocessing(input_size=1, mean=(0, 0, 0), std=(1, 1, 1)), batch_size=batch_size)
+    swept = batches_of_sweep(whole)
+    assert len(swept) == steps_per_epoch
+    assert (swept is whole) == (steps_per_epoch == len(whole))
+    assert [len(batch.labels) for batch in swept.epoch(0)] == [whole.size(number) for number in range(len(swept))]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_last_batch_of_two_images_does_not_end_the_sweep(shards: int) -> None:
+    images = load_dataset("digits").train.subset(np.arange(66))
+    train = Batches(images, Preprocessing.of(images.images), batch_size=64, shuffle=True, shards=shards)
+    model = convolutional()
+    curve = find_lr(model, Adam(model.parameters()), train, end=0.1, steps=40)
+    assert curve.stopped == "completed" and len(curve.losses) == 40
 
 
 def test_a_sweep_that_diverges_stops_and_keeps_the_earlier_steps(train: ImageSet) -> None:

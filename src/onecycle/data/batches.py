@@ -80,11 +80,12 @@ class Batches:
         else:
             self._source = ResidentSource(images, self._order, augment_batch, seed=seed, device=device)
         self._sizes = sizes
+        self._length = -(-len(images) // batch_size)
         self._current: object = None
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return -(-len(self.images) // self.batch_size)
+        return self._length
 
     def size(self, number: int) -> int:
         """The number of images in batch `number` (0-based) of an epoch."""
@@ -142,6 +143,12 @@ class Batches:
         """A copy of these batches that resizes all images to the last of `sizes`."""
         other = copy.copy(self)
         other._sizes = self._sizes[-1:]
+        return other
+
+    def without_last(self) -> Self:
+        """A copy of these batches without the last batch of each epoch."""
+        other = copy.copy(self)
+        other._length -= 1
         return other
 
     def unsharded(self) -> Self:

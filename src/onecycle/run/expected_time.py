@@ -7,6 +7,7 @@ from itertools import pairwise
 from onecycle.core.config import Config
 from onecycle.core.recipes import RECIPES
 from onecycle.run.build import Experiment
+from onecycle.train.lr_finder import batches_of_sweep
 
 WARM_UP_STEPS = 2  # the first steps allocate memory
 MEASURED_STEPS = 5
@@ -28,6 +29,7 @@ class ExpectedTime:
     def __init__(self, experiment: Experiment) -> None:
         self._config = experiment.config
         self._train = experiment.train
+        self._swept = batches_of_sweep(experiment.train)
         self._evaluated_pixels = len(experiment.dataset.evaluation) * experiment.preprocessing.input_size**2
         self._began = time.perf_counter()
         self._measured: list[tuple[float, int]] = []  # the end of a step and its pixels
@@ -35,7 +37,7 @@ class ExpectedTime:
     def after_finder_step(self, step: int, steps: int) -> list[str]:
         """The lines to print after step `step` (0-based) of the LR finder, which takes `steps` steps."""
         size = self._train.image_size(self._last_step)  # of all images of the finder
-        step_pixels = [self._train.size(number % len(self._train)) * size**2 for number in range(steps)]
+        step_pixels = [self._swept.size(number % len(self._swept)) * size**2 for number in range(steps)]
         return self._after_step(step_pixels[step], left=sum(step_pixels[step + 1 :]) + self._pixels_from(0))
 
     def after_step(self, step: int) -> list[str]:

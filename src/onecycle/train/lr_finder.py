@@ -23,6 +23,9 @@ from onecycle.train.single_images import require_trainable
 SMOOTHING = 0.9  # factor of the exponential moving average of the loss
 DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
 FEWEST_POINTS = 10
+# A last batch with less than this fraction of the images of the others is left out of the sweep: its loss has more than
+# twice their standard deviation, and batch norm makes it differ from them. Such losses would decide about divergence.
+SMALLEST_SHARE = 0.25
 START_POINTS = 5  # losses from which the loss at the start is estimated
 SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls less is flat
 # A fall of less than this many standard deviations of a single loss may be noise. In about 1 of 100 sweeps, losses
@@ -45,9 +48,9 @@ def find_lr(
 ) -> LRCurve:
     """Sweep the learning rate from `start` to `end` on a log scale. Choose LR min and LR max from the losses.
 
-    The sweep trains copies of `model` and `optimizer` for `steps` steps on `batches`, from epoch 0 on. The originals
-    and all random states stay unchanged. The sweep stops early when the loss diverges or is not finite. The curve then
-    has fewer points.
+    The sweep trains copies of `model` and `optimizer` for `steps` steps on `batches_of_sweep(batches)`, from epoch 0
+    on. The originals and all random states stay unchanged. The sweep stops early when the loss diverges or is not
+    finite. The curve then has fewer points.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
 
@@ -56,6 +59,7 @@ def find_lr(
             of a single image that occurs in `batches`.
     """
     require_trainable(model, batches)
+    batches = batches_of_sweep(batches)
     # Copy both in one call, so that the copied optimizer holds the copied parameters.
     model, optimizer = copy.deepcopy((model, optimizer))
     prepared = plan.prepare(as_composite(model))
@@ -88,6 +92,12 @@ def find_lr(
         except NonFiniteError:
             stopped = "not finite"
     return read_curve(lrs[: len(losses)], losses, stopped=stopped)
+
+
+def batches_of_sweep(batches: Batches) -> Batches:
+    """`batches` without the last batch of each epoch, if it is much smaller than the others."""
+    last = len(batches) - 1
+    return batches.without_last() if batches.size(last) < SMALLEST_SHARE * batches.size(0) else batches
 
 
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:
