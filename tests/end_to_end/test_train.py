@@ -319,8 +319,7 @@ def test_evaluating_on_other_data_is_refused(run: RunFolder, image_folder: Path)
     )
 
 
-# torch warns about two workers on a machine with one core. Python 3.12 warns about a fork in a process with threads.
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
+# Python 3.12 warns about a fork in a process with threads.
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_runs_configuration_repeats_it_bit_for_bit_with_any_number_of_workers(run: RunFolder, tmp_path: Path) -> None:
     again = trained(tmp_path / "again", "--config", run.config, "--workers", "2")

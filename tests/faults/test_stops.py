@@ -146,6 +146,25 @@ def test_the_workers_of_a_killed_run_end_by_themselves(reference: Reference, wor
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
+def test_a_run_whose_worker_was_killed_ends_with_one_line_and_resumes(
+    reference: Reference, workspace: Workspace
+) -> None:
+    """As the kernel does when the memory is full."""
+    stop = Fault("onecycle.run.autosave.RunState.after_step", "SIGSTOP", 8)
+    waiting = workspace.start(*SMALL, "--workers", "2", faults=[stop])
+    pid = waiting.process.pid or 0
+    wait_until(lambda: is_stopped(pid))
+    worker, _ = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    os.kill(pid, signal.SIGCONT)
+    ended = waiting.end()
+    assert ended.code == 2
+    assert "onecycle: a worker process that augments images was killed by SIGKILL; " in ended.last_line
+    assert f"The last checkpoint is intact: `onecycle {' '.join(workspace.resume)}` continues" in ended.last_line
+    assert workspace.onecycle(*workspace.resume).code == 0
+    assert bits(workspace) == reference.bits
+
+
 @pytest.mark.long
 def test_a_study_that_a_signal_stops_resumes_to_the_same_bits(
     reference: Reference, new_workspace: Callable[[object], Workspace]

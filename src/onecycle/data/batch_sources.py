@@ -1,22 +1,19 @@
 """Sources of batches before normalization: images that are all on the device, or worker processes."""
 
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from onecycle.data import ImageSet
+from onecycle.data.batch_workers import BatchWorkers
 
-Augment = Callable[[NDArray[np.uint8], Sequence[int]], NDArray[np.uint8]]
-
-WORKER_GRACE_SECONDS = 60  # from SIGTERM to a worker's exit: longer than a step and a checkpoint take
-WORKER_NICENESS = 15  # gives a worker 1/30 of a busy core, enough for batches of 512 images
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Place = tuple[int, range]  # an epoch (0-based) and the positions of a batch in the order of that epoch
+Augment = Callable[[Pixels, Sequence[int]], Pixels]
 
 # Last element of the shuffle's seed. It is larger than any position, so the seed never equals an image's key
 # (seed, epoch, position).
@@ -106,63 +103,35 @@ class ResidentSource:
 
 
 class WorkerSource:
-    """Batches that worker processes augment image by image."""
+    """Batches that worker processes augment image by image. Without `workers`, this process does."""
 
     def __init__(self, batches: "AugmentedBatches", *, workers: int, device: str) -> None:
         self._batches = batches
-        self._sampler = _EpochSampler()
+        self._count = workers
         self._device = device
-        self._loader = DataLoader(
-            batches,
-            batch_size=None,  # each item is a whole batch
-            sampler=self._sampler,
-            num_workers=workers,
-            # Persistent workers are forked once, before the first step, and share little memory with this process.
-            # Workers forked in every epoch would each keep a copy of all memory that training changes after the fork.
-            persistent_workers=workers > 0,
-            pin_memory=device == "cuda",
-            worker_init_fn=_begin_worker,
-            # A forked worker shares the images' memory and ends when this process is killed. A worker from a fork
-            # server, the default since Python 3.14, copies the images and would keep running.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            # Without this generator, the loader would draw from the global generator, which initializes the model.
-            generator=torch.Generator(),
-        )
+        self._workers: BatchWorkers[Place, tuple[Pixels, Labels]] | None = None
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self._sampler.epoch, self._sampler.parts = epoch, parts
-        for images, labels in self._loader:
-            yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+        # Workers are started once, before the first step, and share little memory with this process. Workers that were
+        # forked in every epoch would each keep a copy of all memory that training changes after the fork.
+        if self._count and not self._workers:
+            self._workers = BatchWorkers(self._batches, self._count)
+        places = [(epoch, part) for part in parts]
+        for images, labels in self._workers.results(places) if self._workers else map(self._batches, places):
+            yield self._on_device(images), self._on_device(labels)
 
     def first(self, count: int) -> NDArray[np.uint8]:
-        return self._batches.augmented(0, range(count))
+        return self._batches((0, range(count)))[0]
+
+    def _on_device(self, values: Pixels | Labels) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self._device == "cuda":
+            tensor = tensor.pin_memory()  # copying from pinned memory does not wait for the GPU
+        return tensor.to(self._device, non_blocking=True)
 
 
-def _begin_worker(worker: int) -> None:
-    # The threads of a training step wait for each other, so a worker that occupies one core would delay all threads.
-    # Batches are prefetched, so idle CPU time is enough for the workers.
-    if hasattr(os, "nice"):
-        os.nice(WORKER_NICENESS)
-    # A terminal or batch system sends signals to all processes of a run. The workers keep running for a while, because
-    # the main process still needs batches to finish its step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
-
-
-class _EpochSampler(Sampler[tuple[int, range]]):
-    """Yields (epoch, positions) for every batch."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.parts: Sequence[range] = ()
-
-    def __iter__(self) -> Iterator[tuple[int, range]]:
-        return iter([(self.epoch, part) for part in self.parts])
-
-
-class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A dataset whose items are whole batches, by the key (epoch, positions). Augments a batch image by image."""
+class AugmentedBatches:
+    """Batches by their place (epoch, positions), augmented image by image."""
 
     def __init__(self, images: ImageSet, order: Order, augment: Augment, *, seed: int) -> None:
         self.images = images
@@ -170,15 +139,12 @@ class AugmentedBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.augment = augment
         self.seed = seed
 
-    def __getitem__(self, place: tuple[int, range]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, place: Place) -> tuple[Pixels, Labels]:
+        """The images uint8 `[B,H,W,3]` and labels int64 `[B]` of the batch at `place`."""
         epoch, positions = place
-        labels = self.images.labels[self.order.of_epoch(epoch)[positions]]
-        return torch.from_numpy(self.augmented(epoch, positions)), torch.from_numpy(labels)
-
-    def augmented(self, epoch: int, positions: range) -> NDArray[np.uint8]:
-        """The augmented images at `positions` of `epoch`, uint8 `[len(positions),H,W,3]`."""
-        images = self.images.images[self.order.of_epoch(epoch)[positions]]
-        if not len(images):
-            return images
-        keys = ((self.seed, epoch, position) for position in positions)
-        return np.stack([self.augment(image, key) for image, key in zip(images, keys, strict=True)])
+        rows = self.order.of_epoch(epoch)[positions]
+        images, labels = self.images.images[rows], self.images.labels[rows]
+        if len(images):
+            keys = ((self.seed, epoch, position) for position in positions)
+            images = np.stack([self.augment(image, key) for image, key in zip(images, keys, strict=True)])
+        return images, labels
