@@ -3,6 +3,8 @@
 import copy
 import itertools
 import json
+import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -142,6 +144,8 @@ def test_a_choice_is_one_line_with_the_plan_and_its_speedup() -> None:
     assert choice.speedup == 5  # 2.5 in the first round times 2 in the second
     assert str(choice) == f"{plan}; 5.0 times as fast as float32, measured now"
     assert str(replace(choice, remembered=True)) == f"{plan}; 5.0 times as fast as float32, measured before"
+    assert str(replace(choice, disturbed=True)).endswith("times as fast as float32, measured now on a busy machine")
+    assert choice.seconds_per_image == 0.1 / 64
     alone = Choice(
         plan=ComputePlan(),
         rounds=(Round(images=16, milliseconds={"float32": 7.5}, best="float32", failed={}),),
@@ -164,6 +168,34 @@ def test_the_second_time_the_choice_is_read_from_one_file(choices: Path) -> None
     file.write_text(json.dumps(replace(first, rounds=slower).to_json()))
     assert choose(tiny(), 8, MACHINE) == replace(first, rounds=slower, remembered=True)
     assert list(choices.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_a_disturbed_choice_is_reused_for_a_short_time_only(
+    choices: Path, monkeypatch: pytest.MonkeyPatch, disturbed: bool
+) -> None:
+    monkeypatch.setattr(autotune, "DISTURBED", 0.0 if disturbed else math.inf)
+    first = choose(tiny(), 8, MACHINE)
+    assert first.disturbed == disturbed
+    (file,) = choices.iterdir()
+    for seconds, remembered in (
+        (autotune.DISTURBED_SECONDS - 100, True),
+        (autotune.DISTURBED_SECONDS + 1, not disturbed),
+    ):
+        os.utime(file, (time.time() - seconds,) * 2)
+        assert choose(tiny(), 8, MACHINE).remembered == remembered
+    assert choose(tiny(), 8, MACHINE).remembered
+
+
+def test_a_forgotten_choice_is_measured_again(choices: Path) -> None:
+    options = {"device": "auto", "precision": "float32"}
+    for model in (tiny(), tiny(5)):
+        choose(model, 8, MACHINE, **options)
+    autotune.forget(tiny(), 8, MACHINE, **options)
+    autotune.forget(tiny(), 8, MACHINE, **options)  # nothing is left to forget
+    assert len(list(choices.iterdir())) == 1
+    assert choose(tiny(5), 8, MACHINE, **options).remembered
+    assert not choose(tiny(), 8, MACHINE, **options).remembered
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,28 @@ def test_plans_take_turns_and_a_hopeless_plan_gets_a_single_pass(
     assert counted == [5] * 2 * passes
 
 
+@pytest.mark.parametrize(
+    ("turns", "spread"),
+    [
+        ([], 1.0),
+        ([[9, 2, 2, 2, 2, 2, 2]], 1.0),  # the first pass is a warm-up
+        ([[9, 2, 3, 2.2, 2.1, 2.2, 2.2]], 1.1),
+        ([[9, 2, 4, 4, 4, 4, 4]], 2.0),
+        ([[2] * 7, [3] * 7, [3] * 7], 1.5),  # the same plan in several turns
+    ],
+)
+def test_the_spread_is_the_median_pass_relative_to_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, turns: list[list[float]], spread: float
+) -> None:
+    monkeypatch.setattr(microbenchmark, "PASSES_SECONDS", math.inf)
+    benchmark = Microbenchmark(Counting([]), 8, EAGER)
+    for turn in turns:
+        passes = iter(turn)
+        monkeypatch.setattr(benchmark, "_pass", lambda *_, passes=passes: next(passes))
+        assert benchmark.seconds(5, EAGER) == [min(turn)]
+    assert benchmark.spread == pytest.approx(spread)
+
+
 @pytest.mark.parametrize("plan", [EAGER, BFLOAT16, replace(EAGER, channels_last=True), CHANNELS_LAST], ids=str)
 def test_plans_of_pytorch_alone_agree_with_float32(plan: ComputePlan) -> None:
     torch.manual_seed(0)

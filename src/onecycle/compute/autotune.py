@@ -32,6 +32,11 @@ FEWEST_IMAGES = 32  # in one timed pass on a CPU; with fewer, fixed costs such a
 PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
 LENIENCY = 0.93  # times `ADVANTAGE` is enough for the native kernels, because they need less memory
+# Measurements are disturbed if the median pass of a plan takes more than this many times as long as its fastest pass.
+# Alone on a machine, the ratio is usually below 1.1. Beside several busy processes it is 1.5 or more, and a good plan
+# may seem hopeless because of one slow pass.
+DISTURBED = 1.25
+DISTURBED_SECONDS = 600  # a disturbed choice is reused this long, so that runs that start together compute alike
 # A function of the best plan so far. Its second argument is called with a plan and finds the convolutions that
 # Winograd's algorithm computes faster than this plan.
 Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]
@@ -93,18 +98,25 @@ class Choice:
     plan: ComputePlan
     rounds: tuple[Round, ...]
     remembered: bool = False  # whether an earlier run measured the plan
+    disturbed: bool = False  # whether other load on the machine disturbed the measurements
 
     def __str__(self) -> str:
         first = list(self.rounds[0].milliseconds)[0]
         if first == str(self.plan):
             return first
-        when = "before" if self.remembered else "now"
+        when = ("before" if self.remembered else "now") + (" on a busy machine" if self.disturbed else "")
         return f"{self.plan}; {self.speedup:.1f} times as fast as {first}, measured {when}"
 
     @property
     def speedup(self) -> float:
         """The speedup of the chosen plan over the plan that was measured first."""
         return math.prod(round.gain for round in self.rounds)  # a round starts with the best plan of the round before
+
+    @property
+    def seconds_per_image(self) -> float:
+        """The time of the chosen plan's forward and backward pass in the last round, for each of its images."""
+        last = self.rounds[-1]
+        return last.milliseconds[last.best] / 1000 / last.images
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,7 +143,8 @@ def choose(
 
     The result is cached in the folder `autotune` of the user's cache. It is reused for the same arguments, with the
     same number of threads and the same versions. Two models count as the same if they have the same printed structure.
-    Remove the folder to measure again.
+    Measurements that other load on the machine disturbed are reused for ten minutes only. Remove the folder to measure
+    again.
 
     The model and all random states stay unchanged. The plan's number of threads and allocator settings are applied to
     this process.
@@ -139,14 +152,8 @@ def choose(
     Raises:
         InputError: when the machine does not have the device.
     """
-    on = (hardware.gpu_kind or "cpu") if device == "auto" else device
-    require_device(hardware, on)
-    start = ComputePlan(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
+    start, precisions = _start(hardware, device, precision)
     start.apply()
-
-    # On a CPU that emulates bfloat16, one pass may take minutes. Do not time bfloat16 there.
-    emulated = on == "cpu" and not hardware.fast_bfloat16
-    precisions = (start.precision,) if emulated or precision != "auto" else (start.precision, "bfloat16")
     file = _cache_file(model, input_size, hardware, start, precisions)
     choice = _cached(file)
     if choice is None:
@@ -159,9 +166,29 @@ def choose(
     return choice
 
 
+def forget(model: ModelComposite, input_size: int, hardware: Hardware, *, device: Device, precision: Precision) -> None:
+    """Let the next `choose` with these arguments measure again."""
+    with suppress(OSError):
+        _cache_file(model, input_size, hardware, *_start(hardware, device, precision)).unlink(missing_ok=True)
+
+
 def prediction_plan(hardware: Hardware) -> ComputePlan:
     """The plan for prediction on the CPU, without measurements: bfloat16 if the CPU has instructions for it."""
     return ComputePlan(precision="bfloat16" if hardware.fast_bfloat16 else "float32", channels_last=True)
+
+
+def _start(hardware: Hardware, device: Device, precision: Precision) -> tuple[ComputePlan, tuple[str, ...]]:
+    """The plan that the search starts with, and the precisions that it tries.
+
+    Raises:
+        InputError: when the machine does not have the device.
+    """
+    on = (hardware.gpu_kind or "cpu") if device == "auto" else device
+    require_device(hardware, on)
+    start = ComputePlan(device=on, precision="float32" if precision == "auto" else precision, threads=hardware.cores)
+    # On a CPU that emulates bfloat16, one pass may take minutes. Do not time bfloat16 there.
+    emulated = on == "cpu" and not hardware.fast_bfloat16
+    return start, (start.precision,) if emulated or precision != "auto" else (start.precision, "bfloat16")
 
 
 @contextmanager
@@ -240,7 +267,7 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
         seconds_per_image = best_seconds / images
         milliseconds = {name: round(1000 * seconds, 3) for name, seconds in measured.items()}
         rounds.append(Round(images=images, milliseconds=milliseconds, best=str(best), failed=failed))
-    return Choice(plan=best, rounds=tuple(rounds))
+    return Choice(plan=best, rounds=tuple(rounds), disturbed=benchmark.spread > DISTURBED)
 
 
 def _cache_file(
@@ -268,7 +295,8 @@ def _cache_file(
 def _cached(file: Path) -> Choice | None:
     try:
         choice = replace(Choice.from_json(json.loads(file.read_text())), remembered=True)
-        return choice if choice.rounds and choice.speedup > 0 else None
+        is_too_old = choice.disturbed and time.time() - file.stat().st_mtime > DISTURBED_SECONDS
+        return choice if choice.rounds and choice.speedup > 0 and not is_too_old else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError):
         return None  # the file is missing or damaged, so the plans are timed again
 

@@ -37,6 +37,12 @@ class Microbenchmark:
         self._eager = replace(start, precision="float32")
         self._eager_gradients: list[torch.Tensor] = []
         self._errors_by_precision: dict[str, list[float]] = {}
+        self._passes: dict[tuple[ComputePlan, int], list[float]] = {}
+
+    @property
+    def spread(self) -> float:
+        """The largest ratio, over plans and numbers of images, of the median timed pass to the fastest. At least 1."""
+        return max((statistics.median(passes) / min(passes) for passes in self._passes.values()), default=1.0)
 
     def seconds(self, images: int, *plans: ComputePlan) -> list[float]:
         """Time forward and backward passes over `images` images. Returns the seconds of the fastest pass of each plan.
@@ -54,7 +60,9 @@ class Microbenchmark:
         for _ in range(PASSES):
             for place, plan in enumerate(plans):
                 if not hopeless[place]:
-                    least[place] = min(least[place], self._pass(prepared[place], plan, batch))
+                    seconds = self._pass(prepared[place], plan, batch)
+                    self._passes.setdefault((plan, images), []).append(seconds)
+                    least[place] = min(least[place], seconds)
             if time.perf_counter() - started > PASSES_SECONDS * len(plans):
                 break
         return least

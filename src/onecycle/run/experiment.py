@@ -23,6 +23,7 @@ from onecycle.run.build import Experiment, assemble
 from onecycle.run.expected_time import ExpectedTime
 from onecycle.run.failure import failure_reported, resumable
 from onecycle.run.identity import identity, require_same
+from onecycle.run.plan_check import PlanCheck
 from onecycle.run.progress import RunProgress
 from onecycle.run.results import TTAResult
 from onecycle.run.resume import require_same_start, scratch, shared_folder, started_by_this_job
@@ -253,10 +254,13 @@ def _train(
     lr_min, lr_max = rates
     last: Evaluation | None = None
     board = _board(experiment, folder, state)
+    plan_check = PlanCheck(experiment)
 
     def after_step(report: StepReport) -> None:
         state.after_step(report)
         progress.step(report)
+        if line := plan_check.after_step(report):
+            progress.say(line)
 
     def after_epoch(record: EpochRecord, evaluation: Evaluation) -> None:
         nonlocal last

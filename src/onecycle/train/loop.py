@@ -53,11 +53,13 @@ class StepReport:
     totals: EpochTotals
     seconds: float  # of training in this epoch so far
     margins: torch.Tensor | None = None  # as in `StepResult`; `to_json` leaves them out
+    computing_seconds: float | None = None  # `seconds` of the `StepResult`; `to_json` leaves them out
 
     def to_json(self) -> dict[str, Any]:
-        """The report without its margins, as plain values of full precision. Waits for the device."""
+        """What a checkpoint needs of the report, as plain values of full precision. Waits for the device."""
         totals = {**self.totals._asdict(), "loss": float(self.totals.loss), "correct": int(self.totals.correct)}
-        return {**{name: value for name, value in vars(self).items() if name != "margins"}, "totals": totals}
+        left_out = ("margins", "computing_seconds")
+        return {**{name: value for name, value in vars(self).items() if name not in left_out}, "totals": totals}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], device: str = "cpu") -> Self:
@@ -109,7 +111,9 @@ def training_steps(
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr_of_step(step) * parameters.get("lr_scale", 1.0)
         optimizer.zero_grad()
+        started = time.perf_counter()
         result = train_step(prepared, batch, step)
+        result = result._replace(seconds=time.perf_counter() - started)
         # On a GPU, this check would make every step wait for the device. There, the loss of each epoch and the saved
         # weights are checked instead.
         if plan.device == "cpu" and not all_finite(result.loss, prepared):
@@ -292,6 +296,7 @@ def _reports(
             totals=totals,
             seconds=time.perf_counter() - started,
             margins=result.margins,
+            computing_seconds=result.seconds,
         )
 
 

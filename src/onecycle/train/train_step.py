@@ -13,13 +13,15 @@ class StepResult(NamedTuple):
     """The mean loss of a batch, its number of correct predictions and its number of images.
 
     `margins` float32 `[B]` is, for each image, the logit of its label minus the largest other logit. The gradients are
-    stored in the parameters. The tensors are on the device, which may still be computing them.
+    stored in the parameters. The tensors are on the device, which may still be computing them. `seconds` is the time of
+    the forward and backward pass, or on a GPU the time to start them; `training_steps` sets it.
     """
 
     loss: torch.Tensor
     correct: torch.Tensor
     images: int
     margins: torch.Tensor
+    seconds: float = 0.0
 
 
 TrainStep = Callable[[ModelComposite, Batch, int], StepResult]

@@ -1,0 +1,55 @@
+"""Compare the first steps of training with the measurements behind the compute plan."""
+
+import statistics
+
+from onecycle.compute import autotune, hardware
+from onecycle.run.build import Experiment
+from onecycle.run.expected_time import MEASURED_STEPS, WARM_UP_STEPS
+from onecycle.train.loop import StepReport
+
+# A step contradicts the measurements if it takes this many times as long for an image. Smaller differences are usual,
+# because the measurements use fewer images: a batch that does not fit into the caches takes longer for each.
+CONTRADICTION = 2.0
+
+
+class PlanCheck:
+    """Forgets a remembered compute plan whose measurements the first steps of training contradict.
+
+    The next run then measures again. If the machine is merely busy during this run, that costs seconds, and the plan
+    stays the same. This run keeps its plan. The check needs the plan's time of full batches on one CPU, so it does
+    nothing for batches of fewer images than were measured, for GPUs, and for several processes, which wait for each
+    other.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._slower: list[float] = []  # for each step, its time for an image relative to the measured time
+        choice, config = experiment.choice, experiment.config
+        self._applies = (
+            choice is not None
+            and choice.remembered
+            and choice.plan.device == "cpu"
+            and experiment.group.size == 1
+            and config.batch_size // config.shards >= choice.rounds[-1].images
+        )
+
+    def after_step(self, report: StepReport) -> str | None:
+        """The line to print after a training step, or None."""
+        experiment, choice, config = self._experiment, self._experiment.choice, self._experiment.config
+        if not self._applies or report.images < config.batch_size:
+            return None
+        assert choice and report.computing_seconds is not None
+        size = experiment.preprocessing.input_size  # of the images with which the plan was measured
+        images = report.images * (experiment.train.image_size(report.step) / size) ** 2  # of that size
+        self._slower.append(report.computing_seconds / images / choice.seconds_per_image)
+        if len(self._slower) < WARM_UP_STEPS + MEASURED_STEPS:
+            return None
+        self._applies = False
+        slower = statistics.median(self._slower[WARM_UP_STEPS:])
+        if slower < CONTRADICTION:
+            return None
+        autotune.forget(experiment.model, size, hardware.detect(), device=config.device, precision=config.precision)
+        return (
+            f"A step takes {slower:.1f} times as long as when the compute plan was measured: the next run will measure "
+            "again"
+        )
