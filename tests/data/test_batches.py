@@ -1,4 +1,6 @@
+import os
 import random
+import signal
 import tracemalloc
 from collections.abc import Sequence
 from itertools import islice
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onecycle.core.errors import PeerError
 from onecycle.data import ImageSet
 from onecycle.data.augment.albumentations import Augmentation
 from onecycle.data.augment.batched import BatchedAugmentation
@@ -99,6 +102,26 @@ def test_epochs_can_be_drawn_in_any_order_and_again(training) -> None:
         assert all(torch.equal(one.images, other.images) for one, other in zip(in_order[2], again, strict=True))
     list(islice(batches.epoch(0), 1))  # abandon this epoch after its first batch
     assert torch.equal(next(batches.epoch(1)).images, in_order[1][0].images)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGKILL, PeerError)])
+def test_after_ctrl_c_or_a_killed_worker_the_next_epoch_has_new_workers(
+    number: signal.Signals, error: type[BaseException]
+) -> None:
+    parent = os.getpid()
+
+    def disturb(image: np.ndarray, key: Sequence[int]) -> np.ndarray:
+        if os.getpid() != parent and key[1:] == (0, 20):
+            os.kill(parent if number == signal.SIGINT else os.getpid(), number)
+        return write_key(image, key)
+
+    batches = batches_of(40, augment=disturb, workers=1)
+    with pytest.raises(error):
+        list(batches.epoch(0))
+    expected = batches_of(40, augment=disturb)
+    for epoch in (1, 2):
+        for one, other in zip(batches.epoch(epoch), expected.epoch(epoch), strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from onecycle.core.errors import PeerError
 from onecycle.data import ImageSet
 from onecycle.data.batch_workers import BatchWorkers
 
@@ -117,8 +118,12 @@ class WorkerSource:
         if self._count and not self._workers:
             self._workers = BatchWorkers(self._batches, self._count)
         places = [(epoch, part) for part in parts]
-        for images, labels in self._workers.results(places) if self._workers else map(self._batches, places):
-            yield self._on_device(images), self._on_device(labels)
+        try:
+            for images, labels in self._workers.results(places) if self._workers else map(self._batches, places):
+                yield self._on_device(images), self._on_device(labels)
+        except (KeyboardInterrupt, PeerError):
+            self._workers = None  # a batch may be half received; the next epoch starts new workers
+            raise
 
     def first(self, count: int) -> NDArray[np.uint8]:
         return self._batches((0, range(count)))[0]
