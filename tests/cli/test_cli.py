@@ -207,6 +207,11 @@ def test_a_wrong_command_line_is_refused_in_one_line(
     assert message.lower() in err.lower()
 
 
+def test_an_error_keeps_the_spaces_of_a_file_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--run", "my  runs/the  last"]) == 2
+    assert capsys.readouterr().err == "onecycle: there is no run folder my  runs/the  last; check the name\n"
+
+
 def test_options_that_a_recipe_turns_on_can_be_turned_off_and_lists_follow_their_option() -> None:
     line = "--recipe fast --no-whitening --no-test-time-augmentation --whitening-epochs none --sizes 16 32"
     _, bound, *_ = app.parse_args(["train", *line.split()], exit_on_error=False, print_error=False)

@@ -199,6 +199,17 @@ def test_a_run_that_fails_does_not_prevent_the_others(quick: Config) -> None:
     assert summary["variants"].keys() == {"baseline", "lr_max=0.0005"}
 
 
+@pytest.mark.parametrize("name", ["studies [old]", "studies [/old]", ":cat:", "[red]"])
+def test_the_screen_shows_paths_and_reasons_as_they_are(quick: Config, name: str) -> None:
+    console, out = silent(), quick.out / name
+    with pytest.raises(InputError, match="1 of 1 runs failed"):
+        study.start(study.plan(replace(quick, out=out, data=f"{out}/photos"), seeds=1), console)
+    assert isinstance(console.file, StringIO)
+    (path,) = out.iterdir()
+    printed = console.file.getvalue()
+    assert f"Study folder: {path}\n" in printed and f"seed 0: {out}/photos: no such file" in printed
+
+
 def test_runs_with_different_seeds_are_evaluated_on_the_same_images(quick: Config) -> None:
     path = study.start(study.plan(replace(quick, validation=100, limit=50), seeds=2), silent())
     runs = [RunFolder(path / "baseline" / f"seed-{seed}") for seed in (0, 1)]

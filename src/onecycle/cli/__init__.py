@@ -50,7 +50,8 @@ def _run(tokens: list[str], debug: bool) -> int:
     except (OnecycleError, CycloptsError) as error:
         if debug:
             raise
-        print(f"onecycle: {' '.join(str(error).split())}", file=sys.stderr)
+        # Join the lines, but keep the spaces inside them: a file name may have several in a row.
+        print("onecycle:", *filter(None, map(str.strip, str(error).splitlines())), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -56,12 +56,11 @@ def train(
         return 0  # only the main process prints the result
     result = folder.read_result()
     tta = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
-    console.print(
+    console.out(
         f"\n{result.evaluated_on} accuracy {result.eval_accuracy:.2%} at the last epoch "
         f"(best {result.best_eval_accuracy:.2%}, epoch {result.best_epoch}), "
         f"{tta}train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
         highlight=False,
-        soft_wrap=True,
     )
     return 0
 

@@ -53,7 +53,7 @@ class RunProgress:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.out(line, highlight=False)
 
     def _say_all(self, lines: Sequence[str]) -> None:
         for line in lines:
@@ -61,7 +61,7 @@ class RunProgress:
 
     def warn(self, line: str) -> None:
         """Print a highlighted line."""
-        self._console.print(f"!!! {line}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+        self._console.out(f"!!! {line}", style="bold yellow", highlight=False)
 
     def start_sweep(self, steps: int) -> None:
         """Show the bar of the LR finder, which takes `steps` steps."""

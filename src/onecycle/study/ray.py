@@ -137,7 +137,7 @@ class _Tasks:
 
     def stop(self) -> None:
         """Interrupt all tasks, and wait until they have saved a checkpoint."""
-        self._console.print("Stopping: every run saves a checkpoint", highlight=False)
+        self._console.out("Stopping: every run saves a checkpoint", highlight=False)
         for generator in self.active:
             self._ray.cancel(generator, recursive=False)
         deadline = time.monotonic() + STOP_SECONDS
@@ -158,7 +158,7 @@ class _Tasks:
         return not isinstance(error, problems.RayTaskError) or isinstance(error, problems.TaskCancelledError)
 
     def _print(self, run: StudyRun, event: str) -> None:
-        self._console.print(f"{run.place}: {run.name}: {event}", highlight=False, markup=False, soft_wrap=True)
+        self._console.out(f"{run.place}: {run.name}: {event}", highlight=False)
 
 
 def _require_nodes(run: StudyRun) -> None:

@@ -150,7 +150,7 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
     """
     name = f"study-{study.config.recipe}"
     if path := _find_stopped(study, name):
-        console.print("Resuming this study, which was started earlier.", highlight=False)
+        console.out("Resuming this study, which was started earlier.", highlight=False)
     else:
         path = new_folder(study.config.out, name)
         _write(path / "study.json", study.to_json())
@@ -185,7 +185,7 @@ def _read(path: Path) -> Study:
 
 
 def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:
-    console.print(f"Study folder: {path}", highlight=False, soft_wrap=True)
+    console.out(f"Study folder: {path}", highlight=False)
     with locked(path):
         try:
             _run_all(path, study, console, engine)
@@ -200,7 +200,7 @@ def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) ->
 
     def fail(run: StudyRun, reason: str) -> None:
         failed.append(f"{run.name}: {reason}")
-        console.print(failed[-1], highlight=False, soft_wrap=True)
+        console.out(failed[-1], highlight=False)
 
     for run in runs:
         try:
