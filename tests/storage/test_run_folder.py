@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,12 @@ def test_runs_that_start_within_one_second_have_different_folders(tmp_path: Path
         assert folder.name.startswith("baseline-digits-2")
         RunFolder.create(folder)
         assert [path.name for path in folder.iterdir()] == ["plots"]
+
+
+@pytest.mark.parametrize("name", ["run", "my runs", "a  b", "it's", "$HOME", "[old]", "-run"])
+def test_a_shell_reads_the_command_that_resumes_a_run_as_it_is_meant(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path / name)
+    assert shlex.split(folder.resume_command) == ["onecycle", "train", "--resume", str(tmp_path / name)]
 
 
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -121,8 +121,7 @@ def _resume(
             if environment.has_other_code(folder) and not allow_code_changes:
                 raise InputError(
                     f"the code of onecycle has changed since {folder.path} was trained; use the old code (its "
-                    f"environment.json names the commit), or `onecycle train --resume {folder.path} "
-                    "--allow-code-changes`"
+                    f"environment.json names the commit), or `{folder.resume_command} --allow-code-changes`"
                 )
             with resumable(folder, config, group):
                 return _continue(folder, config, progress, interruption, group)

@@ -71,8 +71,7 @@ def mention_interrupted(experiment: Experiment, progress: RunProgress) -> None:
             same_configuration = folder.read_config().defining_values() == experiment.config.defining_values()
             if same_configuration and environment.recorded_fingerprint(folder) == experiment.dataset.fingerprint:
                 progress.say(
-                    f"This run was interrupted earlier; `onecycle train --resume {folder.path}` continues it. "
-                    "This is a new run"
+                    f"This run was interrupted earlier; `{folder.resume_command}` continues it. This is a new run"
                 )
                 return
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import time
 from dataclasses import asdict
@@ -83,6 +84,11 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         return self.checkpoint.exists() or self.checkpoint_before.exists()
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run, ready to paste into a shell."""
+        return f"onecycle train --resume {shlex.quote(str(self.path))}"
 
     def is_idle(self) -> bool:
         """Whether the folder can be locked, which means that no process is working on the run."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -190,7 +191,8 @@ def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> Non
         try:
             _run_all(path, study, console, engine)
         except Interrupted as stopped:
-            raise Interrupted(stopped.number, f"`onecycle study --resume {path}` continues the study") from None
+            command = f"onecycle study --resume {shlex.quote(str(path))}"
+            raise Interrupted(stopped.number, f"`{command}` continues the study") from None
 
 
 def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:
