@@ -46,6 +46,15 @@ def test_it_is_written_again_from_the_folder_alone_to_the_same_bytes(copy_of: Ru
     assert copy_of.report.read_bytes() == before
 
 
+def test_bytes_that_are_not_utf_8_are_shown_as_escapes(copy_of: RunFolder) -> None:
+    recorded = copy_of.read_json(copy_of.environment)
+    command = "onecycle train --data 'caf\udce9'"  # how Python represents the byte E9 of a file name
+    copy_of.write_json(copy_of.environment, {**recorded, "command": command})
+    moved = RunFolder(copy_of.path.rename(copy_of.path.with_name("runs-\udce9")))
+    page = text_of(report.write(moved))
+    assert r"onecycle train --data &#39;caf\udce9&#39;" in page and r"runs-\udce9/config.json" in page
+
+
 def test_a_run_without_a_report_gets_one_later_with_the_same_interpretation(copy_of: RunFolder) -> None:
     before = copy_of.read_arrays(copy_of.interpretation)
     copy_of.interpretation.unlink()

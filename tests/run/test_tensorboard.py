@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from onecycle.cli import main
 from onecycle.core import extras
+from onecycle.run.tensorboard import TensorBoard
 from onecycle.storage.run_folder import RunFolder
 
 SMALL = ["train", "--recipe", "quick", "--widths", "8", "8", "8", "--data", "digits", "--limit", "60", "--no-report"]
@@ -40,6 +42,14 @@ def test_tensorboard_reads_the_scalars_of_every_epoch(run: RunFolder) -> None:
         scalars = reader.Scalars(name)
         assert [scalar.step for scalar in scalars] == [1, 2, 3]
         assert [scalar.value for scalar in scalars] == pytest.approx(values, rel=1e-6)
+
+
+def test_values_with_bytes_that_are_not_utf_8_are_escaped(run: RunFolder, tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path / "board", [], "test")
+    config = replace(run.read_config(), data="caf\udce9", out=Path("runs-\udce9"))
+    board.complete(config, run.read_result(), tmp_path)
+    content = b"".join(path.read_bytes() for path in (tmp_path / "board").rglob("events*"))
+    assert rb"'caf\udce9'" in content and rb"'runs-\udce9'" in content
 
 
 def test_a_resumed_run_has_every_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

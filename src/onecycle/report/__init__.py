@@ -39,5 +39,6 @@ def _save(path: Path, template: str, **values: object) -> Path:
     """
     text = render(template, **values)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # The command and the paths of a run may have bytes that are not UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path

@@ -8,7 +8,7 @@ from PIL import Image
 
 from onecycle.core.config import Config
 from onecycle.core.extras import require
-from onecycle.core.files import writing
+from onecycle.core.files import printable, writing
 from onecycle.storage.records import EpochRecord, History, RunResult
 
 PLOTS = ("augmentations", "lr_finder", "confusion_matrix", "incorrect_predictions")
@@ -58,7 +58,7 @@ class TensorBoard:
                     self._writer.add_image(name, pixels, result.epochs, dataformats="HWC")
             values = {**config.to_json(), "lr_min": result.lr_min, "lr_max": result.lr_max}
             plain = {
-                name: value if isinstance(value, bool | int | float | str) else str(value)
+                name: value if isinstance(value, bool | int | float) else printable(str(value))
                 for name, value in values.items()
             }
             metrics = {"result/accuracy": result.eval_accuracy, "result/loss": result.eval_loss}
