@@ -1,5 +1,8 @@
 import io
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,3 +94,19 @@ def test_a_missing_or_damaged_record_is_named(copied: RunFolder, name: str) -> N
     (copied.path / name).unlink()
     with pytest.raises(InputError, match=name):
         plots.draw(copied)
+
+
+@pytest.mark.parametrize(("backend", "used"), [("a_missing_backend", "agg"), ("pdf", "pdf")])
+def test_plots_need_no_backend_and_keep_the_one_that_the_variable_names(
+    backend: str, used: str, tmp_path: Path
+) -> None:
+    program = (
+        "import onecycle.report, os; from matplotlib import pyplot; from matplotlib.figure import Figure\n"
+        "Figure().savefig('plot.png'); print(os.environ['MPLBACKEND'], pyplot.get_backend())"
+    )
+    environment = {**os.environ, "MPLBACKEND": backend, "DISPLAY": ""}
+    completed = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (completed.stdout, completed.stderr) == (f"{backend} {used}\n", "")
+    assert (tmp_path / "plot.png").exists()

@@ -1,7 +1,19 @@
 """HTML reports of runs, written from the run folders alone. Each report is one file that loads nothing from the web."""
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+# matplotlib cannot be imported if $MPLBACKEND names a backend that is not installed. A notebook sets this variable for
+# the programs that it starts. Plots are files, which need no backend.
+if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)):
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = backend
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
 
 from onecycle.core.files import replacing
 from onecycle.report import page_galleries
