@@ -144,6 +144,43 @@ def test_a_single_image_and_pixels_of_another_kind_are_refused(predictor: Predic
             predictor.predict([wrong])
 
 
+@pytest.mark.parametrize(
+    "image",
+    [torch.zeros(32, 32, 3, dtype=torch.uint8), b"\x89PNG", None, [[[0, 0, 0]]]],
+    ids=lambda image: str(type(image)),
+)
+def test_an_image_of_an_unknown_type_is_named(predictor: Predictor, image: object) -> None:
+    with pytest.raises(TypeError, match=f"^an image is a {type(image).__name__}; it must be the path of a file, "):
+        predictor.predict([image])  # type: ignore[list-item]
+
+
+def test_a_pillow_image_of_floats_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="float pixels, whose range is unknown; convert them to integers"):
+        predictor.predict([Image.fromarray(np.full((32, 32), 0.5, np.float32))])
+
+
+def test_an_image_without_pixels_is_refused(predictor: Predictor) -> None:
+    photograph = Image.new("RGB", (32, 32))
+    for empty in (np.asarray(photograph)[20:20], photograph.crop((5, 5, 5, 9)), photograph.crop((5, 5, 9, 5))):
+        with pytest.raises(ValueError, match="an image has no pixels"):
+            predictor.predict([empty])
+
+
+def test_images_may_come_from_an_iterator(predictor: Predictor, tiny: tuple[ImageSet, ImageSet]) -> None:
+    images = tiny[1].images[:3]
+    assert predictor.predict(iter(images)) == predictor.predict(list(images)) == predictor.predict(images)
+
+
+def test_a_predictor_does_not_depend_on_the_default_dtype_of_the_program(weights: Path, predictor: Predictor) -> None:
+    image = Image.effect_noise((32, 32), 90)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = Predictor.load(weights)
+        assert loaded.predict([image]) == predictor.predict([image])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_weights_too_large_for_half_precision_are_refused(
     trained: tuple[Predictor, Evaluation], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """A trained network with its preprocessing and class names, ready to predict the classes of images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,23 +106,25 @@ class Predictor:
         model = architecture.build(len(classes), preprocessing.input_size)
         load_weights(model, tensors, path)
         return cls(
-            model=model.to(plan.device),
+            # The program that loads the network may have set another default dtype.
+            model=model.to(plan.device, torch.float32),
             preprocessing=preprocessing,
             classes=classes,
             architecture=architecture,
             plan=plan,
         )
 
-    def predict(self, images: Sequence[ImageInput]) -> list[Prediction]:
+    def predict(self, images: Iterable[ImageInput]) -> list[Prediction]:
         """Predict the class of each of `images`, of any size and mode.
 
         Raises:
             InputError: when a file cannot be read.
-            TypeError: for a single image instead of a sequence.
-            ValueError: for pixels of another dtype or shape.
+            TypeError: for a single image instead of several, or for an image of another type.
+            ValueError: for pixels of another dtype or shape, and for an image without pixels.
         """
-        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
+        if isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, "ndim", 4) not in (1, 4):
             raise TypeError("predict takes a list of images; put a single image into a list")
+        images = list(images)
         predictions: list[Prediction] = []
         for start in range(0, len(images), self.batch_size):
             inputs = np.stack([self.to_input(image) for image in images[start : start + self.batch_size]])
@@ -139,7 +141,8 @@ class Predictor:
 
         Raises:
             InputError: when a file cannot be read.
-            ValueError: for pixels of another dtype or shape.
+            TypeError: for an image of another type.
+            ValueError: for pixels of another dtype or shape, and for an image without pixels.
         """
         if isinstance(image, str | os.PathLike):
             image = read_image(Path(image))
@@ -147,6 +150,15 @@ class Predictor:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"pixels are {image.dtype} {list(image.shape)}; they must be uint8 [H,W,3]")
             image = Image.fromarray(image)
+        elif not isinstance(image, Image.Image):
+            raise TypeError(
+                f"an image is a {type(image).__name__}; it must be the path of a file, a Pillow image or a NumPy array "
+                "of pixels uint8 [H,W,3]"
+            )
+        if image.mode == "F":
+            raise ValueError("a Pillow image has float pixels, whose range is unknown; convert them to integers")
+        if 0 in image.size:
+            raise ValueError("an image has no pixels; check how it was cropped")
         return to_square(image, self.preprocessing.input_size)
 
     def predict_images(self, images: NDArray[np.uint8]) -> list[Prediction]:
