@@ -79,6 +79,19 @@ def test_what_is_left_out_is_listed_after_the_images_that_cannot_be_used(
     assert lines[start + 3].startswith("Images with copies: ")
 
 
+@pytest.mark.parametrize("size", [(65, 32), (32, 100), (1000, 40)])
+def test_an_image_that_loses_more_than_half_of_its_pixels_to_the_crop_is_listed(
+    copied: Path, size: tuple[int, int]
+) -> None:
+    noise(0).resize(size).save(copied / "train" / "0" / "long.png")
+    noise(1).resize((64, 32)).save(copied / "train" / "0" / "half.png")
+    noise(2).resize((20, 39)).save(copied / "train" / "0" / "photograph.png")
+    found = check(copied).converted
+    assert {what: [Path(name).name for name in names] for what, names in found.items()} == {
+        "more than twice as long as wide: only the center is used": ["long.png"]
+    }
+
+
 @pytest.mark.parametrize(("count", "ending"), [(3, "gray-2.png)"), (4, "gray-2.png, …)")])
 def test_three_files_of_a_conversion_are_named_and_an_ellipsis_stands_for_more(
     copied: Path, count: int, ending: str

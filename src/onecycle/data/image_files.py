@@ -147,13 +147,17 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
-    """Describe what `to_square` converts in `image`, except resizing. Also report a wrong file suffix of `name`."""
+    """Describe what `to_square` converts in `image`, except resizing. Also report a wrong file suffix of `name`.
+
+    The crop to the center is reported if it removes more than half of the image.
+    """
     expected = Image.registered_extensions().get(Path(name).suffix.lower())
     format = "JPEG" if image.format == "MPO" else image.format
     found = {
         # A JPEG with several images is not animated: cameras add preview images.
         "animated: only the first frame is used": format != "JPEG" and _is_animated(image),
         "rotated as their EXIF tag says": _turn(image) is not None,
+        "more than twice as long as wide: only the center is used": max(image.size) > 2 * min(image.size),
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
         "transparent: blended with white": image.has_transparency_data,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
