@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,20 @@ def test_the_environment_has_command_versions_hardware_and_compute_plan(monkeypa
     assert {"onecycle", "numpy", "albumentations", "pillow", "safetensors"} <= described["versions"].keys()
     assert described["hardware"] == machine.to_json()
     assert ComputePlan.from_json(described["compute_plan"]) == plan
+
+
+def test_another_package_may_provide_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_without_headless(name: str) -> str:
+        if name == "opencv-python-headless":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(environment, "version", version_without_headless)
+    recorded = environment.versions(environment.COMPUTING)
+    assert recorded.keys() == set(environment.COMPUTING)
+    assert version("opencv-python-headless").startswith(recorded["opencv-python-headless"])
+    with pytest.raises(PackageNotFoundError):
+        environment.versions(["no-such-package"])
 
 
 def test_the_digest_of_the_code_changes_with_each_source_file(tmp_path: Path) -> None:

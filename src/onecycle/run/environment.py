@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ COMPUTING = ("onecycle", "torch", "numpy", "albumentations", "opencv-python-head
 fingerprint of the data covers the decoded images."""
 
 _LIBRARIES = (*COMPUTING, "pillow", "safetensors")
+_OPENCV = "opencv-python-headless"
 
 
 def describe(hardware: Hardware, plan: ComputePlan, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
@@ -67,7 +68,18 @@ def kernels_of(plan: ComputePlan) -> str | None:
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:
     """The installed version of each of `libraries`."""
-    return {name: version(name) for name in libraries}
+    return {name: _version(name) for name in libraries}
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        if library != _OPENCV:
+            raise
+        import cv2  # imported late, because it is slow
+
+        return cv2.__version__  # another package provides OpenCV, such as opencv-python
 
 
 def _program() -> str:
