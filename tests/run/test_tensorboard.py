@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from onecycle.cli import main
 from onecycle.core import extras
+from onecycle.core.errors import InputError
 from onecycle.run.tensorboard import TensorBoard
 from onecycle.storage.run_folder import RunFolder
 
@@ -50,6 +51,11 @@ def test_values_with_bytes_that_are_not_utf_8_are_escaped(run: RunFolder, tmp_pa
     board.complete(config, run.read_result(), tmp_path)
     content = b"".join(path.read_bytes() for path in (tmp_path / "board").rglob("events*"))
     assert rb"'caf\udce9'" in content and rb"'runs-\udce9'" in content
+
+
+def test_a_path_that_tensorboard_cannot_write_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="TensorBoard cannot write to '.*udce9', because it is not UTF-8"):
+        TensorBoard(tmp_path / "runs-\udce9", [], "test")
 
 
 def test_a_resumed_run_has_every_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from onecycle.core.config import Config
+from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable, writing
 from onecycle.storage.records import EpochRecord, History, RunResult
@@ -18,7 +19,7 @@ class TensorBoard:
     """Writes event files into `folder`. A resumed run writes all files again, starting with its `history`.
 
     Raises:
-        InputError: when TensorBoard is not installed.
+        InputError: when TensorBoard is not installed, or cannot write to the path of the folder.
         StorageError: when the folder cannot be written.
     """
 
@@ -30,7 +31,12 @@ class TensorBoard:
         self._evaluated_on = evaluated_on
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            self._writer = SummaryWriter(str(folder))
+            try:
+                self._writer = SummaryWriter(str(folder))
+            except UnicodeEncodeError:
+                raise InputError(
+                    f"TensorBoard cannot write to {printable(folder)}, because it is not UTF-8; give another --out"
+                ) from None
         for record in history:
             self.epoch(record)
 
