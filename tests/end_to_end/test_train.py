@@ -610,6 +610,19 @@ def test_a_run_on_an_image_folder_has_the_name_of_the_folder(image_folder: Path,
     assert onecycle("evaluate", "--run", folder.path, "--data", moved).code == 0
 
 
+@pytest.mark.parametrize(
+    "command", [["train", "--resume"], ["evaluate", "--run"], ["report", "--run"]], ids=lambda command: command[0]
+)
+def test_a_run_says_which_data_it_needs_if_they_are_not_there(copied: RunFolder, command: list[str]) -> None:
+    copied.write_json(copied.config, {**copied.read_json(copied.config), "data": "photos"})
+    if command == ["train", "--resume"]:
+        copied.result.unlink()
+    copied.interpretation.unlink(missing_ok=True)
+    outcome = onecycle(*command, copied.path)
+    assert outcome.code == 2
+    assert outcome.err.endswith(f"photos, the data of {copied.path}, does not exist; give its path with --data\n")
+
+
 # Tests of prediction
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from onecycle.compute import hardware
 from onecycle.compute.plan import ComputePlan
+from onecycle.core.config import DataConfig
+from onecycle.core.errors import InputError
 from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 
@@ -135,3 +137,15 @@ def test_the_commit_is_that_of_the_checkout_and_marked_dirty_if_files_differ(tmp
 def test_there_is_no_commit_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit_recorded_in(tmp_path) is None
+
+
+def test_the_data_of_a_run_may_be_a_name_or_a_path_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = RunFolder(tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    for data in ("cifar10", "digits", "~/photos", str(tmp_path / "photos")):
+        environment.require_data(folder, DataConfig(data=data))
+    with pytest.raises(InputError, match="^~/pictures, the data of .*/run, does not exist; give its path with --data"):
+        environment.require_data(folder, DataConfig(data="~/pictures"))

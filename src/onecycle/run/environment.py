@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import platform
 import shlex
 import subprocess
@@ -15,9 +16,11 @@ from typing import Any
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import native
 from onecycle.compute.plan import ComputePlan
+from onecycle.core.config import DataConfig
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading
 from onecycle.data import Dataset
+from onecycle.data.readers.loading import is_path
 from onecycle.distributed import job
 from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.storage.run_folder import RunFolder
@@ -140,6 +143,16 @@ def recorded_versions(folder: RunFolder) -> dict[str, str]:
     with reading(folder.environment):
         recorded = folder.read_json(folder.environment)["versions"]
         return {name: recorded[name] for name in COMPUTING}
+
+
+def require_data(folder: RunFolder, config: DataConfig) -> None:
+    """Check that the data of the run in `folder` exists, if `config` names a path.
+
+    Raises:
+        InputError: when there is nothing at this path.
+    """
+    if is_path(config.data) and not os.path.exists(os.path.expanduser(config.data)):
+        raise InputError(f"{config.data}, the data of {folder.path}, does not exist; give its path with --data")
 
 
 def require_same_data(folder: RunFolder, dataset: Dataset) -> None:

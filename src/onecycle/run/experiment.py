@@ -133,6 +133,7 @@ def _continue(
     started = time.perf_counter()
     plan = environment.recorded_plan(folder)
     plan.require(hardware.detect())
+    environment.require_data(folder, config)
     experiment = assemble(config, plan, group=group)
     environment.require_same_data(folder, experiment.dataset)
     _require_consistent(experiment)

@@ -136,6 +136,8 @@ def _recorded_plan(folder: RunFolder) -> ComputePlan:
 
 
 def _recorded_data(folder: RunFolder, config: Config, data: str | None) -> Dataset:
-    dataset = load_data(config if data is None else replace(config, data=data))
+    config = config if data is None else replace(config, data=data)
+    environment.require_data(folder, config)
+    dataset = load_data(config)
     environment.require_same_data(folder, dataset)
     return dataset
