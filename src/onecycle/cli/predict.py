@@ -18,6 +18,7 @@ from onecycle.cli.options import DEFAULT_ENGINE, EngineOptions, EngineSettings, 
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable
+from onecycle.core.formatting import percent
 
 Form = Literal["text", "csv", "json"]
 
@@ -131,7 +132,7 @@ def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], N
         table.writerow(["file", *(name for n in numbers for name in (f"class_{n}", f"probability_{n}"))])
 
     def text(path: Path, ranked: list[tuple[str, float]]) -> None:
-        print(printable(path), *(f"{name}\t{probability:.2%}" for name, probability in ranked), sep="\t")
+        print(printable(path), *(f"{name}\t{percent(probability)}" for name, probability in ranked), sep="\t")
 
     def row(path: Path, ranked: list[tuple[str, float]]) -> None:
         table.writerow([path, *(value for name, probability in ranked for value in (name, f"{probability:.6f}"))])

@@ -9,6 +9,7 @@ from rich.console import Console
 from onecycle.cli.app import app
 from onecycle.cli.options import DEFAULT_ENGINE, MORE_OPTIONS, TRAIN_OPTIONS, EngineSettings, RunOptions, Settings
 from onecycle.core.errors import InputError
+from onecycle.core.formatting import percent
 from onecycle.distributed import job
 
 SavedConfig = Annotated[Path | None, Parameter(name="--config")]
@@ -55,11 +56,11 @@ def train(
     if not folder.is_complete:
         return 0  # only the main process prints the result
     result = folder.read_result()
-    tta = "" if result.tta_accuracy is None else f"{result.tta_accuracy:.2%} with test-time augmentation, "
+    tta = "" if result.tta_accuracy is None else f"{percent(result.tta_accuracy)} with test-time augmentation, "
     console.out(
-        f"\n{result.evaluated_on} accuracy {result.eval_accuracy:.2%} at the last epoch "
-        f"(best {result.best_eval_accuracy:.2%}, epoch {result.best_epoch}), "
-        f"{tta}train {result.train_accuracy:.2%}, {result.seconds / 60:.1f} minutes, in {folder.path}",
+        f"\n{result.evaluated_on} accuracy {percent(result.eval_accuracy)} at the last epoch "
+        f"(best {percent(result.best_eval_accuracy)}, epoch {result.best_epoch}), "
+        f"{tta}train {percent(result.train_accuracy)}, {result.seconds / 60:.1f} minutes, in {folder.path}",
         highlight=False,
     )
     return 0

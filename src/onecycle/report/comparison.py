@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onecycle.core.errors import InputError
 from onecycle.core.statistics import DifferenceByImage, difference_by_image
 from onecycle.report import visualizations
-from onecycle.report.page import Page, confidence, percent
+from onecycle.report.page import Page, percent
 from onecycle.report.page_galleries import Gallery, Tile
 from onecycle.report.sprites import image_sheet
 from onecycle.report.svg import inline
@@ -91,7 +91,7 @@ class Comparison:
     def _tile(self, place: tuple[int, int], image: int) -> Tile:
         first = self.pages[0]
         lines = (
-            f"{name}: {page.classes[page.predictions[image]]} {confidence(page.probabilities[image].max())}"
+            f"{name}: {page.classes[page.predictions[image]]} {percent(page.probabilities[image].max(), 1)}"
             for name, page in zip(self.names, self.pages, strict=True)
         )
         return Tile(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.core import metrics
+from onecycle.core import formatting, metrics
 from onecycle.core.config import Config
 from onecycle.core.statistics import accuracy_interval
 from onecycle.report import visualizations
@@ -25,16 +25,11 @@ _LONGEST_NAME = 32  # characters; a report shortens longer class names
 
 def percent(share: float | None, decimals: int = 2) -> str:
     """A fraction as a percentage, or a dash for None."""
-    return "–" if share is None else f"{100 * share:.{decimals}f}{_PERCENT}"
+    return "–" if share is None else formatting.percent(share, decimals, unit=_PERCENT)
 
 
 def dataset_name(name: str) -> str:
     return _NAMES.get(name, name)
-
-
-def confidence(probability: float) -> str:
-    """A probability as a percentage. Only exactly 1 is shown as 100 %."""
-    return f">99.9{_PERCENT}" if 0.9995 <= probability < 1 else f"{100 * probability:.1f}{_PERCENT}"
 
 
 def shortened(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.report.page import Page, confidence
+from onecycle.report.page import Page, percent
 from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
 
 LISTED_IMAGES = 48  # number of images that the report shows of each list
@@ -126,7 +126,7 @@ def _evaluated(page: Page, sheet: Sheet, images: Sequence[int] | NDArray[np.int6
                 name=f"{page.evaluated_on} image {image}",
                 label=int(page.labels[image]),
                 other=int(page.predictions[image]),
-                lines=tuple(f"{page.classes[c]} {confidence(probabilities[c])}" for c in most_likely),
+                lines=tuple(f"{page.classes[c]} {percent(probabilities[c], 1)}" for c in most_likely),
             )
         )
     return tiles

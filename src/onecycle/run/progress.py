@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from onecycle.core.formatting import percent
 from onecycle.run.expected_time import ExpectedTime
 from onecycle.storage.records import EpochRecord
 from onecycle.train.loop import StepReport
@@ -111,15 +112,15 @@ class RunProgress:
             self._task,
             description=f"epoch {report.epoch}/{self._epochs}",
             completed=completed,
-            figures=f"loss {report.totals.mean_loss:.3f}  acc {report.totals.accuracy:.1%}  lr {report.lr:.1e}  "
-            f"{self._images / elapsed:,.0f} images/s  {clock(left)} left",
+            figures=f"loss {report.totals.mean_loss:.3f}  acc {percent(report.totals.accuracy, 1)}  "
+            f"lr {report.lr:.1e}  {self._images / elapsed:,.0f} images/s  {clock(left)} left",
         )
 
     def epoch(self, record: EpochRecord) -> None:
         """Print the line of an epoch that was trained and evaluated."""
         self.say(
             f"{f'{record.epoch}/{self._epochs}':>7}{record.lr:>10.2e}{record.train_loss:>12.4f}"
-            f"{record.train_accuracy:>11.2%}{record.eval_loss:>11.4f}{record.eval_accuracy:>10.2%}"
+            f"{percent(record.train_accuracy):>11}{record.eval_loss:>11.4f}{percent(record.eval_accuracy):>10}"
             f"{clock(record.seconds):>8}"
         )
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import InUseError, writing
+from onecycle.core.formatting import percent
 from onecycle.core.signals import watched
 from onecycle.distributed.ray_cluster import connected, one_line
 from onecycle.run import environment
@@ -132,7 +133,7 @@ class _Tasks:
             with suppress(OnecycleError):  # if the result is damaged, the study's summary reports it
                 if not failure:
                     accuracy = RunFolder(task.run.folder).read_result().eval_accuracy
-                    self._print(task.run, f"ends on {task.node} with {accuracy:.2%}")
+                    self._print(task.run, f"ends on {task.node} with {percent(accuracy)}")
             yield StudyOutcome(task.run, failure)
 
     def stop(self) -> None:

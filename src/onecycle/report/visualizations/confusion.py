@@ -5,6 +5,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from onecycle.core.formatting import percent
 from onecycle.core.metrics import confusion_counts
 from onecycle.report.visualizations.style import (
     GREY,
@@ -74,7 +75,7 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
 
 def _write_title(figure: Figure, counts: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     total, correct = int(counts.sum()), int(np.trace(counts))
-    title = f"Confusion matrix: {correct:,} of {total:,} correct ({correct / max(total, 1):.1%})".replace("%", " %")
+    title = f"Confusion matrix: {correct:,} of {total:,} correct ({percent(correct / max(total, 1), 1, unit=' %')})"
     errors = counts - np.diag(np.diag(counts))
     row, column = np.unravel_index(np.argmax(errors), errors.shape)
     times = int(errors[row, column])

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from onecycle.core.formatting import percent
 from onecycle.report.visualizations.style import (
     BLUE,
     FONT_SIZE,
@@ -56,7 +57,7 @@ def incorrect_predictions(misclassified: Misclassified, *, count: int = 40) -> F
         lines = (
             (misclassified.classes[int(misclassified.labels[i])], BLUE),
             (f"→ {misclassified.classes[predicted]}", VERMILLION),
-            (_percent(float(misclassified.probabilities[i, predicted])), GREY),
+            (percent(float(misclassified.probabilities[i, predicted]), unit=" %"), GREY),
         )
         _show(figure, x, y, misclassified.images[i])
         for line, (text, color) in enumerate(lines, start=1):
@@ -176,11 +177,6 @@ def _rows(
 
 def _width(columns: int) -> float:
     return 2 * _EDGE + columns * _SIDE + (columns - 1) * _GAP
-
-
-def _percent(share: float) -> str:
-    """`share` in percent with two decimals. Only exactly 1 is shown as 100 %."""
-    return ">99.99 %" if 0.99995 <= share < 1 else f"{100 * share:.2f} %"
 
 
 def _no_incorrect_predictions() -> Figure:
