@@ -1,6 +1,8 @@
 import copy
 import io
 import json
+import multiprocessing
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +134,30 @@ def test_concurrent_threads_predict_the_same_as_one(weights: Path, tiny: tuple[I
         results = list(pool.map(predictor.predict_images, [tiny[1].images] * 16))
     assert all(predictions == expected for predictions in results)
     assert all(torch.equal(before[name], tensor) for name, tensor in predictor.model.state_dict().items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_process_that_is_forked_after_a_prediction_predicts_the_same(weights: Path) -> None:
+    def predict() -> list[str]:
+        return [prediction.class_name for prediction in predictor.predict_images(images)]
+
+    def exit_with_agreement() -> None:
+        os._exit(0 if predict() == expected else 1)
+
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    predictor = Predictor.load(weights)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = predict()
+        child = multiprocessing.get_context("fork").Process(target=exit_with_agreement)
+        child.start()
+        child.join(60)
+        child.kill()
+        assert child.exitcode == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_single_image_and_pixels_of_another_kind_are_refused(predictor: Predictor) -> None:

@@ -1,5 +1,6 @@
 """A trained network with its preprocessing and class names, ready to predict the classes of images."""
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -176,8 +177,19 @@ class Predictor:
 
     @cached_property
     def _prepared(self) -> ModelComposite:
+        _use_one_thread_after_fork()
         # The network stays in evaluation mode, because switching modes in every call would not be thread-safe.
         return self.plan.prepare(self.model).eval()
+
+
+@functools.cache
+def _use_one_thread_after_fork() -> None:
+    """Let processes that are forked from this one, such as the workers of a web server, predict with one thread.
+
+    The threads of OpenMP do not exist in a forked process, which would wait for them forever.
+    """
+    if hasattr(os, "register_at_fork"):  # Windows cannot fork
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def load(run: str | os.PathLike[str] | None = None) -> Predictor:
