@@ -103,8 +103,8 @@ def nodes(ray_settings: None) -> Iterator[Nodes]:
         yield nodes
 
 
-@pytest.fixture
-def native_kernels() -> None:
+@pytest.fixture(scope="session")
+def native_kernels(cache_home: Path) -> None:
     """Require the native kernels, which every Linux machine with a C compiler must have. Others skip the test."""
     if platform.system() != "Linux" or not shutil.which("cc"):
         pytest.skip("the native kernels need Linux and a C compiler")

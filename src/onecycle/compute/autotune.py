@@ -20,7 +20,7 @@ from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import amx, native
 from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
 from onecycle.compute.plan import ChannelPairs, ComputePlan, release_memory, require_device
-from onecycle.core.cache import cache_folder
+from onecycle.core.cache import cache_folder, create_folder
 from onecycle.core.config import Device, Precision
 from onecycle.core.errors import StorageError
 from onecycle.core.files import InUseError, locked, replacing
@@ -199,7 +199,7 @@ def _measuring_alone(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with suppress(OSError, StorageError):
-            folder.mkdir(parents=True, exist_ok=True)
+            create_folder(folder)
             while True:
                 try:
                     stack.enter_context(locked(folder))
@@ -303,6 +303,6 @@ def _cached(file: Path) -> Choice | None:
 
 def _cache(file: Path, choice: Choice) -> None:
     with suppress(OSError, StorageError):  # without a cache file, the next run times the plans again
-        file.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(file.parent)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(choice.to_json(), indent=2) + "\n")

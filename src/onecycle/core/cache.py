@@ -1,5 +1,6 @@
 """The user's cache folder: downloads, decoded images, compiled kernels and measurements."""
 
+import os
 from pathlib import Path
 
 import platformdirs
@@ -20,3 +21,25 @@ def cache_folder() -> Path:
     if not folder.is_absolute():  # older versions of platformdirs return a path that begins with ~
         raise InputError("this user has no home folder, so there is no cache; set HOME to a writable folder")
     return folder
+
+
+def create_folder(folder: Path) -> None:
+    """Create `folder`, which is in the cache, and the folders around it. Only this user can open new folders.
+
+    Raises:
+        OSError: when a folder cannot be created.
+    """
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
+
+
+def is_private(folder: Path) -> bool:
+    """Whether no other user can write to `folder`, which is in the cache, or replace it.
+
+    Raises:
+        OSError: when `folder` does not exist.
+    """
+    home = cache_folder().parent
+    places = [place.stat() for place in (folder, *folder.parents) if place.is_relative_to(home)]
+    return all(place.st_uid in (0, os.getuid()) and not place.st_mode & 0o022 for place in places)

@@ -8,7 +8,6 @@ import numpy as np
 
 from onecycle.compute import hardware
 from onecycle.compute.kernels import native
-from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.run import environment
 from onecycle.run.build import Experiment
@@ -39,9 +38,8 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
     if plan.device == "cpu" and native.compiled() is None:
         progress.say(
-            "The kernels in C are missing, because there is no C compiler with OpenMP, or because "
-            f"{cache_folder()} cannot be written: a step takes two to five times as long. On Linux, install gcc; on "
-            "Debian and Ubuntu with `apt install gcc libc6-dev`"
+            "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes two to five "
+            "times as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
         )
 
 

@@ -1,6 +1,9 @@
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,12 +136,57 @@ def test_a_compiler_that_cannot_be_started_makes_no_library(tmp_path: Path, monk
     assert find_library() is None
 
 
-def test_without_a_writable_cache_there_is_no_library(
-    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def spoil_nothing(home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o700)
+
+
+def make_a_file(home: Path) -> None:
+    home.touch()
+
+
+def open_the_home(home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o777)
+
+
+def open_the_folder(home: Path) -> None:
+    (home / "onecycle" / "kernels").mkdir(parents=True)
+    (home / "onecycle").chmod(0o770)
+
+
+def open_the_kernels(home: Path) -> None:
+    (home / "onecycle" / "kernels").mkdir(parents=True)
+    (home / "onecycle" / "kernels").chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "times"),
+    [(spoil_nothing, 1), (make_a_file, 2), (open_the_home, 2), (open_the_folder, 2), (open_the_kernels, 2)],
+)
+def test_a_cache_that_others_can_write_to_is_not_used(
+    prepare: Callable[[Path], None], times: int, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert find_library() is None
+    prepare(home := tmp_path / "home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for _ in range(2):
+        assert find_library() is not None
+    assert compilations(tmp_path) == times
+    assert len(list(tmp_path.rglob("*.so"))) == (1 if times == 1 else 0)
+
+
+def test_only_the_user_can_open_what_is_cached(compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "home"))
+    before = os.umask(0)
+    try:
+        assert find_library() is not None
+    finally:
+        os.umask(before)
+    made = list((tmp_path / "new").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o600}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,7 +3,8 @@
 PyTorch's batch norm, ReLU and max-pooling take several times as long as reading and writing their memory. Its
 convolutions take several times as long as their arithmetic needs. The C files in this folder are faster: float32.c and
 bfloat16.c compute maps of one data type each, and amx.c is for the matrix extensions of some CPUs. On first use, a C
-compiler with OpenMP compiles these files into the user's cache, in a few seconds. `$CC` and `$CFLAGS` choose another
+compiler with OpenMP compiles these files into the user's cache, in a few seconds. If other users could write there,
+each process compiles them for itself. `$CC` and `$CFLAGS` choose another
 compiler and further options. Without a compiler, variants are used that were compiled when the package was built. If
 there are none, PyTorch's own kernels are used.
 """
@@ -16,7 +17,8 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ import torch
 from onecycle.compute.hardware import cpu_features, cpu_name
 from onecycle.compute.kernels.variants import FLAGS, VARIANTS
 from onecycle.compute.kernels.variants import FOLDER as PREBUILT
-from onecycle.core.cache import cache_folder
+from onecycle.core.cache import cache_folder, create_folder, is_private
 
 _TIMEOUT_SECONDS = 60
 MOST_CHANNELS = 8192  # each thread keeps two sums per channel on its stack
@@ -41,8 +43,8 @@ if platform.system() == "Darwin":
 def compiled() -> ctypes.CDLL | None:
     """The kernels, compiled for this machine, or else the best variant that came with the package.
 
-    None if both are missing: without a C compiler with OpenMP and a writable cache, if the package was not installed
-    from a wheel with compiled kernels. On macOS, compiling is untested.
+    None if both are missing: without a C compiler with OpenMP, if the package was not installed from a wheel with
+    compiled kernels. On macOS, compiling is untested.
     """
     if os.name != "posix":
         return None
@@ -56,13 +58,29 @@ def compiled() -> ctypes.CDLL | None:
 def _compiled_here() -> ctypes.CDLL:
     compiler, flags = os.environ.get("CC", "cc"), os.environ.get("CFLAGS", "")
     command = [*shlex.split(compiler), *_FLAGS, *shlex.split(flags)]
-    path = _library_file(command)
-    if path.exists():
-        with suppress(OSError):  # a library that was compiled for another system does not load
-            return ctypes.CDLL(str(path))
-    _compile(command, path)
-    # gcc's OpenMP resolves to the library that PyTorch has loaded, so both share one thread pool.
-    return ctypes.CDLL(str(path))
+    name = _library_name(command)
+    with _private_folder() as folder:
+        path = folder / name
+        if path.exists():
+            with suppress(OSError):  # a library that was compiled for another system does not load
+                return ctypes.CDLL(str(path))
+        _compile(command, path)
+        # gcc's OpenMP resolves to the library that PyTorch has loaded, so both share one thread pool.
+        return ctypes.CDLL(str(path))
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder to which no other user can write: in the cache or, if there is none, a temporary one."""
+    folder, is_usable = cache_folder() / "kernels", False
+    with suppress(OSError):
+        create_folder(folder)
+        is_usable = is_private(folder) and os.access(folder, os.W_OK)
+    if is_usable:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="onecycle-") as temporary:
+        yield Path(temporary)
 
 
 def _prebuilt() -> ctypes.CDLL | None:
@@ -89,19 +107,15 @@ def build_id() -> str | None:
     return f"{path.stem} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
-def _library_file(command: list[str]) -> Path:
-    """The cache file of the compiled kernels. Its name is a hash of everything that the kernels depend on."""
+def _library_name(command: list[str]) -> str:
+    """The file name of the compiled kernels: a hash of everything that the kernels depend on."""
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]
     compiler = subprocess.run(
         [command[0], "--version"], capture_output=True, check=True, timeout=_TIMEOUT_SECONDS
     ).stdout
     target = f"{cpu_name()} {cpu_features()} {shlex.join(command)}".encode()
     digest = hashlib.sha256(b"\0".join([*sources, compiler, target])).hexdigest()
-    folder = cache_folder() / "kernels"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
-        raise OSError(f"other users can write to {folder}, so its code is not loaded")
-    return folder / f"{digest[:16]}.so"
+    return f"{digest[:16]}.so"
 
 
 def _compile(command: list[str], path: Path) -> None:
@@ -109,6 +123,7 @@ def _compile(command: list[str], path: Path) -> None:
         made = Path(temporary) / path.name
         sources = sorted(_FOLDER.glob("*.c"))
         subprocess.run([*command, *sources, "-o", made], capture_output=True, check=True, timeout=_TIMEOUT_SECONDS)
+        made.chmod(0o600)
         made.replace(path)
 
 

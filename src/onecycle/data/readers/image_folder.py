@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from onecycle.core.cache import create_folder
 from onecycle.core.errors import InputError
 from onecycle.core.files import file_identity, waiting_for_lock
 from onecycle.core.signals import Interrupted
@@ -85,7 +86,7 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
     unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
     before_waiting = partial(_print, f"another process is reading {source}; waiting for it")
     with writing_cache():
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(unfinished.parent)
         with (
             waiting_for_lock(unfinished.with_suffix(".lock"), before_waiting),
             _removed(unfinished, keep=not is_single),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from onecycle.core.cache import cache_folder
+from onecycle.core.cache import cache_folder, create_folder
 from onecycle.core.errors import StorageError
 from onecycle.core.files import flush
 
@@ -47,7 +47,7 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
         return found
     folder = images_folder() / key
     with writing_cache():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(folder.parent)
         beside = within or folder.parent
         with tempfile.TemporaryDirectory(prefix="partial-", dir=beside, ignore_cleanup_errors=True) as temporary:
             whole = Path(temporary) / key
