@@ -69,7 +69,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def remote(server: Server) -> RemoteFile:
-    return RemoteFile(url=server.url, size=len(CONTENT), md5=hashlib.md5(CONTENT).hexdigest())
+    return RemoteFile(url=server.url, size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
 
 
 def test_a_download_leaves_only_the_file(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
@@ -155,13 +155,13 @@ def test_a_file_that_is_not_the_expected_one_is_deleted(
     server: Server, remote: RemoteFile, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     server.content = change(CONTENT)
-    with pytest.raises(InputError, match=r"not the expected file \(size or md5 differ\), so it was deleted"):
+    with pytest.raises(InputError, match=r"not the expected file \(size or sha256 differ\), so it was deleted"):
         download(remote, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refused_connection_is_reported(tmp_path: Path) -> None:
-    unreachable = RemoteFile(url="http://127.0.0.1:9/set.tar.gz", size=1, md5="")
+    unreachable = RemoteFile(url="http://127.0.0.1:9/set.tar.gz", size=1, sha256="")
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9/set\.tar\.gz could not be downloaded into .* \(.*refused"):
         download(unreachable, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -19,11 +19,11 @@ _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionE
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file on the web with its `size` in bytes and `md5` in hex."""
+    """A file on the web with its `size` in bytes and `sha256` in hex."""
 
     url: str
     size: int
-    md5: str
+    sha256: str
 
     @property
     def name(self) -> str:
@@ -33,21 +33,21 @@ class RemoteFile:
 CIFAR10_BINARY = RemoteFile(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     size=170_052_171,
-    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 CIFAR10_PYTHON = RemoteFile(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     size=170_498_071,
-    md5="c58f30108f718f92721af3b95e74349a",
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
 )
 
 
 def matches(path: Path, remote: RemoteFile) -> bool:
-    """Whether the file at `path` has the size and md5 of `remote`."""
+    """Whether the file at `path` has the size and sha256 of `remote`."""
     if path.stat().st_size != remote.size:
         return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == remote.md5
+        return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
 
 
 def download(remote: RemoteFile, folder: Path) -> Path:
@@ -74,7 +74,7 @@ def download(remote: RemoteFile, folder: Path) -> Path:
         if not matches(part, remote):
             part.unlink()
             raise InputError(
-                f"the download of {remote.url} is not the expected file (size or md5 differ), so it was deleted; "
+                f"the download of {remote.url} is not the expected file (size or sha256 differ), so it was deleted; "
                 "try again later"
             )
         flush(part)
