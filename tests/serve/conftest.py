@@ -47,8 +47,12 @@ class Service:
 
 
 def children(process: int) -> list[int]:
-    """The ids of the processes that the main thread of `process` started."""
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    """The ids of the processes that `process` started."""
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):  # each thread has its own
+        with suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found += map(int, path.read_text().split())
+    return sorted(found)
 
 
 @contextmanager
