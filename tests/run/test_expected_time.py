@@ -13,6 +13,7 @@ from onecycle.run.expected_time import (
     MEASURED_STEPS,
     RELATIVE_SECONDS_PER_IMAGE,
     WARM_UP_STEPS,
+    WITH_WINOGRAD,
     ExpectedTime,
     duration,
     times_of_other_recipes,
@@ -81,17 +82,20 @@ def test_a_short_run_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_run_of_a_recipe_names_the_times_of_the_faster_recipes() -> None:
-    times = times_of_other_recipes(BASELINE, 9 * 3600)
+    times = times_of_other_recipes(BASELINE, 9 * 3600, by_winograd=False)
     assert list(times) == ["quick", "fast"]
     assert times["quick"] == pytest.approx(9 * 3600 * 0.19 * 4 / 24)
-    assert list(times_of_other_recipes(FAST, 3600)) == ["quick"]
-    assert times_of_other_recipes(QUICK, 3600) == {}
-    assert times_of_other_recipes(replace(BASELINE, epochs=1), 3600) == {"quick": pytest.approx(3600 * 0.19 * 4)}
+    assert list(times_of_other_recipes(FAST, 3600, by_winograd=True)) == ["quick"]
+    assert times_of_other_recipes(QUICK, 3600, by_winograd=False) == {}
+    short = replace(BASELINE, epochs=1)
+    for by_winograd, relative in ((False, 0.19), (True, 0.32)):
+        times = times_of_other_recipes(short, 3600, by_winograd=by_winograd)
+        assert times == ({} if by_winograd else {"quick": pytest.approx(3600 * relative * 4)})
 
 
 @pytest.mark.parametrize("change", [{"size": 64}, {"batch_size": 64}, {"network": "whitened_convnet"}])
 def test_a_changed_recipe_names_no_other_times(change: dict[str, object]) -> None:
-    assert times_of_other_recipes(replace(BASELINE, **change), 9 * 3600) == {}  # type: ignore[arg-type]
+    assert times_of_other_recipes(replace(BASELINE, **change), 9 * 3600, by_winograd=True) == {}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +114,20 @@ def test_a_duration_is_written_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_relative_times_of_the_recipes_are_within_20_percent_of_the_measured_ones() -> None:
-    record = json.loads((Path(__file__).parents[2] / "results" / "recipe_time.json").read_text())
-    for measured in record["classes"].values():
-        seconds = {
-            name: fmean(measured[name]["seconds_per_step"].values()) / config.batch_size
-            for name, config in RECIPES.items()
-        }
-        for name, relative in RELATIVE_SECONDS_PER_IMAGE.items():
-            assert relative == pytest.approx(seconds[name] / seconds["baseline"], rel=0.2)
+@pytest.mark.parametrize(
+    ("file", "cpu", "expected"),
+    [
+        ("recipe_time", "AMX bfloat16", RELATIVE_SECONDS_PER_IMAGE),
+        ("recipe_time", "AVX-512 bfloat16", RELATIVE_SECONDS_PER_IMAGE),
+        ("recipe_time_avx2", "AVX2", WITH_WINOGRAD),
+    ],
+)
+def test_the_relative_times_of_the_recipes_are_within_20_percent_of_the_measured_ones(
+    file: str, cpu: str, expected: dict[str, float]
+) -> None:
+    record = json.loads((Path(__file__).parents[2] / "results" / f"{file}.json").read_text())["classes"][cpu]
+    seconds = {
+        name: fmean(record[name]["seconds_per_step"].values()) / config.batch_size for name, config in RECIPES.items()
+    }
+    for name, relative in expected.items():
+        assert relative == pytest.approx(seconds[name] / seconds["baseline"], rel=0.2)

@@ -14,9 +14,10 @@ MEASURED_STEPS = 5
 FORWARD_SHARE = 1 / 3  # evaluating an image takes about this part of the time of training with it
 LONG_SECONDS = 20 * 60  # of a run for which the times of the other recipes are printed
 FEWEST_SECONDS = 30  # the time of a shorter run is not printed
-# The time of training with an image by each recipe, relative to the baseline. results/recipe_time.json has the
-# measurements for three classes of CPU.
+# The time of training with an image by each recipe, relative to the baseline. results/recipe_time.json and
+# results/recipe_time_avx2.json have the measurements. Winograd's algorithm saves most in the baseline.
 RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25}
+WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43}
 
 
 class ExpectedTime:
@@ -28,6 +29,7 @@ class ExpectedTime:
 
     def __init__(self, experiment: Experiment) -> None:
         self._config = experiment.config
+        self._by_winograd = bool(experiment.plan.winograd)
         self._train = experiment.train
         self._swept = batches_of_sweep(experiment.train)
         self._evaluated_pixels = len(experiment.dataset.evaluation) * experiment.preprocessing.input_size**2
@@ -53,7 +55,7 @@ class ExpectedTime:
         seconds_per_pixel = statistics.median((end - begin) / pixels for (begin, _), (end, pixels) in measured)
         seconds = time.perf_counter() - self._began + seconds_per_pixel * left
         lines = [f"Expected time: {duration(seconds)}"] if seconds >= FEWEST_SECONDS else []
-        others = times_of_other_recipes(self._config, seconds)
+        others = times_of_other_recipes(self._config, seconds, by_winograd=self._by_winograd)
         if seconds > LONG_SECONDS and others:
             times = " and ".join(f"about {duration(time)} with --recipe {name}" for name, time in others.items())
             lines.append(f"Training would take {times}")
@@ -74,8 +76,10 @@ class ExpectedTime:
         return training + evaluations * self._evaluated_pixels * FORWARD_SHARE
 
 
-def times_of_other_recipes(config: Config, seconds: float) -> dict[str, float]:
+def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool) -> dict[str, float]:
     """The seconds that each faster recipe would take, if `config` takes `seconds`.
+
+    `by_winograd` says whether the compute plan uses Winograd's algorithm.
 
     Empty if `config` changes a setting of its recipe that the time of an image depends on.
     """
@@ -83,8 +87,9 @@ def times_of_other_recipes(config: Config, seconds: float) -> dict[str, float]:
     decisive = ("network", "widths", "activation", "batch_size", "sizes", "size")
     if any(getattr(config, name) != getattr(recipe, name) for name in decisive):
         return {}
-    seconds_of_unit = seconds / (RELATIVE_SECONDS_PER_IMAGE[config.recipe] * config.epochs)
-    times = {name: RELATIVE_SECONDS_PER_IMAGE[name] * RECIPES[name].epochs * seconds_of_unit for name in RECIPES}
+    relative = WITH_WINOGRAD if by_winograd else RELATIVE_SECONDS_PER_IMAGE
+    seconds_of_unit = seconds / (relative[config.recipe] * config.epochs)
+    times = {name: relative[name] * RECIPES[name].epochs * seconds_of_unit for name in RECIPES}
     return {name: time for name, time in times.items() if time < seconds and name != config.recipe}
 
 
