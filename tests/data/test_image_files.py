@@ -9,7 +9,7 @@ from PIL import Image
 
 from onecycle.core.errors import InputError
 from onecycle.data import image_files
-from onecycle.data.image_files import open_image, to_square
+from onecycle.data.image_files import conversions, open_image, to_square
 
 any_images = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
 
@@ -88,6 +88,39 @@ def test_the_transparent_color_of_an_image_without_alpha_is_blended_with_white(m
     square = to_square(reopened(image, "PNG", transparency=color), 8)
     assert (square[:, :4] == 50).all()
     assert (square[:, 4:] == 255).all()
+
+
+def hidden(kind: str) -> Image.Image:
+    """An image of several colors that its transparency hides everywhere."""
+    colors = Image.new("RGB", (8, 8), (10, 20, 30))
+    colors.paste((200, 100, 50), (0, 0, 4, 8))
+    if kind == "LA":
+        return Image.merge("LA", [colors.convert("L"), Image.new("L", (8, 8), 0)])
+    if kind == "P":
+        return reopened(colors.quantize(2), "PNG", transparency=bytes(2))
+    colors.putalpha(0)
+    return reopened(colors, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "TGA", "LA", "P"])
+def test_transparency_that_hides_all_of_an_image_with_several_colors_is_ignored(kind: str) -> None:
+    image = hidden(kind)
+    assert image.has_transparency_data
+    square = to_square(image, 8)
+    left, right = ([124] * 3, [18] * 3) if kind == "LA" else ([200, 100, 50], [10, 20, 30])
+    assert (square[:, :4] == left).all() and (square[:, 4:] == right).all()
+    assert "transparent everywhere: transparency is ignored" in conversions(image, "image")
+    assert "transparent: blended with white" not in conversions(image, "image")
+
+
+def test_an_image_of_one_color_or_with_any_visible_pixel_is_blended_with_white() -> None:
+    one_color = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert (to_square(one_color, 8) == 255).all()
+    assert "transparent: blended with white" in conversions(one_color, "image")
+    one_pixel = hidden("PNG")
+    one_pixel.putpixel((0, 0), (200, 100, 50, 255))
+    square = to_square(one_pixel, 8).reshape(-1, 3)
+    assert square[0].tolist() == [200, 100, 50] and (square[1:] == 255).all()
 
 
 def test_palette_gray_and_black_and_white_images_keep_their_colors() -> None:

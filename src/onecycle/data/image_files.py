@@ -126,7 +126,8 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """An image of any size and mode as uint8 `[size,size,3]`.
 
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
-    size keeps its pixels. The EXIF orientation is applied, and transparent pixels are blended with white.
+    size keeps its pixels. The EXIF orientation is applied, and transparent pixels are blended with white. Transparency
+    is ignored if it hides a whole image that has several colors.
     """
     if (turn := _turn(image)) is not None:
         image = image.transpose(turn)
@@ -138,12 +139,23 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
         values *= 255
         image = Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        rgba = _rgba(image)
+        hides_all = _hides_all(rgba)
+        image = rgba if hides_all else Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     image = image if image.mode == "RGB" else image.convert("RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
+def _hides_all(rgba: Image.Image) -> bool:
+    """Whether alpha is 0 everywhere, but the colors vary: a program that has no alpha may write zeros."""
+    # `getbbox` is None without a value above zero, and `getcolors` with more colors than its limit.
+    return rgba.getchannel("A").getbbox() is None and rgba.convert("RGB").getcolors(1) is None
 
 
 def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
@@ -153,13 +165,16 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
     """
     expected = Image.registered_extensions().get(Path(name).suffix.lower())
     format = "JPEG" if image.format == "MPO" else image.format
+    transparent = image.has_transparency_data and image.mode not in _DEEP
+    hides_all = transparent and _hides_all(_rgba(image))
     found = {
         # A JPEG with several images is not animated: cameras add preview images.
         "animated: only the first frame is used": format != "JPEG" and _is_animated(image),
         "rotated as their EXIF tag says": _turn(image) is not None,
         "more than twice as long as wide: only the center is used": max(image.size) > 2 * min(image.size),
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
-        "transparent: blended with white": image.has_transparency_data,
+        "transparent: blended with white": transparent and not hides_all,
+        "transparent everywhere: transparency is ignored": hides_all,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
         "in a different format than the suffix says": expected not in (format, image.format),
     }

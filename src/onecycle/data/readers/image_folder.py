@@ -33,7 +33,7 @@ from onecycle.data.store.mapped import portions, read_set, write_set
 from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
 PROBLEMS_LISTED = 5  # an error message lists at most this many problems
-_CACHE_VERSION = 4  # increase it when decoding or the format of the cached files changes
+_CACHE_VERSION = 5  # increase it when decoding or the format of the cached files changes
 
 
 class FolderSets(NamedTuple):
