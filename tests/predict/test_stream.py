@@ -19,6 +19,7 @@ from onecycle.cli import main
 from onecycle.core.errors import InputError
 from onecycle.data import image_files, load_dataset
 from onecycle.data.batches import Batches
+from onecycle.data.readers.left_out import LeftOut
 from onecycle.predict import stream
 from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.predict.stream import NamedFile, files_of, predict_files
@@ -252,6 +253,41 @@ def test_links_in_folders_are_followed(photographs: Path, tmp_path: Path) -> Non
 def test_patterns_search_folders(photographs: Path) -> None:
     found = files_of([str(photographs)[:-1] + "?/**/[12].png"])
     assert sorted(file.path.name for file in found if file.problem is None) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize("name", ["p [1]", "[abc]", "a*b?", "deep [1]/inner [x]"])
+def test_an_existing_folder_at_the_start_of_a_pattern_is_taken_literally(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "p 1").mkdir()  # what `p [1]` matches as a pattern
+    for folder in (name, "p 1"):
+        (tmp_path / folder / "1.png").touch()
+    assert list(files_of([str(tmp_path / name / "*.png")])) == [NamedFile(tmp_path / name / "1.png")]
+    monkeypatch.chdir(tmp_path)
+    assert list(files_of([f"{name}/[0-9].*", f"./{name}/**/*.png"])) == [NamedFile(Path(name) / "1.png")] * 2
+
+
+@pytest.mark.parametrize("pattern", ["*", "**", "**/*", "?*/", "[ab] [12]"])
+def test_folders_that_match_a_pattern_are_searched_and_each_file_comes_once(pattern: str, tmp_path: Path) -> None:
+    for name in ("a 1/1.png", "a 1/deep/2.png", "b 2/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b 2" / "IMG_1.HEIC").touch()
+    left_out = LeftOut()
+    found = files_of([f"{tmp_path}/{pattern}"], left_out)
+    assert [str(file.path.relative_to(tmp_path)) for file in found] == ["a 1/1.png", "a 1/deep/2.png", "b 2/3.png"]
+    folder = tmp_path if pattern == "**" else tmp_path / "b 2"
+    (line,) = left_out.lines()
+    assert f"({folder}/" in line and line.endswith("IMG_1.HEIC)")
+
+
+def test_a_matching_folder_without_an_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "1.png").touch()
+    image, empty = files_of([f"{tmp_path}/*"])
+    assert image == NamedFile(tmp_path / "1.png")
+    assert empty.problem == f"{tmp_path}/empty: no image found; check the name"
 
 
 def test_an_existing_file_whose_name_looks_like_a_pattern_is_that_file(photographs: Path, tmp_path: Path) -> None:

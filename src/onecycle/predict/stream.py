@@ -71,7 +71,8 @@ def predict_each(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, 
 def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterator[NamedFile]:
     """Yield the files that `sources` name. A source is the path of a file or folder, or a pattern.
 
-    Files in folders that are not images are counted in `left_out`.
+    A folder that matches a pattern is searched like a folder that is named. Files in folders that are not images are
+    counted in `left_out`.
     """
     for source in sources:
         path, in_folder = Path(source), LeftOut()
@@ -81,8 +82,7 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
         elif os.path.isdir(path):
             files = _files_below(path, in_folder)
         elif not os.path.lexists(path) and glob.has_magic(source):
-            names = sorted(glob.iglob(source, recursive=True))
-            files = (NamedFile(Path(name)) for name in names if not os.path.isdir(name))
+            files = files_of(_matches(source), left_out)
         else:
             files = [NamedFile(path)]
         empty = True
@@ -93,6 +93,22 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
             yield NamedFile(path, in_folder.appended_to(f"{printable(path)}: no image found; check the name"))
         elif left_out is not None:
             left_out.include(in_folder, f"{path}/")
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the paths that match `pattern`, in order, except those inside a folder that matches, too.
+
+    The folder at the start of `pattern`, as far as it exists, is taken literally, because its name may have brackets.
+    """
+    folder = pattern
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    names = glob.iglob(glob.escape(folder) + pattern[len(folder) :], recursive=True)
+    around: Path | None = None
+    for path in sorted(map(Path, names)):  # a folder is followed by what it contains
+        if around is None or not path.is_relative_to(around):
+            yield str(path)
+            around = path if os.path.isdir(path) else None
 
 
 def _files_below(folder: Path, left_out: LeftOut) -> Iterator[NamedFile]:
