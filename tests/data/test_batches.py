@@ -245,6 +245,13 @@ def test_the_order_does_not_depend_on_the_augmentation() -> None:
         assert order_of(batches_of(40, seed=seed, augment_batch=WriteKeys()), epoch) == plain
 
 
+@pytest.mark.parametrize("name", ["batch_size", "epochs", "shards"])
+@pytest.mark.parametrize("value", [0, -1, -8])
+def test_numbers_below_1_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is {value}; it must be 1 or more$"):
+        batches_of(20, **{name: value})
+
+
 def test_an_augmentation_for_images_and_one_for_batches_cannot_be_combined() -> None:
     with pytest.raises(ValueError, match="give augment or augment_batch"):
         batches_of(20, augment=write_key, augment_batch=WriteKeys())

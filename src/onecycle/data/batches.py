@@ -44,7 +44,8 @@ class Batches:
     in their order.
 
     Raises:
-        ValueError: when both `augment` and `augment_batch` are given.
+        ValueError: when both `augment` and `augment_batch` are given, or when `batch_size`, `epochs` or `shards` is
+            below 1.
     """
 
     def __init__(
@@ -66,6 +67,9 @@ class Batches:
     ) -> None:
         if augment and augment_batch:
             raise ValueError("give augment or augment_batch, not both")
+        for name, value in {"batch_size": batch_size, "epochs": epochs, "shards": shards}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more")
         self.images = images
         self.preprocessing = preprocessing
         self.batch_size = batch_size
