@@ -15,7 +15,7 @@ from onecycle.storage.checkpoint import load_checkpoint, save_checkpoint, weight
 from onecycle.storage.records import EpochRecord, History
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import StepReport
-from onecycle.train.nonfinite import ON_A_GPU, NonFiniteError, weights_finite
+from onecycle.train.nonfinite import NonFiniteError, weights_finite
 
 SAVE_SECONDS = 300.0  # between two checkpoints within an epoch; the end of an epoch is always saved
 _FORMAT = 3
@@ -113,7 +113,8 @@ class RunState:
         """
         if not weights_finite(self._experiment.model):
             steps = len(self.history) * len(self._experiment.train)
-            raise NonFiniteError(self.last_step.step if self.last_step else steps - 1, ON_A_GPU)
+            step = self.last_step.step if self.last_step else steps - 1
+            raise NonFiniteError(f"the network after step {step}", "a weight or a running statistic is infinity or NaN")
         self._last_save = time.perf_counter()
         if not self._group.is_main_process:
             return

@@ -16,6 +16,7 @@ from onecycle.core.files import locked
 from onecycle.core.signals import Interruption, watched
 from onecycle.distributed import consistency, process_group
 from onecycle.distributed.process_group import ProcessGroup
+from onecycle.models import ModelComposite
 from onecycle.models.test_time_augmentation import TestTimeAugmentation
 from onecycle.run import environment, finished, repeat, results, setup
 from onecycle.run.autosave import RunState
@@ -274,29 +275,31 @@ def _train(
 
     progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
     with group.watch_progress():
-        with failure_reported(folder, config, group, lr_max=lr_max), interruption.deferred():
-            fit(
-                experiment.model,
-                experiment.optimizer,
-                experiment.train,
-                experiment.evaluation,
-                epochs=config.epochs,
-                lr_min=lr_min,
-                lr_max=lr_max,
-                peak_fraction=config.peak_fraction,
-                plan=experiment.plan,
-                first_epoch=len(state.history),
-                last_step=state.last_step,
-                after_step=after_step,
-                after_evaluation_batch=state.stop_if_signaled,
-                after_epoch=after_epoch,
-            )
-        consistency.agree_to_stop(group)  # a signal may have arrived while the last epoch was saved
-        interruption.check()
-        # A run that was interrupted after its last epoch has no evaluation in memory.
-        evaluation = last or evaluate(experiment.model, experiment.evaluation, plan=experiment.plan)
-        train_sample = results.evaluate_training_sample(experiment)
-        tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None
+        with failure_reported(folder, config, group, lr_max=lr_max):
+            with interruption.deferred():
+                fit(
+                    experiment.model,
+                    experiment.optimizer,
+                    experiment.train,
+                    experiment.evaluation,
+                    epochs=config.epochs,
+                    lr_min=lr_min,
+                    lr_max=lr_max,
+                    peak_fraction=config.peak_fraction,
+                    evaluated_on=experiment.dataset.evaluated_on,
+                    plan=experiment.plan,
+                    first_epoch=len(state.history),
+                    last_step=state.last_step,
+                    after_step=after_step,
+                    after_evaluation_batch=state.stop_if_signaled,
+                    after_epoch=after_epoch,
+                )
+            consistency.agree_to_stop(group)  # a signal may have arrived while the last epoch was saved
+            interruption.check()
+            # A run that was interrupted after its last epoch has no evaluation in memory.
+            evaluation = last or _evaluate(experiment, experiment.model, experiment.dataset.evaluated_on)
+            train_sample = results.evaluate_training_sample(experiment)
+            tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None
         if group.is_main_process:
             _conclude(
                 experiment,
@@ -352,8 +355,12 @@ def _conclude(
         progress.say(f"Report: {finished.write_report(folder)}")
 
 
+def _evaluate(experiment: Experiment, model: ModelComposite, evaluated_on: str) -> Evaluation:
+    return evaluate(model, experiment.evaluation, evaluated_on=evaluated_on, plan=experiment.plan)
+
+
 def _evaluate_with_tta(experiment: Experiment) -> TTAResult:
     started = time.perf_counter()
     model = TestTimeAugmentation(experiment.model)
-    evaluation = evaluate(model, experiment.evaluation, plan=experiment.plan)
+    evaluation = _evaluate(experiment, model, f"augmented {experiment.dataset.evaluated_on}")
     return TTAResult(evaluation.accuracy, time.perf_counter() - started)

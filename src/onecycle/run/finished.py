@@ -76,9 +76,13 @@ def _evaluate(
     """The accuracy, the loss, and the accuracy with test-time augmentation (None unless `tta`)."""
     plan = predictor.plan
     batches = Batches(dataset.evaluation, predictor.preprocessing, batch_size=batch_size, device=plan.device)
-    evaluation = evaluate(predictor.model, batches, plan=plan)
-    averaged = evaluate(TestTimeAugmentation(predictor.model), batches, plan=plan).accuracy if tta else None
-    return evaluation.accuracy, evaluation.loss, averaged
+    split = dataset.evaluated_on
+    evaluation = evaluate(predictor.model, batches, evaluated_on=split, plan=plan)
+    if not tta:
+        return evaluation.accuracy, evaluation.loss, None
+    augmented = TestTimeAugmentation(predictor.model)
+    averaged = evaluate(augmented, batches, evaluated_on=f"augmented {split}", plan=plan)
+    return evaluation.accuracy, evaluation.loss, averaged.accuracy
 
 
 def _in_words(split: str, accuracy: float, loss: float | None, tta_accuracy: float | None) -> str:

@@ -41,7 +41,7 @@ def evaluate_training_sample(experiment: Experiment) -> Evaluation:
         device=experiment.plan.device,
         group=experiment.group,
     )
-    return evaluate(experiment.model, batches, plan=experiment.plan)
+    return evaluate(experiment.model, batches, evaluated_on="training", plan=experiment.plan)
 
 
 def write(

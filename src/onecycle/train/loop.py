@@ -117,7 +117,7 @@ def training_steps(
         # On a GPU, this check would make every step wait for the device. There, the loss of each epoch and the saved
         # weights are checked instead.
         if plan.device == "cpu" and not all_finite(result.loss, prepared):
-            raise NonFiniteError(step, _where_not_finite(prepared, batch, plan, group))
+            raise NonFiniteError(f"step {step}", _where_not_finite(prepared, batch, plan, group))
         optimizer.step()
         yield step, result
 
@@ -126,12 +126,16 @@ def evaluate(
     model: nn.Module,
     batches: Batches,
     *,
+    evaluated_on: str = "evaluation",
     plan: ComputePlan = EAGER,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate `model` once on every image of `batches`. The model keeps its training or evaluation mode.
 
+    `evaluated_on` names the split in messages.
+
     Raises:
+        NonFiniteError: when a logit or the loss is not finite.
         ValueError: when several processes have split the batches into shards.
     """
     # Compiling pays off in training only, and an evaluation must be repeatable without a compiler.
@@ -151,6 +155,7 @@ def evaluate(
     labels = torch.from_numpy(batches.images.labels[batches.order(0)])
     means = group.all_gather(torch.cat(losses).cpu()).tolist()
     all_logits = group.all_gather(torch.cat(logits).cpu())
+    _require_finite(means, all_logits, evaluated_on)
     total = math.fsum(loss * batches.size(number) for number, loss in enumerate(means))
     correct = int((all_logits.argmax(dim=1) == labels).sum())
     return Evaluation(loss=total / len(labels), accuracy=correct / len(labels), logits=all_logits, labels=labels)
@@ -166,6 +171,7 @@ def fit(
     lr_min: float,
     lr_max: float,
     peak_fraction: float = 5 / 24,
+    evaluated_on: str = "evaluation",
     plan: ComputePlan = EAGER,
     first_epoch: int = 0,
     last_step: StepReport | None = None,
@@ -180,14 +186,15 @@ def fit(
     each evaluation, `set_batch_norm_statistics` computes the running statistics of batch norm from training images.
 
     To continue a restored run, give `first_epoch` (0-based). If that epoch is partly trained, `last_step` is the report
-    of its last completed step. Returns one record for each epoch trained in this call.
+    of its last completed step. `evaluated_on` names the split of `evaluation` in messages. Returns one record for each
+    epoch trained in this call.
 
     Raises:
         ValueError: when there are fewer than two steps: one cycle needs two.
         InputError: before the first step, when `model` cannot be trained on a batch of a single image that occurs in
             `train`.
-        NonFiniteError: when a loss or a gradient is not finite. On a CPU the parameters are then left in the state
-            after the previous step.
+        NonFiniteError: when a loss, a gradient or a logit of the evaluation is not finite. On a CPU the parameters are
+            then left in the state after the previous step.
     """
     require_trainable(model, train)
     prepared = plan.prepare(as_composite(model))
@@ -213,11 +220,13 @@ def fit(
         assert report, "an epoch has at least one step"
         train_loss, train_accuracy = report.totals.mean_loss, report.totals.accuracy  # waits for the device
         if not math.isfinite(train_loss):
-            raise NonFiniteError(report.step, ON_A_GPU)
+            raise NonFiniteError(f"step {report.step}", ON_A_GPU)
         images = images_after_epoch(epoch, epochs, len(train.images))
         set_batch_norm_statistics(model, train, plan=plan, images=images)
         training_seconds = time.perf_counter() - started
-        evaluated = evaluate(model, evaluation, plan=plan, after_batch=after_evaluation_batch)
+        evaluated = evaluate(
+            model, evaluation, evaluated_on=evaluated_on, plan=plan, after_batch=after_evaluation_batch
+        )
         record = EpochRecord(
             epoch=epoch + 1,
             lr=report.lr,
@@ -241,6 +250,22 @@ def _cycle(
         raise ValueError(f"{epochs} epochs of {steps_per_epoch} steps are too short; one cycle needs at least 2 steps")
     peak = peak_step(total_steps, peak_fraction)
     return partial(one_cycle, total_steps=total_steps, peak_step=peak, lr_min=lr_min, lr_max=lr_max)
+
+
+def _require_finite(losses: list[float], logits: torch.Tensor, evaluated_on: str) -> None:
+    """Check the mean loss of each batch and the logits `[N,C]` of an evaluation.
+
+    Raises:
+        NonFiniteError: when one of them is infinity or NaN, which `argmax` could count as a class.
+    """
+    images = int((~logits.isfinite()).any(dim=1).sum())
+    if images or not all(map(math.isfinite, losses)):
+        where = (
+            f"{images:,} of {len(logits):,} have logits with infinity or NaN"
+            if images
+            else "the loss of a batch is infinity or NaN"
+        )
+        raise NonFiniteError(f"the result on the {evaluated_on} images", where)
 
 
 def _where_not_finite(prepared: ModelComposite, batch: Batch, plan: ComputePlan, group: ProcessGroup) -> str:

@@ -1,4 +1,4 @@
-"""Detect infinity or NaN in a training step, and find the first layer that computed infinity or NaN."""
+"""Detect infinity or NaN in training and evaluation, and find the first layer that computed infinity or NaN."""
 
 import torch
 from torch import nn
@@ -12,12 +12,10 @@ NO_LAYER = "no single layer is non-finite; only the combined gradients are"
 
 
 class NonFiniteError(InputError):
-    """A loss or a gradient is infinity or NaN at `step` (0-based, global). `where` says where it happened first."""
+    """`what`, a training step or an evaluation, computed infinity or NaN. `where` says in which part of it."""
 
-    def __init__(self, step: int, where: str) -> None:
-        super().__init__(f"step {step} is not finite: {where}")
-        self.step = step
-        self.where = where
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} is not finite: {where}")
 
 
 def all_finite(loss: torch.Tensor, model: nn.Module) -> bool:
