@@ -1,3 +1,4 @@
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from networks import convolutional
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, Optimizer
 
 from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.data import ImageSet, load_dataset
@@ -20,6 +21,7 @@ from onecycle.models import Batch, ModelComposite, StepOutput, as_composite
 from onecycle.storage.checkpoint import load_checkpoint, save_checkpoint
 from onecycle.storage.records import EpochRecord, History
 from onecycle.train.loop import EpochTotals, Evaluation, StepReport, evaluate, fit, training_steps
+from onecycle.train.lr_finder import find_lr
 from onecycle.train.precise_batch_norm import set_batch_norm_statistics
 from onecycle.train.scheduler import one_cycle, peak_step
 
@@ -46,8 +48,9 @@ def rates_of_run(images: ImageSet, **options: float) -> list[float]:
     return rates
 
 
-def batches(images: ImageSet, batch_size: int, *, shuffle: bool = False) -> Batches:
-    return Batches(images, Preprocessing.of(images.images), batch_size=batch_size, shuffle=shuffle)
+def batches(images: ImageSet, batch_size: int, *, shuffle: bool = False, shards: int = 1) -> Batches:
+    preprocessing = Preprocessing.of(images.images)
+    return Batches(images, preprocessing, batch_size=batch_size, shuffle=shuffle, shards=shards)
 
 
 def single_batch(images: ImageSet) -> Batch:
@@ -336,6 +339,109 @@ def test_fit_refuses_fewer_than_two_steps(ten: ImageSet, epochs: int) -> None:
     with pytest.raises(ValueError):
         fit(model, SGD(model.parameters()), batches(ten, 10), batches(ten, 10), epochs=epochs, **RATES)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def unrelated(model: nn.Module) -> Optimizer:
+    return SGD(linear().parameters())
+
+
+def of_the_original_of_a_copy(model: nn.Module) -> Optimizer:
+    return SGD(copy.deepcopy(model).parameters())
+
+
+def of_a_frozen_parameter(model: nn.Module) -> Optimizer:
+    return SGD([model[1].weight.requires_grad_(False)])
+
+
+@pytest.mark.parametrize("make", [unrelated, of_the_original_of_a_copy, of_a_frozen_parameter])
+@pytest.mark.parametrize("network", [linear, lambda: nn.Sequential(*linear(), nn.Identity()), convolutional])
+def test_an_optimizer_without_a_trainable_parameter_of_the_model_is_refused(
+    ten: ImageSet, make: Callable[[nn.Module], Optimizer], network: Callable[[], nn.Module]
+) -> None:
+    model = network()
+    optimizer, train, steps = make(model), batches(ten, 5), []
+    with pytest.raises(ValueError, match="^the optimizer holds no trainable parameter of the model; create it"):
+        fit(model, optimizer, train, train, epochs=1, after_step=steps.append, **RATES)
+    with pytest.raises(ValueError, match="^the optimizer holds no trainable parameter of the model; create it"):
+        find_lr(model, optimizer, train, after_step=lambda *step: steps.append(step))
+    assert not steps
+
+
+def test_an_optimizer_of_some_parameters_is_accepted(ten: ImageSet) -> None:
+    model = linear()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    fit(model, SGD([model[1].bias]), batches(ten, 5), batches(ten, 5), epochs=1, **RATES)
+    changed = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert changed == [False, True]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_model_whose_parameters_are_all_frozen_is_refused(ten: ImageSet, shards: int) -> None:
+    model, train = linear().requires_grad_(False), batches(ten, 5, shards=shards)
+    optimizer, steps = SGD(model.parameters()), []
+    with pytest.raises(ValueError, match="^all parameters of the model are frozen; "):
+        fit(model, optimizer, train, batches(ten, 5), epochs=1, after_step=steps.append, **RATES)
+    with pytest.raises(ValueError, match="^all parameters of the model are frozen; "):
+        find_lr(model, optimizer, train, after_step=lambda *step: steps.append(step))
+    assert not steps
+
+
+def test_groups_that_are_all_frozen_before_the_last_epoch_are_refused(ten: ImageSet) -> None:
+    model, steps = linear(), []
+    groups = [{"params": [model[1].weight], "epochs": 1}, {"params": [model[1].bias], "epochs": 2}]
+    with pytest.raises(
+        ValueError, match="^all parameter groups of the optimizer are frozen before the last of 3 epochs"
+    ):
+        fit(model, SGD(groups), batches(ten, 5), batches(ten, 5), epochs=3, after_step=steps.append, **RATES)
+    assert not steps
+    fit(model, SGD(groups), batches(ten, 5), batches(ten, 5), epochs=2, **RATES)
+
+
+@pytest.mark.parametrize(
+    ("last", "shape"),
+    [
+        ((nn.Linear(192, 9),), r"\[5, 9\]"),
+        ((nn.Linear(192, 1),), r"\[5, 1\]"),
+        ((nn.Linear(192, 10), nn.Unflatten(1, (10, 1))), r"\[5, 10, 1\]"),
+        ((nn.Linear(192, 1), nn.Flatten(0)), r"\[5\]"),
+    ],
+)
+def test_a_network_without_a_logit_for_each_class_is_refused(
+    ten: ImageSet, last: tuple[nn.Module, ...], shape: str
+) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), *last)
+    optimizer, train, steps = SGD(model.parameters()), batches(ten, 5), []
+    message = rf"^the network's output for a batch has the shape {shape}; it must be \[B,10\]"
+    with pytest.raises(ValueError, match=message):
+        fit(model, optimizer, train, train, epochs=1, after_step=steps.append, **RATES)
+    with pytest.raises(ValueError, match=message):
+        find_lr(model, optimizer, train, after_step=lambda *step: steps.append(step))
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, train)
+    assert not steps
+
+
+def test_a_network_may_have_more_logits_than_classes(ten: ImageSet) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 12))
+    (record,) = fit(model, SGD(model.parameters()), batches(ten, 5), batches(ten, 5), epochs=1, **RATES)
+    assert np.isfinite(record.eval_loss)
+
+
+def test_fit_refuses_a_cycle_whose_lowest_rate_is_above_its_highest(ten: ImageSet) -> None:
+    model, steps = linear(), []
+    images = batches(ten, 5)
+    with pytest.raises(ValueError, match=r"^lr_min is 0\.1, above lr_max, which is 0\.01; "):
+        fit(
+            model,
+            SGD(model.parameters()),
+            images,
+            images,
+            epochs=1,
+            lr_min=0.1,
+            lr_max=0.01,
+            after_step=steps.append,
+        )
+    assert not steps
 
 
 def test_fit_accepts_two_steps(ten: ImageSet) -> None:

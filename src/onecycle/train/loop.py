@@ -84,6 +84,45 @@ def make_train_step(batches: Batches, plan: ComputePlan) -> TrainStep:
     return ShardedStep(batches, plan) if batches.shards > 1 else whole_batch_step(plan)
 
 
+def prepare(model: nn.Module, batches: Batches, plan: ComputePlan) -> ModelComposite:
+    """`model`, prepared by `plan`. Its first forward pass raises `ValueError` unless it has logits for all classes."""
+    classes = len(batches.images.classes)
+
+    def require_logits(_: nn.Module, __: object, logits: torch.Tensor) -> None:
+        if logits.dim() != 2 or logits.shape[1] < classes:
+            raise ValueError(
+                f"the network's output for a batch has the shape {list(logits.shape)}; it must be [B,{classes}], one "
+                "logit for each image and class"
+            )
+
+    prepared = plan.prepare(as_composite(model))
+    # Without this check, the loss would fail with the index of a class, and on a GPU every later call would fail, too.
+    prepared.register_forward_hook(require_logits)
+    return prepared
+
+
+def require_optimized(model: nn.Module, optimizer: Optimizer, *, epochs: int = 1) -> None:
+    """Check that `optimizer` holds a parameter of `model` that is trained in each of the `epochs`.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ValueError("all parameters of the model are frozen; set requires_grad of those to train")
+    groups = [group for group in optimizer.param_groups if trainable.intersection(group["params"])]
+    if not groups:
+        raise ValueError(
+            "the optimizer holds no trainable parameter of the model; create it from the parameters of the model that "
+            "is trained, not of a copy or of another model"
+        )
+    if all(group.get("epochs") is not None and group["epochs"] < epochs for group in groups):
+        raise ValueError(
+            f'all parameter groups of the optimizer are frozen before the last of {epochs} epochs; raise "epochs" of a '
+            "group or leave it out"
+        )
+
+
 def training_steps(
     prepared: ModelComposite,
     optimizer: Optimizer,
@@ -136,10 +175,11 @@ def evaluate(
 
     Raises:
         NonFiniteError: when a logit or the loss is not finite.
-        ValueError: when several processes have split the batches into shards.
+        ValueError: when several processes have split the batches into shards, or when `model` does not give one logit
+            for each class.
     """
     # Compiling pays off in training only, and an evaluation must be repeatable without a compiler.
-    prepared = replace(plan, torch_compile=False).prepare(as_composite(model)).eval()
+    prepared = prepare(model, batches, replace(plan, torch_compile=False)).eval()
     group = batches.group
     if batches.shards > 1 and group.size > 1:
         raise ValueError("each process has only its own shards of these batches; evaluate batches without shards")
@@ -190,14 +230,17 @@ def fit(
     epoch trained in this call.
 
     Raises:
-        ValueError: when there are fewer than two steps: one cycle needs two.
+        ValueError: before the first step, when there are fewer than two steps, of which one cycle consists at least,
+            when `lr_min` is above `lr_max`, when `optimizer` holds no trainable parameter of `model`, or when `model`
+            does not give one logit for each class.
         InputError: before the first step, when `model` cannot be trained on a batch of a single image that occurs in
             `train`.
         NonFiniteError: when a loss, a gradient or a logit of the evaluation is not finite. On a CPU the parameters are
             then left in the state after the previous step.
     """
+    require_optimized(model, optimizer, epochs=epochs)
     require_trainable(model, train)
-    prepared = plan.prepare(as_composite(model))
+    prepared = prepare(model, train, plan)
     _match_memory_layout(optimizer)
     steps = partial(
         training_steps,
@@ -248,6 +291,8 @@ def _cycle(
     total_steps = epochs * steps_per_epoch
     if total_steps < 2:
         raise ValueError(f"{epochs} epochs of {steps_per_epoch} steps are too short; one cycle needs at least 2 steps")
+    if lr_min > lr_max:
+        raise ValueError(f"lr_min is {lr_min:g}, above lr_max, which is {lr_max:g}; lower lr_min or raise lr_max")
     peak = peak_step(total_steps, peak_fraction)
     return partial(one_cycle, total_steps=total_steps, peak_step=peak, lr_min=lr_min, lr_max=lr_max)
 

@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.errors import InputError
 from onecycle.data.batches import Batches
-from onecycle.models import as_composite
 from onecycle.storage.records import LRCurve
-from onecycle.train.loop import make_train_step, training_steps
+from onecycle.train.loop import make_train_step, prepare, require_optimized, training_steps
 from onecycle.train.nonfinite import NonFiniteError
 from onecycle.train.random_states import keep_random_states
 from onecycle.train.single_images import require_trainable
@@ -57,12 +56,15 @@ def find_lr(
     Raises:
         InputError: when the curve has too few points, or falls too little, or when `model` cannot be trained on a batch
             of a single image that occurs in `batches`.
+        ValueError: before the first step, when `optimizer` holds no trainable parameter of `model`, or when `model`
+            does not give one logit for each class.
     """
+    require_optimized(model, optimizer)
     require_trainable(model, batches)
     batches = batches_of_sweep(batches)
     # Copy both in one call, so that the copied optimizer holds the copied parameters.
     model, optimizer = copy.deepcopy((model, optimizer))
-    prepared = plan.prepare(as_composite(model))
+    prepared = prepare(model, batches, plan)
     lrs = np.geomspace(start, end, steps).tolist()
     losses: list[float] = []
     stopped = "completed"
