@@ -218,5 +218,5 @@ def test_json_that_is_not_an_object_is_refused(tmp_path: Path, content: str) -> 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the configuration .*missing\.json: No such file"):
         Config.load(tmp_path / "missing.json")
-    with pytest.raises(InputError, match="cannot read the configuration .*: Is a directory"):
+    with pytest.raises(InputError, match="cannot read the configuration .*: it is not a regular file"):
         Config.load(tmp_path)

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from onecycle.cli import main
 from onecycle.core import extras
-from onecycle.core.errors import InputError
+from onecycle.core.errors import InputError, StorageError
 from onecycle.run.tensorboard import TensorBoard
 from onecycle.storage.run_folder import RunFolder
 
@@ -108,3 +108,21 @@ def test_a_run_without_tensorboard_writes_no_events(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     assert not RunFolder(path).tensorboard.exists()
     assert json.loads((path / "config.json").read_text())["tensorboard"] is False
+
+
+def test_a_linked_folder_is_refused_and_its_target_untouched(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    (tmp_path / "tensorboard").symlink_to("elsewhere")
+    with pytest.raises(StorageError, match="tensorboard cannot be written"):
+        TensorBoard(tmp_path / "tensorboard", [], "test")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+
+
+def test_a_folder_of_links_is_replaced_and_their_targets_untouched(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1").symlink_to(tmp_path / "precious")
+    TensorBoard(tmp_path / "tensorboard", [], "test")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not any(path.is_symlink() for path in (tmp_path / "tensorboard").iterdir())

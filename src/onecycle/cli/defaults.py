@@ -1,5 +1,6 @@
 """Fill in the options that the command line does not give: from a recipe, a saved configuration or a run."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     elif "--config" in given:
         if "--recipe" in given:
             raise InputError("--config includes the recipe; remove --recipe")
-        start = Config.load(Path(given["--config"]))
+        start = Config.load(Path(os.path.realpath(given["--config"])))  # the user may give a link
     else:
         # An unknown recipe gets the values of the baseline here. Cyclopts refuses it later.
         start = RECIPES.get(given.get("--recipe", ""), BASELINE)

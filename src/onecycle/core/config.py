@@ -10,9 +10,11 @@ from typing import Any, Literal, Self, get_args
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.older_records import with_current_names
+from onecycle.core.regular_files import read_regular
 
 PADDING = 4  # pixels
 CUTOUT = 8  # pixels
+_MOST_BYTES = 2**20  # of a saved configuration, which has less than 2**11
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 RecipeName = Literal["baseline", "quick", "fast"]
@@ -324,12 +326,12 @@ class Config(  # in reverse order: the fields of the last base class come first 
             InputError: when the file cannot be read or does not contain a configuration.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(read_regular(path, _MOST_BYTES))
         except OSError as error:
             raise InputError(
                 f"cannot read the configuration {path}: {error.strerror}; give the config.json of a run"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a configuration: {error}; give the config.json of a run") from error
         if not isinstance(values, dict):
             raise InputError(

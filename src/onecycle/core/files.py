@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,12 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onecycle.core.errors import InputError, OnecycleError, StorageError
+from onecycle.core.regular_files import open_regular
 
 _DAMAGE_ERRORS = (
     OSError,
     EOFError,
+    ArithmeticError,
     AttributeError,
-    KeyError,
+    LookupError,
+    RecursionError,  # from deeply nested JSON
     TypeError,
     ValueError,
     zipfile.BadZipFile,
@@ -29,6 +33,7 @@ _ADVICE = {
     errno.EPERM: "make it writable",
     errno.EROFS: "make it writable",
     errno.ENOENT: "its folder is missing",
+    errno.ELOOP: "remove it",
 }
 
 
@@ -74,7 +79,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, *, keep: Path | None = None, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`. If the block succeeds, the temporary file replaces `path`.
+    """Yield the path of an empty temporary file beside `path`. If the block succeeds, that file replaces `path`.
+
+    Its name is random, so that no link can wait there. If `path` is a link, the link is replaced, not its target.
 
     If the block fails, the temporary file is removed. The content is flushed to disk before the rename. So even after a
     power failure, `path` is either the complete old file or the complete new file. `check` is called with the temporary
@@ -86,9 +93,10 @@ def replacing(path: Path, *, keep: Path | None = None, check: Callable[[Path], o
     Raises:
         StorageError: when `path` cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with writing(path):
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             yield temporary
             flush(temporary)
             if check:
@@ -133,7 +141,7 @@ def reading(path: Path) -> Iterator[None]:
             f"{path.parent} has no {path.name}: the run did not get this far; resume it, or give another folder"
         ) from None
     except _DAMAGE_ERRORS as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"{path} is damaged or of another kind ({reason}); restore it from a copy") from error
 
 
@@ -147,12 +155,12 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / ".lock"
     with writing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         with writing(path):
             acquired = _lock(descriptor)
         if not acquired:
-            other = os.read(descriptor, 20).decode(errors="replace").strip()
+            other = printable(os.read(descriptor, 20).decode(errors="replace").strip())
             raise InUseError(f"process {other} is using {folder}; wait for it, or stop it first")
         if not _is_at(descriptor, path):
             raise InUseError(f"another process was using {folder} until just now; try again")
@@ -179,7 +187,7 @@ def waiting_for_lock(path: Path, before_waiting: Callable[[], None]) -> Iterator
         OSError: when the file cannot be created.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
         try:
             with suppress(ImportError):  # Windows has no `fcntl`, so nothing is locked
                 import fcntl

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import locked, printable, reading, replacing, writing
+from onecycle.core.regular_files import make_folder, read_regular
 from onecycle.core.signals import Interrupted
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.decode import Unreadable
@@ -35,6 +36,7 @@ from onecycle.predict.parquet import (
 )
 from onecycle.predict.predictor import Prediction, Predictor, load_file
 from onecycle.predict.stream import predict_each
+from onecycle.storage.checkpoint import MOST_TENSOR_BYTES
 
 _FORMAT = 3
 
@@ -143,7 +145,7 @@ def predict_into(
         Interrupted: on SIGINT or SIGTERM; repeat the call to go on.
     """
     with reading(weights):
-        predictor = ChunkPredictor(weights.read_bytes(), tta, top)
+        predictor = ChunkPredictor(read_regular(weights, MOST_TENSOR_BYTES), tta, top)
     settings = {
         "format": _FORMAT,
         "sources": [source and os.path.abspath(source) for source in sources],
@@ -201,7 +203,7 @@ def _save(out: Path, result: ChunkResult) -> None:
     """Write the two files of a chunk. The predictions are written last, because they mark the chunk as done."""
     for file, content in zip(_files(out, result.number), (result.unreadable, result.predictions), strict=True):
         with writing(file):
-            file.parent.mkdir(exist_ok=True)
+            make_folder(file.parent)
         with replacing(file) as temporary:
             temporary.write_bytes(content)
 

@@ -8,7 +8,7 @@ from onecycle.train.scheduler import peak_step
 
 def draw(folder: RunFolder) -> None:
     """Draw all plots into `plots/`. A plot whose records are not in the folder is left out."""
-    folder.plots.mkdir(exist_ok=True)
+    folder.make_plots_folder()
     if folder.augmentations.exists():
         figure = visualizations.augmentations(**folder.read_arrays(folder.augmentations))
         save_png(figure, folder.plots / "augmentations.png")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from onecycle.core.errors import InputError, StorageError
 from onecycle.core.extras import require
+from onecycle.core.regular_files import make_folder
 from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.report.model_card import CARD, write_card, write_card_of_included
 from onecycle.storage.run_folder import RunFolder
@@ -36,7 +37,10 @@ def export_onnx(run: Path | None, out: Path | None = None) -> tuple[Path, float]
         if path.exists():
             raise InputError(f"{path} exists already; remove it, or give another folder with --out")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if folder and not out:
+            make_folder(file.parent)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
             f"cannot create the folder {file.parent}: {error.strerror}; give another one with --out"

@@ -7,10 +7,12 @@ from tempfile import TemporaryDirectory
 
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError, OnecycleError, PeerError, StorageError
+from onecycle.core.files import reading
+from onecycle.core.regular_files import read_regular
 from onecycle.distributed import consistency, job
 from onecycle.distributed.process_group import ProcessGroup
 from onecycle.run import environment
-from onecycle.storage.checkpoint import load_checkpoint
+from onecycle.storage.checkpoint import MOST_TENSOR_BYTES, load_checkpoint
 from onecycle.storage.run_folder import RunFolder, interrupted
 
 _NOTHING = [-1, 0]
@@ -87,9 +89,14 @@ def scratch() -> Iterator[RunFolder]:
 def _broadcast_files(folder: RunFolder, group: ProcessGroup) -> None:
     is_main = group.is_main_process
     for file in (folder.config, folder.environment, folder.lr_finder, folder.checkpoint, folder.checkpoint_before):
-        content = group.broadcast_bytes(file.read_bytes() if is_main and file.exists() else b"")
+        content = group.broadcast_bytes(_content(file) if is_main and file.exists() else b"")
         if content and not is_main:
             file.write_bytes(content)
+
+
+def _content(file: Path) -> bytes:
+    with reading(file):
+        return read_regular(file, MOST_TENSOR_BYTES)
 
 
 def _progress(path: Path | None) -> list[int]:

@@ -1,15 +1,17 @@
 """Write TensorBoard files: scalars during training, plots and hyperparameters at the end."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable, writing
+from onecycle.core.regular_files import make_folder, read_regular
+from onecycle.data.image_files import LARGEST_FILE, open_image
 from onecycle.storage.records import EpochRecord, History, RunResult
 
 PLOTS = ("augmentations", "lr_finder", "confusion_matrix", "incorrect_predictions")
@@ -30,7 +32,9 @@ class TensorBoard:
         self._folder = folder
         self._evaluated_on = evaluated_on
         with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)  # refuses a link
+            make_folder(folder)
             try:
                 self._writer = SummaryWriter(str(folder))
             except UnicodeEncodeError:
@@ -60,7 +64,8 @@ class TensorBoard:
         with writing(self._folder):
             for name in PLOTS:
                 if (path := plots / f"{name}.png").exists():
-                    pixels = np.asarray(Image.open(path).convert("RGB"))
+                    image = open_image(read_regular(path, LARGEST_FILE), str(path), only=("PNG",))
+                    pixels = np.asarray(image.convert("RGB"))
                     self._writer.add_image(name, pixels, result.epochs, dataformats="HWC")
             values = {**config.to_json(), "lr_min": result.lr_min, "lr_max": result.lr_max}
             plain = {

@@ -1,5 +1,6 @@
 """The run folder: the names of its files, and how to read and write them."""
 
+import io
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ from onecycle.core.config import Config
 from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import locked, reading, replacing, writing
 from onecycle.core.older_records import existing, with_current_names
+from onecycle.core.regular_files import make_folder, read_regular
 from onecycle.storage.records import (
     EpochRecord,
     History,
@@ -25,6 +27,9 @@ from onecycle.storage.records import (
     NetworkSummary,
     RunResult,
 )
+
+MOST_JSON_BYTES = 2**26
+MOST_ARRAY_BYTES = 2**31
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -137,7 +142,7 @@ class RunFolder:
             InputError: when the file is missing or damaged.
         """
         with reading(path):
-            values = json.loads(path.read_text())
+            values = json.loads(read_regular(path, MOST_JSON_BYTES))
             if not isinstance(values, dict):
                 raise ValueError("it must hold one JSON object")
             return dict(with_current_names(values))
@@ -162,9 +167,8 @@ class RunFolder:
 
     def read_history(self) -> History:
         with reading(self.history):
-            return [
-                EpochRecord(**with_current_names(json.loads(line))) for line in self.history.read_text().splitlines()
-            ]
+            lines = read_regular(self.history, MOST_JSON_BYTES).splitlines()
+            return [EpochRecord(**with_current_names(json.loads(line))) for line in lines]
 
     def write_arrays(self, path: Path, **arrays: NDArray[Any]) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -177,8 +181,19 @@ class RunFolder:
             InputError: when the file is missing or damaged.
         """
         path = existing(path)
-        with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(with_current_names(dict(arrays)))
+        with reading(path):
+            content = io.BytesIO(read_regular(path, MOST_ARRAY_BYTES))
+            with np.load(content, allow_pickle=False) as arrays:
+                return dict(with_current_names(dict(arrays)))
+
+    def make_plots_folder(self) -> None:
+        """Create the folder of the plots, unless it exists.
+
+        Raises:
+            StorageError: when a link is in its place, or it cannot be created.
+        """
+        with writing(self.plots):
+            make_folder(self.plots)
 
     def write_misclassified(self, misclassified: Misclassified) -> None:
         self.write_arrays(self.misclassified, **misclassified.to_arrays())

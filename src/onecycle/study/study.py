@@ -18,8 +18,9 @@ from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
 from onecycle.core.recipes import RECIPES
+from onecycle.core.regular_files import read_regular
 from onecycle.core.signals import Interrupted
-from onecycle.storage.run_folder import RunFolder, new_folder
+from onecycle.storage.run_folder import MOST_JSON_BYTES, RunFolder, new_folder
 from onecycle.study import summary
 from onecycle.study.run import LOCAL_STUDY_ENGINE, StudyEngine, StudyRun
 
@@ -182,7 +183,7 @@ def _read(path: Path) -> Study:
     if not path.is_dir():
         raise InputError(f"there is no study folder {path}; check the name")
     with reading(path / "study.json"):
-        return Study.from_json(with_current_names(json.loads((path / "study.json").read_text())))
+        return Study.from_json(with_current_names(json.loads(read_regular(path / "study.json", MOST_JSON_BYTES))))
 
 
 def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:

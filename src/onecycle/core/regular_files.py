@@ -1,0 +1,61 @@
+"""Open the files of a folder that someone else may have made: regular files only, never through a link."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+# Windows has neither flag. There, only the check before opening remains.
+_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open the regular file at `path` with `flags` for `os.open`, and return its descriptor.
+
+    Links, pipes, devices and folders are not opened. Opening never waits. A file to write must have no other hard link,
+    because writing would change that file, too. The folders above `path` may be links.
+
+    Raises:
+        OSError: when there is no such file, something else is at `path`, or the file cannot be opened.
+    """
+    _refuse_link(path)
+    descriptor = os.open(path, flags | _SAFELY, 0o666)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if found.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.ELOOP, "it is a hard link to another file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The content of the regular file at `path`, opened as `open_regular` does.
+
+    Raises:
+        OSError: when the file cannot be opened or read, or has more than `most_bytes`.
+    """
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most_bytes + 1) if size <= most_bytes else b""
+    if (size := max(size, len(content))) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes; the limit is {most_bytes:,}")
+    return content
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder `path`, unless it exists. Its parent must exist.
+
+    Raises:
+        OSError: when a link or a file is at `path`, or the folder cannot be created.
+    """
+    _refuse_link(path)
+    path.mkdir(exist_ok=True)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link")
