@@ -15,7 +15,7 @@ from onecycle.core.errors import InputError
 from onecycle.data.decoding_cost import require_few_passes, require_few_values
 
 # The image formats that are read, by Pillow's names. Others are left out for safety: EPS needs an interpreter, which
-# runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care, so that
+# runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care:
 # ten kilobytes of JPEG 2000 may take minutes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 
