@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from onecycle.data.image_files import open_image, to_square
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
+_IDLE_SECONDS = 0.2  # for idle threads to end after a signal
 _POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before a wait
 MOST_THREADS = min(8, os.cpu_count() or 1)
 
@@ -111,8 +113,10 @@ def _daemon_threads(function: Callable[[A], R], count: int) -> Iterator[Callable
     finally:
         for _ in threads:
             tasks.put(None)
-    for thread in threads:
-        thread.join()
+        # An idle thread ends now: if it woke up while Python shuts down, the process might hang.
+        deadline = time.monotonic() + _IDLE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()) if is_stopped else None)
 
 
 def open_encoded(file: Encoded) -> Image.Image:
