@@ -30,6 +30,7 @@ from onecycle.storage.run_folder import RunFolder
 
 OPTIONS = [*NARROW, "--data", "digits", "--limit", "50", "--epochs", "3", "--batch-size", "16", "--workers", "0"]
 RATES = ["--lr-min", "1e-5", "--lr-max", "0.002"]
+GRAY = "All training images are gray, so the network converts every image to gray"
 TWO_STEPS = [*FINDABLE, "--epochs", "1"]
 
 FILES = {
@@ -144,8 +145,9 @@ def test_a_run_that_finds_its_learning_rates_also_has_the_curve_and_its_plot(wit
 def test_the_screen_shows_data_device_every_epoch_and_the_result(finished: tuple[RunFolder, Outcome]) -> None:
     folder, outcome = finished
     result, lines = folder.read_json(folder.result), outcome.out.splitlines()
-    assert f"50 training images, 50 test images, fingerprint {result['fingerprint'][:12]}" in lines[0]
-    assert re.match(r"Computing on cpu with \d+ threads?: ", lines[1])
+    assert lines[0] == f"!!! {GRAY}"
+    assert f"50 training images, 50 test images, fingerprint {result['fingerprint'][:12]}" in lines[1]
+    assert re.match(r"Computing on cpu with \d+ threads?: ", lines[2])
     rows = [line.split() for line in lines if re.match(r" +\d/3 ", line)]
     assert [row[0] for row in rows] == ["1/3", "2/3", "3/3"]
     assert [row[5] for row in rows] == [f"{record['eval_accuracy']:.2%}" for record in history_of(folder)]
@@ -200,7 +202,7 @@ def test_the_result_agrees_with_history_predictions_and_data(run: RunFolder) -> 
         "evaluated_on": "test",
         "train_images": 50,
         "eval_images": 50,
-        "notes": [],
+        "notes": [GRAY],
         "seed": 0,
         "parameters": 5_096,
         "lr_min": 1e-5,
@@ -595,8 +597,8 @@ def test_without_cifar10_and_network_digits_are_used_with_a_prominent_warning(
     folder = only_run(tmp_path / "out")
     assert folder.path.name.startswith("baseline-digits-")
     for notes in (folder.read_json(folder.result)["notes"], folder.read_json(folder.environment)["dataset"]["notes"]):
-        (note,) = notes
-        assert note.startswith("THIS IS NOT CIFAR-10")
+        first, second = notes
+        assert first.startswith("THIS IS NOT CIFAR-10") and second == GRAY
     assert folder.read_json(folder.result)["dataset"] == "digits"
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -42,8 +43,8 @@ def test_it_has_as_many_parameters_as_airbench_with_the_same_widths() -> None:
 def test_whitening_gives_uncorrelated_channels_and_their_negatives(
     network: WhitenedConvNet, tiny: tuple[ImageSet, ImageSet]
 ) -> None:
-    pixels = torch.from_numpy(tiny[0].images)
-    images = Preprocessing.of(tiny[0].images).normalize(pixels)
+    colored = (tiny[0].images / 2 + np.random.default_rng(0).integers(0, 128, tiny[0].images.shape)).astype(np.uint8)
+    images = Preprocessing.of(colored).normalize(torch.from_numpy(colored))
     network.whiten(images)
     outputs = functional.conv2d(images, network.whitening.weight)  # [N,24,31,31]
     assert torch.allclose(outputs[:, :12], -outputs[:, 12:], atol=1e-4)

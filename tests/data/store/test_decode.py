@@ -51,7 +51,8 @@ class File:
     content, where = bytes({size}), "a file"
 
 def decode(file):
-    print("decoding", flush=True)
+    sys.stdout.write("decoding\\n")
+    sys.stdout.flush()
     time.sleep(600)
 
 try:
