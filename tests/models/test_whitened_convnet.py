@@ -78,8 +78,15 @@ def test_an_architecture_is_rebuilt_from_its_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"network": "resnet"}, {"widths": [8, 16]}, {"widths": [8, 16, "x"]}, {"activation": "gelu"}]
+    "changes",
+    [
+        {"network": "resnet"},
+        {"widths": [8, 16]},
+        {"widths": [8, 16, "x"]},
+        {"activation": "gelu"},
+        {"widths": [8, 8, 60_000]},
+    ],
 )
 def test_an_unknown_architecture_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"^there is no (network|activation) "):
+    with pytest.raises(ValueError, match=r"^(network|widths|activation) (is|has) .*; it must "):
         Architecture.from_json(Architecture().to_json() | changes)

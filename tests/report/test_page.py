@@ -153,7 +153,11 @@ def test_a_confusion_matrix_of_a_hundred_classes_is_a_plot(copy_of: RunFolder) -
     logits = np.pad(arrays["logits"], ((0, 0), (0, 90)), constant_values=-20)
     copy_of.write_arrays(copy_of.predictions, logits=logits, labels=arrays["labels"])
     misclassified = copy_of.read_arrays(copy_of.misclassified)
-    copy_of.write_arrays(copy_of.misclassified, **{**misclassified, "classes": np.array([f"c{n}" for n in range(100)])})
+    of_hundred = {
+        "classes": np.array([f"c{n}" for n in range(100)]),
+        "probabilities": np.pad(misclassified["probabilities"], ((0, 0), (0, 90))),
+    }
+    copy_of.write_arrays(copy_of.misclassified, **{**misclassified, **of_hundred})
     page = report.write(copy_of).read_text()
     assert 'class="matrix"' not in page and "predicted as c" in page
 

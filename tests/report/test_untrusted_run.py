@@ -1,15 +1,22 @@
 """Commands that read a run folder made by someone else: links in it lead nowhere, and its records are validated."""
 
+import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from onecycle.cli import main
 from onecycle.core.errors import StorageError
 from onecycle.report import plots
+from onecycle.storage.checkpoint import load_tensors, save_tensors
 from onecycle.storage.run_folder import RunFolder
 
 Refused = Callable[..., str]
@@ -107,3 +114,168 @@ def test_a_run_is_read_through_a_link_to_its_folder(copy_of: RunFolder, tmp_path
     assert main(["report", "--run", str(tmp_path / "link")]) == 0
     (tmp_path / "config.json").symlink_to(copy_of.config)
     assert main(["study", "--config", str(tmp_path / "config.json"), "--seeds", "0"]) == 2
+
+
+# Contents
+
+NESTED = "[" * 100_000
+ESCAPES = "\x1b]0;title\x07\x1b[31m"  # sets the title of a terminal, and its color
+
+
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config", {"widths": [60_000, 8, 8]}),
+        ("config", {"size": 60_000}),
+        ("config", {"workers": 1_000_000}),
+        ("config", {"padding": 10**9}),
+        ("config", {"recipe": ESCAPES}),
+        ("environment", {"dataset": []}),
+        ("environment", {"dataset": {"name": [1], "fingerprint": "", "notes": []}}),
+        ("environment", {"versions": "1.0"}),
+        ("environment", {"compute_plan": {"device": "cpu", "precision": "float32", "threads": "many"}}),
+        ("result", {"evaluated_on": ESCAPES}),
+        ("result", {"eval_accuracy": 7}),
+        ("result", {"notes": "a note"}),
+        ("result", {ESCAPES: 0}),
+        ("network", {"layers": [{"layer": "Linear-1", "output_shape": ["x"], "parameters": 0}]}),
+    ],
+)
+def test_a_record_with_a_wrong_value_is_refused(
+    copy_of: RunFolder, refused: Refused, name: str, values: dict[str, object]
+) -> None:
+    path: Path = getattr(copy_of, name)
+    changed(path, **values)
+    line = refused("report", "--run", copy_of.path)
+    assert path.name in line and line.isprintable()
+
+
+@pytest.mark.parametrize("name", ["config", "environment", "result", "history", "network"])
+def test_deeply_nested_json_is_refused(copy_of: RunFolder, refused: Refused, name: str) -> None:
+    path: Path = getattr(copy_of, name)
+    path.write_text(NESTED)
+    assert str(path) in refused("report", "--run", copy_of.path)
+
+
+@pytest.mark.parametrize("values", [{"epoch": "one"}, {"train_accuracy": 2}, {"eval_loss": None}, {"extra": 0}])
+def test_a_history_with_a_wrong_value_is_refused(
+    copy_of: RunFolder, refused: Refused, values: dict[str, object]
+) -> None:
+    first, *others = copy_of.history.read_text().splitlines()
+    copy_of.history.write_text("\n".join([json.dumps({**json.loads(first), **values}), *others]))
+    assert str(copy_of.history) in refused("report", "--run", copy_of.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("predictions", {"logits": np.zeros((3, 10), np.float32), "labels": np.zeros(2, np.int64)}),
+        ("predictions", {"logits": np.zeros((3, 10), np.float32), "labels": np.full(3, 10)}),
+        ("predictions", {"logits": np.zeros(3, np.float32), "labels": np.zeros(3, np.int64)}),
+        ("predictions", {"logits": np.array(["a"]), "labels": np.zeros(1, np.int64)}),
+        ("predictions", {"labels": np.zeros(3, np.int64)}),
+        ("misclassified", {"classes": np.arange(10)}),
+        ("misclassified", {"classes": np.array(["a"] * 10)}),
+        ("misclassified", {"classes": np.array([ESCAPES, *"bcdefghij"])}),
+        ("misclassified", {"classes": np.array(["", *"bcdefghij"])}),
+        ("misclassified", {"classes": np.array(["\u202etxt", *"bcdefghij"])}),
+        ("augmentations", {"originals": np.zeros((2, 8, 8), np.uint8)}),
+        ("interpretation", {"label_issues": np.array([10**6])}),
+        ("interpretation", {"misclassified": np.array([], np.int64)}),
+    ],
+)
+def test_arrays_of_another_shape_or_meaning_are_refused(
+    copy_of: RunFolder, refused: Refused, name: str, arrays: dict[str, NDArray[Any]]
+) -> None:
+    path: Path = getattr(copy_of, name)
+    before = {} if name == "predictions" else copy_of.read_arrays(path)
+    copy_of.write_arrays(path, **{**before, **arrays})
+    line = refused("report", "--run", copy_of.path)
+    assert str(path) in line and line.isprintable()
+
+
+def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(copy_of: RunFolder, refused: Refused) -> None:
+    packed = zipfile.ZipFile(copy_of.predictions, "w", zipfile.ZIP_DEFLATED)
+    with packed as archive, archive.open("logits.npy", "w") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (2**27, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(300):
+            file.write(bytes(2**20))
+    assert "the limit for a file of its size is" in refused("report", "--run", copy_of.path)
+
+
+def test_an_array_that_claims_more_than_it_holds_is_refused(copy_of: RunFolder, refused: Refused) -> None:
+    with zipfile.ZipFile(copy_of.predictions, "w") as archive, archive.open("logits.npy", "w") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (2**40, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+    assert "logits.npy claims the shape" in refused("report", "--run", copy_of.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": [ESCAPES, *"bcdefghij"]},
+        {"classes": [["a"], *"bcdefghij"]},
+        {"classes": ["a"] * 10},
+        {"classes": [1, *"bcdefghij"]},
+        {"classes": [*"abc"]},
+        {"classes": []},
+        {"preprocessing": {"input_size": 60_000, "mean": [0.5] * 3, "std": [0.5] * 3}},
+        {"preprocessing": {"input_size": 32, "mean": [0.5] * 3, "std": [0.5, 0, 0.5]}},
+        {"preprocessing": {"input_size": 32, "mean": [0.5] * 3, "std": [0.5] * 2}},
+        {"preprocessing": {"input_size": 32, "mean": [float("nan")] * 3, "std": [0.5] * 3}},
+        {"preprocessing": []},
+        {"architecture": {"network": "whitened_convnet", "widths": [60_000, 8, 8], "activation": "relu"}},
+        {"architecture": {"network": "whitened_convnet", "widths": [4096, 4096, 4096], "activation": "relu"}},
+        {"architecture": {"network": "custom_resnet", "widths": [True, 8, 8], "activation": "relu"}},
+    ],
+)
+def test_weights_that_describe_another_or_no_network_are_refused(
+    copy_of: RunFolder, refused: Refused, changes: dict[str, object]
+) -> None:
+    tensors, metadata = load_tensors(copy_of.weights)
+    save_tensors(copy_of.weights, tensors, {**metadata, **changes})
+    line = refused("predict", "--run", copy_of.path, "image.png")
+    assert str(copy_of.weights) in line and line.isprintable()
+
+
+def test_weights_that_are_not_finite_are_refused(copy_of: RunFolder, refused: Refused) -> None:
+    tensors, metadata = load_tensors(copy_of.weights)
+    tensors["linear.weight"][0, 0] = float("nan")
+    save_tensors(copy_of.weights, tensors, metadata)
+    assert "a weight is not finite" in refused("predict", "--run", copy_of.path, "image.png")
+
+
+def test_probabilities_that_are_not_finite_are_refused(copy_of: RunFolder, tmp_path: Path, refused: Refused) -> None:
+    tensors, metadata = load_tensors(copy_of.weights)
+    for name, tensor in tensors.items():
+        if name.endswith("running_var"):
+            tensor.fill_(-1)
+    save_tensors(copy_of.weights, tensors, metadata)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    assert "no finite probabilities" in refused("predict", "--run", copy_of.path, tmp_path / "image.png")
+
+
+@pytest.mark.parametrize(
+    "plan", [{"threads": 1_000_000}, {"threads": 0}, {"threads": "2"}, {"device": "auto"}, {"x": 1}]
+)
+def test_a_compute_plan_that_nobody_chose_is_refused(
+    copy_of: RunFolder, refused: Refused, plan: dict[str, object]
+) -> None:
+    recorded = copy_of.read_json(copy_of.environment)
+    changed(copy_of.environment, compute_plan={**recorded["compute_plan"], **plan})
+    assert str(copy_of.environment) in refused("evaluate", "--run", copy_of.path)
+
+
+@pytest.mark.parametrize("values", [{"widths": [60_000, 8, 8]}, {"workers": 10**6}, {"data": ["digits"]}, {ESCAPES: 1}])
+@pytest.mark.parametrize("option", ["--config", "--resume"])
+def test_a_configuration_with_a_wrong_value_starts_nothing(
+    copy_of: RunFolder, refused: Refused, values: dict[str, object], option: str
+) -> None:
+    changed(copy_of.config, **values)
+    line = refused("train", option, copy_of.config if option == "--config" else copy_of.path)
+    assert str(copy_of.config) in line and line.isprintable()

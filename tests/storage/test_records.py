@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from onecycle.core.errors import InputError
+from onecycle.core.validated import AtLeastOne, Count, Fraction
 from onecycle.data import ImageSet
 from onecycle.storage.records import EpochRecord, LayerSummary, LRCurve, Misclassified, NetworkSummary, RunResult
 from onecycle.storage.run_folder import RunFolder
@@ -42,7 +43,14 @@ def curves(draw: st.DrawFn) -> LRCurve:
 def number_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
     """A Hypothesis strategy for each numeric field of `record`, by field name."""
     types = {field.name: field.type for field in dataclasses.fields(record)}
-    return {name: counts if type is int else numbers for name, type in types.items() if type in (int, float)}
+    strategies = {
+        int: counts,
+        Count: counts,
+        AtLeastOne: st.integers(1, 2**53),
+        float: numbers,
+        Fraction: st.floats(0, 1),
+    }
+    return {name: strategies[type] for name, type in types.items() if type in strategies}
 
 
 results = st.builds(
@@ -136,13 +144,15 @@ def _equal(one: Misclassified, other: Misclassified) -> bool:
 @st.composite
 def misclassified(draw: st.DrawFn) -> Misclassified:
     count = draw(st.integers(0, 3))
-    names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5)
+    letters = st.characters(codec="utf-8", exclude_categories=["C", "Z"])
+    names = st.text(letters, min_size=1, max_size=5)
     classes = tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True)))
+    labels = arrays.arrays(np.int64, count, elements=st.integers(0, len(classes) - 1))
     return Misclassified(
         indices=draw(arrays.arrays(np.int64, count)),
         images=draw(arrays.arrays(np.uint8, (count, 4, 4, 3))),
-        labels=draw(arrays.arrays(np.int64, count)),
-        predictions=draw(arrays.arrays(np.int64, count)),
+        labels=draw(labels),
+        predictions=draw(labels),
         probabilities=draw(arrays.arrays(np.float32, (count, len(classes)))),
         classes=classes,
     )

@@ -11,6 +11,7 @@ from onecycle.cli import inspect, predict, train  # noqa: F401  # importing them
 from onecycle.cli.app import app
 from onecycle.cli.options import choose_shown_groups
 from onecycle.core.errors import OnecycleError, ReportedElsewhere
+from onecycle.core.formatting import without_controls
 from onecycle.core.signals import Interrupted, watched
 
 
@@ -51,7 +52,8 @@ def _run(tokens: list[str], debug: bool) -> int:
         if debug:
             raise
         # Join the lines, but keep the spaces inside them: a file name may have several in a row.
-        print("onecycle:", *filter(None, map(str.strip, str(error).splitlines())), file=sys.stderr)
+        lines = filter(None, map(str.strip, str(error).splitlines()))
+        print("onecycle:", *map(without_controls, lines), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +17,10 @@ from onecycle.compute.kernels.batch_norm_activation import BatchNormActivation2d
 from onecycle.compute.kernels.convolution import FastConv2d
 from onecycle.compute.kernels.max_pool import MaxPool2x2
 from onecycle.core.errors import InputError
+from onecycle.core.validated import Between, validated
 
 Model = TypeVar("Model", bound=nn.Module)
+MOST_THREADS = 1024
 ChannelPairs = tuple[tuple[int, int], ...]  # the input and output channels of convolutions
 
 
@@ -39,7 +41,7 @@ class ComputePlan:
     amx: bool = False  # convolutions in C for AMX, the matrix extensions of some x86 CPUs
     winograd: ChannelPairs = ()  # the 3×3 convolutions to compute by Winograd's algorithm, in C
     torch_compile: bool = False
-    threads: int | None = None  # None: PyTorch's default
+    threads: Annotated[int, Between(1, MOST_THREADS)] | None = None  # None: PyTorch's default
 
     def __str__(self) -> str:
         parts = {
@@ -136,9 +138,18 @@ class ComputePlan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**{**values, "winograd": tuple((a, b) for a, b in values.get("winograd", ()))})
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: when a value is not allowed.
+        """
+        plan = validated(cls, values)
+        if plan.device not in _DEVICES or plan.precision not in _PRECISIONS:
+            raise ValueError(f"there is no device {plan.device!r} with precision {plan.precision!r}")
+        return plan
 
 
+_DEVICES, _PRECISIONS = ("cpu", "cuda", "mps"), ("float32", "bfloat16")
 EAGER = ComputePlan()
 
 

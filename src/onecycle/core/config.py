@@ -1,20 +1,24 @@
 """The configuration of a run, in groups of options. `recipes` defines the named configurations."""
 
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.older_records import with_current_names
 from onecycle.core.regular_files import read_regular
+from onecycle.core.validated import fits, in_words
 
 PADDING = 4  # pixels
 CUTOUT = 8  # pixels
 _MOST_BYTES = 2**20  # of a saved configuration, which has less than 2**11
+LARGEST_SIZE = 1024  # pixels; a network of larger images would need many GiB
+WIDEST = 4096  # channels
+MOST_WORKERS = 1024
+MOST_STEPS = 1_000_000  # epochs, and images per step
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 RecipeName = Literal["baseline", "quick", "fast"]
@@ -34,13 +38,19 @@ class _Group:
 
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
-            if not _fits(getattr(self, field), hint):
-                self._require(field, False, _in_words(hint))
+            if not fits(getattr(self, field), hint):
+                self._require(field, False, in_words(hint))
 
     def _require(self, field: str, holds: bool, allowed: str) -> None:
         if not holds:
             option = "--" + field.replace("_", "-")
             raise InputError(f"{option} is {getattr(self, field)!r}; it must be {allowed}")
+
+    def _require_at_most(self, most: int, *names: str) -> None:
+        for field in names:
+            value = getattr(self, field)
+            values = value if isinstance(value, tuple) else (value,)
+            self._require(field, all(each <= most for each in values), f"at most {most:,}")
 
     def _require_positive(self, *names: str) -> None:
         for field in names:
@@ -66,6 +76,7 @@ class DataConfig(_Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("size")
+        self._require_at_most(LARGEST_SIZE, "size")
         self._require("validation", self.validation >= 0, "at least 0")
         self._require("limit", self.limit is None or self.limit >= 1, "at least 1")
 
@@ -98,6 +109,7 @@ class TrainingConfig(_Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("epochs", "batch_size")
+        self._require_at_most(MOST_STEPS, "epochs", "batch_size")
         infinity = float("inf")
         self._require("lr_max", self.lr_max is None or 0 < self.lr_max < infinity, "a positive number")
         self._require("lr_min", self.lr_min is None or 0 <= self.lr_min < infinity, "a number of at least 0")
@@ -165,6 +177,8 @@ class WhitenedNetworkConfig(_Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("widths", len(self.widths) == 3 and min(self.widths) >= 1, "three numbers of channels")
+        self._require_at_most(WIDEST, "widths")
+        self._require_at_most(LARGEST_SIZE, "sizes")
         self._require("whitening_epochs", self.whitening_epochs is None or self.whitening_epochs >= 0, "at least 0")
         is_large = all(size >= SMALLEST_SIZE for size in self.sizes)
         self._require("sizes", is_large, f"sizes of at least {SMALLEST_SIZE} pixels")
@@ -201,6 +215,7 @@ class BatchedAugmentationConfig(_Group):
         super().__post_init__()
         for field in ("padding", "cutout"):
             self._require(field, getattr(self, field) >= 0, "at least 0")
+        self._require_at_most(LARGEST_SIZE, "padding", "cutout")
         for field in ("brightness", "contrast"):
             self._require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
 
@@ -224,6 +239,7 @@ class ComputeConfig(_Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("workers", self.workers >= 0, "at least 0")
+        self._require_at_most(MOST_WORKERS, "workers")
         self._require_positive("shards")
 
 
@@ -346,25 +362,3 @@ class Config(  # in reverse order: the fields of the last base class come first 
 # These fields do not change the result of a run. `data` only tells where the data set is: its content is compared by
 # fingerprint.
 _WITHOUT_EFFECT = ("data", "workers", "out", "report", "tensorboard")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(part, get_args(hint)[0]) for part in value)
-    if hint is bool:
-        return isinstance(value, bool)
-    return isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
-
-
-def _in_words(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(get_args(hint))
-    if isinstance(hint, types.UnionType):
-        return _in_words(get_args(hint)[0])
-    if typing.get_origin(hint) is tuple:
-        return "whole numbers"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}[hint]

@@ -7,3 +7,12 @@ def percent(share: float, decimals: int = 2, *, unit: str = "%") -> str:
     if share < 1 and float(number) >= 100:
         number = f">{100 - 10**-decimals:.{decimals}f}"
     return number + unit
+
+
+def without_controls(text: str) -> str:
+    """`text` with every character that cannot be printed as an escape, such as control characters and marks that
+    reverse text. In a terminal, they could change what is on the screen.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -3,16 +3,20 @@
 import functools
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from onecycle.core.config import LARGEST_SIZE
+from onecycle.core.validated import Between, Fraction, validated
+
 # At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.
 _SUMMED = 4096
 _SUMMED_BYTES = 2**23
+_Std = Annotated[float, Between(1e-9, 1)]  # smaller than that of any set of images, and its inverse is finite
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -75,9 +79,9 @@ class Preprocessing:
     says that all training images are gray. Other images are then converted to gray.
     """
 
-    input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    input_size: Annotated[int, Between(1, LARGEST_SIZE)]
+    mean: tuple[Fraction, Fraction, Fraction]
+    std: tuple[_Std, _Std, _Std]
     gray: bool = False
 
     @classmethod
@@ -116,9 +120,4 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(
-            input_size=values["input_size"],
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
-            gray=bool(values.get("gray", False)),  # files from before this field are not about gray images
-        )
+        return validated(cls, values)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self
 
-from onecycle.core.config import Activation, Config, Network
+from onecycle.core.config import WIDEST, Activation, Config, Network
+from onecycle.core.validated import Between, validated
 from onecycle.models.custom_resnet import CustomResNet
 from onecycle.models.model_composite import ModelComposite
 from onecycle.models.whitened_convnet import WhitenedConvNet
+
+_Width = Annotated[int, Between(1, WIDEST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +18,14 @@ class Architecture:
     """What is needed to rebuild a network, apart from the number of classes and the input size."""
 
     network: Network = "custom_resnet"
-    widths: tuple[int, ...] = (64, 256, 256)  # channels of the whitened network's groups
+    widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the whitened network's groups
     activation: Activation = "relu"  # of the whitened network only
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The architecture that `config` describes."""
-        return cls(network=config.network, widths=config.widths, activation=config.activation)
+        first, second, third = config.widths
+        return cls(network=config.network, widths=(first, second, third), activation=config.activation)
 
     def build(self, classes: int, input_size: int) -> ModelComposite:
         """Build the network with random weights.
@@ -41,11 +45,6 @@ class Architecture:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: for an unknown network or activation.
+            ValueError: for an unknown network or activation, or a width that is not allowed.
         """
-        network, widths, activation = values["network"], tuple(values["widths"]), values["activation"]
-        if network not in get_args(Network) or len(widths) != 3 or not all(isinstance(width, int) for width in widths):
-            raise ValueError(f"there is no network {network!r} with widths {widths}")
-        if activation not in get_args(Activation):
-            raise ValueError(f"there is no activation {activation!r}")
-        return cls(network=network, widths=widths, activation=activation)
+        return validated(cls, values)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch import nn
 from onecycle.compute import hardware
 from onecycle.compute.autotune import prediction_plan
 from onecycle.compute.plan import EAGER, ComputePlan
+from onecycle.core.class_names import require_class_names
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable, reading
 from onecycle.data.image_files import LARGEST_FILE, open_image, to_square
@@ -102,8 +104,13 @@ class Predictor:
         tensors, metadata = load_tensors(path)
         with reading(path):
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
-            classes = tuple(metadata["classes"])
+            classes = require_class_names(metadata["classes"])
             architecture = Architecture.from_json(metadata["architecture"])
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError("a weight is not finite")
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing is copied: this only compares the sizes, and needs no memory
+            load_weights(architecture.build(len(classes), preprocessing.input_size), tensors, path)
         model = architecture.build(len(classes), preprocessing.input_size)
         load_weights(model, tensors, path)
         return cls(
@@ -163,7 +170,11 @@ class Predictor:
         return to_square(image, self.preprocessing.input_size)
 
     def predict_images(self, images: NDArray[np.uint8]) -> list[Prediction]:
-        """Predict the classes of `images`, uint8 `[N,S,S,3]`, which already have the network's input size."""
+        """Predict the classes of `images`, uint8 `[N,S,S,3]`, which already have the network's input size.
+
+        Raises:
+            InputError: when the network gives probabilities that are not finite.
+        """
         return [
             Prediction(classes=self.classes, probabilities=tuple(row.tolist()))
             for batch in torch.split(torch.from_numpy(images), self.batch_size)
@@ -173,7 +184,10 @@ class Predictor:
     def _probabilities(self, images: torch.Tensor) -> torch.Tensor:
         plan = self.plan
         with plan.autocast():
-            return self._prepared.predict(self.preprocessing.normalize(images.to(plan.device))).cpu()  # [B,C]
+            found = self._prepared.predict(self.preprocessing.normalize(images.to(plan.device))).cpu()  # [B,C]
+        if not found.isfinite().all():
+            raise InputError("the network gives no finite probabilities, so it is damaged; use another network")
+        return found
 
     @cached_property
     def _prepared(self) -> ModelComposite:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from onecycle.core import formatting, metrics
 from onecycle.core.config import Config
+from onecycle.core.files import reading
 from onecycle.core.statistics import accuracy_interval
 from onecycle.report import visualizations
 from onecycle.report.svg import inline
@@ -52,7 +53,7 @@ class Page:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.config: Config = folder.read_config()
-        self.environment: dict[str, Any] = folder.read_json(folder.environment)
+        self.environment: dict[str, Any] = folder.read_environment()
         self.result: RunResult | None = folder.read_result() if folder.result.exists() else None
         self.history = folder.read_history() if folder.history.exists() else []
         self.lr_curve: LRCurve | None = folder.read_lr_curve()
@@ -64,9 +65,15 @@ class Page:
         self.interpretation: Interpretation | None = None
         if self.result:
             self.classes = tuple(shortened(name) for name in folder.read_misclassified().classes)
-            predictions = folder.read_arrays(folder.predictions)
-            self.logits, self.labels = predictions["logits"], predictions["labels"]
+            predictions = folder.read_predictions()
+            self.logits, self.labels = predictions.logits, predictions.labels
             self.interpretation = folder.read_interpretation()
+            with reading(folder.predictions):
+                if not self.history or self.logits.shape[1] != len(self.classes):
+                    raise ValueError(f"it has {self.logits.shape[1]} classes after {len(self.history)} epochs")
+            with reading(folder.interpretation):
+                if self.interpretation:
+                    self.interpretation.require_match(len(self.labels), len(self.classes))
         self.predictions = self.logits.argmax(axis=1) if self.result else self.labels
         self.probabilities = metrics.probabilities_of(self.logits) if self.result else np.empty((0, 0))
 

@@ -97,8 +97,8 @@ def augmentations(page: Page) -> Gallery | None:
     """Training images in the first half of the tiles, and their augmented copies in the second half."""
     if not page.folder.augmentations.exists():
         return None
-    arrays = page.folder.read_arrays(page.folder.augmentations)
-    images = np.concatenate([arrays["originals"], arrays["augmented"]])
+    found = page.folder.read_augmentations()
+    images = np.concatenate([found.originals, found.augmented])
     sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
     names = ["original", "augmented"]
     tiles = [

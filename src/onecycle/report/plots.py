@@ -10,7 +10,7 @@ def draw(folder: RunFolder) -> None:
     """Draw all plots into `plots/`. A plot whose records are not in the folder is left out."""
     folder.make_plots_folder()
     if folder.augmentations.exists():
-        figure = visualizations.augmentations(**folder.read_arrays(folder.augmentations))
+        figure = visualizations.augmentations(**vars(folder.read_augmentations()))
         save_png(figure, folder.plots / "augmentations.png")
     if curve := folder.read_lr_curve():
         save_png(visualizations.lr_finder_curve(curve), folder.plots / "lr_finder.png")
@@ -20,7 +20,7 @@ def draw(folder: RunFolder) -> None:
 
 def _draw_result(folder: RunFolder) -> None:
     result, history, misclassified = folder.read_result(), folder.read_history(), folder.read_misclassified()
-    predictions = folder.read_arrays(folder.predictions)
+    predictions = folder.read_predictions()
     config = folder.read_config()
     steps_per_epoch = -(-result.train_images // config.batch_size)
     total_steps = steps_per_epoch * config.epochs
@@ -40,7 +40,7 @@ def _draw_result(folder: RunFolder) -> None:
             steps_per_epoch=steps_per_epoch,
         ),
         "confusion_matrix": visualizations.confusion_matrix(
-            predictions["labels"], predictions["logits"].argmax(axis=1), misclassified.classes
+            predictions.labels, predictions.logits.argmax(axis=1), misclassified.classes
         ),
         "incorrect_predictions": visualizations.incorrect_predictions(misclassified),
     }

@@ -150,7 +150,7 @@ class RunState:
                     f"another version of onecycle wrote {checkpoint.path}; resume the run with that version"
                 )
             require_same(saved["run"], self._identity, f"{checkpoint.path} belongs to another run")
-            self.history = [EpochRecord(**record) for record in saved["history"]]
+            self.history = [EpochRecord.from_json(record) for record in saved["history"]]
             if saved["last_step"]:
                 self.last_step = StepReport.from_json(saved["last_step"], self._experiment.plan.device)
             self._started -= saved["seconds"]

@@ -207,9 +207,11 @@ def record_change(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> N
     Raises:
         StorageError: when the run folder cannot be written.
     """
-    recorded = folder.read_json(folder.environment)
+    with reading(folder.environment):
+        recorded = folder.read_json(folder.environment)
+        earlier = [*recorded.get("resumed", [])]
     change = {**code(), "hardware": hardware.to_json(), "kernels": kernels_of(plan)}
-    folder.write_json(folder.environment, {**recorded, "resumed": [*recorded.get("resumed", []), change]})
+    folder.write_json(folder.environment, {**recorded, "resumed": [*earlier, change]})
 
 
 def other_machine(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> str | None:

@@ -119,8 +119,8 @@ def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> 
     """Compute and save the interpretation of a complete run: heatmaps, label issues and near-duplicates."""
     from onecycle.predict.explain import interpret
 
-    logits = folder.read_arrays(folder.predictions)["logits"]
-    margins = folder.read_arrays(folder.training_margins)["margins"]
+    logits = folder.read_predictions().logits
+    margins = folder.read_training_margins()
     folder.write_arrays(folder.interpretation, **interpret(predictor, dataset, logits, margins).to_arrays())
 
 

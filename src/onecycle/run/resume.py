@@ -107,5 +107,6 @@ def _progress(path: Path | None) -> list[int]:
     checkpoint = load_checkpoint(folder.checkpoint, folder.checkpoint_before)
     if checkpoint is None:
         return [0, 0]
-    last_step = checkpoint.progress["last_step"]
-    return [len(checkpoint.progress["history"]), last_step["step"] + 1 if last_step else 0]
+    with reading(checkpoint.path):
+        last_step = checkpoint.progress["last_step"]
+        return [len(checkpoint.progress["history"]), int(last_step["step"]) + 1 if last_step else 0]

@@ -1,11 +1,14 @@
 """The records of a run, and their conversion to and from JSON and arrays. Plots and reports use only these records."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onecycle.core.class_names import require_class_names
+from onecycle.core.validated import AtLeastOne, Count, Fraction, Shape, validated
 
 SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
 
@@ -18,14 +21,18 @@ class EpochRecord:
     `RunResult.evaluated_on`. The training values are collected during the epoch, on augmented images.
     """
 
-    epoch: int  # the first epoch is 1
+    epoch: Count  # the first epoch is 1
     lr: float
     train_loss: float
-    train_accuracy: float
+    train_accuracy: Fraction
     eval_loss: float
-    eval_accuracy: float
+    eval_accuracy: Fraction
     seconds: float
     training_seconds: float | None = None  # without the evaluation; None in runs of the package's first version
+
+    @classmethod
+    def from_json(cls, values: object) -> Self:
+        return validated(cls, values)
 
 
 History = list[EpochRecord]
@@ -53,8 +60,7 @@ class LRCurve:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        sequences = ("lrs", "losses", "smoothed")
-        return cls(**{**values, **{name: tuple(values[name]) for name in sequences}})
+        return validated(cls, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,27 +74,27 @@ class RunResult:
     recipe: str
     dataset: str
     fingerprint: str
-    evaluated_on: str  # "test" or "validation"
-    train_images: int
-    eval_images: int  # number of images in the split `evaluated_on`
+    evaluated_on: Literal["test", "validation"]
+    train_images: AtLeastOne
+    eval_images: AtLeastOne  # number of images in the split `evaluated_on`
     notes: tuple[str, ...]  # warnings about the data, such as an unverified archive
     seed: int
-    parameters: int
+    parameters: Count
     lr_min: float
     lr_max: float
-    epochs: int
-    train_accuracy: float
+    epochs: Count
+    train_accuracy: Fraction
     eval_loss: float
-    eval_accuracy: float
-    best_eval_accuracy: float
-    best_epoch: int
+    eval_accuracy: Fraction
+    best_eval_accuracy: Fraction
+    best_epoch: Count
     seconds: float  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
     # of the final network on a sample of the training images, without augmentation
-    train_sample_accuracy: float | None = None
-    train_sample_images: int = 0
-    tta_accuracy: float | None = None  # with test-time augmentation, if configured
+    train_sample_accuracy: Fraction | None = None
+    train_sample_images: Count = 0
+    tta_accuracy: Fraction | None = None  # with test-time augmentation, if configured
     tta_seconds: float | None = None  # duration of the evaluation with test-time augmentation
 
     @property
@@ -98,7 +104,7 @@ class RunResult:
         Without augmentation the images are easier, so the accuracy on them should be at least the training accuracy.
         The sample may fall short of it by `SAMPLE_MARGIN` and three standard errors.
         """
-        if self.train_sample_accuracy is None:
+        if self.train_sample_accuracy is None or not self.train_sample_images:
             return None
         variances = [share * (1 - share) for share in (self.train_accuracy, self.train_sample_accuracy)]
         error = math.sqrt(max(variances) / self.train_sample_images)
@@ -116,7 +122,7 @@ class RunResult:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**{**values, "notes": tuple(values["notes"])})
+        return validated(cls, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +132,18 @@ class LayerSummary:
     """
 
     layer: str
-    output_shape: tuple[int, ...]
-    parameters: int
+    output_shape: tuple[Count, ...]
+    parameters: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSummary:
     """The layers of a network in execution order. Sizes are in MB (2^20 bytes), for one float32 image."""
 
-    input_shape: tuple[int, int, int]  # C,H,W
+    input_shape: tuple[Count, Count, Count]  # C,H,W
     layers: tuple[LayerSummary, ...]
-    parameters: int
-    trainable_parameters: int
+    parameters: Count
+    trainable_parameters: Count
 
     @property
     def input_mb(self) -> float:
@@ -162,26 +168,18 @@ class NetworkSummary:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        layers = tuple(
-            LayerSummary(**{**layer, "output_shape": tuple(layer["output_shape"])}) for layer in values["layers"]
-        )
-        return cls(
-            input_shape=tuple(values["input_shape"]),
-            layers=layers,
-            parameters=values["parameters"],
-            trainable_parameters=values["trainable_parameters"],
-        )
+        return validated(cls, {name: value for name, value in values.items() if not name.endswith("_mb")})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Misclassified:
     """Incorrect predictions of a run, most confident first. They are stored in `misclassified.npz`."""
 
-    indices: NDArray[np.int64]  # [M] indices into the evaluated split
-    images: NDArray[np.uint8]  # [M,H,W,3]
-    labels: NDArray[np.int64]  # [M] the true classes
-    predictions: NDArray[np.int64]  # [M] the predicted classes
-    probabilities: NDArray[np.float32]  # [M,C] softmax of the logits
+    indices: Annotated[NDArray[np.int64], Shape("M")]  # indices into the evaluated split
+    images: Annotated[NDArray[np.uint8], Shape("M H W 3")]
+    labels: Annotated[NDArray[np.int64], Shape("M")]  # the true classes
+    predictions: Annotated[NDArray[np.int64], Shape("M")]  # the predicted classes
+    probabilities: Annotated[NDArray[np.float32], Shape("M C")]  # softmax of the logits
     classes: tuple[str, ...]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -189,7 +187,41 @@ class Misclassified:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
-        return cls(**{**arrays, "classes": tuple(arrays["classes"].tolist())})  # type: ignore[arg-type]
+        classes = require_class_names(arrays["classes"].tolist())
+        found = validated(cls, {**arrays, "classes": classes})
+        _require_below(len(classes), "classes", found.labels, found.predictions)
+        if found.probabilities.shape[1] != len(classes):
+            raise ValueError(f"it has probabilities of {found.probabilities.shape[1]} of {len(classes)} classes")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluatedLogits:
+    """The outputs of the final network for the evaluated split. They are stored in `predictions.npz`."""
+
+    logits: Annotated[NDArray[np.float32], Shape("N C")]
+    labels: Annotated[NDArray[np.int64], Shape("N")]
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        found = validated(cls, arrays)
+        _require_below(found.logits.shape[1], "classes", found.labels)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingMargins:
+    """For each training image, the mean margin of its label. They are stored in `training_margins.npz`."""
+
+    margins: Annotated[NDArray[np.float32], Shape("T")]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AugmentedImages:
+    """A few training images before and after augmentation. They are stored in `augmentations.npz`."""
+
+    originals: Annotated[NDArray[np.uint8], Shape("N H W 3")]
+    augmented: Annotated[NDArray[np.uint8], Shape("N H W 3")]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,24 +233,101 @@ class Interpretation:
     the images of its first entries are stored.
     """
 
-    misclassified: NDArray[np.int64]  # [M] indices of incorrect predictions, most confident first
-    misclassified_images: NDArray[np.uint8]  # [M,H,W,3]
-    heatmaps: NDArray[np.uint8]  # [M,h,w] Grad-CAM of the predicted class, 255 at the maximum
-    label_issues: NDArray[np.int64]  # [S] indices of images whose label may be wrong
-    label_issue_images: NDArray[np.uint8]  # [s,H,W,3] images of the first s label issues
-    train_label_issues: NDArray[np.int64]  # [T] indices of training images whose label may be wrong
-    train_label_issue_margins: NDArray[np.float32]  # [T] label logit minus largest other logit, mean over epochs
-    train_label_issue_labels: NDArray[np.int64]  # [T] the labels that may be wrong
-    train_label_issue_predictions: NDArray[np.int64]  # [t] for the first t issues, the most likely other class
-    train_label_issue_images: NDArray[np.uint8]  # [t,H,W,3] images of the first t training label issues
-    duplicates: NDArray[np.int64]  # [D,2] indices of an evaluated image and of the most similar training image
-    duplicate_similarities: NDArray[np.float32]  # [D] correlation of the two images at 8×8 pixels
-    duplicate_labels: NDArray[np.int64]  # [D,2] labels of both images
-    duplicate_images: NDArray[np.uint8]  # [d,2,H,W,3] images of the first d duplicates
+    misclassified: Annotated[NDArray[np.int64], Shape("M")]  # indices of incorrect predictions, most confident first
+    misclassified_images: Annotated[NDArray[np.uint8], Shape("m H W 3")]  # of the first m
+    heatmaps: Annotated[NDArray[np.uint8], Shape("m h w")]  # Grad-CAM of the predicted class, 255 at the maximum
+    label_issues: Annotated[NDArray[np.int64], Shape("S")]  # indices of images whose label may be wrong
+    label_issue_images: Annotated[NDArray[np.uint8], Shape("s H W 3")]  # images of the first s label issues
+    train_label_issues: Annotated[NDArray[np.int64], Shape("T")]  # indices of training images whose label may be wrong
+    # label logit minus largest other logit, mean over epochs
+    train_label_issue_margins: Annotated[NDArray[np.float32], Shape("T")]
+    train_label_issue_labels: Annotated[NDArray[np.int64], Shape("T")]  # the labels that may be wrong
+    # of the first training label issues: the most likely other class, and the image
+    train_label_issue_predictions: Annotated[NDArray[np.int64], Shape("t")]
+    train_label_issue_images: Annotated[NDArray[np.uint8], Shape("q H W 3")]
+    # indices of an evaluated image and of the most similar training image
+    duplicates: Annotated[NDArray[np.int64], Shape("D 2")]
+    duplicate_similarities: Annotated[NDArray[np.float32], Shape("D")]  # correlation of the two images at 8×8 pixels
+    duplicate_labels: Annotated[NDArray[np.int64], Shape("D 2")]  # labels of both images
+    duplicate_images: Annotated[NDArray[np.uint8], Shape("d 2 H W 3")]  # images of the first d duplicates
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         return vars(self)
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
-        return cls(**arrays)
+        found = validated(cls, arrays)
+        issues = min(len(found.train_label_issues), len(found.train_label_issue_predictions))
+        for images, listed in (
+            (found.misclassified_images, len(found.misclassified)),
+            (found.label_issue_images, len(found.label_issues)),
+            (found.train_label_issue_images, issues),
+            (found.duplicate_images, len(found.duplicates)),
+        ):
+            if len(images) > listed:
+                raise ValueError(f"it has {len(images)} images of {listed} entries")
+        return found
+
+    def require_match(self, images: int, classes: int) -> None:
+        """Check that all indices refer to `images` evaluated images and `classes` classes.
+
+        Raises:
+            ValueError: when they do not.
+        """
+        _require_below(images, "images", self.misclassified, self.label_issues)
+        labels = self.train_label_issue_labels, self.train_label_issue_predictions, self.duplicate_labels
+        _require_below(classes, "classes", *labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """What `environment.json` says of the data, as far as every run has it."""
+
+    name: str
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """What a report needs of the compute plan in `environment.json`."""
+
+    device: str
+    precision: str
+    threads: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentRecord:
+    """What a report needs of `environment.json`."""
+
+    command: str
+    date: str
+    system: str
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    compute_plan: dict[str, Any]
+    dataset: dict[str, Any]
+    commit: str | None = None
+
+
+def require_environment(values: dict[str, Any]) -> None:
+    """Check that `values`, from `environment.json`, have what a report needs.
+
+    Raises:
+        ValueError: when a value is missing or of another type.
+    """
+    _require_fields(EnvironmentRecord, values)
+    _require_fields(DatasetRecord, values["dataset"])
+    _require_fields(PlanRecord, values["compute_plan"])
+
+
+def _require_fields(record: type, values: dict[str, Any]) -> None:
+    known = [field.name for field in fields(record)]
+    validated(record, {name: values[name] for name in known if name in values})
+
+
+def _require_below(end: int, what: str, *indices: NDArray[np.int64]) -> None:
+    """Raise a ValueError unless all `indices` are from 0 to below `end`, the number of `what`."""
+    if any(each.size and not 0 <= each.min() <= each.max() < end for each in indices):
+        raise ValueError(f"it refers to other {what} than the {end} that there are")

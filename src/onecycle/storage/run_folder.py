@@ -2,10 +2,12 @@
 
 import io
 import json
+import math
 import os
 import shlex
 import shutil
 import time
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -18,18 +20,24 @@ from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import locked, reading, replacing, writing
 from onecycle.core.older_records import existing, with_current_names
 from onecycle.core.regular_files import make_folder, read_regular
+from onecycle.core.validated import validated
 from onecycle.storage.records import (
+    AugmentedImages,
     EpochRecord,
+    EvaluatedLogits,
     History,
     Interpretation,
     LRCurve,
     Misclassified,
     NetworkSummary,
     RunResult,
+    TrainingMargins,
+    require_environment,
 )
 
 MOST_JSON_BYTES = 2**26
 MOST_ARRAY_BYTES = 2**31
+_ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10  # arrays may have this many bytes, and this many for each byte of the file
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -147,6 +155,17 @@ class RunFolder:
                 raise ValueError("it must hold one JSON object")
             return dict(with_current_names(values))
 
+    def read_environment(self) -> dict[str, Any]:
+        """The environment of the run, with everything that a report needs.
+
+        Raises:
+            InputError: when the file is missing or damaged, or lacks a value.
+        """
+        with reading(self.environment):
+            values = self.read_json(self.environment)
+            require_environment(values)
+            return values
+
     def read_config(self) -> Config:
         return Config.load(self.config)
 
@@ -168,7 +187,7 @@ class RunFolder:
     def read_history(self) -> History:
         with reading(self.history):
             lines = read_regular(self.history, MOST_JSON_BYTES).splitlines()
-            return [EpochRecord(**with_current_names(json.loads(line))) for line in lines]
+            return [EpochRecord.from_json(with_current_names(json.loads(line))) for line in lines]
 
     def write_arrays(self, path: Path, **arrays: NDArray[Any]) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -182,8 +201,9 @@ class RunFolder:
         """
         path = existing(path)
         with reading(path):
-            content = io.BytesIO(read_regular(path, MOST_ARRAY_BYTES))
-            with np.load(content, allow_pickle=False) as arrays:
+            content = read_regular(path, MOST_ARRAY_BYTES)
+            _require_unpacked(content)
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return dict(with_current_names(dict(arrays)))
 
     def make_plots_folder(self) -> None:
@@ -201,6 +221,19 @@ class RunFolder:
     def read_misclassified(self) -> Misclassified:
         with reading(self.misclassified):
             return Misclassified.from_arrays(self.read_arrays(self.misclassified))
+
+    def read_predictions(self) -> EvaluatedLogits:
+        with reading(self.predictions):
+            return EvaluatedLogits.from_arrays(self.read_arrays(self.predictions))
+
+    def read_training_margins(self) -> NDArray[np.float32]:
+        """The mean margin of each training image, float32 `[N]`."""
+        with reading(self.training_margins):
+            return validated(TrainingMargins, self.read_arrays(self.training_margins)).margins
+
+    def read_augmentations(self) -> AugmentedImages:
+        with reading(self.augmentations):
+            return validated(AugmentedImages, self.read_arrays(self.augmentations))
 
     def read_interpretation(self) -> Interpretation | None:
         """The interpretation, or None if there is none yet."""
@@ -237,6 +270,28 @@ class RunFolder:
     def discard(self) -> None:
         """Remove the folder with its content, as far as possible."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _require_unpacked(content: bytes) -> None:
+    """Check that the arrays in the npz file `content` unpack to about as much as onecycle would pack into it.
+
+    Logits and images hardly shrink when they are packed, so a small file with large arrays is not from a run.
+
+    Raises:
+        ValueError: when an array is too large, or its header claims more than its file holds.
+        BadZipFile: when `content` is not an npz file.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        most = _ARRAY_BYTES + _MOST_SHRINKING * len(content)
+        if (size := sum(member.file_size for member in archive.infolist())) > most:
+            raise ValueError(f"its arrays have {size:,} bytes; the limit for a file of its size is {most:,}")
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                if math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} claims the shape {shape}, but has {member.file_size:,} bytes")
 
 
 def interrupted(parent: Path) -> list[RunFolder]:

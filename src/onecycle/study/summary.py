@@ -39,9 +39,9 @@ def _variant(results: Sequence[RunResult], folders: Sequence[RunFolder], thresho
     averaged = [result.tta_accuracy for result in results if result.tta_accuracy is not None]
     histories = [folder.read_history() for folder in folders]
     training = [sum(record.training_seconds or 0 for record in history) for history in histories]
-    arrays = [folder.read_arrays(folder.predictions) for folder in folders]
-    labels = arrays[0]["labels"]
-    correct = np.stack([each["logits"].argmax(axis=1) == labels for each in arrays])  # [runs,N]
+    predictions = [folder.read_predictions() for folder in folders]
+    labels = predictions[0].labels
+    correct = np.stack([each.logits.argmax(axis=1) == labels for each in predictions])  # [runs,N]
     by_class = accuracy_by_class(correct, labels)
     classes = folders[0].read_misclassified().classes
     return {

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.core.class_names import require_class_names
 from onecycle.data.preprocessing import are_gray, channel_sums
 
 
@@ -45,8 +46,7 @@ class ImageSet:
                 f"labels are {self.labels.dtype} {self.labels.shape}; "
                 f"they must be int64 [{len(self.images)}], one for each image"
             )
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes are {self.classes}; they must be one or more unique names")
+        require_class_names(self.classes)
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(
                 f"labels run from {self.labels.min()} to {self.labels.max()}; "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -33,7 +34,7 @@ class Dataset:
     name: str  # "cifar10", "digits" or the name of the image folder; safe as a file name
     train: ImageSet
     evaluation: ImageSet
-    evaluated_on: str  # "test" or "validation"
+    evaluated_on: Literal["test", "validation"]
     source: str  # where the data comes from, in words
     notes: tuple[str, ...] = ()
     drawn: tuple[str, ...] | None = None  # names of the test images, if they were drawn from the training set

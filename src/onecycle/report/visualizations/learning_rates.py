@@ -29,6 +29,9 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ENDINGS = {"completed": "sweep completed", "diverged": "sweep stopped: the loss diverged"}
 
 
+_MOST_POINTS = 10_000  # of a curve, which is straight between its peak and its ends
+
+
 class _Mark(NamedTuple):
     text: str
     lr: float
@@ -45,12 +48,13 @@ def learning_rate_curve(
     """
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch}; it must be at least 1")
+    every = max(1, total_steps // _MOST_POINTS)
+    steps = sorted({*range(0, total_steps, every), peak_step, total_steps - 1})
     lrs = [
-        one_cycle(step, total_steps=total_steps, peak_step=peak_step, lr_min=lr_min, lr_max=lr_max)
-        for step in range(total_steps)
+        one_cycle(step, total_steps=total_steps, peak_step=peak_step, lr_min=lr_min, lr_max=lr_max) for step in steps
     ]
-    epochs = [(step + 1) / steps_per_epoch for step in range(total_steps)]
-    peak = epochs[peak_step]
+    epochs = [(step + 1) / steps_per_epoch for step in steps]
+    peak = (peak_step + 1) / steps_per_epoch
     ends_at = f"LR min {lrs[-1]:.3g}"
     figure, axes = chart(right=text_inches(ends_at, bold=True) + 0.25)
     show_epochs(axes, 0, epochs[-1])

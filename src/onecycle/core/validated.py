@@ -1,0 +1,140 @@
+"""Validate what a file says, against the type hints of the record that it becomes.
+
+A run folder or a network may come from someone else. So each record states its types, bounds and array shapes in its
+type hints, and `validated` is the only way from values to a record.
+"""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a number, both allowed. NaN is never allowed."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of an array, such as "M H W 3". Equal letters in one record are equal sizes."""
+
+    sides: str
+
+
+Count = Annotated[int, Between(0, 2**53)]
+AtLeastOne = Annotated[int, Between(1, 2**53)]
+Fraction = Annotated[float, Between(0, 1)]
+
+
+def validated(record: type[T], values: object) -> T:
+    """An instance of the dataclass `record` from `values`, the fields as JSON values or arrays. Lists become tuples.
+
+    Raises:
+        ValueError: when a field is missing, unknown, or of another type, size or shape than its type hint says.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"it holds {_shortened(values)}; it must hold an object")
+    hints = typing.get_type_hints(record, include_extras=True)
+    required = {
+        field.name
+        for field in fields(record)  # type: ignore[arg-type]
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    if wrong := sorted(map(str, values.keys() - hints.keys())):
+        raise ValueError(f"the field {_shortened(wrong[0])} is unknown")
+    if wrong := sorted(required - values.keys()):
+        raise ValueError(f"the field {wrong[0]!r} is missing")
+    sizes: dict[str, int] = {}
+    return record(**{name: _converted(value, hints[name], name, sizes) for name, value in values.items()})
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether `value` is of the type that `hint` says. Numbers may be whole where the hint is `float`."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(part, get_args(hint)[0]) for part in value)
+    if hint is bool:
+        return isinstance(value, bool)
+    return isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
+
+
+def in_words(hint: Any) -> str:
+    """What `fits` allows, in words."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return in_words(get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        return "whole numbers"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}[hint]
+
+
+def _converted(value: Any, hint: Any, where: str, sizes: dict[str, int]) -> Any:
+    """`value` as `hint` says. `sizes` collects the sizes of the letters in the record's shapes."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = _converted(value, parts[0], where, sizes)
+        for rule in hint.__metadata__:
+            if isinstance(rule, Shape):
+                _require_shape(value, rule, where, sizes)
+            elif not rule.low <= value <= rule.high:
+                raise ValueError(f"{where} is {_shortened(value)}; it must be from {rule.low} to {rule.high}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and types.NoneType in parts:
+            return None
+        return _converted(value, parts[0], where, sizes)
+    if origin is tuple and isinstance(value, list | tuple):
+        of_all = len(parts) == 2 and parts[1] is ...
+        if not of_all and len(value) != len(parts):
+            raise ValueError(f"{where} has {len(value)} values; it must have {len(parts)}")
+        hints = [parts[0]] * len(value) if of_all else parts
+        return tuple(_converted(part, hint, where, sizes) for part, hint in zip(value, hints, strict=True))
+    if origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _converted(part, parts[1], where, sizes) for name, part in value.items()}
+    if getattr(origin, "__name__", "") == "ndarray":
+        return _array(value, parts[1], where)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return validated(hint, value)
+    if hint is Any:
+        return value
+    if origin in (tuple, dict) or not fits(value, hint):
+        allowed = {tuple: "a list", dict: "an object"}.get(origin) or in_words(hint)
+        raise ValueError(f"{where} is {_shortened(value)}; it must be {allowed}")
+    return value
+
+
+def _array(value: Any, dtype: Any, where: str) -> Any:
+    import numpy as np  # imported late, because it would delay the start of every command
+
+    expected = np.dtype(get_args(dtype)[0])
+    if not isinstance(value, np.ndarray) or value.dtype.kind != expected.kind:
+        raise ValueError(f"{where} is not an array of {expected}")
+    return value
+
+
+def _require_shape(value: Any, shape: Shape, where: str, sizes: dict[str, int]) -> None:
+    sides = shape.sides.split()
+    expected = [int(side) if side.isdigit() else sizes.get(side) for side in sides]
+    if len(sides) != value.ndim or any(
+        want not in (None, have) for want, have in zip(expected, value.shape, strict=True)
+    ):
+        wanted = ",".join(side if size is None else str(size) for side, size in zip(sides, expected, strict=True))
+        raise ValueError(f"{where} has the shape {list(value.shape)}; it must be [{wanted}]")
+    sizes.update(zip(sides, value.shape, strict=True))
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)  # escapes what cannot be printed
+    return text if len(text) <= 60 else f"{text[:60]}…"
