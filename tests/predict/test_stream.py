@@ -169,6 +169,31 @@ def test_csv_output_has_a_header_and_quotes_names(
     assert row[:2] == [str(tmp_path / 'a, "b".png'), "truck"] and 0.9 < float(row[2]) < 1
 
 
+UNPRINTABLE = ["\x1b[31mred.png", "\x1b]0;title\x07.png", "a\u202egnp.png", "two\rlines.png", "\x9b31m.png"]
+
+
+@pytest.mark.parametrize("name", UNPRINTABLE)
+@pytest.mark.parametrize("form", ["--csv", "--json", None])
+def test_a_terminal_gets_no_control_characters_from_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str | None, name: str
+) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["predict", *filter(None, [form]), "--top", "1", str(tmp_path)]) == 0
+    assert all(letter.isprintable() or letter in "\t\n" for letter in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", [*UNPRINTABLE, "=cmd|' !A0.png", "@sum.png", "-1.png", "+1.png"])
+def test_a_program_gets_exact_names_from_csv(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--csv", "--top", "1", "./" + name]) == 0
+    _, row = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert row[0] == name
+
+
 def test_unreadable_files_are_named_and_counted_and_the_others_are_predicted(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

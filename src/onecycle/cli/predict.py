@@ -18,7 +18,7 @@ from onecycle.cli.options import DEFAULT_ENGINE, EngineOptions, EngineSettings, 
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable
-from onecycle.core.formatting import percent
+from onecycle.core.formatting import percent, without_controls
 
 Form = Literal["text", "csv", "json"]
 
@@ -135,7 +135,11 @@ def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], N
         print(printable(path), *(f"{name}\t{percent(probability)}" for name, probability in ranked), sep="\t")
 
     def row(path: Path, ranked: list[tuple[str, float]]) -> None:
-        table.writerow([path, *(value for name, probability in ranked for value in (name, f"{probability:.6f}"))])
+        # A program that reads the table needs the exact name.
+        name_of_file = without_controls(str(path)) if sys.stdout.isatty() else path
+        table.writerow(
+            [name_of_file, *(value for name, probability in ranked for value in (name, f"{probability:.6f}"))]
+        )
 
     def line(path: Path, ranked: list[tuple[str, float]]) -> None:
         predictions = [{"class_name": name, "probability": round(probability, 6)} for name, probability in ranked]
