@@ -485,7 +485,7 @@ def test_a_run_repeated_from_its_configuration_uses_its_compute_plan_and_has_the
     ("change", "difference"),
     [
         ({"code": "f" * 64}, "the code of onecycle has changed"),
-        ({"compute_plan": {"threads": 4096}}, "it had 1 × 4096 threads (processes × threads), and this run has 1 × "),
+        ({"compute_plan": {"threads": 512}}, "it had 1 × 512 threads (processes × threads), and this run has 1 × "),
         ({"versions": {"torch": "2.0"}}, "torch was 2.0 and is "),
         ({"hardware": {"cpu": "Z80"}}, "it was trained on another CPU, Z80"),
         ({"hardware": {"cpu_features": "0"}}, "with other instructions or caches"),

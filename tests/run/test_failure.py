@@ -54,7 +54,7 @@ def test_evaluate_ends_in_one_line_when_its_result_is_not_finite(
     weights = RunFolder(path).weights
     predictor = Predictor.load(weights)
     with torch.no_grad():
-        next(predictor.model.parameters()).fill_(torch.inf)
+        next(predictor.model.parameters()).fill_(torch.finfo(torch.float32).max)
     predictor.save(weights)
     assert main(["evaluate", "--run", str(path)]) == 2
     assert last_line(capsys) == (
