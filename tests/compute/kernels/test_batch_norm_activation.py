@@ -75,6 +75,7 @@ def assert_as_accurate_as_pytorch(
     std = (wide.var(dim=(0, 2, 3), correction=0) + layer.eps).sqrt()
     scale = layer.weight.detach() / std
     added = {"input": scale.abs().max() * gradient.double().norm(), "weight": gradient.double().abs().sum()}
+    added["running_mean"] = (layer.momentum or 1) * wide.abs().mean(dim=(0, 2, 3)).norm()
     if images.dtype == torch.float32:
         # The kernels add a number to a multiple of x. Where the mean is large, both are larger than their sum. In
         # bfloat16, rounding the sum hides their errors.
