@@ -16,7 +16,7 @@ from onecycle.data.decoding_cost import require_few_passes, require_few_values
 
 # The image formats that are read, by Pillow's names. Others are left out for safety: EPS needs an interpreter, which
 # runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care:
-# ten kilobytes of JPEG 2000 may take minutes.
+# a megabyte of JPEG 2000 may take minutes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel

@@ -40,7 +40,7 @@ class StorePlace:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether the launcher is gone. Its processes must then end, too."""
+        """Whether the launcher has ended. This process must then end."""
         return self.file is not None and os.getppid() != self.launcher
 
     def connect(self, *, size: int, timeout: timedelta, is_server: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""Count what a folder or an archive holds that is not used, so that nothing is left out without a word."""
+"""Count the files of a folder or an archive that are not used, by reason."""
 
 import os
 import re
@@ -34,7 +34,7 @@ class LeftOut:
         self._count(reason, 1, [name])
 
     def add_entry(self, entry: Entry) -> None:
-        """Count `entry`, which no class contains or which is no image. Folders are not counted."""
+        """Count `entry`: a file that is not an image, or is in no class. Folders are not counted."""
         if not entry.is_folder:
             reason = BESIDE_CLASSES if entry.is_image else entry.problem or _not_an_image(entry.parts[-1])
             self.add(reason, "/".join(entry.parts))
@@ -63,7 +63,7 @@ class LeftOut:
         return f"{count:,} {noun}{plural} {rest} ({names}{more})"
 
     def appended_to(self, message: str) -> str:
-        """`message`, and what is left out if anything is."""
+        """`message`, followed by the counts, if files are left out."""
         return f"{message}. Left out: {'; '.join(self.lines())}" if self else message
 
     def to_json(self) -> dict[str, Any]:

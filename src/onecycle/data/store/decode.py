@@ -83,8 +83,8 @@ def _wait_for(future: Future[T]) -> T:
 def _daemon_threads(function: Callable[[A], R], count: int) -> Iterator[Callable[[A], Future[R]]]:
     """Yield a function that lets one of `count` threads call `function`.
 
-    After an error or a signal, calls that have begun go on, but do not delay the end of the process. The threads of
-    `ThreadPoolExecutor` would.
+    An error or a signal does not stop a call that has begun. But the process can end without waiting for it. With the
+    threads of `ThreadPoolExecutor`, it could not.
     """
     tasks: SimpleQueue[tuple[A, Future[R]] | None] = SimpleQueue()
     is_stopped = False

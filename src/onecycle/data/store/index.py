@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.core.class_names import find_alike
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
 from onecycle.data.readers.left_out import BESIDE_CLASSES, LeftOut
 from onecycle.data.splits import held_out
-from onecycle.data.store.class_names import find_alike
 from onecycle.data.store.listing import Listing, Parts, located
 
 SPLITS = ("train", "test")
@@ -246,7 +246,7 @@ def _check(counts: _Counts, source: Path, *, is_drawn: bool) -> None:
     train, test = (set(counts.get(split, counts["train"])) for split in SPLITS)
     if alike := find_alike(sorted(train | test)):
         here, there = (name if is_drawn else f"{'train' if name in train else 'test'}/{name}" for name in alike.names)
-        # A terminal shows both Unicode forms alike, so show their characters, too.
+        # A terminal shows both Unicode forms alike. The escapes show the difference.
         escaped = f" ({ascii(here)} and {ascii(there)})" if "form" in alike.difference else ""
         raise InputError(
             f"{source}: the class folders {here!r} and {there!r}{escaped} differ in {alike.difference} only; "

@@ -2,7 +2,7 @@ from unicodedata import normalize
 
 import pytest
 
-from onecycle.data.store.class_names import find_alike
+from onecycle.core.class_names import find_alike
 
 COMPOSED, DECOMPOSED = (normalize(form, "Café") for form in ("NFC", "NFD"))
 
