@@ -1,16 +1,21 @@
 """The command-line application. Every command is registered on it."""
 
-from importlib.metadata import version
-
 from cyclopts import App, Parameter
 
 from onecycle.cli.defaults import fill_in
+
+
+def _version() -> str:
+    from importlib.metadata import version  # imported late: it would take an eighth of the time of --help
+
+    return version("onecycle")
+
 
 app = App(
     name="onecycle",
     help="Train a small, strong image classifier with one cycle of the learning rate. Add --debug to see the traceback "
     "of an error.",
-    version=lambda: version("onecycle"),  # a function, because reading the version would slow down --help
+    version=_version,
     default_parameter=Parameter(negative_iterable=(), negative_none=(), consume_multiple=True),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
