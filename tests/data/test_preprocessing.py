@@ -71,7 +71,7 @@ def test_a_constant_channel_is_only_centered() -> None:
 
 
 def test_mean_and_std_of_cifar10_are_the_known_values(real_data: Path) -> None:
-    train, _, _ = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary")
+    train = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary").train
     assert len(train) == 50_000
     found = Preprocessing.of(train.images)
     assert [round(value, 4) for value in found.mean] == [0.4914, 0.4822, 0.4465]

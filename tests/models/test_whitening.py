@@ -68,7 +68,7 @@ def test_the_filters_do_not_depend_on_the_memory_layout(images: torch.Tensor) ->
 
 def test_cifar10_has_no_direction_to_leave_out(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks for CIFAR-10 are the same bits as before directions were left out."""
-    train, _, _ = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary")
+    train = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary").train
     pixels = train.images[:: len(train) // WHITENING_IMAGES]
     images = Preprocessing.of(train.images).normalize(torch.from_numpy(pixels))
     filters = whitening_filters(images)

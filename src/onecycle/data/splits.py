@@ -7,6 +7,9 @@ from onecycle.core.errors import InputError
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.store.mapped import subset_of
 
+DRAWN_SHARE = 0.2  # fraction of each class that becomes the test set if there is none
+_DRAWN_SEED = 0
+
 
 def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0, leave: int = 0) -> NDArray[np.int64]:
     """Choose `size` of the `labels`, int64 `[N]`, with the class proportions of all labels. Returns sorted indices.
@@ -41,6 +44,29 @@ def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[n
     rng = np.random.default_rng(seed)
     by_class = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
     return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in by_class]))
+
+
+def drawn_for_test(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The images that become the test set if there is none: a fifth of each class in `labels`, int64 `[N]`."""
+    return held_out(labels, DRAWN_SHARE, seed=_DRAWN_SEED)
+
+
+def split_test(train: ImageSet) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    """Split `train`, the images of a data set without a test set, into a training set and a test set.
+
+    Also returns the names of the test images, which are their numbers (from 0) in `train`.
+
+    Raises:
+        InputError: when a class has only one image.
+        StorageError: when the cache cannot be written.
+    """
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    if 1 in counts:
+        name = train.classes[int(np.argmax(counts == 1))]
+        raise InputError(f"class {name!r} has only one image, but training and testing need one each; add more")
+    drawn = drawn_for_test(train.labels)
+    names = tuple(f"image {number}" for number in drawn.tolist())
+    return subset_of(train, np.setdiff1d(np.arange(len(train)), drawn)), subset_of(train, drawn), names
 
 
 def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -27,26 +27,28 @@ def python(python_folder: Path, tmp_path: Path) -> Path:
 def test_every_official_form_holds_the_same_images(
     source: str, tiny: tuple[ImageSet, ImageSet], request: pytest.FixtureRequest
 ) -> None:
-    train, test, _ = read_cifar10(request.getfixturevalue(source), "binary" if "binary" in source else "python")
-    assert (train.fingerprint, test.fingerprint) == (tiny[0].fingerprint, tiny[1].fingerprint)
+    sets = read_cifar10(request.getfixturevalue(source), "binary" if "binary" in source else "python").by_split
+    assert [images.fingerprint for images in sets.values()] == [images.fingerprint for images in tiny]
 
 
 def test_the_real_samples_are_the_same_in_both_formats(real_data: Path) -> None:
     binary = read_cifar10(real_data / "cifar-10-binary-sample.tar.gz", "binary")
     python = read_cifar10(real_data / "cifar-10-python-sample.tar.gz", "python")
-    assert [part.fingerprint for part in binary[:2]] == [part.fingerprint for part in python[:2]]
-    train, test, _ = binary
+    assert [part.fingerprint for part in binary.by_split.values()] == [
+        part.fingerprint for part in python.by_split.values()
+    ]
+    train, test = binary.by_split.values()
     assert (train.images.shape, test.images.shape) == ((1000, 32, 32, 3), (100, 32, 32, 3))
     assert [train.classes[label] for label in train.labels[:3]] == ["frog", "truck", "truck"]
     assert train.images[0, 0, 0].tolist() == [59, 62, 63]  # the first pixel of CIFAR-10
 
 
 def test_the_checksum_of_the_files_changes_with_their_content(binary: Path) -> None:
-    before = read_cifar10(binary, "binary")[2]
+    before = read_cifar10(binary, "binary").notes
     content = bytearray((binary / "test_batch.bin").read_bytes())
     content[100] ^= 1
     (binary / "test_batch.bin").write_bytes(content)
-    assert read_cifar10(binary, "binary")[2] != before
+    assert read_cifar10(binary, "binary").notes != before
 
 
 @pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin", "batches.meta.txt"])
@@ -150,7 +152,7 @@ def test_arrays_pickled_by_numpy_1_and_by_numpy_2_are_read(python: Path) -> None
     old = read_cifar10(python, "python")
     for path in python.glob("*_batch*"):
         path.write_bytes(path.read_bytes().replace(b"numpy.core.multiarray", b"numpy._core.multiarray"))
-    assert read_cifar10(python, "python")[0].fingerprint == old[0].fingerprint
+    assert read_cifar10(python, "python").train.fingerprint == old.train.fingerprint
 
 
 @pytest.mark.parametrize(

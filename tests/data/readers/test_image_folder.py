@@ -89,7 +89,7 @@ _FORMS = pytest.mark.parametrize(
 def test_every_form_gives_the_same_sets_ordered_by_class_and_file_name(
     form: Callable[[Path], Path], folder: Path, few: tuple[ImageSet, ImageSet]
 ) -> None:
-    for read, images in zip(read_image_folder(form(folder), 32)[:2], few, strict=True):
+    for read, images in zip(read_image_folder(form(folder), 32).by_split.values(), few, strict=True):
         assert read.fingerprint == _expected(images).fingerprint
 
 
@@ -103,15 +103,15 @@ def test_a_second_read_decodes_nothing_and_gives_the_same_sets(
     written = entry.stat().st_mtime_ns, sorted(path.stat().st_mtime_ns for path in entry.iterdir())
     second = read_image_folder(source, 32)
     assert written == (entry.stat().st_mtime_ns, sorted(path.stat().st_mtime_ns for path in entry.iterdir()))
-    assert [part.fingerprint for part in first[:2]] == [part.fingerprint for part in second[:2]]
+    assert first.train.fingerprint == second.train.fingerprint and first.test.fingerprint == second.test.fingerprint
 
 
 def test_a_changed_image_is_decoded_again(folder: Path) -> None:
-    before = read_image_folder(folder, 32)[0]
+    before = read_image_folder(folder, 32).train
     path = next((folder / "train" / "7").iterdir())
     Image.new("RGB", (32, 32), "red").save(path)
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 1))
-    after = read_image_folder(folder, 32)[0]
+    after = read_image_folder(folder, 32).train
     assert (before.images != after.images).any(axis=(1, 2, 3)).sum() == 1
 
 
@@ -138,23 +138,23 @@ def test_a_change_that_keeps_the_size_and_the_time_is_noticed(form: str, folder:
 
 
 def test_each_input_size_is_cached_separately(folder: Path) -> None:
-    assert read_image_folder(folder, 32)[0].images.shape == (6, 32, 32, 3)
-    assert read_image_folder(folder, 16)[0].images.shape == (6, 16, 16, 3)
-    assert read_image_folder(folder, 32)[0].images.shape == (6, 32, 32, 3)
+    assert read_image_folder(folder, 32).train.images.shape == (6, 32, 32, 3)
+    assert read_image_folder(folder, 16).train.images.shape == (6, 16, 16, 3)
+    assert read_image_folder(folder, 32).train.images.shape == (6, 32, 32, 3)
 
 
 def test_a_damaged_cache_is_written_again(folder: Path, own_cache: Path) -> None:
-    before = read_image_folder(folder, 32)[0].fingerprint
+    before = read_image_folder(folder, 32).train.fingerprint
     (images,) = own_cache.glob("*/train_images.npy")
     images.write_bytes(images.read_bytes()[:1000])
-    assert read_image_folder(folder, 32)[0].fingerprint == before
+    assert read_image_folder(folder, 32).train.fingerprint == before
 
 
 def test_writing_to_the_images_does_not_change_the_cache(folder: Path) -> None:
-    images = read_image_folder(folder, 32)[0].images
+    images = read_image_folder(folder, 32).train.images
     before = images.copy()
     images[:] = 0
-    assert (read_image_folder(folder, 32)[0].images == before).all()
+    assert (read_image_folder(folder, 32).train.images == before).all()
 
 
 def test_images_of_every_common_format_size_and_mode_are_read(folder: Path) -> None:

@@ -75,7 +75,7 @@ def pack(archive: Path, folder: Path, files: Iterator[Path], top: str = "") -> N
 
 
 def fingerprints(source: Path) -> list[str]:
-    train, test, *_ = read_image_folder(source, 32)
+    train, test = read_image_folder(source, 32).by_split.values()
     return [train.fingerprint, test.fingerprint]
 
 
@@ -103,7 +103,7 @@ def blacken(decoded: set[Path]) -> int:
 
 
 def black_images(source: Path) -> int:
-    train, test, *_ = read_image_folder(source, 32)
+    train, test = read_image_folder(source, 32).by_split.values()
     return sum(int((images.images == 0).all(axis=(1, 2, 3)).sum()) for images in (train, test))
 
 

@@ -17,7 +17,7 @@ from onecycle.data import load_dataset
 from onecycle.data.check import check
 from onecycle.data.image_files import to_square
 from onecycle.data.readers.image_folder import read_image_folder
-from onecycle.data.store.index import DRAWN_SHARE
+from onecycle.data.splits import DRAWN_SHARE
 
 COUNTS = {"ant": 20, "bee": 10, "cät": 3}
 
@@ -39,7 +39,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_without_a_test_set_a_fifth_of_each_class_is_drawn(photos: Path) -> None:
-    train, test, drawn, _ = read_image_folder(photos, 32)
+    sets = read_image_folder(photos, 32)
+    train, test, drawn = sets.train, sets.test, sets.drawn
     assert train.classes == test.classes == tuple(COUNTS)
     assert np.bincount(test.labels).tolist() == [4, 2, 1] == [round(DRAWN_SHARE * n) for n in COUNTS.values()]
     assert np.bincount(train.labels).tolist() == [16, 8, 2]
@@ -48,12 +49,13 @@ def test_without_a_test_set_a_fifth_of_each_class_is_drawn(photos: Path) -> None
 
 
 def test_the_drawn_names_are_those_of_the_test_images(photos: Path) -> None:
-    _, test, drawn, _ = read_image_folder(photos, 32)
+    sets = read_image_folder(photos, 32)
+    test, drawn = sets.test, sets.drawn
     assert drawn is not None
     for name, pixels in zip(drawn, test.images, strict=True):
         assert (to_square(Image.open(photos / name), 32) == pixels).all()
         (photos / name).unlink()
-    train, other_test, *_ = read_image_folder(photos, 32)
+    train, other_test = read_image_folder(photos, 32).by_split.values()
     pixels = {image.tobytes() for image in (*train.images, *other_test.images)}
     assert not pixels & {image.tobytes() for image in test.images}
 

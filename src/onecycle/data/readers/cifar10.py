@@ -6,7 +6,7 @@ Source: Alex Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Im
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError, OnecycleError
+from onecycle.data.readers.download import CIFAR10_BINARY, CIFAR10_PYTHON, matches
 from onecycle.data.readers.entries import entries_of
 from onecycle.data.readers.image_set import ImageSet
+from onecycle.data.readers.sets import Sets
 
 Layout = Literal["binary", "python"]
 
@@ -40,8 +42,8 @@ def layout_of(name: str) -> Layout | None:
     return next((layout for layout, names in FILES.items() if name in names), None)
 
 
-def read_cifar10(path: Path, layout: Layout) -> tuple[ImageSet, ImageSet, str]:
-    """The training set, the test set and the sha256 of the files. `path` is an archive or an unpacked folder.
+def read_cifar10(path: Path, layout: Layout) -> Sets:
+    """Read CIFAR-10 from `path`, an archive or an unpacked folder. Files without an official checksum have a note.
 
     Images are uint8 `[N,32,32,3]` in the official order. Class names come from `batches.meta`.
 
@@ -69,7 +71,29 @@ def read_cifar10(path: Path, layout: Layout) -> tuple[ImageSet, ImageSet, str]:
             raise InputError(
                 f"{path}: {name} has label {wrong}, but there are {len(classes)} classes; download it again"
             )
-    return _image_set(train, classes), _image_set([test], classes), digest.hexdigest()
+    notes = _notes(path, digest.hexdigest(), sum(sizes), len(test[1]))
+    return Sets(
+        name="cifar10",
+        source=f"CIFAR-10, {layout} version, from {path}",
+        train=_image_set(train, classes),
+        test=_image_set([test], classes),
+        notes=tuple(notes),
+    )
+
+
+def _notes(path: Path, contents: str, train: int, test: int) -> Iterator[str]:
+    """What the user should know of `path`, whose files have the sha256 `contents`, and of its numbers of images."""
+    if path.is_dir():
+        yield f"Unverified: {path.name} is unpacked, so it has no official checksum (its sha256: {contents})"
+    elif not any(matches(path, official) for official in (CIFAR10_BINARY, CIFAR10_PYTHON)):
+        with path.open("rb") as file:
+            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        yield (
+            f"Unverified: {path.name} does not have the checksum of an official CIFAR-10 archive "
+            f"(its sha256: {fingerprint})"
+        )
+    if (train, test) != (50_000, 10_000):
+        yield f"Not all of CIFAR-10: {train:,} training and {test:,} test images, not 50,000 and 10,000"
 
 
 def _contents(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:

@@ -3,11 +3,12 @@
 import numpy as np
 
 from onecycle.data.readers.image_set import ImageSet
+from onecycle.data.readers.sets import Sets
 
 _TEST_EVERY = 5  # every fifth image of each class is a test image
 
 
-def load_digits() -> tuple[ImageSet, ImageSet]:
+def load_digits() -> Sets:
     """scikit-learn's handwritten digits as 32×32 RGB: 1,442 training and 355 test images, the same everywhere.
 
     Images are resized with integer arithmetic and split by a fixed rule, so the result does not depend on library
@@ -35,4 +36,9 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
     is_test = np.zeros(len(whole), bool)
     for label in range(len(classes)):
         is_test[np.flatnonzero(labels == label)[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
-    return whole.subset(np.flatnonzero(~is_test)), whole.subset(np.flatnonzero(is_test))
+    return Sets(
+        name="digits",
+        source="scikit-learn's handwritten digits, embedded",
+        train=whole.subset(np.flatnonzero(~is_test)),
+        test=whole.subset(np.flatnonzero(is_test)),
+    )

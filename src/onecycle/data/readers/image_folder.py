@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,8 @@ from onecycle.core.errors import InputError
 from onecycle.core.files import file_identity, waiting_for_lock
 from onecycle.core.signals import Interrupted
 from onecycle.data.readers.entries import archives_in, entries_of
-from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.left_out import LeftOut
+from onecycle.data.readers.sets import Sets
 from onecycle.data.store.cache import cached, images_folder, look_up, writing_cache
 from onecycle.data.store.index import SPLITS, Index, index_of
 from onecycle.data.store.listing import listing_of, located
@@ -34,18 +33,6 @@ from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, dec
 
 PROBLEMS_LISTED = 5  # an error message lists at most this many problems
 _CACHE_VERSION = 5  # increase it when decoding or the format of the cached files changes
-
-
-class FolderSets(NamedTuple):
-    """The sets of an image folder. `drawn` names the test images if they were drawn from the training set.
-
-    `left_out` has a line for each reason why files are not used.
-    """
-
-    train: ImageSet
-    test: ImageSet
-    drawn: tuple[str, ...] | None
-    left_out: tuple[str, ...]
 
 
 def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
@@ -63,8 +50,8 @@ def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
     return archives, left_out
 
 
-def read_image_folder(source: Path, input_size: int) -> FolderSets:
-    """The training set and the test set of `source`: a folder, an archive or a folder of archives.
+def read_image_folder(source: Path, input_size: int) -> Sets:
+    """Read the images of `source`: a folder, an archive or a folder of archives.
 
     The content may be inside extra folders, one in the other. Images are uint8 `[N,input_size,input_size,3]`, ordered
     by class and file name, in memory-mapped files (copy on write). Classes are the sorted folder names. Images are
@@ -79,7 +66,8 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
     compute_fingerprint = partial(_fingerprint, is_single=is_single)
     sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
     key = _key(_CACHE_VERSION, input_size, beside.lines(), *(known.fingerprint for known in sources))
-    if found := look_up(key, _read):
+    read = partial(_read, source)
+    if found := look_up(key, read):
         return found
     # The folder is named after the path of `source`, not its content. If one archive changes after an interruption, the
     # next call therefore still finds the other archives decoded.
@@ -94,7 +82,7 @@ def read_image_folder(source: Path, input_size: int) -> FolderSets:
             for left in unfinished.glob("partial-*"):  # left by a process that was killed
                 shutil.rmtree(left)
             write = partial(_write, source, sources, beside, input_size, unfinished)
-            return cached(key, write, _read, within=unfinished)
+            return cached(key, write, read, within=unfinished)
 
 
 def _print(line: str) -> None:
@@ -199,8 +187,13 @@ def _gathered(decoded_sources: Sequence[DecodedSource], images: NDArray[np.int64
         yield pixels
 
 
-def _read(folder: Path) -> FolderSets:
+def _read(source: Path, folder: Path) -> Sets:
     drawn = json.loads((folder / "drawn.json").read_text())
     train, test = (read_set(folder, split) for split in SPLITS)
-    left_out = json.loads((folder / "left_out.json").read_text())
-    return FolderSets(train, test, None if drawn is None else tuple(drawn), tuple(left_out))
+    return Sets(
+        source=f"image folder {source}",
+        train=train,
+        test=test,
+        left_out=tuple(json.loads((folder / "left_out.json").read_text())),
+        drawn=None if drawn is None else tuple(drawn),
+    )

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,32 +18,52 @@ from onecycle.data import splits
 from onecycle.data.image_files import to_square
 from onecycle.data.readers.cifar10 import read_cifar10
 from onecycle.data.readers.digits import load_digits
-from onecycle.data.readers.download import CIFAR10_BINARY, CIFAR10_PYTHON, download, matches
+from onecycle.data.readers.download import CIFAR10_BINARY, download
 from onecycle.data.readers.image_folder import read_image_folder
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.search import Found, find_cifar10, locate
-from onecycle.data.store.index import DRAWN_SHARE
+from onecycle.data.readers.sets import Sets
+from onecycle.data.splits import DRAWN_SHARE
+
+Split = Literal["test", "validation"]
 
 _ALL_GRAY = "All training images are gray, so the network converts every image to gray"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A training set and an evaluation set, with notes that are shown with the results."""
+    """A training set and one or two sets for evaluation, with notes that are shown with the results.
+
+    `evaluation` is the set of the result. If `validation` is not None, it is evaluated after every epoch, and
+    `evaluation` is a test set, which is evaluated once, at the end. Else `evaluation` is evaluated after every epoch.
+    """
 
     name: str  # "cifar10", "digits" or the name of the image folder; safe as a file name
     train: ImageSet
     evaluation: ImageSet
-    evaluated_on: Literal["test", "validation"]
+    evaluated_on: Split
+    validation: ImageSet | None = None
     source: str  # where the data comes from, in words
     notes: tuple[str, ...] = ()
     drawn: tuple[str, ...] | None = None  # names of the test images, if they were drawn from the training set
 
+    @property
+    def epoch_evaluation(self) -> ImageSet:
+        """The set that is evaluated after every epoch."""
+        return self.evaluation if self.validation is None else self.validation
+
+    @property
+    def epoch_evaluated_on(self) -> Split:
+        """The split of `epoch_evaluation`."""
+        return self.evaluated_on if self.validation is None else "validation"
+
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256, in hex, of both sets after splits and limits."""
-        both = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
-        return hashlib.sha256(both.encode()).hexdigest()
+        """The sha256, in hex, of all sets after splits and limits."""
+        sets = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
+        if self.validation is not None:
+            sets += f" validation {self.validation.fingerprint}"
+        return hashlib.sha256(sets.encode()).hexdigest()
 
 
 def load_dataset(
@@ -65,19 +85,23 @@ def load_dataset(
     kept. Both selections are stratified and depend on `seed`.
 
     Raises:
-        InputError: when the data is missing, damaged, in an unknown format, or too small for `validation` or `limit`.
+        InputError: when the data is missing, damaged, in an unknown format, too small for `validation` or `limit`, or
+            has a validation set and `validation` is given.
         StorageError: when the cache cannot be written.
     """
     if input_size < 1:
         raise InputError(f"input_size is {input_size}; it must be 1 or more")
-    dataset = _resized(_whole(data, input_size), input_size)
+    dataset = _changed(_whole(data, input_size), lambda images: _resized(images, input_size))
     if validation:
+        if dataset.epoch_evaluated_on == "validation":
+            raise InputError(
+                f"--validation is {validation}, but {dataset.source} has a validation set of its own; leave out "
+                "--validation"
+            )
         train, held_out = splits.split_validation(dataset.train, validation, seed=seed)
         dataset = replace(dataset, train=train, evaluation=held_out, evaluated_on="validation")
     if limit is not None:
-        train = splits.limit_images(dataset.train, limit, seed=seed)
-        evaluation = splits.limit_images(dataset.evaluation, limit, seed=seed)
-        dataset = replace(dataset, train=train, evaluation=evaluation)
+        dataset = _changed(dataset, lambda images: splits.limit_images(images, limit, seed=seed))
     if dataset.train.is_gray:
         dataset = replace(dataset, notes=(*dataset.notes, _ALL_GRAY))
     return dataset
@@ -103,15 +127,14 @@ def _whole(data: str | os.PathLike[str] | None, input_size: int) -> Dataset:
 
 
 def _digits(*, instead_of_cifar10_because: str | None = None) -> Dataset:
-    train, test = load_digits()
-    notes: tuple[str, ...] = ()
+    sets = load_digits()
     if instead_of_cifar10_because:
-        notes = (
+        note = (
             "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits, so the accuracy says nothing about CIFAR-10. "
-            f"CIFAR-10 was not found, and {instead_of_cifar10_because}",
+            f"CIFAR-10 was not found, and {instead_of_cifar10_because}"
         )
-    source = "scikit-learn's handwritten digits, embedded"
-    return Dataset(name="digits", train=train, evaluation=test, evaluated_on="test", source=source, notes=notes)
+        sets = replace(sets, notes=(note,))
+    return _dataset(sets, "digits")
 
 
 EMBEDDED: Mapping[str, Callable[[], Dataset]] = {"digits": _digits}
@@ -125,45 +148,42 @@ def is_path(data: str | os.PathLike[str]) -> bool:
 
 def _read(found: Found, input_size: int) -> Dataset:
     if found.layout == "images":
-        train, test, drawn, left_out = read_image_folder(found.path, input_size)
-        source = f"image folder {found.path}"
-        name, notes = _safe_name(found.path), _folder_notes(drawn, left_out)
+        sets = read_image_folder(found.path, input_size)
     else:
-        drawn = None
-        train, test, contents = read_cifar10(found.path, found.layout)
-        source = f"CIFAR-10, {found.layout} version, from {found.path}"
-        name, notes = "cifar10", _cifar10_notes(found.path, contents, len(train), len(test))
+        sets = read_cifar10(found.path, found.layout)
+    return _dataset(sets, _safe_name(found.path))
+
+
+def _dataset(sets: Sets, name: str) -> Dataset:
+    """`sets` as a data set, which is called `name` unless the sets have a name."""
+    train, validation, drawn = sets.train, sets.validation, sets.drawn
+    evaluated_on: Split = "test"
+    if sets.test is not None:
+        evaluation = sets.test
+    elif validation is not None:
+        evaluation, validation, evaluated_on = validation, None, "validation"
+    else:
+        train, evaluation, drawn = splits.split_test(train)
     return Dataset(
-        name=name, train=train, evaluation=test, evaluated_on="test", source=source, notes=notes, drawn=drawn
+        name=sets.name or name,
+        train=train,
+        evaluation=evaluation,
+        evaluated_on=evaluated_on,
+        validation=validation,
+        source=sets.source,
+        notes=(*sets.notes, *_notes(drawn, sets.left_out)),
+        drawn=drawn,
     )
 
 
-def _folder_notes(drawn: tuple[str, ...] | None, left_out: tuple[str, ...]) -> tuple[str, ...]:
-    notes = []
+def _notes(drawn: tuple[str, ...] | None, left_out: tuple[str, ...]) -> Iterator[str]:
     if drawn is not None:
-        notes.append(
+        yield (
             f"There is no test set, so {DRAWN_SHARE:.0%} of each class, {len(drawn):,} images, were drawn for testing. "
             "Every run on these files draws the same images; drawn_test_images.json lists them"
         )
     if left_out:
-        notes.append(f"Left out: {'; '.join(left_out)}")
-    return tuple(notes)
-
-
-def _cifar10_notes(path: Path, contents: str, train: int, test: int) -> tuple[str, ...]:
-    notes = []
-    if path.is_dir():
-        notes.append(f"Unverified: {path.name} is unpacked, so it has no official checksum (its sha256: {contents})")
-    elif not any(matches(path, official) for official in (CIFAR10_BINARY, CIFAR10_PYTHON)):
-        with path.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-        notes.append(
-            f"Unverified: {path.name} does not have the checksum of an official CIFAR-10 archive "
-            f"(its sha256: {fingerprint})"
-        )
-    if (train, test) != (50_000, 10_000):
-        notes.append(f"Not all of CIFAR-10: {train:,} training and {test:,} test images, not 50,000 and 10,000")
-    return tuple(notes)
+        yield f"Left out: {'; '.join(left_out)}"
 
 
 def _safe_name(path: Path) -> str:
@@ -174,13 +194,16 @@ def _safe_name(path: Path) -> str:
     return f"{name}-images" if name in ("cifar10", "digits") else name  # avoids the names of the built-in data sets
 
 
-def _resized(dataset: Dataset, size: int) -> Dataset:
-    def resized(images: ImageSet) -> ImageSet:
-        if images.images.shape[1:3] == (size, size):
-            return images
-        pixels = np.empty((len(images), size, size, 3), np.uint8)
-        for row, image in enumerate(images.images):
-            pixels[row] = to_square(Image.fromarray(image), size)
-        return ImageSet(pixels, images.labels, images.classes)
+def _changed(dataset: Dataset, change: Callable[[ImageSet], ImageSet]) -> Dataset:
+    """`dataset` with each of its sets changed."""
+    validation = None if dataset.validation is None else change(dataset.validation)
+    return replace(dataset, train=change(dataset.train), evaluation=change(dataset.evaluation), validation=validation)
 
-    return replace(dataset, train=resized(dataset.train), evaluation=resized(dataset.evaluation))
+
+def _resized(images: ImageSet, size: int) -> ImageSet:
+    if images.images.shape[1:3] == (size, size):
+        return images
+    pixels = np.empty((len(images), size, size, 3), np.uint8)
+    for row, image in enumerate(images.images):
+        pixels[row] = to_square(Image.fromarray(image), size)
+    return ImageSet(pixels, images.labels, images.classes)

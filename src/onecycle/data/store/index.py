@@ -12,12 +12,10 @@ from onecycle.core.class_names import find_alike
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable
 from onecycle.data.readers.left_out import BESIDE_CLASSES, LeftOut
-from onecycle.data.splits import held_out
+from onecycle.data.splits import drawn_for_test
 from onecycle.data.store.listing import Listing, Parts, located
 
 SPLITS = ("train", "test")
-DRAWN_SHARE = 0.2  # fraction of each class that becomes the test set if there is none
-_DRAWN_SEED = 0
 _SPLIT_LIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # compared with lower-case names
 
 _Places = list[tuple[str, str] | str]
@@ -67,7 +65,7 @@ def index_of(listings: Sequence[Listing], source: Path) -> Index:
     labels, images = _ordered(listings, places, tops, classes)
     if is_drawn:
         is_test = np.zeros(len(labels["train"]), bool)
-        is_test[held_out(labels["train"], DRAWN_SHARE, seed=_DRAWN_SEED)] = True
+        is_test[drawn_for_test(labels["train"])] = True
         labels, images = ({"train": of["train"][~is_test], "test": of["train"][is_test]} for of in (labels, images))
     return Index(classes, labels, images, is_drawn, left_out)
 

@@ -1,0 +1,29 @@
+"""What a reader returns, whatever format it reads: `Sets`."""
+
+from dataclasses import dataclass
+
+from onecycle.data.readers.image_set import ImageSet
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sets:
+    """The sets that a data set has, and what to say of them. All sets have the same classes.
+
+    A reader returns the images at their own size, unless it decodes them. Without a test set and a validation set, the
+    caller draws a test set from `train`.
+    """
+
+    source: str  # the layout or format, and its path, in words
+    train: ImageSet
+    test: ImageSet | None = None
+    validation: ImageSet | None = None
+    name: str | None = None  # of a known data set, such as "cifar10"; None takes the name of the file or folder
+    notes: tuple[str, ...] = ()  # warnings that are shown with the results
+    left_out: tuple[str, ...] = ()  # a line for each reason why files or rows are not used
+    drawn: tuple[str, ...] | None = None  # names of the test images, if the reader drew them from the training images
+
+    @property
+    def by_split(self) -> dict[str, ImageSet]:
+        """The sets that exist: "train", "validation" and "test", in this order."""
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: images for split, images in sets.items() if images is not None}
