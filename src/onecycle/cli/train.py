@@ -57,9 +57,10 @@ def train(
         return 0  # only the main process prints the result
     result = folder.read_result()
     tta = "" if result.tta_accuracy is None else f"{percent(result.tta_accuracy)} with test-time augmentation, "
+    validation = "" if result.validation_accuracy is None else f"validation {percent(result.validation_accuracy)}, "
     console.out(
         f"\n{result.evaluated_on} accuracy {percent(result.eval_accuracy)} at the last epoch "
-        f"(best {percent(result.best_eval_accuracy)}, epoch {result.best_epoch}), "
+        f"({validation}best {percent(result.best_eval_accuracy)}, epoch {result.best_epoch}), "
         f"{tta}train {percent(result.train_accuracy)}, {result.seconds / 60:.1f} minutes, in {folder.path}",
         highlight=False,
     )

@@ -47,7 +47,7 @@ class Comparison:
 
     def curves(self) -> str:
         histories = {name: page.history for name, page in zip(self.names, self.pages, strict=True)}
-        splits = " and ".join(sorted({page.evaluated_on for page in self.pages}))
+        splits = " and ".join(sorted({page.epoch_evaluated_on for page in self.pages}))
         figure = visualizations.compared_accuracies(histories, evaluated_on=splits)
         last = ", ".join(f"{name} {percent(history[-1].eval_accuracy)}" for name, history in histories.items())
         return inline(figure, "compared", f"Accuracy by epoch; last epoch: {last}")

@@ -99,7 +99,13 @@ class Page:
 
     @property
     def evaluated_on(self) -> str:
-        return "validation" if self.config.validation else "test"
+        """The split of the result."""
+        return self.environment["dataset"].get("evaluated_on") or ("validation" if self.config.validation else "test")
+
+    @property
+    def epoch_evaluated_on(self) -> str:
+        """The split that was evaluated after every epoch."""
+        return self.environment["dataset"].get("epoch_evaluated_on") or self.evaluated_on
 
     @property
     def hardware(self) -> str:
@@ -120,7 +126,7 @@ class Page:
         """The curves as SVG, by name."""
         figures = {}
         if self.history:
-            evaluated_on, last = self.evaluated_on, self.history[-1]
+            evaluated_on, last = self.epoch_evaluated_on, self.history[-1]
             figures["accuracy"] = inline(
                 visualizations.accuracy_curves(self.history, evaluated_on=evaluated_on),
                 "accuracy",

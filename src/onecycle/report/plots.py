@@ -25,10 +25,10 @@ def _draw_result(folder: RunFolder) -> None:
     steps_per_epoch = -(-result.train_images // config.batch_size)
     total_steps = steps_per_epoch * config.epochs
     figures = {
-        "accuracy": visualizations.accuracy_curves(history, evaluated_on=result.evaluated_on),
+        "accuracy": visualizations.accuracy_curves(history, evaluated_on=result.epoch_evaluated_on),
         "loss": visualizations.loss_curves(
             history,
-            evaluated_on=result.evaluated_on,
+            evaluated_on=result.epoch_evaluated_on,
             label_smoothing=config.label_smoothing,
             class_weights=config.class_weights,
         ),

@@ -13,7 +13,7 @@ from onecycle.compute.hardware import Hardware
 from onecycle.compute.plan import ComputePlan, require_device
 from onecycle.core.config import ComputeConfig, Config, DataConfig
 from onecycle.core.errors import InputError
-from onecycle.data import Dataset, load_dataset
+from onecycle.data import Dataset, ImageSet, load_dataset
 from onecycle.data.augment.batched import BatchedAugmentation
 from onecycle.data.batch_sources import Augment, AugmentBatch
 from onecycle.data.batches import Batches
@@ -44,7 +44,8 @@ class Experiment:
     model: ModelComposite
     optimizer: Optimizer
     train: Batches
-    evaluation: Batches
+    evaluation: Batches  # of the result
+    epoch_evaluation: Batches  # after every epoch; the same as `evaluation`, unless the data has a validation set, too
     plan: ComputePlan
     choice: Choice | None
     """The measurements behind the plan; None if the plan was given."""
@@ -121,6 +122,11 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         raise InputError(f"several processes can only train on CPUs, and this run uses {plan.device}; use --device cpu")
     plan.apply()
     model.to(plan.device)
+
+    def evaluation_batches(images: ImageSet) -> Batches:
+        return Batches(images, preprocessing, batch_size=config.batch_size, device=plan.device, group=group)
+
+    evaluation = evaluation_batches(dataset.evaluation)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -128,9 +134,8 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         model=model,
         optimizer=_optimizer(config, model, plan.precision),
         train=training_batches(plan.device),
-        evaluation=Batches(
-            dataset.evaluation, preprocessing, batch_size=config.batch_size, device=plan.device, group=group
-        ),
+        evaluation=evaluation,
+        epoch_evaluation=evaluation if dataset.validation is None else evaluation_batches(dataset.validation),
         plan=plan,
         choice=choice,
     )

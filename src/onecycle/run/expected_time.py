@@ -32,7 +32,7 @@ class ExpectedTime:
         self._by_winograd = bool(experiment.plan.winograd)
         self._train = experiment.train
         self._swept = batches_of_sweep(experiment.train)
-        self._evaluated_pixels = len(experiment.dataset.evaluation) * experiment.preprocessing.input_size**2
+        self._evaluated_pixels = len(experiment.dataset.epoch_evaluation) * experiment.preprocessing.input_size**2
         self._began = time.perf_counter()
         self._measured: list[tuple[float, int]] = []  # the end of a step and its pixels
 

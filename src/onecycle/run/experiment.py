@@ -253,7 +253,7 @@ def _train(
 ) -> RunFolder:
     config, group = experiment.config, experiment.group
     lr_min, lr_max = rates
-    last: Evaluation | None = None
+    last: Evaluation | None = None  # of the set of the result
     board = _board(experiment, folder, state)
     plan_check = PlanCheck(experiment)
 
@@ -265,7 +265,8 @@ def _train(
 
     def after_epoch(record: EpochRecord, evaluation: Evaluation) -> None:
         nonlocal last
-        last = evaluation
+        if experiment.epoch_evaluation is experiment.evaluation:
+            last = evaluation
         try:
             state.after_epoch(record)
         finally:
@@ -273,7 +274,7 @@ def _train(
         if board:
             board.epoch(record)
 
-    progress.start_training(config.epochs, len(experiment.train), experiment.dataset.evaluated_on)
+    progress.start_training(config.epochs, len(experiment.train), experiment.dataset.epoch_evaluated_on)
     with group.watch_progress():
         with failure_reported(folder, config, group, lr_max=lr_max):
             with interruption.deferred():
@@ -281,12 +282,12 @@ def _train(
                     experiment.model,
                     experiment.optimizer,
                     experiment.train,
-                    experiment.evaluation,
+                    experiment.epoch_evaluation,
                     epochs=config.epochs,
                     lr_min=lr_min,
                     lr_max=lr_max,
                     peak_fraction=config.peak_fraction,
-                    evaluated_on=experiment.dataset.evaluated_on,
+                    evaluated_on=experiment.dataset.epoch_evaluated_on,
                     plan=experiment.plan,
                     first_epoch=len(state.history),
                     last_step=state.last_step,
@@ -296,7 +297,7 @@ def _train(
                 )
             consistency.agree_to_stop(group)  # a signal may have arrived while the last epoch was saved
             interruption.check()
-            # A run that was interrupted after its last epoch has no evaluation in memory.
+            # A run with a validation set, or that was interrupted after its last epoch, has no evaluation in memory.
             evaluation = last or _evaluate(experiment, experiment.model, experiment.dataset.evaluated_on)
             train_sample = results.evaluate_training_sample(experiment)
             tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None
@@ -320,7 +321,7 @@ def _train(
 
 def _board(experiment: Experiment, folder: RunFolder, state: RunState) -> TensorBoard | None:
     if experiment.config.tensorboard and experiment.group.is_main_process:
-        return TensorBoard(folder.tensorboard, state.history, experiment.dataset.evaluated_on)
+        return TensorBoard(folder.tensorboard, state.history, experiment.dataset.epoch_evaluated_on)
     return None
 
 

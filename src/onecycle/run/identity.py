@@ -14,9 +14,11 @@ _REASONS = {
 
 def identity(experiment: Experiment) -> dict[str, Any]:
     """All values that determine the results of a run, bit for bit: configuration, data, versions and compute plan."""
+    validation = experiment.dataset.validation
     return {
         **experiment.config.defining_values(),
         "data": experiment.dataset.fingerprint,
+        **({} if validation is None else {"validation set": validation.fingerprint}),
         **versions(COMPUTING),
         **{f"compute_plan.{name}": value for name, value in experiment.plan.to_json().items()},
     }

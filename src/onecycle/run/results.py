@@ -92,6 +92,8 @@ def write(
         train_sample_images=len(train_sample.labels),
         tta_accuracy=tta.accuracy if tta else None,
         tta_seconds=tta.seconds if tta else None,
+        validation_images=0 if dataset.validation is None else len(dataset.validation),
+        validation_accuracy=None if dataset.validation is None else history[-1].eval_accuracy,
     )
     folder.write_json(folder.result, result.to_json())
 

@@ -24,8 +24,9 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)
+    validation = "" if dataset.validation is None else f"{len(dataset.validation):,} validation images, "
     progress.say(
-        f"Data: {dataset.source}: {len(dataset.train):,} training images, "
+        f"Data: {dataset.source}: {len(dataset.train):,} training images, {validation}"
         f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
     )
     smallest, *_, largest = sorted(np.bincount(dataset.train.labels, minlength=len(dataset.train.classes)).tolist())
@@ -101,6 +102,8 @@ def _describe(experiment: Experiment, folder: RunFolder) -> None:
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "evaluation_fingerprint": dataset.evaluation.fingerprint,
+        "evaluated_on": dataset.evaluated_on,
+        "epoch_evaluated_on": dataset.epoch_evaluated_on,
         "notes": dataset.notes,
     }
     folder.write_json(folder.environment, {**described, "autotune": measured, "dataset": about_data})

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from onecycle.core.class_names import require_class_names
 from onecycle.core.validated import AtLeastOne, Count, Fraction, Shape, validated
 
+Split = Literal["test", "validation"]
+"""A set on which a network is evaluated."""
+
 SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
 
 
@@ -18,7 +21,7 @@ class EpochRecord:
     """One line of `history.jsonl`. Accuracies are fractions, and losses are means over samples.
 
     `lr` is the learning rate of the epoch's last step. `eval_loss` and `eval_accuracy` are measured on the split
-    `RunResult.evaluated_on`. The training values are collected during the epoch, on augmented images.
+    `RunResult.epoch_evaluated_on`. The training values are collected during the epoch, on augmented images.
     """
 
     epoch: Count  # the first epoch is 1
@@ -67,14 +70,14 @@ class LRCurve:
 class RunResult:
     """The result of a run: `result.json`. Accuracies are fractions. The main result is `eval_accuracy`.
 
-    `eval_accuracy` is the accuracy at the last epoch. `best_eval_accuracy` is the highest of all epochs. It is not the
-    main result, because the best epoch is chosen on the evaluation split.
+    `eval_accuracy` is the accuracy at the last epoch. `best_eval_accuracy` is the highest of all epochs, on the split
+    `epoch_evaluated_on`. It is not the main result, because the best epoch is chosen on that split.
     """
 
     recipe: str
     dataset: str
     fingerprint: str
-    evaluated_on: Literal["test", "validation"]
+    evaluated_on: Split
     train_images: AtLeastOne
     eval_images: AtLeastOne  # number of images in the split `evaluated_on`
     notes: tuple[str, ...]  # warnings about the data, such as an unverified archive
@@ -96,6 +99,14 @@ class RunResult:
     train_sample_images: Count = 0
     tta_accuracy: Fraction | None = None  # with test-time augmentation, if configured
     tta_seconds: float | None = None  # duration of the evaluation with test-time augmentation
+    # of the validation set, if the data has one beside the test set: its size, and the accuracy at the last epoch
+    validation_images: Count = 0
+    validation_accuracy: Fraction | None = None
+
+    @property
+    def epoch_evaluated_on(self) -> Split:
+        """The split that was evaluated after every epoch."""
+        return "validation" if self.validation_images else self.evaluated_on
 
     @property
     def warning(self) -> str | None:
@@ -286,6 +297,8 @@ class DatasetRecord:
     name: str
     fingerprint: str
     notes: tuple[str, ...]
+    evaluated_on: Split | None = None  # None in runs of versions without `epoch_evaluated_on`
+    epoch_evaluated_on: Split | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -24,8 +23,7 @@ from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.search import Found, find_cifar10, locate
 from onecycle.data.readers.sets import Sets
 from onecycle.data.splits import DRAWN_SHARE
-
-Split = Literal["test", "validation"]
+from onecycle.storage.records import Split
 
 _ALL_GRAY = "All training images are gray, so the network converts every image to gray"
 
@@ -59,11 +57,9 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256, in hex, of all sets after splits and limits."""
-        sets = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
-        if self.validation is not None:
-            sets += f" validation {self.validation.fingerprint}"
-        return hashlib.sha256(sets.encode()).hexdigest()
+        """The sha256, in hex, of `train` and `evaluation` after splits and limits, which determine the result."""
+        both = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
+        return hashlib.sha256(both.encode()).hexdigest()
 
 
 def load_dataset(
