@@ -70,12 +70,12 @@ def test_what_is_left_out_is_listed_after_the_images_that_cannot_be_used(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied / "train" / "0" / "IMG_1.HEIC").touch()
-    shutil.copytree(copied / "test", copied / "val")
+    shutil.copytree(copied / "test", copied / "more")
     assert main(["check", str(copied)]) == 0
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("Left out:")
     assert lines[start - 1] == "Images that cannot be used: 0"
-    assert [line.split(",")[0] for line in lines[start + 1 : start + 3]] == ["  20 images in val/", "  1 file .heic"]
+    assert [line.split(",")[0] for line in lines[start + 1 : start + 3]] == ["  20 images in more/", "  1 file .heic"]
     assert lines[start + 3].startswith("Images with copies: ")
 
 
@@ -113,7 +113,7 @@ def test_copies_of_an_image_are_found_within_and_across_splits(copied: Path) -> 
         tuple(sorted(("again.png", first.name, "leaked.png"))),
         tuple(sorted((second.name, "other-label.png"))),
     }
-    assert (found.shared(), found.contradicted()) == (1, 2)
+    assert (found.shared(), found.contradicted()) == ({"test": 1}, 2)
     assert found.dangers() == [
         "1 of 21 test images are also in the training set",
         "2 of 52 training images have a copy with another label",

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.data.image_files import conversions, to_square
-from onecycle.data.readers.image_folder import sources_of
+from onecycle.data.readers.image_folder import source_in_words, sources_of
 from onecycle.data.readers.loading import is_path, load_dataset
 from onecycle.data.readers.search import locate
 from onecycle.data.store.decode import Encoded, Unreadable, each_decoded, open_encoded
-from onecycle.data.store.index import SPLITS, index_of
+from onecycle.data.store.index import index_of
 from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.parallel_decode import images_in
 
@@ -50,10 +50,14 @@ class DataCheck:
     converted: dict[str, list[str]] = field(default_factory=dict)  # names of images, by the conversion that they need
     repeated: tuple[tuple[NamedImage, ...], ...] = ()  # groups of images with identical pixels at the training size
 
-    def shared(self) -> int:
-        """The number of test images that are also in the training set."""
-        both = (group for group in self.repeated if len({image.split for image in group}) > 1)
-        return sum(image.split == "test" for group in both for image in group)
+    def shared(self) -> dict[str, int]:
+        """The number of images of each set for evaluation that are also in the training set."""
+        both = [group for group in self.repeated if any(image.split == "train" for image in group)]
+        return {
+            split: sum(image.split == split for group in both for image in group)
+            for split in self.counts
+            if split != "train"
+        }
 
     def contradicted(self) -> int:
         """The number of training images that have a copy with another label."""
@@ -62,14 +66,17 @@ class DataCheck:
 
     def dangers(self) -> list[str]:
         """The reasons why training would fail or its result would mislead. Empty if there are none."""
-        train, test = (sum(self.counts[split]) for split in SPLITS)
+        images = {split: sum(counts) for split, counts in self.counts.items()}
         found = {
             f"{len(self.problems):,} images cannot be used": bool(self.problems),
-            f"{self.shared():,} of {test:,} test images are also in the training set": (
-                self.shared() > MOST_SHARED * test
-            ),
-            f"{self.contradicted():,} of {train:,} training images have a copy with another label": (
-                self.contradicted() > MOST_CONTRADICTED * train
+            **{
+                f"{shared:,} of {images[split]:,} {split} images are also in the training set": (
+                    shared > MOST_SHARED * images[split]
+                )
+                for split, shared in self.shared().items()
+            },
+            f"{self.contradicted():,} of {images['train']:,} training images have a copy with another label": (
+                self.contradicted() > MOST_CONTRADICTED * images["train"]
             ),
         }
         return [words for words, holds in found.items() if holds]
@@ -77,7 +84,9 @@ class DataCheck:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         width = max(len(name) for name in ("class", *self.classes))
-        shared, contradicted = self.shared(), self.contradicted()
+        shared = "".join(
+            f"{count:,} {split} images are also in the training set, " for split, count in self.shared().items()
+        )
         conversions = (
             f"{len(names):,} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
             for what, names in self.converted.items()
@@ -89,9 +98,9 @@ class DataCheck:
         return [
             self.source,
             "",
-            f"{'class':<{width}}" + "".join(f"{split:>10}" for split in self.counts),
+            f"{'class':<{width}}" + "".join(f"{split:>12}" for split in self.counts),
             *(
-                f"{name:<{width}}" + "".join(f"{count:>10,}" for count in counts)
+                f"{name:<{width}}" + "".join(f"{count:>12,}" for count in counts)
                 for name, *counts in zip(self.classes, *self.counts.values(), strict=True)
             ),
             "",
@@ -99,8 +108,8 @@ class DataCheck:
             *(f"  {problem}" for problem in self.problems),
             *(["Left out:", *(f"  {line}" for line in self.left_out)] if self.left_out else []),
             *conversions,
-            f"Images with copies: {len(self.repeated):,}; {shared:,} test images are also in the training set, and "
-            f"{contradicted:,} training images have a copy with another label",
+            f"Images with copies: {len(self.repeated):,}; {shared}and {self.contradicted():,} training images have a "
+            "copy with another label",
             *again,
             *([f"  … and {len(self.repeated) - _LISTED:,} more"] if len(self.repeated) > _LISTED else []),
             "",
@@ -117,7 +126,7 @@ def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
     if is_path(data) and (found := locate(Path(data))).layout == "images":
         return _check_folder(found.path, input_size)
     dataset = load_dataset(data, input_size=input_size)
-    sets = {"train": dataset.train, "test": dataset.evaluation}
+    sets = dataset.by_split
     named = [
         NamedImage(split, f"{split} image {row}", int(label))
         for split, images in sets.items()
@@ -138,9 +147,10 @@ def _check_folder(source: Path, size: int) -> DataCheck:
     index = index_of(listings, source)
     # The split and label of each image; -1 if the image is not used.
     splits, labels = (np.full(sum(map(len, listings)), -1) for _ in range(2))
-    for number, split in enumerate(SPLITS):
+    for number, split in enumerate(index.images):
         splits[index.images[split]] = number
         labels[index.images[split]] = index.labels[split]
+    names = list(index.images)
     problems: list[str] = []
     converted: dict[str, list[str]] = defaultdict(list)
     digests, digested = bytearray(), array("q")  # lists would need about four times as much memory
@@ -157,12 +167,12 @@ def _check_folder(source: Path, size: int) -> DataCheck:
     def named(group: NDArray[np.int64]) -> tuple[NamedImage, ...]:
         images = np.asarray(digested)[group]
         return tuple(
-            NamedImage(SPLITS[splits[image]], listing.where(path), int(labels[image]))
+            NamedImage(names[splits[image]], listing.where(path), int(labels[image]))
             for image, (listing, path) in zip(images, located(listings, images), strict=True)
         )
 
     return DataCheck(
-        source=f"image folder {source}",
+        source=source_in_words(source, index.layout),
         classes=index.classes,
         counts={split: _counts(labels, index.classes) for split, labels in index.labels.items()},
         problems=tuple(problems),

@@ -1,6 +1,7 @@
 """Read your own images from a folder or an archive: `train/<class>/*` and `test/<class>/*`, or just `<class>/*`.
 
-A folder that holds only archives is read as the content of all these archives. If there is no test set, one is drawn
+There may be a validation set, `val/<class>/*`, beside the test set or in its place. A folder that holds only archives
+is read as the content of all these archives. If there is neither a test set nor a validation set, a test set is drawn
 from the images. The same files always give the same test set.
 """
 
@@ -26,13 +27,13 @@ from onecycle.data.readers.entries import archives_in, entries_of
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.sets import Sets
 from onecycle.data.store.cache import cached, images_folder, look_up, writing_cache
-from onecycle.data.store.index import SPLITS, Index, index_of
+from onecycle.data.store.index import Index, index_of
 from onecycle.data.store.listing import listing_of, located
 from onecycle.data.store.mapped import portions, read_set, write_set
 from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
 PROBLEMS_LISTED = 5  # an error message lists at most this many problems
-_CACHE_VERSION = 5  # increase it when decoding or the format of the cached files changes
+_CACHE_VERSION = 6  # increase it when decoding or the format of the cached files changes
 
 
 def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
@@ -149,9 +150,14 @@ def _write(
     index = index_of(listings, source)
     _require_usable(decoded_sources, index, source)
     names = [name for _, name in located(listings, index.images["test"])] if index.is_drawn else None
-    (folder / "drawn.json").write_text(json.dumps(names))
-    (folder / "left_out.json").write_text(json.dumps([*beside.lines(), *index.left_out.lines()]))
-    for split in SPLITS:
+    about = {
+        "splits": list(index.images),
+        "layout": index.layout,
+        "drawn": names,
+        "left_out": [*beside.lines(), *index.left_out.lines()],
+    }
+    (folder / "about.json").write_text(json.dumps(about))
+    for split in index.images:
         shape = (len(index.labels[split]), size, size, 3)
         write_set(
             folder, split, _gathered(decoded_sources, index.images[split]), shape, index.labels[split], index.classes
@@ -188,12 +194,25 @@ def _gathered(decoded_sources: Sequence[DecodedSource], images: NDArray[np.int64
 
 
 def _read(source: Path, folder: Path) -> Sets:
-    drawn = json.loads((folder / "drawn.json").read_text())
-    train, test = (read_set(folder, split) for split in SPLITS)
+    about = json.loads((folder / "about.json").read_text())
+    sets = {split: read_set(folder, split) for split in about["splits"]}
     return Sets(
-        source=f"image folder {source}",
-        train=train,
-        test=test,
-        left_out=tuple(json.loads((folder / "left_out.json").read_text())),
-        drawn=None if drawn is None else tuple(drawn),
+        source=source_in_words(source, about["layout"]),
+        train=sets["train"],
+        validation=sets.get("validation"),
+        test=sets.get("test"),
+        left_out=tuple(about["left_out"]),
+        drawn=None if about["drawn"] is None else tuple(about["drawn"]),
     )
+
+
+def source_in_words(source: Path, layout: str) -> str:
+    """What `source` is, with its layout as in `Index`."""
+    kind = (
+        "image archive"
+        if not source.is_dir()
+        else "folder of image archives"
+        if archives_in(source)
+        else "image folder"
+    )
+    return f"{kind} {source} with {layout}"

@@ -55,6 +55,12 @@ class Dataset:
         """The split of `epoch_evaluation`."""
         return self.evaluated_on if self.validation is None else "validation"
 
+    @property
+    def by_split(self) -> dict[str, ImageSet]:
+        """The sets by split: "train", then "validation", "test" or both."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **validation, self.evaluated_on: self.evaluation}
+
     @cached_property
     def fingerprint(self) -> str:
         """The sha256, in hex, of `train` and `evaluation` after splits and limits, which determine the result."""

@@ -14,7 +14,7 @@ from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data.readers import cifar10
 from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored
 from onecycle.data.readers.left_out import LeftOut
-from onecycle.data.store.index import SPLITS
+from onecycle.data.store.index import ALWAYS_SPLITS
 
 OFFICIAL_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
 
@@ -42,10 +42,10 @@ def locate(path: Path) -> Found:
         visible = [p for p in path.iterdir() if not is_ignored(p.name, is_folder=p.is_dir())]
         folders = sorted(p for p in visible if p.is_dir())
         empty = not any(path.iterdir())
-        around = [p for p in folders if any((p / split).is_dir() for split in SPLITS)]
+        around = [p for p in folders if any((p / split).is_dir() for split in ALWAYS_SPLITS)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check it") from error
-    if any(folder.name in SPLITS for folder in folders):
+    if any(folder.name in ALWAYS_SPLITS for folder in folders):
         return Found(path, "images")
     if found := cifar10_in(path):
         return found
@@ -109,7 +109,7 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
     for entry in entries_of(path):
         if layout := _official_layout(path, entry):
             return layout
-        if any(part in SPLITS for part in entry.parts[:2]):
+        if any(part in ALWAYS_SPLITS for part in entry.parts[:2]):
             return "images"
         has_classes = has_classes or _is_in_class(entry)
         left_out.add_entry(entry)

@@ -1,7 +1,8 @@
 """Assign each image of folders or archives to a split and a class, by the names of its folders."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,18 @@ from onecycle.data.readers.left_out import BESIDE_CLASSES, LeftOut
 from onecycle.data.splits import drawn_for_test
 from onecycle.data.store.listing import Listing, Parts, located
 
-SPLITS = ("train", "test")
-_SPLIT_LIKE = {"training", "testing", "val", "valid", "validation", *SPLITS}  # compared with lower-case names
+SPLITS = ("train", "validation", "test")
+ALWAYS_SPLITS = ("train", "test")
+"""Folders with exactly these names are splits wherever they are. Those with another name need a train/ beside them."""
+
+_SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_NEVER_CLASSES = _SPLIT_OF.keys() - {"dev"}  # a class may be called dev
+
+_KIND = {"train": "training", "validation": "validation", "test": "test"}
 
 _Places = list[tuple[str, str] | str]
 """The split and class of each folder of a listing, or the reason why the images in this folder are left out."""
@@ -27,13 +38,22 @@ _Counts = dict[str, dict[str, int]]
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The split and class of each image. Images are numbered consecutively across all listings."""
+    """The split and class of each image. Images are numbered consecutively across all listings.
+
+    There is a training set, and a validation set, a test set or both.
+    """
 
     classes: tuple[str, ...]
     labels: dict[str, NDArray[np.int64]]  # by split, `[N]`
     images: dict[str, NDArray[np.int64]]  # by split, `[N]`: image numbers, ordered by class and name
     is_drawn: bool  # whether the test set was drawn from the training images
     left_out: LeftOut
+    layout: str  # how splits and classes are given, such as "train/ and test/"
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder called `name`, or a cell of a table, means. None if it means none."""
+    return _SPLIT_OF.get(name.strip().lower())
 
 
 def index_of(listings: Sequence[Listing], source: Path) -> Index:
@@ -44,50 +64,125 @@ def index_of(listings: Sequence[Listing], source: Path) -> Index:
     Raises:
         InputError: when the folder structure is wrong, or two images have the same name.
     """
-    tops = _single_folders(listings)
-    is_split = [
-        any(_depth_of_set(folder, top) is not None for folder in listing.folders)
-        for listing, top in zip(listings, tops, strict=True)
-    ]
-    if any(is_split):
-        _require_sets(listings, is_split)
-        tops = [_around_sets(listing, top) for listing, top in zip(listings, tops, strict=True)]
-        places, counts = _by_split(listings, tops, source)
+    singles = _single_folders(listings)
+    if tops := _around_splits(listings, singles):
+        places, counts, names = _by_split(listings, tops, source)
+        layout = in_words(f"{names[split]}/" for split in counts)
     else:
+        tops, names, layout = singles, {"train": "train"}, "class folders"
         places, counts = _by_class(listings, tops, source)
     is_drawn = set(counts) == {"train"}
     left_out = _left_out(listings, places)
     try:
-        _check(counts, source, is_drawn=is_drawn)
+        _check(counts, names, source, is_drawn=is_drawn)
     except InputError as error:
         raise InputError(left_out.appended_to(str(error))) from error
     classes = tuple(sorted(counts["train"]))
-    labels, images = _ordered(listings, places, tops, classes)
-    if is_drawn:
+    numbers = {group: number for number, group in enumerate(itertools.product(counts, classes))}
+    groups = np.concatenate(
+        [
+            np.array([-1 if isinstance(place, str) else numbers.get(place, -1) for place in of_folders], np.int32)[
+                np.asarray(listing.folder_of)
+            ]
+            for listing, of_folders in zip(listings, places, strict=True)
+        ]
+    )
+    return ordered_index(listings, tops, groups, list(counts), classes, left_out=left_out, layout=layout)
+
+
+def in_words(names: Iterable[str], conjunction: str = "and") -> str:
+    """`names` as a list in a sentence: "train/, val/ and test/"."""
+    *first, last = names
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+def ordered_index(
+    listings: Sequence[Listing],
+    tops: Sequence[Parts],
+    groups: NDArray[np.int32],
+    splits: Sequence[str],
+    classes: tuple[str, ...],
+    *,
+    left_out: LeftOut,
+    layout: str,
+) -> Index:
+    """The index of images that are assigned to a split and a class.
+
+    `groups` `[N]` has the number of the split times the number of classes, plus the label, of each image; -1 if it is
+    left out. The order of images does not depend on the names of the folders in `tops`, one path for each listing. If
+    "train" is the only split, the test set is drawn from it.
+
+    Raises:
+        InputError: when two images of a class have the same name.
+    """
+    by_group = np.argsort(groups, kind="stable")
+    bounds = np.searchsorted(groups[by_group], np.arange(len(splits) * len(classes) + 1))
+    folders = [
+        ["\0".join(folder[len(top) :]) for folder in listing.folders]
+        for listing, top in zip(listings, tops, strict=True)
+    ]
+    # Sort class by class, so that only the names of one class are in memory.
+    for start, end in itertools.pairwise(bounds.tolist()):
+        by_group[start:end] = _by_name(by_group[start:end], listings, folders)
+    labels, images = {}, {}
+    for number, split in enumerate(splits):
+        of_classes = bounds[number * len(classes) : (number + 1) * len(classes) + 1]
+        labels[split] = np.repeat(np.arange(len(classes)), np.diff(of_classes))
+        images[split] = by_group[of_classes[0] : of_classes[-1]]
+    if is_drawn := set(splits) == {"train"}:
         is_test = np.zeros(len(labels["train"]), bool)
         is_test[drawn_for_test(labels["train"])] = True
         labels, images = ({"train": of["train"][~is_test], "test": of["train"][is_test]} for of in (labels, images))
-    return Index(classes, labels, images, is_drawn, left_out)
+    return Index(classes, labels, images, is_drawn, left_out, layout)
 
 
-def _require_sets(listings: Sequence[Listing], is_split: Sequence[bool]) -> None:
-    for listing, split in zip(listings, is_split, strict=True):
-        if len(listing) and not split:
-            other = listings[is_split.index(True)].source
+def _around_splits(listings: Sequence[Listing], singles: Sequence[Parts]) -> list[Parts] | None:
+    """For each listing the folder that contains its splits, such as train/ and test/. None if there are no splits.
+
+    `singles` are the folders around the content of each listing, one in the other.
+    """
+    around = [_around_train_and_test(listing, single) for listing, single in zip(listings, singles, strict=True)]
+    if not any(around):
+        around = [
+            {single} if "train" in _splits_below(listing, single) else set()
+            for listing, single in zip(listings, singles, strict=True)
+        ]
+    if not any(around):
+        return None
+    other = next(listing.source for listing, tops in zip(listings, around, strict=True) if tops)
+    for listing, tops, single in zip(listings, around, singles, strict=True):
+        if len(listing) and not tops and not _splits_below(listing, single):
             raise InputError(
-                f"{listing.source}: has neither train/ nor test/, but {other} has one of them; "
-                f"move the class folders of {listing.source.name} into train/ or test/; if train/ or test/ is a "
-                "class, rename it"
+                f"{listing.source}: has no split such as train/ or test/, but {other} has one; move the class folders "
+                f"of {listing.source.name} into train/ or test/; if train/ or test/ is a class, rename it"
             )
+    return [
+        _single_top(listing, tops or {single}) for listing, tops, single in zip(listings, around, singles, strict=True)
+    ]
 
 
-def _around_sets(listing: Listing, single: Parts) -> Parts:
-    """The folder that contains train/ and test/, or () if that is the top folder."""
-    around = {folder[:depth] for folder in listing.folders if (depth := _depth_of_set(folder, single)) is not None}
+def _around_train_and_test(listing: Listing, single: Parts) -> set[Parts]:
+    """The folders that contain train/ or test/, inside no, one, or all of the folders `single`."""
+    found = set()
+    for folder in listing.folders:
+        depths = (depth for depth in (0, 1, len(single)) if depth < len(folder) and folder[depth] in ALWAYS_SPLITS)
+        if (depth := next(depths, None)) is not None:
+            found.add(folder[:depth])
+    return found
+
+
+def _splits_below(listing: Listing, top: Parts) -> set[str | None]:
+    """The splits whose folders are directly in the folder `top`."""
+    inside = {folder[len(top)] for folder in listing.folders if len(folder) > len(top)}
+    return {split_of(name) for name in inside} - {None}
+
+
+def _single_top(listing: Listing, around: set[Parts]) -> Parts:
+    """The only one of the folders `around` the splits."""
     if len(around) > 1:
         tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
         raise InputError(f"{listing.source}: train/ and test/ occur in several places ({tops}); keep one pair")
-    top = around.pop() if around else ()
+    (top,) = around
     # Images directly in the folders around `top` are counted as left out. Other folders may be classes.
     if any(folder[: len(top)] != top[: len(folder)] for folder in _with_images(listing)):
         raise InputError(
@@ -97,17 +192,15 @@ def _around_sets(listing: Listing, single: Parts) -> Parts:
     return top
 
 
-def _depth_of_set(folder: Parts, single: Parts) -> int | None:
-    """The number of folders around train/ or test/ in the path `folder`: none, one, or all of `single`."""
-    return next((depth for depth in (0, 1, len(single)) if depth < len(folder) and folder[depth] in SPLITS), None)
-
-
 def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
     """For each listing, the folders around its classes or splits, one in the other.
 
     Returns () for all listings if any listing with images has no such folder.
     """
     tops = [_single_path(listing.folders)[:1] for listing in listings]
+    splits = {split_of(top[0]) for top in tops if top}
+    if len(splits) > 1 and "train" in splits:  # an archive for each split
+        return [() for _ in listings]
     with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
     if not all(with_images):
         return [() for _ in listings]
@@ -127,58 +220,91 @@ def _single_path(folders: Collection[Parts]) -> Parts:
     while True:
         inside = [folder[len(path) :] for folder in folders if len(folder) > len(path)]
         names = {folder[0] for folder in inside}
-        if len(names) != 1 or names & set(SPLITS) or all(len(folder) == 1 for folder in inside):
+        if len(names) != 1 or names & set(ALWAYS_SPLITS) or all(len(folder) == 1 for folder in inside):
             return tuple(path)
         path += names
 
 
-def _by_split(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
-    """The split and class of each folder like `train/<class>`, and the number of images in each class."""
+def _by_split(
+    listings: Sequence[Listing], tops: Sequence[Parts], source: Path
+) -> tuple[list[_Places], _Counts, dict[str, str]]:
+    """The split and class of each folder like `train/<class>`, the number of images in each class, and the name of the
+    folder of each split.
+    """
     counts: _Counts = {}
     all_places: list[_Places] = []
     beside: str | None = None
     loose: set[str] = set()  # splits with images outside their class folders
+    folders: dict[str, Counter[str]] = {}  # the number of images in the folders of each split
     for listing, top in zip(listings, tops, strict=True):
         places: _Places = []
         for folder, images in zip(listing.folders, _images_in(listing), strict=True):
             inside = folder[len(top) :]
-            is_set = bool(inside) and inside[0] in SPLITS
-            if is_set:
-                of_split = counts.setdefault(inside[0], {})
+            split = split_of(inside[0]) if inside else None
+            if split:
+                of_split = counts.setdefault(split, {})
+                folders.setdefault(split, Counter())[inside[0]] += images
             elif inside and images:
                 beside = beside or "/".join((*top, inside[0]))
-            if is_set and len(inside) > 1:
-                places.append((inside[0], inside[1]))
+            if split and len(inside) > 1:
+                places.append((split, inside[1]))
                 of_split[inside[1]] = of_split.get(inside[1], 0) + images
-            elif is_set or not inside:
+            elif split or not inside:
                 places.append(BESIDE_CLASSES)
-                if images:
-                    loose.update(inside)
+                if split and images:
+                    loose.add(split)
             else:
-                places.append(f"image in {printable(inside[0])}/, which is neither train/ nor test/")
+                places.append(f"image in {printable(inside[0])}/, which is neither train/, val/ nor test/")
         all_places.append(places)
+    names = {split: _only_name(of_split, split, source) for split, of_split in folders.items()}
+    for split, name in names.items():
+        has_no_classes = not any(counts[split].values())
+        is_empty = has_no_classes and split not in loose and name not in ALWAYS_SPLITS
+        if is_empty or (has_no_classes and split == "validation" and "test" in counts):
+            del counts[split]
+    counts = {split: counts[split] for split in SPLITS if split in counts}
     if beside:
-        _require_no_class_called_like_a_split(counts, loose, beside, source)
-    return all_places, counts
+        _require_no_class_called_like_a_split(counts, names, loose, beside, source)
+    return all_places, counts, names
 
 
-def _require_no_class_called_like_a_split(counts: _Counts, loose: set[str], beside: str, source: Path) -> None:
-    """Refuse train/ or test/ if it and the folder `beside` it seem to be classes, or if it is alone beside images."""
-    advice = {
-        "train": "rename it to train/ to train on it",
-        "test": "rename it to test/ to evaluate on it, or move it away to draw a test set from train/",
-    }
-    for split, other in itertools.permutations(SPLITS):
+def _only_name(folders: Counter[str], split: str, source: Path) -> str:
+    """The name of the only one of `folders` that has images, or of the first one if none has."""
+    names = [name for name, images in folders.items() if images]
+    if len(names) > 1:
+        one, other = sorted(names)[:2]
+        raise InputError(
+            f"{source}: {printable(one)}/ and {printable(other)}/ are both a {_KIND[split]} set; merge them, or move "
+            "one away"
+        )
+    return next(iter(names or folders))
+
+
+def _require_no_class_called_like_a_split(
+    counts: _Counts, names: dict[str, str], loose: set[str], beside: str, source: Path
+) -> None:
+    """Refuse splits if they and the folder `beside` them seem to be classes, or if one is alone beside images."""
+    for split in counts:
         if split in loose and not counts[split]:
             raise InputError(
-                f"{source}: {split}/ looks like a class, as {beside}/ does, but has the name of a split; rename it, "
-                f"or put its images into {split}/<class>/"
+                f"{source}: {names[split]}/ looks like a class, as {beside}/ does, but has the name of a split; rename "
+                f"it, or put its images into {names[split]}/<class>/"
             )
-        if other not in counts:
-            raise InputError(
-                f"{source}: there is no {other}/, but {beside}/ beside {split}/ has images; {advice[other]}; "
-                f"if {split}/ is a class, rename {split}/"
-            )
+    if len(counts) > 1 and "train" in counts:
+        return
+    (found, *_) = (names[split] for split in counts)
+    missing, advice = (
+        (
+            "val/ or test/",
+            "rename it to val/ or test/ to evaluate on it, or move it away to draw a test set from train/",
+        )
+        if "train" in counts
+        else ("train/", "rename it to train/ to train on it")
+    )
+    raise InputError(
+        f"{source}: there is no {missing}, but {beside}/ beside {found}/ has images; {advice}; if {found}/ is a class, "
+        f"rename {found}/"
+    )
 
 
 def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
@@ -193,15 +319,15 @@ def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
             if inside:
                 counts[inside[0]] = counts.get(inside[0], 0) + images
         all_places.append(places)
-        if len(listings) > 1 and (name := listing.source.name.split(".")[0]).lower() in _SPLIT_LIKE:
+        if len(listings) > 1 and (name := listing.source.name.split(".")[0]).lower() in _NEVER_CLASSES:
             raise InputError(
                 f"{listing.source}: {name} looks like a split; "
-                "move the class folders of this archive into train/ or test/"
+                "move the class folders of this archive into train/, val/ or test/"
             )
-    if sets := sorted(name for name in counts if name.lower() in _SPLIT_LIKE):
+    if sets := sorted(name for name in counts if name.lower() in _NEVER_CLASSES):
         raise InputError(
-            f"{source}: {sets[0]}/ looks like a split, not a class; name the splits train/ and test/; if it is a "
-            "class, rename it"
+            f"{source}: {sets[0]}/ looks like a split, not a class, but there is no train/; name the training set "
+            "train/; if it is a class, rename it"
         )
     return all_places, {"train": counts}
 
@@ -229,74 +355,56 @@ def _left_out(listings: Sequence[Listing], places: Sequence[_Places]) -> LeftOut
     return found
 
 
-def _check(counts: _Counts, source: Path, *, is_drawn: bool) -> None:
-    """Check that every split has images of the same two or more classes."""
-    wanted = SPLITS[:1] if is_drawn else SPLITS
-    for split in wanted:
+def _check(counts: _Counts, names: dict[str, str], source: Path, *, is_drawn: bool) -> None:
+    """Check that every split has images of the same two or more classes. `names` are those of the splits' folders."""
+
+    def where(split: str, name: str) -> str:
+        return f"{names[split]}/{name}" if len(counts) > 1 else name
+
+    for split in ("train", *counts):
         if split not in counts:
             raise InputError(f"{source}: there is no {split}/ folder; put images in {split}/<class>/")
         if not counts[split]:
-            raise InputError(f"{source}: {split}/ has no class folders; put images in {split}/<class>/")
-    for split in wanted:
-        if empty := sorted(name for name, images in counts[split].items() if not images):
-            where = empty[0] if is_drawn else f"{split}/{empty[0]}"
-            raise InputError(f"{source}: class folder {where} has no images; add some or remove it")
-    train, test = (set(counts.get(split, counts["train"])) for split in SPLITS)
-    if alike := find_alike(sorted(train | test)):
-        here, there = (name if is_drawn else f"{'train' if name in train else 'test'}/{name}" for name in alike.names)
+            raise InputError(f"{source}: {names[split]}/ has no class folders; put images in {names[split]}/<class>/")
+    for split, classes in counts.items():
+        if empty := sorted(name for name, images in classes.items() if not images):
+            raise InputError(f"{source}: class folder {where(split, empty[0])} has no images; add some or remove it")
+    train = set(counts["train"])
+    split_of_class = {name: split for split in reversed(list(counts)) for name in counts[split]}
+    require_different_names(split_of_class, lambda name: where(split_of_class[name], name), "class folders", source)
+    for split, classes in counts.items():
+        if different := sorted(train ^ set(classes)):
+            here, there = ("train", split) if different[0] in train else (split, "train")
+            raise InputError(
+                f"{source}: {names['train']}/ and {names[split]}/ have different classes: {different[0]!r} is in "
+                f"{names[here]}/ but not in {names[there]}/; both need the same class folders"
+            )
+    require_two_classes(counts["train"], source, is_drawn=is_drawn)
+
+
+def require_different_names(classes: Iterable[str], where: Callable[[str], str], what: str, source: Path) -> None:
+    """Refuse `classes` of which two look alike. `where` names a class in the message, and `what` all of them."""
+    if alike := find_alike(sorted(classes)):
+        here, there = map(where, alike.names)
         # A terminal shows both Unicode forms alike. The escapes show the difference.
         escaped = f" ({ascii(here)} and {ascii(there)})" if "form" in alike.difference else ""
         raise InputError(
-            f"{source}: the class folders {here!r} and {there!r}{escaped} differ in {alike.difference} only; "
+            f"{source}: the {what} {here!r} and {there!r}{escaped} differ in {alike.difference} only; "
             "rename or merge them"
         )
-    if different := sorted(train ^ test):
-        here, there = ("train", "test") if different[0] in train else ("test", "train")
-        raise InputError(
-            f"{source}: train/ and test/ have different classes: {different[0]!r} is in {here}/ but not in {there}/; "
-            "both need the same class folders"
-        )
-    if len(train) == 1:
-        raise InputError(f"{source}: there is only one class, {min(train)!r}; a classifier needs at least two")
-    for name in sorted(train):
+
+
+def require_two_classes(counts: Mapping[str, int], source: Path, *, is_drawn: bool) -> None:
+    """Check that there are two or more printable classes, and enough images of each. `counts` are by class."""
+    if len(counts) == 1:
+        raise InputError(f"{source}: there is only one class, {min(counts)!r}; a classifier needs at least two")
+    for name in sorted(counts):
         if not name.isprintable():
             raise InputError(f"{source}: the class name {name!r} cannot be printed; rename the folder")
-        if is_drawn and counts["train"][name] < 2:
+        if is_drawn and counts[name] < 2:
             raise InputError(
                 f"{source}: class {name!r} has only one image, but training and testing need one each; add more"
             )
-
-
-def _ordered(
-    listings: Sequence[Listing], places: list[_Places], tops: Sequence[Parts], classes: tuple[str, ...]
-) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
-    """The labels and image numbers of each split, ordered by class and name."""
-    groups = [(split, name) for split in SPLITS for name in classes]
-    numbers = {group: number for number, group in enumerate(groups)}
-    group_of_image = np.concatenate(
-        [
-            np.array([-1 if isinstance(place, str) else numbers[place] for place in of_folders], np.int32)[
-                np.asarray(listing.folder_of)
-            ]
-            for listing, of_folders in zip(listings, places, strict=True)
-        ]
-    )
-    by_group = np.argsort(group_of_image, kind="stable")
-    bounds = np.searchsorted(group_of_image[by_group], np.arange(len(groups) + 1))
-    folders = [
-        ["\0".join(folder[len(top) :]) for folder in listing.folders]
-        for listing, top in zip(listings, tops, strict=True)
-    ]
-    # Sort class by class, so that only the names of one class are in memory.
-    for start, end in itertools.pairwise(bounds.tolist()):
-        by_group[start:end] = _by_name(by_group[start:end], listings, folders)
-    middle = int(bounds[len(classes)])
-    counts = np.diff(bounds)
-    labels = np.arange(len(classes))
-    return (
-        {"train": np.repeat(labels, counts[: len(classes)]), "test": np.repeat(labels, counts[len(classes) :])},
-        {"train": by_group[bounds[0] : middle], "test": by_group[middle:]},
-    )
 
 
 def _by_name(images: NDArray[np.int64], listings: Sequence[Listing], folders: list[list[str]]) -> NDArray[np.int64]:
