@@ -15,12 +15,13 @@ from onecycle.run.progress import RunProgress
 from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
+CLASSES_NAMED = 10
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
 IMBALANCE = 2  # classes are imbalanced if the largest is at least this many times the smallest
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
-    """Print the data and the compute plan."""
+    """Print the data, with its layout, sets and classes and what is left out of it, and the compute plan."""
     dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)
@@ -29,6 +30,9 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
         f"Data: {dataset.source}: {len(dataset.train):,} training images, {validation}"
         f"{len(dataset.evaluation):,} {dataset.evaluated_on} images, fingerprint {dataset.fingerprint[:12]}"
     )
+    classes = dataset.train.classes
+    more = ", …" if len(classes) > CLASSES_NAMED else ""
+    progress.say(f"Classes: {len(classes)} ({', '.join(classes[:CLASSES_NAMED])}{more})")
     smallest, *_, largest = sorted(np.bincount(dataset.train.labels, minlength=len(dataset.train.classes)).tolist())
     if largest >= IMBALANCE * smallest and not experiment.config.class_weights:
         progress.say(
