@@ -64,6 +64,9 @@ class DataConfig(_Group):
     data: str = "cifar10"
     """cifar10, digits, auto (cifar10 if available, else digits), or a folder or archive of images."""
 
+    labels: str | None = None
+    """CSV file with the file, the label and perhaps the split of each image; none reads the folders."""
+
     size: int = 32
     """Height and width to which images are resized."""
 
@@ -359,6 +362,6 @@ class Config(  # in reverse order: the fields of the last base class come first 
             raise InputError(f"{path}: {error}") from error
 
 
-# These fields do not change the result of a run. `data` only tells where the data set is: its content is compared by
-# fingerprint.
-_WITHOUT_EFFECT = ("data", "workers", "out", "report", "tensorboard")
+# These fields do not change the result of a run. `data` and `labels` only tell where the data set is: its content is
+# compared by fingerprint.
+_WITHOUT_EFFECT = ("data", "labels", "workers", "out", "report", "tensorboard")

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.data.image_files import conversions, to_square
-from onecycle.data.readers.image_folder import source_in_words, sources_of
+from onecycle.data.readers.image_folder import indexed, source_in_words, sources_of
+from onecycle.data.readers.label_file import find_labels
 from onecycle.data.readers.loading import is_path, load_dataset
 from onecycle.data.readers.search import locate
 from onecycle.data.store.decode import Encoded, Unreadable, each_decoded, open_encoded
-from onecycle.data.store.index import index_of
 from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.parallel_decode import images_in
 
@@ -117,15 +117,15 @@ class DataCheck:
         ]
 
 
-def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
-    """Decode and check every image of the data set `data`, a name or path as for `load_dataset`.
+def check(data: str | os.PathLike[str], *, labels: str | None = None, input_size: int = 32) -> DataCheck:
+    """Decode and check every image of the data set `data`, a name or path, with `labels`, as for `load_dataset`.
 
     Raises:
         InputError: when there is no such data set, or its folder structure is wrong.
     """
-    if is_path(data) and (found := locate(Path(data))).layout == "images":
-        return _check_folder(found.path, input_size)
-    dataset = load_dataset(data, input_size=input_size)
+    if is_path(data) and (found := locate(Path(data), labels)).layout == "images":
+        return _check_folder(found.path, input_size, labels)
+    dataset = load_dataset(data, labels=labels, input_size=input_size)
     sets = dataset.by_split
     named = [
         NamedImage(split, f"{split} image {row}", int(label))
@@ -141,10 +141,13 @@ def check(data: str | os.PathLike[str], *, input_size: int = 32) -> DataCheck:
     )
 
 
-def _check_folder(source: Path, size: int) -> DataCheck:
+def _check_folder(source: Path, size: int, label_file: str | None) -> DataCheck:
     paths, beside = sources_of(source)
     listings = [listing_of(path) for path in paths]
-    index = index_of(listings, source)
+    table = find_labels(source, label_file)
+    if table and table.inside and paths != [source]:
+        beside.discount(table.inside)
+    index = indexed(listings, source, table, is_given=label_file is not None)
     # The split and label of each image; -1 if the image is not used.
     splits, labels = (np.full(sum(map(len, listings)), -1) for _ in range(2))
     for number, split in enumerate(index.images):

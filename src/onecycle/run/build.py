@@ -72,7 +72,9 @@ def load_data(config: DataConfig) -> Dataset:
     Raises:
         InputError: when the data is missing, damaged or too small.
     """
-    return load_dataset(config.data, validation=config.validation, limit=config.limit, input_size=config.size)
+    return load_dataset(
+        config.data, labels=config.labels, validation=config.validation, limit=config.limit, input_size=config.size
+    )
 
 
 def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessGroup = SINGLE_PROCESS) -> Experiment:

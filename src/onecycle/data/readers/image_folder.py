@@ -1,6 +1,7 @@
 """Read your own images from a folder or an archive: `train/<class>/*` and `test/<class>/*`, or just `<class>/*`.
 
-There may be a validation set, `val/<class>/*`, beside the test set or in its place. A folder that holds only archives
+There may be a validation set, `val/<class>/*`, beside the test set or in its place. A table of labels, such as
+`labels.csv`, may give the class and the split of each image instead. A folder that holds only archives
 is read as the content of all these archives. If there is neither a test set nor a validation set, a test set is drawn
 from the images. The same files always give the same test set.
 """
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,11 +25,13 @@ from onecycle.core.errors import InputError
 from onecycle.core.files import file_identity, waiting_for_lock
 from onecycle.core.signals import Interrupted
 from onecycle.data.readers.entries import archives_in, entries_of
+from onecycle.data.readers.label_file import NO_LABELS, LabelFile, find_labels
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.sets import Sets
 from onecycle.data.store.cache import cached, images_folder, look_up, writing_cache
 from onecycle.data.store.index import Index, index_of
-from onecycle.data.store.listing import listing_of, located
+from onecycle.data.store.labeled import index_by_labels
+from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.mapped import portions, read_set, write_set
 from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
@@ -51,22 +54,52 @@ def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
     return archives, left_out
 
 
-def read_image_folder(source: Path, input_size: int) -> Sets:
+def indexed(listings: Sequence[Listing], source: Path, labels: LabelFile | None, *, is_given: bool) -> Index:
+    """The split and class of each image of `listings`, the content of `source`: by `labels`, else by its folders.
+
+    Raises:
+        InputError: when the folders or the labels are wrong, or both are right and it is not `is_given` which to read.
+    """
+    if labels is None:
+        return index_of(listings, source)
+    if not is_given:
+        try:
+            other = index_of(listings, source)
+        except InputError:
+            pass
+        else:
+            raise InputError(
+                f"{source}: has two layouts, {other.layout} and labels in {labels.name}; use --labels {labels.inside} "
+                f"to read these labels, or --labels {NO_LABELS} to read the folders"
+            )
+    return index_by_labels(listings, labels, source)
+
+
+def read_image_folder(source: Path, input_size: int, labels: str | None = None) -> Sets:
     """Read the images of `source`: a folder, an archive or a folder of archives.
 
     The content may be inside extra folders, one in the other. Images are uint8 `[N,input_size,input_size,3]`, ordered
     by class and file name, in memory-mapped files (copy on write). Classes are the sorted folder names. Images are
     decoded once, into the user's cache. Archives that were decoded before an interruption are not decoded again.
 
+    `labels` is the path of a table of labels, as for `find_labels`.
+
     Raises:
-        InputError: when the folder structure is wrong, or images cannot be used. The message lists the first few.
+        InputError: when the folder structure or the table of labels is wrong, or images cannot be used. The message
+            lists the first few.
         StorageError: when the cache cannot be written.
     """
     paths, beside = sources_of(source)
     is_single = paths == [source]
     compute_fingerprint = partial(_fingerprint, is_single=is_single)
     sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
-    key = _key(_CACHE_VERSION, input_size, beside.lines(), *(known.fingerprint for known in sources))
+    # The table in an archive is part of the archive's fingerprint, so it is looked for only before decoding.
+    table = find_labels(source, labels) if labels or source.is_dir() else None
+    if table and table.inside and not is_single:
+        beside.discount(table.inside)
+    about_labels = (table.name, table.folder, table.digest) if table else (labels,)
+    fingerprints = (known.fingerprint for known in sources)
+    key = _key(_CACHE_VERSION, input_size, beside.lines(), about_labels, *fingerprints)
     read = partial(_read, source)
     if found := look_up(key, read):
         return found
@@ -82,7 +115,9 @@ def read_image_folder(source: Path, input_size: int) -> Sets:
         ):
             for left in unfinished.glob("partial-*"):  # left by a process that was killed
                 shutil.rmtree(left)
-            write = partial(_write, source, sources, beside, input_size, unfinished)
+            table = table or find_labels(source, labels)
+            index = partial(indexed, source=source, labels=table, is_given=labels is not None)
+            write = partial(_write, source, sources, beside, index, input_size, unfinished)
             return cached(key, write, read, within=unfinished)
 
 
@@ -139,15 +174,21 @@ def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
 
 
 def _write(
-    source: Path, sources: Sequence[DecodeSource], beside: LeftOut, size: int, unfinished: Path, folder: Path
+    source: Path,
+    sources: Sequence[DecodeSource],
+    beside: LeftOut,
+    index_of_listings: Callable[[Sequence[Listing]], Index],
+    size: int,
+    unfinished: Path,
+    folder: Path,
 ) -> None:
     """Decode `sources`, which make up `source`, into files in `unfinished`. Then write both sets into `folder`."""
     if len(sources) == 1:
         # Listing names is fast, so report a wrong structure before decoding.
-        index_of([listing_of(sources[0].path)], source)
+        index_of_listings([listing_of(sources[0].path)])
     decoded_sources = decode(sources, size, unfinished)
     listings = [decoded.listing for decoded in decoded_sources]
-    index = index_of(listings, source)
+    index = index_of_listings(listings)
     _require_usable(decoded_sources, index, source)
     names = [name for _, name in located(listings, index.images["test"])] if index.is_drawn else None
     about = {

@@ -39,6 +39,15 @@ class LeftOut:
             reason = BESIDE_CLASSES if entry.is_image else entry.problem or _not_an_image(entry.parts[-1])
             self.add(reason, "/".join(entry.parts))
 
+    def discount(self, name: str) -> None:
+        """Count the file `name`, which was added before and is not an image, no longer."""
+        reason = _not_an_image(name)
+        reason = reason if reason in self.counts else _OTHER
+        self.counts[reason] -= 1
+        self.names[reason] = [other for other in self.names[reason] if other != name]
+        if not self.counts[reason]:
+            del self.counts[reason], self.names[reason]
+
     def include(self, other: "LeftOut", prefix: str = "") -> None:
         """Add the counts of `other`, and its names with `prefix`."""
         for reason, count in other.counts.items():

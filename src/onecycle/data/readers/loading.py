@@ -71,6 +71,7 @@ class Dataset:
 def load_dataset(
     data: str | os.PathLike[str] | None = None,
     *,
+    labels: str | None = None,
     validation: int = 0,
     limit: int | None = None,
     seed: int = 0,
@@ -83,6 +84,10 @@ def load_dataset(
     is a path: to CIFAR-10 (an official archive, an unpacked archive, or a folder with either), or to an image folder or
     an archive of an image folder.
 
+    `labels` is a CSV file with the file and the label, and perhaps the split, of each image, relative to the working
+    folder or to the images. Without it, a labels.csv beside the images is used, unless there are class folders, too.
+    "none" reads the folders.
+
     `validation` images are split off the training set and replace the test set. Then `limit` images of each set are
     kept. Both selections are stratified and depend on `seed`.
 
@@ -93,7 +98,7 @@ def load_dataset(
     """
     if input_size < 1:
         raise InputError(f"input_size is {input_size}; it must be 1 or more")
-    dataset = _changed(_whole(data, input_size), lambda images: _resized(images, input_size))
+    dataset = _changed(_whole(data, labels, input_size), lambda images: _resized(images, input_size))
     if validation:
         if dataset.epoch_evaluated_on == "validation":
             raise InputError(
@@ -109,11 +114,15 @@ def load_dataset(
     return dataset
 
 
-def _whole(data: str | os.PathLike[str] | None, input_size: int) -> Dataset:
+def _whole(data: str | os.PathLike[str] | None, labels: str | None, input_size: int) -> Dataset:
+    if data is not None and is_path(data):
+        return _read(locate(Path(data), labels), input_size, labels)
+    if labels is not None:
+        raise InputError(
+            f"--labels is {labels!r}, but {data or 'cifar10'} has labels; give your own images with --data"
+        )
     if isinstance(data, str) and data in EMBEDDED:
         return EMBEDDED[data]()
-    if data is not None and is_path(data):
-        return _read(locate(Path(data)), input_size)
     if found := find_cifar10():
         return _read(found, input_size)
     try:
@@ -148,9 +157,9 @@ def is_path(data: str | os.PathLike[str]) -> bool:
     return data not in ("cifar10", "auto", *EMBEDDED)
 
 
-def _read(found: Found, input_size: int) -> Dataset:
+def _read(found: Found, input_size: int, labels: str | None = None) -> Dataset:
     if found.layout == "images":
-        sets = read_image_folder(found.path, input_size)
+        sets = read_image_folder(found.path, input_size, labels)
     else:
         sets = read_cifar10(found.path, found.layout)
     return _dataset(sets, _safe_name(found.path))

@@ -13,6 +13,7 @@ from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.data.readers import cifar10
 from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored
+from onecycle.data.readers.label_file import NO_LABELS, find_labels
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.store.index import ALWAYS_SPLITS
 
@@ -27,8 +28,8 @@ class Found:
     layout: cifar10.Layout | Literal["images"]
 
 
-def locate(path: Path) -> Found:
-    """Find out what the file or folder at `path` holds.
+def locate(path: Path, labels: str | None = None) -> Found:
+    """Find out what the file or folder at `path` holds. If `labels`, a table of labels, is given, it holds images.
 
     Raises:
         InputError: when `path` does not exist, or holds neither CIFAR-10 nor images.
@@ -36,6 +37,8 @@ def locate(path: Path) -> Found:
     path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder; check the path")
+    if labels not in (None, NO_LABELS):
+        return Found(path, "images")
     if not path.is_dir():
         return Found(path, _layout_of_archive(path))
     try:
@@ -64,10 +67,13 @@ def locate(path: Path) -> Found:
             if _is_in_class(entry):
                 return Found(path, "images")
             left_out.add_entry(entry)
+    if find_labels(path):
+        return Found(path, "images")
     raise InputError(
         left_out.appended_to(
             f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
-            "(train/<class>/* and test/<class>/*, or <class>/*), nor archives of either; give a folder with one of them"
+            "(train/<class>/* and test/<class>/*, or <class>/*), nor images with a labels.csv, nor archives of these; "
+            "give a folder with one of them"
         )
     )
 
@@ -113,12 +119,12 @@ def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
             return "images"
         has_classes = has_classes or _is_in_class(entry)
         left_out.add_entry(entry)
-    if has_classes:
+    if has_classes or find_labels(path):
         return "images"
     raise InputError(
         left_out.appended_to(
             f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
-            "<class>/*); give an archive with one of them"
+            "<class>/*), nor images with a labels.csv; give an archive with one of them"
         )
     )
 

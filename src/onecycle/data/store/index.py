@@ -400,7 +400,7 @@ def require_two_classes(counts: Mapping[str, int], source: Path, *, is_drawn: bo
         raise InputError(f"{source}: there is only one class, {min(counts)!r}; a classifier needs at least two")
     for name in sorted(counts):
         if not name.isprintable():
-            raise InputError(f"{source}: the class name {name!r} cannot be printed; rename the folder")
+            raise InputError(f"{source}: the class name {name!r} cannot be printed; rename it")
         if is_drawn and counts[name] < 2:
             raise InputError(
                 f"{source}: class {name!r} has only one image, but training and testing need one each; add more"

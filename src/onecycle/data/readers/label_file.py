@@ -1,0 +1,247 @@
+"""Read a table of labels: a CSV file with the file, the label and perhaps the split of each image."""
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from onecycle.core.errors import InputError
+from onecycle.core.files import printable
+from onecycle.core.regular_files import read_regular
+from onecycle.data.readers.entries import archives_in, entries_of, is_ignored
+from onecycle.data.store.index import split_of
+
+FOUND_NAMES = ("labels.csv", "trainlabels.csv")
+"""Files with these names, in upper or lower case, are read although no option names them."""
+
+NO_LABELS = "none"
+"""As the name of a file of labels: do not read the one that would be found."""
+
+# Names of columns, without spaces and signs, the preferred ones first.
+_FILE = (
+    *("file", "filename", "filepath", "path", "image", "imagefile", "imagefilename", "imagename", "imagepath"),
+    *("img", "imgname", "imgpath", "imageid", "idcode", "id"),
+)
+_LABEL = ("label", "labels", "class", "classname", "classlabel", "category", "target")
+_SPLIT = ("split", "set", "subset", "partition", "dataset", "datasplit")
+
+_MOST_BYTES = 2**28
+_MOST_COLUMNS = 1000
+_DELIMITERS = (",", ";", "\t")
+
+
+class LabeledFile(NamedTuple):
+    """A row of a table of labels. `split` is empty if the table has no splits."""
+
+    line: int  # 1-based, for messages
+    file: str  # as it is written
+    label: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """A table of labels. `name` is its path for messages, and `digest` the sha256 of its content, in hex."""
+
+    name: str
+    rows: tuple[LabeledFile, ...]
+    columns: tuple[str, ...]  # the names of the columns that are read
+    digest: str
+    inside: str | None  # its path in the data; None if it is elsewhere
+    folder: str  # the absolute path of its folder; if the data is in an archive, the path in the archive
+    root: str | None  # the absolute path of the data; None if it is in an archive
+
+    @property
+    def has_splits(self) -> bool:
+        return len(self.columns) == 3
+
+    def paths(self, row: LabeledFile) -> list[str]:
+        """The paths in the data that `row` may mean: relative to the file of labels, and to the data.
+
+        Raises:
+            InputError: when all paths are outside of the data.
+        """
+        value = row.file.replace("\\", "/")
+        joined = os.path.normpath(os.path.join(self.folder, value))
+        relative = joined if self.root is None else os.path.relpath(joined, self.root)
+        found = dict.fromkeys((relative, os.path.normpath(value)))
+        if inside := [path for path in found if not re.match(r"/|\.\.(/|$)|[A-Za-z]:/", path)]:
+            return inside
+        raise self.problem(row.line, f"{row.file!r} is outside of the data; give its path inside")
+
+    def problem(self, line: int, what: str) -> InputError:
+        return InputError(f"{self.name}, line {line}: {what}")
+
+
+def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
+    """The table of labels for the images in `source`, a folder or an archive.
+
+    `given` is its path, relative to the working folder or to `source`. "none" gives None. Without `given`, a file with
+    one of `FOUND_NAMES` is found at the top of `source`, or in the only folder there, if it has the columns.
+
+    Raises:
+        InputError: when there is no file `given`, or the file is not a table of labels.
+    """
+    if given == NO_LABELS:
+        return None
+    if given is None:
+        if (found := _found(source)) is None:
+            return None
+        try:
+            return _parsed(*found, source)
+        except InputError as error:
+            raise InputError(f"{error}; --labels {NO_LABELS} leaves it out") from error
+    here = Path(os.path.expanduser(given))
+    there = source / given if source.is_dir() else None
+    paths = [path for path in (here, there) if path is not None and os.path.isfile(path)]
+    contents = [_content(path) for path in paths]
+    if len(paths) == 2 and contents[0] != contents[1]:
+        raise InputError(f"--labels: {given} is a file here, and another one in {source}; give its full path")
+    if paths:
+        return _parsed(paths[-1], contents[-1], source)
+    if there is None:
+        wanted = os.path.normpath(given)
+        for entry in entries_of(source):
+            if not entry.is_folder and "/".join(entry.parts) == wanted:
+                return _parsed(entry.parts, entry.read(), source)
+    raise InputError(f"--labels: there is no file {given}, neither here nor in {source}; check the path")
+
+
+def _found(source: Path) -> tuple[Path | tuple[str, ...], bytes] | None:
+    """The path and the content of the table of labels in `source` that has one of `FOUND_NAMES`, if there is one."""
+    if source.is_dir():
+        try:
+            places = [source, *_only_folder(source)]
+            paths = [path for place in places for path in sorted(place.iterdir()) if _is_found(path.name)]
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read ({error.strerror}); check it") from error
+        files = ((path, _content(path)) for path in paths if path.is_file())
+        return next((file for file in files if _has_columns(file[1])), None)
+    found = []
+    tops = set()
+    for entry in entries_of(source):
+        tops.add(entry.parts[0] if entry.is_folder or len(entry.parts) > 1 else "")
+        if len(entry.parts) <= 2 and not entry.is_folder and _is_found(entry.parts[-1]):
+            content = entry.read()
+            if _has_columns(content):
+                found.append((entry.parts, content))
+    is_single = len(tops - {""}) == 1
+    return min((file for file in found if len(file[0]) == 1 or is_single), key=lambda file: len(file[0]), default=None)
+
+
+def _only_folder(source: Path) -> list[Path]:
+    folders = [path for path in source.iterdir() if path.is_dir() and not is_ignored(path.name, is_folder=True)]
+    return folders if len(folders) == 1 else []
+
+
+def _is_found(name: str) -> bool:
+    return name.lower() in FOUND_NAMES
+
+
+def _has_columns(content: bytes) -> bool:
+    try:
+        _, header = next(_lines(content, ""), (0, [""]))
+        _columns(header, "")
+    except InputError:
+        return False
+    return True
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(Path(os.path.realpath(path)), _MOST_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check it") from error
+
+
+def _parsed(path: Path | tuple[str, ...], content: bytes, source: Path) -> LabelFile:
+    """The table of labels with `content`. `path` is that of the file, or of an entry in the archive `source`."""
+    inside: str | None
+    root: str | None
+    if isinstance(path, tuple):
+        name, folder, root, inside = f"{source}:{'/'.join(path)}", "/".join(path[:-1]), None, "/".join(path)
+    else:
+        name, folder = str(path), os.path.dirname(os.path.abspath(path))
+        root = os.path.abspath(source)
+        relative = os.path.relpath(os.path.abspath(path), root)
+        is_inside = source.is_dir() and relative.split(os.sep)[0] != os.pardir
+        inside = relative if is_inside else None
+        if not source.is_dir() or archives_in(source):
+            folder, root = "", None
+    name = printable(name)
+    lines = _lines(content, name)
+    line, header = next(lines, (1, []))
+    if not any(header):
+        raise InputError(f"{name}: the file is empty; it needs columns such as file and label")
+    places = _columns(header, name)
+    rows = []
+    for line, cells in lines:
+        if not any(cells):
+            continue
+        if len(cells) != len(header):
+            raise InputError(f"{name}, line {line}: has {len(cells)} columns, but the first line has {len(header)}")
+        file, label, split = (cells[place] if place is not None else "" for place in places)
+        for what, value in (("file", file), ("label", label)):
+            if not value.strip():
+                raise InputError(f"{name}, line {line}: the {what} is empty; fill it in, or remove the line")
+        if places[2] is not None and split_of(split) is None:
+            raise InputError(f"{name}, line {line}: the split is {split!r}; it must be train, val or test")
+        rows.append(LabeledFile(line, file, label.strip(), split_of(split) or ""))
+    if not rows:
+        raise InputError(f"{name}: has no rows below its first line; add a row for each image")
+    columns = tuple(header[place].strip() for place in places if place is not None)
+    digest = hashlib.sha256(content).hexdigest()
+    return LabelFile(
+        name=name, rows=tuple(rows), columns=columns, digest=digest, inside=inside, folder=folder, root=root
+    )
+
+
+def _lines(content: bytes, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of each line (of the last one, if a cell has several) and its cells."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not text in UTF-8; save it as a CSV file in UTF-8") from error
+    first = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(
+            f"{name}, line {reader.line_num}: is not a line of a CSV file ({error}); correct it"
+        ) from error
+
+
+def _columns(header: Sequence[str], name: str) -> tuple[int, int, int | None]:
+    """The places of the columns of files, labels and splits. Without a known name, the only other column is labels."""
+    if len(header) > _MOST_COLUMNS:
+        raise InputError(
+            f"{name}: has {len(header):,} columns, not a file and a label for each image; remove the others"
+        )
+    plain = [re.sub(r"[\W_]", "", column).lower() for column in header]
+    shown = ", ".join(repr(column[:40]) for column in header[:5]) + (", …" if len(header) > 5 else "")
+
+    def place(names: Sequence[str]) -> int | None:
+        wanted = next((name for name in names if name in plain), None)
+        if wanted is None:
+            return None
+        if plain.count(wanted) > 1:
+            raise InputError(f"{name}: has two columns {header[plain.index(wanted)]!r}; remove or rename one")
+        return plain.index(wanted)
+
+    file, label, split = place(_FILE), place(_LABEL), place(_SPLIT)
+    if file is None:
+        raise InputError(f"{name}: has no column of files among its columns {shown}; name one of them file")
+    if label is None:
+        others = [number for number, column in enumerate(plain) if column and number not in (file, split)]
+        if len(others) != 1:
+            raise InputError(f"{name}: has no column of labels among its columns {shown}; name one of them label")
+        (label,) = others
+    return file, label, split
