@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from onecycle.core.errors import InputError
-from onecycle.data import ImageSet, image_files
+from onecycle.data import ImageSet, image_files, load_dataset
 from onecycle.data.image_files import to_square
 from onecycle.data.readers.image_folder import read_image_folder
+from onecycle.data.store import mapped
 from onecycle.data.store.cache import cache_folder
 
 
@@ -91,6 +92,56 @@ def test_every_form_gives_the_same_sets_ordered_by_class_and_file_name(
 ) -> None:
     for read, images in zip(read_image_folder(form(folder), 32).by_split.values(), few, strict=True):
         assert read.fingerprint == _expected(images).fingerprint
+
+
+@_FORMS
+@pytest.mark.parametrize("size", [32, 8])
+def test_images_have_their_file_names_relative_to_the_source(
+    form: Callable[[Path], Path], folder: Path, size: int
+) -> None:
+    def name(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    for _ in range(2):  # decoded, and from the cache
+        for read, split in zip(read_image_folder(form(folder), size)[:2], ("train", "test"), strict=True):
+            names = [name.removeprefix("top/").removeprefix("images/") for name in read.names or ()]
+            assert names == sorted(map(name, (folder / split).rglob("*.png")))
+
+
+def test_names_follow_images_through_splits_limits_and_subsets_in_files(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    pixels = {path.relative_to(folder).as_posix(): np.asarray(Image.open(path)) for path in folder.rglob("*.png")}
+    dataset = load_dataset(folder, validation=3, limit=3)
+    for images in (dataset.train, dataset.evaluation):
+        assert images.names and len(images.names) == 3
+        assert all((pixels[name] == image).all() for name, image in zip(images.names, images.images, strict=True))
+
+
+def test_equal_images_with_other_names_do_not_get_the_names_of_the_cache(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    before = load_dataset(folder, limit=3).train
+    for path in folder.rglob("*.png"):
+        path.rename(path.with_stem(f"renamed-{path.stem}"))
+    after = load_dataset(folder, limit=3).train
+    assert after.fingerprint == before.fingerprint
+    assert before.names and after.names
+    assert [name.replace("renamed-", "") for name in after.names] == list(before.names) != list(after.names)
+
+
+def test_the_names_of_several_archives_begin_with_the_archive(folder: Path, tmp_path: Path) -> None:
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for split in ("train", "test"):
+        with zipfile.ZipFile(archives / f"{split}.zip", "w") as archive:
+            for path in sorted((folder / split).rglob("*.png")):
+                archive.write(path, path.relative_to(folder))
+    train, test = read_image_folder(archives, 32)[:2]
+    assert train.names and test.names
+    assert train.names[0] == "train.zip:train/3/000.png" and test.names[0].startswith("test.zip:test/3/")
 
 
 @_FORMS

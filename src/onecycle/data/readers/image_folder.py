@@ -201,8 +201,20 @@ def _write(
     for split in index.images:
         shape = (len(index.labels[split]), size, size, 3)
         write_set(
-            folder, split, _gathered(decoded_sources, index.images[split]), shape, index.labels[split], index.classes
+            folder,
+            split,
+            _gathered(decoded_sources, index.images[split]),
+            shape,
+            index.labels[split],
+            index.classes,
+            _names(listings, index.images[split]),
         )
+
+
+def _names(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[str]:
+    """Yield the names of `images`. The name of an archive is in front if there are several archives."""
+    for listing, path in located(listings, images):
+        yield f"{listing.source.name}:{path}" if len(listings) > 1 else path
 
 
 def _require_usable(decoded_sources: Sequence[DecodedSource], index: Index, source: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onecycle.core.class_names import require_class_names
 from onecycle.data.preprocessing import are_gray, channel_sums
+from onecycle.data.readers.image_names import ImageNames
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class ImageSet:
     """Images of one size with their labels.
 
     `images` is uint8 `[N,H,W,3]`. `labels` is int64 `[N]`, indices into `classes`, the unique class names.
-    If `statistics` is None, the set computes these values from its pixels when they are needed.
+    If `statistics` is None, the set computes these values from its pixels when they are needed. `names` are the file
+    names of the images, if they have any. They change neither the order nor the fingerprint.
 
     Raises:
         ValueError: when a shape, a dtype, a label or the class names are wrong.
@@ -37,6 +39,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     statistics: ImageStatistics | None = None
+    names: ImageNames | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
@@ -46,6 +49,8 @@ class ImageSet:
                 f"labels are {self.labels.dtype} {self.labels.shape}; "
                 f"they must be int64 [{len(self.images)}], one for each image"
             )
+        if self.names is not None and len(self.names) != len(self.images):
+            raise ValueError(f"there are {len(self.names)} names of {len(self.images)} images")
         require_class_names(self.classes)
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(
@@ -75,7 +80,8 @@ class ImageSet:
 
     def subset(self, indices: NDArray[np.integer[Any]]) -> Self:
         """A copy of the images and labels at `indices` (integers `[M]`), in that order."""
-        return type(self)(self.images[indices], self.labels[indices], self.classes)
+        names = None if self.names is None else self.names.subset(indices)
+        return type(self)(self.images[indices], self.labels[indices], self.classes, names=names)
 
 
 def fingerprint_of(

@@ -217,4 +217,4 @@ def _resized(images: ImageSet, size: int) -> ImageSet:
     pixels = np.empty((len(images), size, size, 3), np.uint8)
     for row, image in enumerate(images.images):
         pixels[row] = to_square(Image.fromarray(image), size)
-    return ImageSet(pixels, images.labels, images.classes)
+    return ImageSet(pixels, images.labels, images.classes, names=images.names)

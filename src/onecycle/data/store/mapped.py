@@ -5,6 +5,7 @@ import json
 import mmap
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.data.preprocessing import channel_sums
+from onecycle.data.readers.image_names import ImageNames
 from onecycle.data.readers.image_set import ImageSet, ImageStatistics, fingerprint_of
 from onecycle.data.store.cache import cached
 
@@ -40,7 +42,9 @@ def subset_of(images: ImageSet, rows: NDArray[np.integer[Any]]) -> ImageSet:
     def write(folder: Path) -> None:
         write_set(folder, "subset", parts, shape, images.labels[rows], images.classes)
 
-    return cached(digest.hexdigest()[:32], write, lambda folder: read_set(folder, "subset"))
+    subset = cached(digest.hexdigest()[:32], write, lambda folder: read_set(folder, "subset"))
+    # Names are not in the file, because equal images with other names share it.
+    return subset if images.names is None else replace(subset, names=images.names.subset(rows))
 
 
 def portions(count: int, nbytes: int) -> Iterator[slice]:
@@ -56,10 +60,11 @@ def write_set(
     shape: Sequence[int],
     labels: NDArray[np.int64],
     classes: Sequence[str],
+    names: Iterable[str] | None = None,
 ) -> None:
     """Write an image set into files in `folder` whose names start with `name`.
 
-    `parts` yields the images as arrays whose total shape is `shape`.
+    `parts` yields the images as arrays whose total shape is `shape`. `names` yields their names, if they have any.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -79,12 +84,14 @@ def write_set(
 
         fingerprint = fingerprint_of(passed(), shape, labels, classes)
     np.save(folder / f"{name}_labels.npy", labels)
+    if names is not None:
+        np.save(folder / f"{name}_names.npy", ImageNames.of(names).to_array())
     description = {"classes": list(classes), "fingerprint": fingerprint, "channel_sums": sums.tolist()}
     (folder / f"{name}.json").write_text(json.dumps(description))
 
 
 def read_set(folder: Path, name: str) -> ImageSet:
-    """Read the set that `write_set` wrote. Its images are memory-mapped.
+    """Read the set that `write_set` wrote. Its images and their names are memory-mapped.
 
     The memory map is copy-on-write, because torch warns about read-only arrays.
 
@@ -92,11 +99,13 @@ def read_set(folder: Path, name: str) -> ImageSet:
         OSError, ValueError, KeyError: when the set is missing or damaged.
     """
     description = json.loads((folder / f"{name}.json").read_text())
+    names = folder / f"{name}_names.npy"
     return ImageSet(
         _mapped(folder / f"{name}_images.npy"),
         np.load(folder / f"{name}_labels.npy"),
         tuple(description["classes"]),
         ImageStatistics(description["fingerprint"], np.array(description["channel_sums"], np.int64)),
+        ImageNames(np.load(names, mmap_mode="r")) if names.exists() else None,
     )
 
 
