@@ -47,6 +47,7 @@ FILES = {
     "plots/incorrect_predictions.png",
     "plots/learning_rate.png",
     "plots/loss.png",
+    "predictions.csv",
     "predictions.npz",
     "report.html",
     "result.json",

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from onecycle.core.recipes import QUICK
 from onecycle.run import experiment
 from onecycle.storage.run_folder import RunFolder
 
+NAMES_OF_FILES = ("=1+1.png", "<b>&amp;.png")
 SMALL = replace(QUICK, widths=(8, 8, 8), data="digits", limit=300, epochs=2, batch_size=50)
 
 
@@ -25,6 +27,21 @@ def runs(for_all_workers: Path) -> tuple[RunFolder, RunFolder]:
 
     folder = made_once(for_all_workers / "reported", make)
     return RunFolder(folder / "seed-0"), RunFolder(folder / "seed-1")
+
+
+@pytest.fixture(scope="session")
+def of_files(for_all_workers: Path, image_folder: Path) -> RunFolder:
+    """A complete run on image files with names of several kinds. Tests must not change it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(image_folder, folder / "data")
+        for split, name in product(("train", "test"), NAMES_OF_FILES):
+            first = min((folder / "data" / split / "7").glob("0*.png"))
+            first.rename(first.with_name(name))
+        config = replace(SMALL, data=str(folder / "data"), limit=None, epochs=1, batch_size=25)
+        experiment.run(config, Console(quiet=True), folder / "run")
+
+    return RunFolder(made_once(for_all_workers / "of-files", make) / "run")
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_a_thousand_misclassified_images_fit_even_if_they_are_noise(copy_of: Run
         "heatmaps": generator.integers(0, 256, (1000, 4, 4), dtype=np.uint8),
         "label_issue_images": noise[:100],
         "train_label_issue_images": noise[:100],
-        "train_label_issues": np.arange(2500),
+        "train_label_issues": np.arange(2500) % 300,
         "train_label_issue_labels": np.zeros(2500, np.int64),
         "train_label_issue_margins": np.zeros(2500, np.float32),
         "train_label_issue_predictions": np.ones(100, np.int64),

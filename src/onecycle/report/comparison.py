@@ -90,13 +90,14 @@ class Comparison:
 
     def _tile(self, place: tuple[int, int], image: int) -> Tile:
         first = self.pages[0]
+        named = next((page for page in self.pages if page.has_names), first)  # an older run has no names
         lines = (
             f"{name}: {page.classes[page.predictions[image]]} {percent(page.probabilities[image].max(), 1)}"
             for name, page in zip(self.names, self.pages, strict=True)
         )
         return Tile(
             place=place,
-            name=f"{first.evaluated_on} image {image}",
+            name=named.image_name(image),
             label=int(first.labels[image]),
             other=int(first.predictions[image]),
             lines=tuple(lines),

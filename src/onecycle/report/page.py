@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from onecycle.core import formatting, metrics
 from onecycle.core.config import Config
-from onecycle.core.files import reading
+from onecycle.core.files import printable, reading
 from onecycle.core.statistics import accuracy_interval
+from onecycle.data.readers.image_names import ImageNames
 from onecycle.report import visualizations
 from onecycle.report.svg import inline
 from onecycle.storage.records import Interpretation, LRCurve, RunResult
@@ -63,6 +64,8 @@ class Page:
         self.logits: NDArray[np.float32] = np.empty((0, 0), np.float32)
         self.labels: NDArray[np.int64] = np.empty(0, np.int64)
         self.interpretation: Interpretation | None = None
+        self._names: ImageNames | None = None
+        self._train_names: ImageNames | None = None
         if self.result:
             self.classes = tuple(shortened(name) for name in folder.read_misclassified().classes)
             predictions = folder.read_predictions()
@@ -73,7 +76,12 @@ class Page:
                     raise ValueError(f"it has {self.logits.shape[1]} classes after {len(self.history)} epochs")
             with reading(folder.interpretation):
                 if self.interpretation:
-                    self.interpretation.require_match(len(self.labels), len(self.classes))
+                    images = len(self.labels), self.result.train_images
+                    self.interpretation.require_match(*images, classes=len(self.classes))
+            if recorded := folder.read_image_names():
+                with reading(folder.image_names):
+                    self._names = ImageNames.validated(recorded.evaluated, len(self.labels))
+                    self._train_names = ImageNames.validated(recorded.train, self.result.train_images)
         self.predictions = self.logits.argmax(axis=1) if self.result else self.labels
         self.probabilities = metrics.probabilities_of(self.logits) if self.result else np.empty((0, 0))
 
@@ -96,6 +104,19 @@ class Page:
     def incorrect(self) -> int:
         """The number of incorrect predictions."""
         return int((self.predictions != self.labels).sum())
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the images have file names."""
+        return self._names is not None
+
+    def image_name(self, image: int) -> str:
+        """The file name of an evaluated image, or its number in words."""
+        return f"{self.evaluated_on} image {image}" if self._names is None else printable(self._names[image])
+
+    def train_image_name(self, image: int) -> str:
+        """The file name of a training image, or its number in words."""
+        return f"training image {image}" if self._train_names is None else printable(self._train_names[image])
 
     @property
     def evaluated_on(self) -> str:

@@ -1,6 +1,6 @@
 """The image galleries of a report: sprite sheets, and the text below each image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from onecycle.report.page import Page, percent
 from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
 
 LISTED_IMAGES = 48  # number of images that the report shows of each list
+MOST_NAMED = 5000  # number of images that it names: they suffice for 5 % of 100,000 images
 _MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # maximum per sheet; base64 adds a third
 
 
@@ -18,7 +19,7 @@ class Tile:
     """An image of a sheet with the text below it."""
 
     place: tuple[int, int]  # column and row on the sheet
-    name: str  # for example "test image 123"
+    name: str  # the file name, or for example "test image 123"
     label: int  # index of the class
     other: int  # index of the predicted class; in a pair of near-duplicates, the label of the other image
     lines: tuple[str, ...]  # further lines of text below the image
@@ -26,12 +27,17 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Images that a report shows as tiles. `listed` names every image of the list, including those without a tile."""
+    """Images that a report shows as tiles.
+
+    `listed` has the names or numbers of the first images of the list, including those without a tile, and `length` is
+    the number of images in the list.
+    """
 
     sheet: Sheet
     tiles: list[Tile]
     heatmaps: Sheet | None = None
     listed: tuple[str, ...] = ()
+    length: int = 0
 
 
 def misclassified(page: Page) -> Gallery | None:
@@ -50,7 +56,8 @@ def label_issues(page: Page) -> Gallery | None:
     images = found.label_issue_images[:LISTED_IMAGES]
     sheet = image_sheet(images, most_bytes=_OTHERS_BYTES)
     tiles = _evaluated(page, sheet, found.label_issues[: len(images)])
-    return Gallery(sheet=sheet, tiles=tiles, listed=_numbers(found.label_issues))
+    listed = _listed(found.label_issues, page.image_name if page.has_names else str)
+    return Gallery(sheet=sheet, tiles=tiles, listed=listed, length=len(found.label_issues))
 
 
 def train_label_issues(page: Page) -> Gallery | None:
@@ -62,14 +69,15 @@ def train_label_issues(page: Page) -> Gallery | None:
     tiles = [
         Tile(
             place=sheet.place(number),
-            name=f"training image {found.train_label_issues[number]}",
+            name=page.train_image_name(int(found.train_label_issues[number])),
             label=int(found.train_label_issue_labels[number]),
             other=int(found.train_label_issue_predictions[number]),
             lines=(f"margin {found.train_label_issue_margins[number]:.2f}",),
         )
         for number in range(len(images))
     ]
-    return Gallery(sheet=sheet, tiles=tiles, listed=_numbers(found.train_label_issues))
+    listed = _listed(found.train_label_issues, page.train_image_name if page.has_names else str)
+    return Gallery(sheet=sheet, tiles=tiles, listed=listed, length=len(found.train_label_issues))
 
 
 def duplicates(page: Page) -> Gallery | None:
@@ -81,16 +89,17 @@ def duplicates(page: Page) -> Gallery | None:
     tiles = [
         Tile(
             place=sheet.place(2 * number + side),
-            name=f"{split} image {found.duplicates[number, side]}",
+            name=name_of(int(found.duplicates[number, side])),
             label=int(found.duplicate_labels[number, side]),
             other=int(found.duplicate_labels[number, 1 - side]),
             lines=(f"{100 * found.duplicate_similarities[number]:.1f} % similar",),
         )
         for number in range(len(pairs))
-        for side, split in enumerate((page.evaluated_on, "training"))
+        for side, name_of in enumerate((page.image_name, page.train_image_name))
     ]
-    listed = tuple(f"{ours} ~ {theirs}" for ours, theirs in found.duplicates.tolist())
-    return Gallery(sheet=sheet, tiles=tiles, listed=listed)
+    sides = (page.image_name, page.train_image_name) if page.has_names else (str, str)
+    listed = map(" ~ ".join, zip(*map(_listed, found.duplicates.T, sides), strict=True))
+    return Gallery(sheet=sheet, tiles=tiles, listed=tuple(listed), length=len(found.duplicates))
 
 
 def augmentations(page: Page) -> Gallery | None:
@@ -123,7 +132,7 @@ def _evaluated(page: Page, sheet: Sheet, images: Sequence[int] | NDArray[np.int6
         tiles.append(
             Tile(
                 place=sheet.place(number),
-                name=f"{page.evaluated_on} image {image}",
+                name=page.image_name(int(image)),
                 label=int(page.labels[image]),
                 other=int(page.predictions[image]),
                 lines=tuple(f"{page.classes[c]} {percent(probabilities[c], 1)}" for c in most_likely),
@@ -132,5 +141,5 @@ def _evaluated(page: Page, sheet: Sheet, images: Sequence[int] | NDArray[np.int6
     return tiles
 
 
-def _numbers(positions: NDArray[np.int64]) -> tuple[str, ...]:
-    return tuple(map(str, positions.tolist()))
+def _listed(images: NDArray[np.int64], name_of: Callable[[int], str]) -> tuple[str, ...]:
+    return tuple(map(name_of, images[:MOST_NAMED].tolist()))

@@ -15,7 +15,7 @@ from onecycle.data import Dataset
 from onecycle.data.batches import Batches
 from onecycle.models.test_time_augmentation import TestTimeAugmentation
 from onecycle.predict.predictor import SHIPPED, Predictor, load
-from onecycle.run import environment
+from onecycle.run import environment, results
 from onecycle.run.build import load_data
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import evaluate
@@ -121,6 +121,7 @@ def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> 
 
     logits = folder.read_predictions().logits
     margins = folder.read_training_margins()
+    results.write_image_names(folder, dataset)  # older runs did not record them
     folder.write_arrays(folder.interpretation, **interpret(predictor, dataset, logits, margins).to_arrays())
 
 

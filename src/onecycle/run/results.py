@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from onecycle.compute import hardware
 from onecycle.core.metrics import misclassified_by_confidence, probabilities_of
-from onecycle.data import ImageSet
+from onecycle.data import Dataset, ImageSet
 from onecycle.data.batches import Batches
+from onecycle.run import predictions_table
 from onecycle.run.build import Experiment
 from onecycle.storage.records import History, Misclassified, RunResult
 from onecycle.storage.run_folder import RunFolder
@@ -62,6 +63,8 @@ def write(
     """
     logits, labels = evaluation.logits.numpy(), evaluation.labels.numpy()
     folder.write_arrays(folder.predictions, logits=logits, labels=labels)
+    write_image_names(folder, experiment.dataset)
+    predictions_table.write(folder, logits, experiment.dataset)
     folder.write_arrays(folder.training_margins, margins=margins.cpu().numpy() / len(history))
     folder.write_misclassified(_misclassified(logits, experiment.dataset.evaluation))
     experiment.predictor.save(folder.weights)
@@ -96,6 +99,13 @@ def write(
         validation_accuracy=None if dataset.validation is None else history[-1].eval_accuracy,
     )
     folder.write_json(folder.result, result.to_json())
+
+
+def write_image_names(folder: RunFolder, dataset: Dataset) -> None:
+    """Write the file names of all images, if they have any."""
+    if dataset.train.names is not None and dataset.evaluation.names is not None:
+        evaluated, train = dataset.evaluation.names.to_array(), dataset.train.names.to_array()
+        folder.write_arrays(folder.image_names, evaluated=evaluated, train=train)
 
 
 def _misclassified(logits: NDArray[np.float32], images: ImageSet) -> Misclassified:

@@ -221,6 +221,17 @@ class EvaluatedLogits:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class NamesOfImages:
+    """The file names of all images of a run. They are stored in `image_names.npz` if the images have names.
+
+    The names are in UTF-8, and each is ended by a zero byte.
+    """
+
+    evaluated: Annotated[NDArray[np.uint8], Shape("E")]  # of the evaluated split
+    train: Annotated[NDArray[np.uint8], Shape("T")]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingMargins:
     """For each training image, the mean margin of its label. They are stored in `training_margins.npz`."""
 
@@ -279,13 +290,14 @@ class Interpretation:
                 raise ValueError(f"it has {len(images)} images of {listed} entries")
         return found
 
-    def require_match(self, images: int, classes: int) -> None:
-        """Check that all indices refer to `images` evaluated images and `classes` classes.
+    def require_match(self, images: int, train_images: int, classes: int) -> None:
+        """Check that all indices refer to `images` evaluated images, `train_images` and `classes` classes.
 
         Raises:
             ValueError: when they do not.
         """
-        _require_below(images, "images", self.misclassified, self.label_issues)
+        _require_below(images, "images", self.misclassified, self.label_issues, self.duplicates[:, 0])
+        _require_below(train_images, "training images", self.train_label_issues, self.duplicates[:, 1])
         labels = self.train_label_issue_labels, self.train_label_issue_predictions, self.duplicate_labels
         _require_below(classes, "classes", *labels)
 

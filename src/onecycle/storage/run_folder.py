@@ -29,6 +29,7 @@ from onecycle.storage.records import (
     Interpretation,
     LRCurve,
     Misclassified,
+    NamesOfImages,
     NetworkSummary,
     RunResult,
     TrainingMargins,
@@ -78,6 +79,8 @@ class RunFolder:
         self.checkpoint_before = path / "checkpoint-before.safetensors"
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.npz"
+        self.predictions_table = path / "predictions.csv"
+        self.image_names = path / "image_names.npz"
         self.training_margins = path / "training_margins.npz"
         self.misclassified = path / "misclassified.npz"
         self.augmentations = path / "augmentations.npz"
@@ -225,6 +228,13 @@ class RunFolder:
     def read_predictions(self) -> EvaluatedLogits:
         with reading(self.predictions):
             return EvaluatedLogits.from_arrays(self.read_arrays(self.predictions))
+
+    def read_image_names(self) -> NamesOfImages | None:
+        """The file names of the images. None if they have none, and for runs of older versions."""
+        if not self.image_names.exists():
+            return None
+        with reading(self.image_names):
+            return validated(NamesOfImages, self.read_arrays(self.image_names))
 
     def read_training_margins(self) -> NDArray[np.float32]:
         """The mean margin of each training image, float32 `[N]`."""

@@ -103,7 +103,7 @@ def test_images_have_their_file_names_relative_to_the_source(
         return path.relative_to(folder).as_posix()
 
     for _ in range(2):  # decoded, and from the cache
-        for read, split in zip(read_image_folder(form(folder), size)[:2], ("train", "test"), strict=True):
+        for split, read in read_image_folder(form(folder), size).by_split.items():
             names = [name.removeprefix("top/").removeprefix("images/") for name in read.names or ()]
             assert names == sorted(map(name, (folder / split).rglob("*.png")))
 
@@ -139,7 +139,7 @@ def test_the_names_of_several_archives_begin_with_the_archive(folder: Path, tmp_
         with zipfile.ZipFile(archives / f"{split}.zip", "w") as archive:
             for path in sorted((folder / split).rglob("*.png")):
                 archive.write(path, path.relative_to(folder))
-    train, test = read_image_folder(archives, 32)[:2]
+    train, test = read_image_folder(archives, 32).by_split.values()
     assert train.names and test.names
     assert train.names[0] == "train.zip:train/3/000.png" and test.names[0].startswith("test.zip:test/3/")
 

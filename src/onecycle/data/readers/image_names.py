@@ -29,6 +29,19 @@ class ImageNames(Sequence[str]):
             text.append(0)
         return cls(np.frombuffer(text, np.uint8))
 
+    @classmethod
+    def validated(cls, text: NDArray[np.uint8], count: int) -> Self:
+        """The names in `text`, which may come from someone else.
+
+        Raises:
+            ValueError: unless `text` holds `count` names.
+        """
+        text.tobytes().decode(*_ENCODING)
+        names = cls(text)
+        if len(names) != count:
+            raise ValueError(f"it has {len(names)} names of {count} images")
+        return names
+
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._text == 0)
