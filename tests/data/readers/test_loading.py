@@ -96,7 +96,7 @@ def test_an_image_folder_gives_the_data_set_a_safe_name(image_folder: Path, tmp_
     shutil.copytree(image_folder, tmp_path / "my digits: (1)")
     dataset = load_dataset(tmp_path / "my digits: (1)")
     assert dataset.name == "my-digits-1"
-    assert dataset.source == f"image folder {tmp_path / 'my digits: (1)'}"
+    assert dataset.source == f"image folder {tmp_path / 'my digits: (1)'} with train/ and test/"
     assert dataset.notes == (GRAY,)
 
 
