@@ -65,7 +65,7 @@ class DataConfig(_Group):
     """cifar10, digits, auto (cifar10 if available, else digits), or a folder or archive of images."""
 
     labels: str | None = None
-    """CSV file with the file, the label and perhaps the split of each image; none reads the folders."""
+    """CSV file with the file and the label of each image; none reads the folders."""
 
     size: int = 32
     """Height and width to which images are resized."""
@@ -228,7 +228,7 @@ class ComputeConfig(_Group):
     """Where and how a run computes: device, precision, processes and shards."""
 
     device: Device = "auto"
-    """auto is the GPU if there is one."""
+    """auto is the GPU, if any."""
 
     precision: Precision = "auto"
     """auto is the faster precision on this machine."""
