@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from onecycle.data import ImageSet
+from onecycle.data import ImageSet, load_dataset
 from onecycle.data.preprocessing import Preprocessing, resize
-from onecycle.data.readers.cifar10 import read_cifar10
 
 image_sets = arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda s: (*s, s[1], 3)))
 
@@ -71,7 +70,7 @@ def test_a_constant_channel_is_only_centered() -> None:
 
 
 def test_mean_and_std_of_cifar10_are_the_known_values(real_data: Path) -> None:
-    train = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary").train
+    train = load_dataset(real_data / "cifar-10-binary.tar.gz").train
     assert len(train) == 50_000
     found = Preprocessing.of(train.images)
     assert [round(value, 4) for value in found.mean] == [0.4914, 0.4822, 0.4465]

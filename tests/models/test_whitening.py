@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from onecycle.data import ImageSet
+from onecycle.data import ImageSet, load_dataset
 from onecycle.data.preprocessing import Preprocessing
-from onecycle.data.readers.cifar10 import read_cifar10
 from onecycle.models import whitening
 from onecycle.models.whitening import whitening_filters
 from onecycle.run.build import WHITENING_IMAGES
@@ -68,7 +67,7 @@ def test_the_filters_do_not_depend_on_the_memory_layout(images: torch.Tensor) ->
 
 def test_cifar10_has_no_direction_to_leave_out(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks for CIFAR-10 are the same bits as before directions were left out."""
-    train = read_cifar10(real_data / "cifar-10-binary.tar.gz", "binary").train
+    train = load_dataset(real_data / "cifar-10-binary.tar.gz").train
     pixels = train.images[:: len(train) // WHITENING_IMAGES]
     images = Preprocessing.of(train.images).normalize(torch.from_numpy(pixels))
     filters = whitening_filters(images)

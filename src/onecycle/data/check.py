@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.data.image_files import conversions, to_square
-from onecycle.data.readers.image_folder import indexed, source_in_words, sources_of
+from onecycle.data.readers.formats import ReadOptions, RowFormat
+from onecycle.data.readers.image_folder import ImageFolder, indexed, source_in_words, sources_of
+from onecycle.data.readers.image_names import ImageNames
 from onecycle.data.readers.label_file import find_labels
 from onecycle.data.readers.loading import is_path, load_dataset
 from onecycle.data.readers.search import locate
+from onecycle.data.splits import drawn_for_test
 from onecycle.data.store.decode import Encoded, Unreadable, each_decoded, open_encoded
 from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.parallel_decode import images_in
+from onecycle.data.store.rows import RowSets
 
 MOST_SHARED = 0.01  # accepted fraction of test images that are also in the training set
 MOST_CONTRADICTED = 0.01  # accepted fraction of training images that have a copy with another label
@@ -117,15 +121,21 @@ class DataCheck:
         ]
 
 
-def check(data: str | os.PathLike[str], *, labels: str | None = None, input_size: int = 32) -> DataCheck:
+def check(
+    data: str | os.PathLike[str], *, labels: str | None = None, input_size: int = 32, coarse: bool = False
+) -> DataCheck:
     """Decode and check every image of the data set `data`, a name or path, with `labels`, as for `load_dataset`.
 
     Raises:
-        InputError: when there is no such data set, or its folder structure is wrong.
+        InputError: when there is no such data set, or its structure is wrong.
     """
-    if is_path(data) and (found := locate(Path(data), labels)).layout == "images":
-        return _check_folder(found.path, input_size, labels)
-    dataset = load_dataset(data, labels=labels, input_size=input_size)
+    if is_path(data):
+        found = locate(Path(data), labels)
+        if isinstance(found.format, ImageFolder):
+            return _check_folder(found.path, input_size, labels)
+        if isinstance(found.format, RowFormat):
+            return _check_rows(found.format.rows(found.path, ReadOptions(size=input_size, coarse=coarse)), input_size)
+    dataset = load_dataset(data, labels=labels, input_size=input_size, coarse=coarse)
     sets = dataset.by_split
     named = [
         NamedImage(split, f"{split} image {row}", int(label))
@@ -141,6 +151,32 @@ def check(data: str | os.PathLike[str], *, labels: str | None = None, input_size
     )
 
 
+@dataclass
+class _Findings:
+    """What was found in the images that are checked. Images are numbered from 0."""
+
+    problems: list[str] = field(default_factory=list)
+    converted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    # Lists would need about four times as much memory.
+    digests: bytearray = field(default_factory=bytearray)
+    digested: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def add(self, image: int, where: str, checked: tuple[bytes, tuple[str, ...]] | Unreadable) -> None:
+        """Add the result of `_check_image` for the `image` with this number and name."""
+        if isinstance(checked, Unreadable):
+            self.problems.append(checked.reason)
+            return
+        digest, changes = checked
+        for change in changes:
+            self.converted[change].append(where)
+        self.digests += digest
+        self.digested.append(image)
+
+    def groups(self) -> Iterator[NDArray[np.int64]]:
+        """The images of each group with identical pixels."""
+        return (np.asarray(self.digested)[group] for group in _groups(self.digests))
+
+
 def _check_folder(source: Path, size: int, label_file: str | None) -> DataCheck:
     paths, beside = sources_of(source)
     listings = [listing_of(path) for path in paths]
@@ -154,21 +190,11 @@ def _check_folder(source: Path, size: int, label_file: str | None) -> DataCheck:
         splits[index.images[split]] = number
         labels[index.images[split]] = index.labels[split]
     names = list(index.images)
-    problems: list[str] = []
-    converted: dict[str, list[str]] = defaultdict(list)
-    digests, digested = bytearray(), array("q")  # lists would need about four times as much memory
+    findings = _Findings()
     for image, checked in each_decoded(_wanted_images(listings, splits >= 0), partial(_check_image, size=size)):
-        if isinstance(checked, Unreadable):
-            problems.append(checked.reason)
-            continue
-        digest, changes = checked
-        for change in changes:
-            converted[change].append(image.where)
-        digests += digest
-        digested.append(image.number)
+        findings.add(image.number, image.where, checked)
 
-    def named(group: NDArray[np.int64]) -> tuple[NamedImage, ...]:
-        images = np.asarray(digested)[group]
+    def named(images: NDArray[np.int64]) -> tuple[NamedImage, ...]:
         return tuple(
             NamedImage(names[splits[image]], listing.where(path), int(labels[image]))
             for image, (listing, path) in zip(images, located(listings, images), strict=True)
@@ -178,10 +204,42 @@ def _check_folder(source: Path, size: int, label_file: str | None) -> DataCheck:
         source=source_in_words(source, index.layout),
         classes=index.classes,
         counts={split: _counts(labels, index.classes) for split, labels in index.labels.items()},
-        problems=tuple(problems),
+        problems=tuple(findings.problems),
         left_out=(*beside.lines(), *index.left_out.lines()),
-        converted=dict(sorted(converted.items())),
-        repeated=tuple(map(named, _groups(digests))),
+        converted=dict(sorted(findings.converted.items())),
+        repeated=tuple(map(named, findings.groups())),
+    )
+
+
+def _check_rows(rows: RowSets, size: int) -> DataCheck:
+    findings = _Findings()
+    images = itertools.chain.from_iterable(map(rows.images, rows.by_split))
+    for number, (image, checked) in enumerate(each_decoded(images, partial(_check_image, size=size))):
+        findings.add(number, image.where, checked)
+    names = ImageNames.of(itertools.chain.from_iterable(of_split.names() for of_split in rows.by_split.values()))
+    labels = np.concatenate([of_split.labels for of_split in rows.by_split.values()])
+    splits = np.repeat(list(rows.by_split), [len(of_split.labels) for of_split in rows.by_split.values()])
+    if len(rows.by_split) == 1:  # as in training
+        splits[drawn_for_test(labels)] = "test"
+
+    def named(images: NDArray[np.int64]) -> tuple[NamedImage, ...]:
+        return tuple(
+            NamedImage(str(splits[image]), f"{rows.prefix}{names[image]}", int(labels[image]))
+            for image in images.tolist()
+        )
+
+    return DataCheck(
+        source=rows.source,
+        classes=rows.classes,
+        counts={
+            split: _counts(labels[splits == split], rows.classes)
+            for split in ("train", "validation", "test")
+            if split in splits
+        },
+        problems=tuple(findings.problems),
+        left_out=rows.left_out,
+        converted=dict(sorted(findings.converted.items())),
+        repeated=tuple(map(named, findings.groups())),
     )
 
 

@@ -6,7 +6,14 @@ import pytest
 
 from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError
-from onecycle.data.readers.search import Found, find_cifar10, locate
+from onecycle.data.readers.registry import DEFAULT
+from onecycle.data.readers.search import find_named, locate
+
+
+def found(path: Path) -> tuple[Path, str]:
+    """The path and the name of the format of the data that `locate` finds."""
+    there = locate(path)
+    return there.path, there.format.name
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +27,12 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_archive_is_recognized_by_its_content_under_any_name(
     binary_archive: Path, python_archive: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    for name, source, layout in [("a.zip", binary_archive, "binary"), ("b", python_archive, "python")]:
+    for name, source in [("a.zip", binary_archive), ("b", python_archive)]:
         shutil.copy(source, tmp_path / name)
-        assert locate(tmp_path / name) == Found(tmp_path / name, layout)
+        assert found(tmp_path / name) == (tmp_path / name, "CIFAR-10")
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         archive.add(image_folder, "top")
-    assert locate(tmp_path / "c.tar") == Found(tmp_path / "c.tar", "images")
+    assert found(tmp_path / "c.tar") == (tmp_path / "c.tar", "images in class folders")
 
 
 def test_a_folder_is_searched_for_the_official_names(
@@ -34,14 +41,9 @@ def test_a_folder_is_searched_for_the_official_names(
     folder = tmp_path / "found"
     folder.mkdir()
     # The least preferred source comes first. `locate` prefers each new copy to all earlier copies.
-    for source, layout in [
-        (python_folder, "python"),
-        (binary_folder, "binary"),
-        (python_archive, "python"),
-        (binary_archive, "binary"),
-    ]:
+    for source in (python_folder, binary_folder, python_archive, binary_archive):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / source.name)
-        assert locate(folder) == Found(folder / source.name, layout)
+        assert found(folder) == (folder / source.name, "CIFAR-10")
 
 
 def test_an_unpacked_folder_is_recognized_under_any_name(
@@ -49,24 +51,26 @@ def test_an_unpacked_folder_is_recognized_under_any_name(
 ) -> None:
     for source, layout in [(binary_folder, "binary"), (python_folder, "python")]:
         shutil.copytree(source, tmp_path / layout)
-        assert locate(tmp_path / layout) == Found(tmp_path / layout, layout)
+        assert found(tmp_path / layout) == (tmp_path / layout, "CIFAR-10")
 
 
 def test_a_sample_is_found_only_by_its_own_path(binary_archive: Path, tmp_path: Path) -> None:
     sample = tmp_path / "samples" / "cifar-10-binary-sample.tar.gz"
     sample.parent.mkdir()
     shutil.copy(binary_archive, sample)
-    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+    with pytest.raises(InputError, match="holds no data that is read"):
         locate(sample.parent)
-    assert locate(sample).layout == "binary"
+    assert found(sample) == (sample, "CIFAR-10")
 
 
 def test_an_image_folder_may_have_one_folder_around_it(image_folder: Path, tmp_path: Path) -> None:
-    assert locate(image_folder) == Found(image_folder, "images")
+    assert found(image_folder) == (image_folder, "images in class folders")
     shutil.copytree(image_folder, tmp_path / "outer" / "one")
-    assert locate(tmp_path / "outer") == Found(tmp_path / "outer" / "one", "images")
+    assert found(tmp_path / "outer") == (tmp_path / "outer" / "one", "images in class folders")
     shutil.copytree(image_folder, tmp_path / "outer" / "two")
-    with pytest.raises(InputError, match=r"holds several image folders \(one, two\); give one of them"):
+    with pytest.raises(
+        InputError, match=r"holds several data sets: images in class folders \(one\), .* \(two\); give the path"
+    ):
         locate(tmp_path / "outer")
 
 
@@ -79,14 +83,14 @@ def test_a_folder_that_holds_only_archives_is_an_image_folder(
         with tarfile.open(archives / f"{split}.tar", "w") as archive:
             archive.add(image_folder / split, split)
     (archives / "README.txt").write_text("a description")
-    assert locate(archives) == Found(archives, "images")
+    assert found(archives) == (archives, "images in class folders")
     shutil.copy(next(image_folder.rglob("*.png")), archives)
-    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+    with pytest.raises(InputError, match="holds no data that is read"):
         locate(archives)
     shutil.rmtree(archives)
     archives.mkdir()
     shutil.copy(binary_archive, archives / "some.tar.gz")
-    with pytest.raises(InputError, match="holds neither CIFAR-10"):
+    with pytest.raises(InputError, match="holds no data that is read"):
         locate(archives)
 
 
@@ -94,9 +98,9 @@ def test_a_folder_around_the_images_that_holds_more_is_read_itself(image_folder:
     shutil.copytree(image_folder, tmp_path / "outer" / "one")
     (tmp_path / "outer" / "@eaDir").mkdir()
     (tmp_path / "outer" / "Thumbs.db").touch()
-    assert locate(tmp_path / "outer") == Found(tmp_path / "outer" / "one", "images")
+    assert found(tmp_path / "outer") == (tmp_path / "outer" / "one", "images in class folders")
     (tmp_path / "outer" / "loose.png").touch()
-    assert locate(tmp_path / "outer") == Found(tmp_path / "outer", "images")
+    assert found(tmp_path / "outer") == (tmp_path / "outer", "images in class folders")
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])
@@ -110,7 +114,7 @@ def test_a_path_without_images_in_folders_is_refused_with_what_it_holds(tmp_path
             archive.add(folder, ".")
         folder = tmp_path / "phone.tar"
     message = (
-        r"holds neither CIFAR-10.*\. Left out: 2 files \.heic, not an image format that is read "
+        r"holds no data that is read; give an archive.*\. Left out: 2 files \.heic, not an image format that is read "
         r"\(cats/IMG_1\.HEIC, cats/IMG_2\.HEIC\); 1 image beside the class folders \(loose\.png\)$"
     )
     with pytest.raises(InputError, match=message):
@@ -125,29 +129,31 @@ def test_a_path_without_data_is_refused(tmp_path: Path) -> None:
         locate(tmp_path / "empty")
     (tmp_path / "empty" / "letter.txt").write_text("hello")
     with pytest.raises(
-        InputError, match=r"holds neither CIFAR-10 \(cifar-10-binary\.tar\.gz, .*\) nor images in folders"
+        InputError, match=r"holds no data that is read; .* one of: CIFAR-10 \(cifar-10-binary\.tar\.gz, .*; images in"
     ):
         locate(tmp_path / "empty")
     with pytest.raises(InputError, match=r"letter\.txt: not a \.zip, \.tar or \.tar\.gz archive"):
         locate(tmp_path / "empty" / "letter.txt")
     with tarfile.open(tmp_path / "other.tar", "w") as archive:
         archive.add(tmp_path / "empty", "empty")
-    with pytest.raises(InputError, match=r"other\.tar: holds neither CIFAR-10's batches nor images in folders"):
+    with pytest.raises(
+        InputError, match=r"other\.tar: holds no data that is read; give an archive with one of: CIFAR-"
+    ):
         locate(tmp_path / "other.tar")
 
 
 def test_the_variable_comes_before_the_working_folder_and_that_before_the_cache(
     binary_archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert find_cifar10() is None
+    assert find_named(DEFAULT) is None
     for folder in (cache_folder(), Path("data"), tmp_path / "named"):
         folder.mkdir(parents=True)
         shutil.copy(binary_archive, folder)
         if folder == tmp_path / "named":
             monkeypatch.setenv("ONECYCLE_DATA", str(folder))
-        assert find_cifar10() == Found(folder / binary_archive.name, "binary")
+        assert find_named(DEFAULT) == folder / binary_archive.name
     monkeypatch.setenv("ONECYCLE_DATA", str(binary_archive))
-    assert find_cifar10() == Found(binary_archive, "binary")
+    assert find_named(DEFAULT) == binary_archive
 
 
 def test_a_wrong_variable_is_an_error_even_if_there_is_data_elsewhere(
@@ -157,40 +163,20 @@ def test_a_wrong_variable_is_an_error_even_if_there_is_data_elsewhere(
     shutil.copy(binary_archive, "data")
     monkeypatch.setenv("ONECYCLE_DATA", str(tmp_path / "missing"))
     with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .*missing: no such file or folder"):
-        find_cifar10()
+        find_named(DEFAULT)
     monkeypatch.setenv("ONECYCLE_DATA", str(image_folder))
-    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* is an image folder, not CIFAR-10"):
-        find_cifar10()
+    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* holds images in class folders, not CIFAR-10; give it"):
+        find_named(DEFAULT)
     monkeypatch.setenv("ONECYCLE_DATA", "")
-    assert find_cifar10() is not None
+    assert find_named(DEFAULT) is not None
 
 
 def test_a_data_folder_without_cifar10_is_skipped(image_folder: Path) -> None:
     shutil.copytree(image_folder, "data")
-    assert find_cifar10() is None
-
-
-@pytest.mark.parametrize(
-    ("folder", "files"),
-    [
-        ("cifar-100-python", ("file.txt~", "train", "test", "meta")),
-        ("cifar-100-binary", ("train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt")),
-    ],
-)
-def test_cifar_100_is_named(tmp_path: Path, folder: str, files: tuple[str, ...]) -> None:
-    (tmp_path / folder).mkdir()
-    for name in files:
-        (tmp_path / folder / name).write_text("content")
-    path = tmp_path / "archives" / f"{folder}.tar.gz"
-    path.parent.mkdir()
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(tmp_path / folder, folder)
-    for found_by in (path, path.parent):
-        with pytest.raises(InputError, match=rf"^{path}: this is CIFAR-100, which is not read yet; save its images as"):
-            locate(found_by)
+    assert find_named(DEFAULT) is None
 
 
 def test_an_image_folder_called_like_cifar_100_is_an_image_folder(image_folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(image_folder, "cifar-100-python")
-    assert locate(tmp_path / "images.tar") == Found(tmp_path / "images.tar", "images")
+    assert found(tmp_path / "images.tar") == (tmp_path / "images.tar", "images in class folders")

@@ -30,18 +30,6 @@ class RemoteFile:
         return self.url.rsplit("/", 1)[-1]
 
 
-CIFAR10_BINARY = RemoteFile(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    size=170_052_171,
-    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-)
-CIFAR10_PYTHON = RemoteFile(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    size=170_498_071,
-    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-)
-
-
 def matches(path: Path, remote: RemoteFile) -> bool:
     """Whether the file at `path` has the size and sha256 of `remote`."""
     if path.stat().st_size != remote.size:

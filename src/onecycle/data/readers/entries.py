@@ -67,7 +67,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
         InputError: when `source` is unreadable, truncated or not an archive, when it contains too many or too large
             files, or when an archive is encrypted or contains links, devices or paths that point outside the archive.
     """
-    with _one_line_errors(source):
+    with one_line_errors(source):
         if source.is_dir():
             entries = folder_entries(source, _raise)
         else:
@@ -77,7 +77,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
                 entries = _archive_entries(source, zip_members(source))
             elif start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
                 compressed = start.startswith(b"\x1f\x8b")
-                entries = _archive_entries(source, tar_members(source, _most_bytes(source), compressed=compressed))
+                entries = _archive_entries(source, tar_members(source, most_bytes(source), compressed=compressed))
             else:
                 raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; give an archive or a folder")
         for number, entry in enumerate(entries):
@@ -91,7 +91,7 @@ def archives_in(folder: Path) -> list[Path]:
     """The archives in `folder`, sorted by name. The list is empty if `folder` also contains folders or images."""
     if not folder.is_dir():
         return []
-    with _one_line_errors(folder), os.scandir(folder) as scan:
+    with one_line_errors(folder), os.scandir(folder) as scan:
         found = sorted((Path(item.path) for item in scan), key=lambda path: path.name)
     visible = [path for path in found if not is_ignored(path.name, is_folder=os.path.isdir(path))]
     if any(os.path.isdir(path) or has_image_suffix(path.name) for path in visible):
@@ -156,12 +156,12 @@ def _is_inside_ignored(entry: Entry) -> bool:
 
 
 def _archive_entries(path: Path, members: Iterator[Member]) -> Iterator[Entry]:
-    most_bytes = left = _most_bytes(path)
+    most = left = most_bytes(path)
     for member in members:
         # What is claimed counts, too: a sparse file in a tar unpacks to more bytes than the archive holds.
         left -= member.size
         if left < 0:
-            raise too_large(path, most_bytes)
+            raise too_large(path, most)
         read = _reader(path, member.read, member.size, printable(f"{path}:{member.name}"))
         yield Entry(_parts(member.name, path), member.is_folder, read)
 
@@ -174,7 +174,7 @@ def _parts(name: str, path: Path) -> tuple[str, ...]:
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
-def _most_bytes(path: Path) -> int:
+def most_bytes(path: Path) -> int:
     """The largest number of bytes that the archive `path` may unpack to."""
     times, more = EXPANSION
     return times * path.stat().st_size + more
@@ -184,14 +184,14 @@ def _reader(path: Path, read: Callable[[], bytes], size: int, where: str) -> Cal
     def checked_read() -> bytes:
         if size > LARGEST_FILE:
             raise InputError(f"{where}: has {size:,} bytes; the limit is {LARGEST_FILE:,}; replace or remove it")
-        with _one_line_errors(path):
+        with one_line_errors(path):
             return read()
 
     return checked_read
 
 
 @contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def one_line_errors(path: Path) -> Iterator[None]:
     """Turn any error of the archive libraries into an InputError with one line about `path`."""
     try:
         yield

@@ -10,33 +10,63 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
-from onecycle.core.cache import create_folder
 from onecycle.core.errors import InputError
-from onecycle.core.files import file_identity, waiting_for_lock
-from onecycle.core.signals import Interrupted
-from onecycle.data.readers.entries import archives_in, entries_of
-from onecycle.data.readers.label_file import NO_LABELS, LabelFile, find_labels
+from onecycle.core.files import file_identity
+from onecycle.data.image_files import has_image_suffix
+from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored, one_line_errors
+from onecycle.data.readers.formats import FileNames, Format, ReadOptions
+from onecycle.data.readers.label_file import FOUND_NAMES, NO_LABELS, LabelFile, find_labels, has_labels
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.sets import Sets
-from onecycle.data.store.cache import cached, images_folder, look_up, writing_cache
-from onecycle.data.store.index import Index, index_of
+from onecycle.data.store.cache import cached, look_up, unfinished_folder
+from onecycle.data.store.decode import unusable
+from onecycle.data.store.index import ALWAYS_SPLITS, Index, index_of
 from onecycle.data.store.labeled import index_by_labels
 from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.mapped import portions, read_set, write_set
 from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
-PROBLEMS_LISTED = 5  # an error message lists at most this many problems
 _CACHE_VERSION = 6  # increase it when decoding or the format of the cached files changes
+
+
+class ImageFolder(Format):
+    """Image files in folders, which may be in one archive or in several."""
+
+    name = "images in class folders"
+    example = "train/<class>/* and test/<class>/*, or <class>/*, or images with a labels.csv"
+    joins_archives = True
+
+    def find(self, files: FileNames) -> list[Path]:
+        with one_line_errors(files.top), os.scandir(files.top) as scan:
+            visible = [item for item in scan if not is_ignored(item.name, is_folder=item.is_dir())]
+            folders = sorted((item for item in visible if item.is_dir()), key=lambda item: item.name)
+            around = [
+                Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{name}") for name in ALWAYS_SPLITS)
+            ]
+        if any(item.name in ALWAYS_SPLITS for item in folders):
+            return [files.top]
+        if len(around) > 1 or len(around) == len(visible) == 1:
+            return around
+        # The content of archives is looked at only if there is nothing else.
+        is_here = not archives_in(files.top) and any(_is_in_class(entry) for entry in entries_of(files.top))
+        return [files.top] if is_here or has_labels(files.top) else []
+
+    def is_member(self, parts: tuple[str, ...]) -> bool:
+        return (len(parts) > 1 and has_image_suffix(parts[-1])) or parts[-1].lower() in FOUND_NAMES
+
+    def read(self, path: Path, options: ReadOptions) -> Sets:
+        return read_image_folder(path, options.size, options.labels)
+
+
+def _is_in_class(entry: Entry) -> bool:
+    return len(entry.parts) > 1 and entry.is_image
 
 
 def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
@@ -105,24 +135,12 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
         return found
     # The folder is named after the path of `source`, not its content. If one archive changes after an interruption, the
     # next call therefore still finds the other archives decoded.
-    unfinished = images_folder() / f"unfinished-{_key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))}"
-    before_waiting = partial(_print, f"another process is reading {source}; waiting for it")
-    with writing_cache():
-        create_folder(unfinished.parent)
-        with (
-            waiting_for_lock(unfinished.with_suffix(".lock"), before_waiting),
-            _removed(unfinished, keep=not is_single),
-        ):
-            for left in unfinished.glob("partial-*"):  # left by a process that was killed
-                shutil.rmtree(left)
-            table = table or find_labels(source, labels)
-            index = partial(indexed, source=source, labels=table, is_given=labels is not None)
-            write = partial(_write, source, sources, beside, index, input_size, unfinished)
-            return cached(key, write, read, within=unfinished)
-
-
-def _print(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    unfinished_key = _key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))
+    with unfinished_folder(unfinished_key, source, keep=not is_single) as unfinished:
+        table = table or find_labels(source, labels)
+        index = partial(indexed, source=source, labels=table, is_given=labels is not None)
+        write = partial(_write, source, sources, beside, index, input_size, unfinished)
+        return cached(key, write, read, within=unfinished)
 
 
 def _key(*values: object) -> str:
@@ -150,27 +168,6 @@ def _fingerprint(source: Path, is_single: bool) -> str:
         return json.dumps([os.fspath(source.resolve()), *file_identity(source)])
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}); check it") from error
-
-
-@contextmanager
-def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
-    """Create `folder` for the block, and remove it at the end.
-
-    If the block fails and `keep` is true, the folder is removed only if it is empty.
-    """
-    folder.mkdir(exist_ok=True)  # the process that held the lock before may have removed it
-    try:
-        yield
-    except BaseException as failure:
-        if keep:
-            with suppress(OSError):
-                folder.rmdir()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(failure, Interrupted) and folder.exists():
-            raise Interrupted(failure.number, "repeat the command to go on with the remaining archives") from None
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(
@@ -226,11 +223,7 @@ def _require_usable(decoded_sources: Sequence[DecodedSource], index: Index, sour
         problems += [problem for image, problem in decoded.problems.items() if used[first + image]]
         first += len(decoded.listing)
     if problems:
-        more = f", and {len(problems) - PROBLEMS_LISTED} more" if len(problems) > PROBLEMS_LISTED else ""
-        raise InputError(
-            f"{source}: {len(problems)} of {used.sum():,} images cannot be used: "
-            f"{'; '.join(problems[:PROBLEMS_LISTED])}{more}; `onecycle check {source}` lists all of them"
-        )
+        raise unusable(source, problems, int(used.sum()))
 
 
 def _gathered(decoded_sources: Sequence[DecodedSource], images: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

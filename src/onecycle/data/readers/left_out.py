@@ -10,10 +10,10 @@ from onecycle.core.files import printable
 from onecycle.data.readers.entries import Entry
 
 BESIDE_CLASSES = "image beside the class folders"
+OTHER = "file of another kind"
 
 _NAMED = 3  # names for each reason
 _MOST_REASONS = 20  # every number may be a suffix, so the reasons after these share one
-_OTHER = "file of another kind"
 
 
 @dataclass
@@ -42,7 +42,7 @@ class LeftOut:
     def discount(self, name: str) -> None:
         """Count the file `name`, which was added before and is not an image, no longer."""
         reason = _not_an_image(name)
-        reason = reason if reason in self.counts else _OTHER
+        reason = reason if reason in self.counts else OTHER
         self.counts[reason] -= 1
         self.names[reason] = [other for other in self.names[reason] if other != name]
         if not self.counts[reason]:
@@ -55,7 +55,7 @@ class LeftOut:
 
     def _count(self, reason: str, count: int, names: list[str]) -> None:
         if reason not in self.counts and len(self.counts) >= _MOST_REASONS:
-            reason = _OTHER
+            reason = OTHER
         self.counts[reason] += count
         named = self.names.setdefault(reason, [])
         named += names[: _NAMED - len(named)]

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onecycle.core.cache import cache_folder
-from onecycle.core.errors import InputError, OnecycleError
+from onecycle.core.errors import InputError
 from onecycle.data import splits
 from onecycle.data.image_files import to_square
-from onecycle.data.readers.cifar10 import read_cifar10
-from onecycle.data.readers.digits import load_digits
-from onecycle.data.readers.download import CIFAR10_BINARY, download
-from onecycle.data.readers.image_folder import read_image_folder
+from onecycle.data.readers.formats import Format, ReadOptions
 from onecycle.data.readers.image_set import ImageSet
-from onecycle.data.readers.search import Found, find_cifar10, locate
+from onecycle.data.readers.named import NamedSet, UnavailableError
+from onecycle.data.readers.registry import DEFAULT, EMBEDDED, NAMED
+from onecycle.data.readers.search import find_named, locate
 from onecycle.data.readers.sets import Sets
 from onecycle.data.splits import DRAWN_SHARE
 from onecycle.storage.records import Split
@@ -76,13 +74,14 @@ def load_dataset(
     limit: int | None = None,
     seed: int = 0,
     input_size: int = 32,
+    coarse: bool = False,
 ) -> Dataset:
     """Load the data set with the name or path `data`. Images are uint8 `[N,input_size,input_size,3]`.
 
-    None or "cifar10" is CIFAR-10 from `$ONECYCLE_DATA`, `./data` or the user's cache. If none of them has CIFAR-10, it
-    is downloaded. "digits" is the embedded set. "auto" is CIFAR-10 if it is available, otherwise digits. Anything else
-    is a path: to CIFAR-10 (an official archive, an unpacked archive, or a folder with either), or to an image folder or
-    an archive of an image folder.
+    "cifar10", "cifar100", "mnist" and "fashion-mnist" are found in `$ONECYCLE_DATA`, `./data` or the user's cache, or
+    else downloaded. None is "cifar10". "digits" is the embedded set. "auto" is CIFAR-10 if it is available, otherwise
+    digits. Anything else is a path to data in one of the formats of `registry`. `coarse` selects CIFAR-100's 20 coarse
+    classes.
 
     `labels` is a CSV file with the file and the label, and perhaps the split, of each image, relative to the working
     folder or to the images. Without it, a labels.csv beside the images is used, unless there are class folders, too.
@@ -98,7 +97,8 @@ def load_dataset(
     """
     if input_size < 1:
         raise InputError(f"input_size is {input_size}; it must be 1 or more")
-    dataset = _changed(_whole(data, labels, input_size), lambda images: _resized(images, input_size))
+    sets = _sets(data, ReadOptions(size=input_size, coarse=coarse, labels=labels))
+    dataset = _changed(_dataset(sets, _safe_name(Path(data or ""))), lambda images: _resized(images, input_size))
     if validation:
         if dataset.epoch_evaluated_on == "validation":
             raise InputError(
@@ -114,55 +114,45 @@ def load_dataset(
     return dataset
 
 
-def _whole(data: str | os.PathLike[str] | None, labels: str | None, input_size: int) -> Dataset:
+def _sets(data: str | os.PathLike[str] | None, options: ReadOptions) -> Sets:
     if data is not None and is_path(data):
-        return _read(locate(Path(data), labels), input_size, labels)
-    if labels is not None:
+        found = locate(Path(data), options.labels)
+        _require_coarse(options, found.format)
+        return found.format.read(found.path, options)
+    if options.labels is not None:
         raise InputError(
-            f"--labels is {labels!r}, but {data or 'cifar10'} has labels; give your own images with --data"
+            f"--labels is {options.labels!r}, but {data or DEFAULT.name} has labels; give your own images with --data"
         )
     if isinstance(data, str) and data in EMBEDDED:
+        _require_coarse(options, None)
         return EMBEDDED[data]()
-    if found := find_cifar10():
-        return _read(found, input_size)
+    named = NAMED.get(str(data), DEFAULT)
+    _require_coarse(options, named)
     try:
-        archive = download(CIFAR10_BINARY, cache_folder())
-    except OnecycleError as error:
+        path = find_named(named) or named.download()
+    except UnavailableError as error:
         if data == "auto":
-            return _digits(instead_of_cifar10_because=str(error))
-        raise InputError(
-            f"CIFAR-10 was not found, and {error}. Download {CIFAR10_BINARY.url} and give its path with --data "
-            "or $ONECYCLE_DATA, or use --data digits, which needs no download"
-        ) from error
-    return _read(Found(archive, "binary"), input_size)
+            return _instead_of_default(error.reason)
+        raise
+    return named.read(path, options)
 
 
-def _digits(*, instead_of_cifar10_because: str | None = None) -> Dataset:
-    sets = load_digits()
-    if instead_of_cifar10_because:
-        note = (
-            "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits, so the accuracy says nothing about CIFAR-10. "
-            f"CIFAR-10 was not found, and {instead_of_cifar10_because}"
-        )
-        sets = replace(sets, notes=(note,))
-    return _dataset(sets, "digits")
+def _require_coarse(options: ReadOptions, source: Format | NamedSet | None) -> None:
+    if options.coarse and not (source and source.has_coarse):
+        raise InputError("--coarse is for CIFAR-100, which has coarse classes; leave it out")
 
 
-EMBEDDED: Mapping[str, Callable[[], Dataset]] = {"digits": _digits}
-"""Data sets that need no files, by name."""
+def _instead_of_default(reason: str) -> Sets:
+    note = (
+        "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits, so the accuracy says nothing about CIFAR-10. "
+        f"CIFAR-10 was not found, and {reason}"
+    )
+    return replace(EMBEDDED["digits"](), notes=(note,))
 
 
 def is_path(data: str | os.PathLike[str]) -> bool:
     """Whether `data` is a path and not the name of a data set."""
-    return data not in ("cifar10", "auto", *EMBEDDED)
-
-
-def _read(found: Found, input_size: int, labels: str | None = None) -> Dataset:
-    if found.layout == "images":
-        sets = read_image_folder(found.path, input_size, labels)
-    else:
-        sets = read_cifar10(found.path, found.layout)
-    return _dataset(sets, _safe_name(found.path))
+    return data not in ("auto", *NAMED, *EMBEDDED)
 
 
 def _dataset(sets: Sets, name: str) -> Dataset:
@@ -200,9 +190,9 @@ def _notes(drawn: tuple[str, ...] | None, left_out: tuple[str, ...]) -> Iterator
 def _safe_name(path: Path) -> str:
     name = path.resolve().name
     if not path.is_dir():
-        name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", name, flags=re.IGNORECASE)
+        name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip|\.npz|\.parquet)$", "", name, flags=re.IGNORECASE)
     name = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
-    return f"{name}-images" if name in ("cifar10", "digits") else name  # avoids the names of the built-in data sets
+    return f"{name}-images" if not is_path(name) else name  # avoids the names of known data sets
 
 
 def _changed(dataset: Dataset, change: Callable[[ImageSet], ImageSet]) -> Dataset:

@@ -1,4 +1,4 @@
-"""Find out what a path holds, and find CIFAR-10.
+"""Find out which format the data at a path has, and find data sets by their names.
 
 This module uses `os.path.exists`, which returns False for a path that is forbidden or too long. `Path.exists` would
 raise an error.
@@ -7,156 +7,128 @@ raise an error.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError, OnecycleError
-from onecycle.data.readers import cifar10
-from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored
-from onecycle.data.readers.label_file import NO_LABELS, find_labels
+from onecycle.data.readers.entries import archives_in, entries_of
+from onecycle.data.readers.formats import START, FileNames, Format
+from onecycle.data.readers.label_file import NO_LABELS
 from onecycle.data.readers.left_out import LeftOut
-from onecycle.data.store.index import ALWAYS_SPLITS
+from onecycle.data.readers.named import NamedSet
+from onecycle.data.readers.registry import DEFAULT, FORMATS, LABELED
 
-OFFICIAL_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
+_MOST_NAMED = 3  # of several data sets in a folder
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `path`, an archive or a folder, contains: CIFAR-10 in an official layout, or images."""
+    """The format of the data at `path`."""
 
     path: Path
-    layout: cifar10.Layout | Literal["images"]
+    format: Format
 
 
 def locate(path: Path, labels: str | None = None) -> Found:
     """Find out what the file or folder at `path` holds. If `labels`, a table of labels, is given, it holds images.
 
     Raises:
-        InputError: when `path` does not exist, or holds neither CIFAR-10 nor images.
+        InputError: when `path` does not exist, or holds no data set or several.
     """
     path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder; check the path")
     if labels not in (None, NO_LABELS):
-        return Found(path, "images")
-    if not path.is_dir():
-        return Found(path, _layout_of_archive(path))
-    try:
-        visible = [p for p in path.iterdir() if not is_ignored(p.name, is_folder=p.is_dir())]
-        folders = sorted(p for p in visible if p.is_dir())
-        empty = not any(path.iterdir())
-        around = [p for p in folders if any((p / split).is_dir() for split in ALWAYS_SPLITS)]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check it") from error
-    if any(folder.name in ALWAYS_SPLITS for folder in folders):
-        return Found(path, "images")
-    if found := cifar10_in(path):
-        return found
-    if len(around) == len(visible) == 1:
-        return Found(around[0], "images")
-    if len(around) > 1:
-        raise InputError(f"{path}: holds several image folders ({', '.join(p.name for p in around)}); give one of them")
-    if empty:
-        raise InputError(f"{path}: the folder is empty; give CIFAR-10's archive or folder, or an image folder")
+        return Found(path, LABELED)
+    return _in_folder(path) if path.is_dir() else _in_file(path)
+
+
+def _in_folder(folder: Path) -> Found:
+    files = FileNames(folder)
+    found = [Found(path, format) for format in FORMATS for path in format.find(files)]
+    if len(found) > 1:
+        named = [f"{each.format.name} ({_inside(each.path, folder)})" for each in found[:_MOST_NAMED]]
+        more = ", …" if len(found) > _MOST_NAMED else ""
+        raise InputError(
+            f"{folder}: holds several data sets: {', '.join(named)}{more}; give the path of one of them, or move the "
+            "others away"
+        )
+    if found:
+        return found[0]
+    if not any(folder.iterdir()):
+        raise InputError(f"{folder}: the folder is empty; give a folder or an archive with images")
     left_out = LeftOut()
-    if archives := archives_in(path):
-        if next(filter(None, map(_first_layout, archives)), None) == "images":
-            return Found(path, "images")
+    if archives := archives_in(folder):
+        formats = (format_of_archive(archive, left_out) for archive in archives)
+        if (format := next(filter(None, formats), None)) and format.joins_archives:
+            return Found(folder, format)
     else:
-        for entry in entries_of(path):
-            if _is_in_class(entry):
-                return Found(path, "images")
+        for entry in entries_of(folder):
             left_out.add_entry(entry)
-    if find_labels(path):
-        return Found(path, "images")
-    raise InputError(
-        left_out.appended_to(
-            f"{path}: holds neither CIFAR-10 ({', '.join(OFFICIAL_NAMES)}) nor images in folders "
-            "(train/<class>/* and test/<class>/*, or <class>/*), nor images with a labels.csv, nor archives of these; "
-            "give a folder with one of them"
-        )
-    )
+    raise _nothing(folder, left_out, "an archive or a folder")
 
 
-def cifar10_in(folder: Path) -> Found | None:
-    """Find CIFAR-10 in `folder`: as unpacked files, or as an archive or folder with an official name. Else None."""
-    for layout, names in cifar10.FILES.items():
-        if any(os.path.isfile(folder / name) for name in names):
-            return Found(folder, layout)
-    for name in OFFICIAL_NAMES:
-        if os.path.exists(folder / name):
-            return Found(folder / name, "binary" if "-bin" in name else "python")
-    return None
+def _inside(path: Path, folder: Path) -> str:
+    return "in the folder itself" if path == folder else str(path.relative_to(folder))
 
 
-def find_cifar10() -> Found | None:
-    """Find CIFAR-10 at `$ONECYCLE_DATA` or, if it is not set, in `./data` or the user's cache. None if not found.
-
-    Raises:
-        InputError: when `$ONECYCLE_DATA` is set but does not hold CIFAR-10.
-    """
-    if named := os.environ.get("ONECYCLE_DATA"):
-        path = Path(os.path.expanduser(named))
-        try:
-            there = cifar10_in(path) or locate(path)
-        except OnecycleError as error:
-            raise InputError(f"$ONECYCLE_DATA: {error}") from error
-        if there.layout == "images":
-            raise InputError(
-                f"$ONECYCLE_DATA: {named} is an image folder, not CIFAR-10; give it with --data, or unset ONECYCLE_DATA"
-            )
-        return there
-    return next((found for folder in (Path("data"), cache_folder()) if (found := cifar10_in(folder))), None)
+def _in_file(file: Path) -> Found:
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(START)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check it") from error
+    for format in FORMATS:
+        if format.is_file(file.name, start):
+            return Found(file, format)
+    left_out = LeftOut()
+    if of_archive := format_of_archive(file, left_out):
+        return Found(file, of_archive)
+    raise _nothing(file, left_out, "an archive")
 
 
-def _layout_of_archive(path: Path) -> cifar10.Layout | Literal["images"]:
-    """The layout of an archive. Reading stops at the first entry that determines the layout."""
-    has_classes, left_out = False, LeftOut()
-    for entry in entries_of(path):
-        if layout := _official_layout(path, entry):
-            return layout
-        if any(part in ALWAYS_SPLITS for part in entry.parts[:2]):
-            return "images"
-        has_classes = has_classes or _is_in_class(entry)
-        left_out.add_entry(entry)
-    if has_classes or find_labels(path):
-        return "images"
-    raise InputError(
-        left_out.appended_to(
-            f"{path}: holds neither CIFAR-10's batches nor images in folders (train/<class>/* and test/<class>/*, or "
-            "<class>/*), nor images with a labels.csv; give an archive with one of them"
-        )
-    )
+def format_of_archive(archive: Path, left_out: LeftOut) -> Format | None:
+    """The format of `archive`. Reading stops at the first file that determines the format.
 
-
-def _first_layout(archive: Path) -> cifar10.Layout | Literal["images"] | None:
-    """The layout of `archive`. Its first CIFAR-10 file or first image in a class folder determines the layout.
-
-    Reading stops at this file. Returns None if the archive has no such file.
+    Files before it are added to `left_out`. Returns None if there is no such file.
     """
     for entry in entries_of(archive):
-        if layout := _official_layout(archive, entry):
-            return layout
-        if _is_in_class(entry):
-            return "images"
+        if not (entry.is_folder or entry.problem):
+            for format in FORMATS:
+                if format.is_member(entry.parts):
+                    return format
+        left_out.add_entry(entry)
     return None
 
 
-def _official_layout(archive: Path, entry: Entry) -> cifar10.Layout | None:
-    """The official layout of CIFAR-10 that has a file called like `entry` of `archive`, or None.
+def _nothing(path: Path, left_out: LeftOut, form: str) -> InputError:
+    known = "; ".join(f"{format.name} ({format.example})" for format in FORMATS)
+    return InputError(left_out.appended_to(f"{path}: holds no data that is read; give {form} with one of: {known}"))
+
+
+def find_named(named: NamedSet) -> Path | None:
+    """The path of `named` in `$ONECYCLE_DATA`, `./data` or the user's cache, in this order. None if not found.
 
     Raises:
-        InputError: when `archive` is CIFAR-100.
+        InputError: when `named` is the default data set, and `$ONECYCLE_DATA` is set but does not hold it.
     """
-    if entry.is_folder:
-        return None
-    if entry.parts in cifar10.CIFAR100_FILES:
+    if variable := os.environ.get("ONECYCLE_DATA"):
+        place = Path(os.path.expanduser(variable))
+        if found := named.find(place):
+            return found
+        if named is DEFAULT:
+            return _default_at(place)
+    return next(filter(None, map(named.find, (Path("data"), cache_folder()))), None)
+
+
+def _default_at(place: Path) -> Path:
+    """The default data set at `place`, which is its file, or its folder under any name."""
+    try:
+        found = locate(place)
+    except OnecycleError as error:
+        raise InputError(f"$ONECYCLE_DATA: {error}") from error
+    if found.format.name != DEFAULT.title:
         raise InputError(
-            f"{archive}: this is CIFAR-100, which is not read yet; save its images as train/<class>/*.png and "
-            "test/<class>/*.png, and give that folder"
+            f"$ONECYCLE_DATA: {place} holds {found.format.name}, not {DEFAULT.title}; give it with --data, or unset "
+            "ONECYCLE_DATA"
         )
-    return cifar10.layout_of(entry.parts[-1])
-
-
-def _is_in_class(entry: Entry) -> bool:
-    return len(entry.parts) > 1 and entry.is_image
+    return found.path

@@ -3,13 +3,17 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from rich.console import Console
+
 from onecycle.core.cache import cache_folder, create_folder
 from onecycle.core.errors import StorageError
-from onecycle.core.files import flush
+from onecycle.core.files import flush, waiting_for_lock
+from onecycle.core.signals import Interrupted
 
 T = TypeVar("T")
 
@@ -61,6 +65,46 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
                 if not folder.is_dir():  # an existing folder is the complete one of another process
                     raise
         return read(folder)
+
+
+@contextmanager
+def unfinished_folder(name: str, source: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yield a folder of the cache for the time in which `source` is decoded. Another process that needs it waits.
+
+    The folder is removed at the end. If the block fails and `keep` is true, it is removed only if it is empty.
+
+    Raises:
+        StorageError: when the cache cannot be written.
+    """
+    folder = images_folder() / f"unfinished-{name}"
+    line = f"another process is reading {source}; waiting for it"
+    with writing_cache():
+        create_folder(folder.parent)
+        with waiting_for_lock(folder.with_suffix(".lock"), partial(_print, line)), _removed(folder, keep=keep):
+            for left in folder.glob("partial-*"):  # left by a process that was killed
+                shutil.rmtree(left)
+            yield folder
+
+
+def _print(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)  # the process that held the lock before may have removed it
+    try:
+        yield
+    except BaseException as failure:
+        if keep:
+            with suppress(OSError):
+                folder.rmdir()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(failure, Interrupted) and folder.exists():
+            raise Interrupted(failure.number, "repeat the command to go on with the remaining archives") from None
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

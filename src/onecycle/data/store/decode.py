@@ -8,6 +8,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol, TypeVar
@@ -23,6 +24,7 @@ _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
 _IDLE_SECONDS = 0.2  # for idle threads to end after a signal
+_LISTED = 5  # an error message lists at most this many problems
 _POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before a wait
 MOST_THREADS = min(8, os.cpu_count() or 1)
 
@@ -38,7 +40,9 @@ class Encoded(Protocol):
     """The content of an image file, not decoded yet."""
 
     @property
-    def content(self) -> bytes | Unreadable: ...
+    def content(self) -> bytes | NDArray[np.uint8] | Unreadable:
+        """The bytes of the file; or, where a file holds many images, pixels `[H,W]` or `[H,W,3]`."""
+        ...
 
     @property
     def where(self) -> str:
@@ -127,6 +131,8 @@ def open_encoded(file: Encoded) -> Image.Image:
     """
     if isinstance(file.content, Unreadable):
         raise InputError(file.content.reason)
+    if isinstance(file.content, np.ndarray):
+        return Image.fromarray(file.content)
     return open_image(file.content, file.where)
 
 
@@ -136,6 +142,15 @@ def decode_square(file: Encoded, size: int) -> NDArray[np.uint8] | Unreadable:
         return to_square(open_encoded(file), size)
     except InputError as error:
         return Unreadable(str(error))
+
+
+def unusable(source: Path, problems: Sequence[str], images: int) -> InputError:
+    """The error that `problems` are those of the `images` images of `source`."""
+    more = f", and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return InputError(
+        f"{source}: {len(problems)} of {images:,} images cannot be used: {'; '.join(problems[:_LISTED])}{more}; "
+        f"`onecycle check {source}` lists all of them"
+    )
 
 
 def _chunk(files: Iterator[E_co]) -> list[E_co]:

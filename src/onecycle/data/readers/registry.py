@@ -1,0 +1,17 @@
+"""The formats of data that are read, and the data sets that are known by name. A new reader adds its line here."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from onecycle.data.readers import cifar10
+from onecycle.data.readers.cifar10 import Cifar10
+from onecycle.data.readers.digits import load_digits
+from onecycle.data.readers.formats import Format
+from onecycle.data.readers.image_folder import ImageFolder
+from onecycle.data.readers.named import NamedSet
+from onecycle.data.readers.sets import Sets
+
+LABELED = ImageFolder()  # the format in which a table of labels can be given
+FORMATS: Sequence[Format] = (Cifar10(), LABELED)
+NAMED: Mapping[str, NamedSet] = {each.name: each for each in (cifar10.NAMED,)}
+DEFAULT = cifar10.NAMED
+EMBEDDED: Mapping[str, Callable[[], Sets]] = {"digits": load_digits}
