@@ -74,21 +74,23 @@ def compare(*, run: tuple[Path, ...], out: Path = Path("compare.html")) -> int:
 
 
 @app.command
-def check(data: str = "cifar10", /, *, labels: str | None = None, size: int = 32) -> int:
+def check(data: str = "cifar10", /, *, labels: str | None = None, size: int = 32, coarse: bool = False) -> int:
     """Validate a data set before training on it. The exit code is 1 if the data set is not safe to train on.
 
     Parameters
     ----------
     data
-        cifar10, digits, or a path, as for --data of `onecycle train`.
+        The name of a data set or a path, as for --data of `onecycle train`.
     labels
         A CSV file with the file and the label of each image, as for --labels of `onecycle train`.
     size
         Height and width of the images in training.
+    coarse
+        Use the 20 coarse classes of CIFAR-100, not the 100 fine ones.
     """
     from onecycle.data.check import check
 
-    found = check(data, labels=labels, input_size=size)
+    found = check(data, labels=labels, input_size=size, coarse=coarse)
     print("\n".join(found.lines()))
     return 1 if found.dangers() else 0
 

@@ -62,7 +62,10 @@ class DataConfig(_Group):
     """The data set and its splits."""
 
     data: str = "cifar10"
-    """cifar10, digits, auto (cifar10 if available, else digits), or a folder or archive of images."""
+    """cifar10, cifar100, mnist, fashion-mnist, digits, auto (cifar10 if available, else digits), or a path."""
+
+    coarse: bool = False
+    """Use the 20 coarse classes of CIFAR-100, not the 100 fine ones."""
 
     labels: str | None = None
     """CSV file with the file and the label of each image; none reads the folders."""

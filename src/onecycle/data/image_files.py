@@ -161,7 +161,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
 
     The crop to the center is reported if it removes more than half of the image.
     """
-    expected = Image.registered_extensions().get(Path(name).suffix.lower())
+    expected = Image.registered_extensions().get(Path(name).suffix.lower())  # a row of a table has no suffix
     format = "JPEG" if image.format == "MPO" else image.format
     transparent = image.has_transparency_data and image.mode not in _DEEP
     hides_all = transparent and _hides_all(_rgba(image))
@@ -174,6 +174,6 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
         "transparent: blended with white": transparent and not hides_all,
         "transparent everywhere: transparency is ignored": hides_all,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
-        "in a different format than the suffix says": expected not in (format, image.format),
+        "in a different format than the suffix says": expected not in (None, format, image.format),
     }
     return tuple(words for words, holds in found.items() if holds)

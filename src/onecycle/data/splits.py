@@ -54,7 +54,7 @@ def drawn_for_test(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def split_test(train: ImageSet) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """Split `train`, the images of a data set without a test set, into a training set and a test set.
 
-    Also returns the names of the test images, which are their numbers (from 0) in `train`.
+    Also returns the names of the test images, or their numbers (from 0) in `train` if they have no names.
 
     Raises:
         InputError: when a class has only one image.
@@ -65,7 +65,8 @@ def split_test(train: ImageSet) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
         name = train.classes[int(np.argmax(counts == 1))]
         raise InputError(f"class {name!r} has only one image, but training and testing need one each; add more")
     drawn = drawn_for_test(train.labels)
-    names = tuple(f"image {number}" for number in drawn.tolist())
+    numbers = (f"image {number}" for number in drawn.tolist())
+    names = tuple(numbers if train.names is None else train.names.subset(drawn))
     return subset_of(train, np.setdiff1d(np.arange(len(train)), drawn)), subset_of(train, drawn), names
 
 

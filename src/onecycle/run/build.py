@@ -73,7 +73,12 @@ def load_data(config: DataConfig) -> Dataset:
         InputError: when the data is missing, damaged or too small.
     """
     return load_dataset(
-        config.data, labels=config.labels, validation=config.validation, limit=config.limit, input_size=config.size
+        config.data,
+        labels=config.labels,
+        validation=config.validation,
+        limit=config.limit,
+        input_size=config.size,
+        coarse=config.coarse,
     )
 
 

@@ -50,8 +50,8 @@ class ImageFolder(Format):
             around = [
                 Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{name}") for name in ALWAYS_SPLITS)
             ]
-        if any(item.name in ALWAYS_SPLITS for item in folders):
-            return [files.top]
+        if any(item.name in ALWAYS_SPLITS for item in folders):  # other formats also have such folders, without images
+            return [files.top] if any(entry.is_image for entry in entries_of(files.top)) else []
         if len(around) > 1 or len(around) == len(visible) == 1:
             return around
         # The content of archives is looked at only if there is nothing else.
