@@ -14,10 +14,12 @@ from onecycle.core.config import (
     GROUPS,
     BatchedAugmentationConfig,
     Config,
+    OpenConfig,
     OptimizationConfig,
     WhitenedNetworkConfig,
 )
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import QUICK
 
 COMMANDS_OF_A_RUN = ("evaluate", "report", "compare", "predict", "export", "serve")
 COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
@@ -113,7 +115,7 @@ def test_the_help_of_train_fits_on_a_screen_and_shows_the_common_options_in_pane
     assert panels_of(text) == ["Parameters", *PANELS]
     assert len(text.strip().splitlines()) <= 52
     assert max(map(len, text.splitlines())) <= 100
-    rare = options_for(OptimizationConfig, WhitenedNetworkConfig, BatchedAugmentationConfig)
+    rare = options_for(OptimizationConfig, WhitenedNetworkConfig, BatchedAugmentationConfig, OpenConfig)
     assert options_of(text) == options_for(Config) - rare | {
         "--config",
         "--resume",
@@ -218,6 +220,27 @@ def test_options_that_a_recipe_turns_on_can_be_turned_off_and_lists_follow_their
     config = bound.arguments["settings"].config()
     assert (config.whitening, config.test_time_augmentation, config.dirac) == (False, False, True)
     assert (config.whitening_epochs, config.sizes) == (None, (16, 32))
+
+
+@pytest.mark.parametrize(
+    ("line", "from_data"),
+    [
+        ("", ("batch_size", "epochs", "sizes")),
+        ("--recipe quick --epochs=4", ("batch_size", "sizes")),
+        ("--recipe fast --batch-size 1500 --sizes 32", ("epochs",)),
+        ("--batch-size 512 --epochs 24 --sizes 32 --recipe quick", ()),
+    ],
+)
+def test_options_that_nobody_names_follow_from_the_data(line: str, from_data: tuple[str, ...]) -> None:
+    _, bound, *_ = app.parse_args(["train", *line.split()], exit_on_error=False, print_error=False)
+    assert bound.arguments["settings"].config().from_data == from_data
+
+
+def test_a_saved_configuration_leaves_nothing_to_the_data(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QUICK.to_json()))
+    tokens = ["train", "--config", str(tmp_path / "config.json"), "--size", "32"]
+    _, bound, *_ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    assert bound.arguments["settings"].config() == QUICK
 
 
 def test_debug_shows_the_traceback_of_an_error() -> None:

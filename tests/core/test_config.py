@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecycle.core.config import GROUPS, Config
+from onecycle.core.config import GROUPS, Config, OpenConfig
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import BASELINE, RECIPES
 
@@ -22,6 +22,7 @@ def configs(draw: st.DrawFn) -> Config:
         data=draw(st.text()),
         epochs=draw(st.integers(1, 10**6)),
         batch_size=draw(st.integers(1, 10**6)),
+        from_data=draw(st.sampled_from([(), ("epochs",), ("batch_size", "sizes")])),
         lr_max=draw(st.sampled_from([high, None])),
         lr_min=draw(st.sampled_from([low, None])),
         peak_fraction=draw(st.floats(0, 1, exclude_min=True, exclude_max=True)),
@@ -106,6 +107,7 @@ def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
         ("network", "resnet50", "one of custom_resnet, whitened_convnet"),
         ("sizes", (24, 28), "() with the custom ResNet"),
         ("sizes", (24.5,), "whole numbers"),
+        ("from_data", ("seed",), "a list, and each part one of batch_size, epochs, sizes"),
         ("label_smoothing", 1.0, "from 0 to below 1"),
         ("label_smoothing", -0.1, "from 0 to below 1"),
         ("padding", 2, "4 with albumentations"),
@@ -146,7 +148,7 @@ def test_a_seed_that_torch_cannot_take_is_refused(seed: int) -> None:
 
 
 def test_every_field_belongs_to_exactly_one_group_with_the_same_default() -> None:
-    of_groups = [(field.name, field.default) for group in GROUPS for field in dataclasses.fields(group)]
+    of_groups = [(field.name, field.default) for group in (*GROUPS, OpenConfig) for field in dataclasses.fields(group)]
     assert sorted(of_groups, key=str) == sorted(((f.name, f.default) for f in dataclasses.fields(Config)), key=str)
 
 

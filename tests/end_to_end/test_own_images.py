@@ -9,6 +9,7 @@ from networks import NARROW
 from PIL import Image
 
 from onecycle.cli import main
+from onecycle.compute import autotune
 from onecycle.storage.run_folder import RunFolder
 
 COUNTS = {"blue": 24, "red": 60}
@@ -57,18 +58,47 @@ def test_class_weights_are_suggested_when_the_classes_are_imbalanced(
     )
 
 
-def test_too_few_images_for_the_batch_size_are_reported_in_one_line(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--batch-size 512", "67 training images are too few for batches of 512; use --batch-size 16, or add images"),
+        ("--batch-size 67 --epochs 1", "67 images in batches of 67 make only 1 step, but one cycle needs at least 2; "),
+        ("--recipe quick --size 64 --sizes 32 48", "--sizes is (32, 48); it must be sizes that end with --size; "),
+        ("--recipe quick --size 8", "images of 8×8 are too small: the network halves them three times; "),
+    ],
+)
+def test_values_that_do_not_fit_the_images_are_refused_before_plans_are_measured(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    message: str,
 ) -> None:
-    assert main(["train", "--data", str(photos), "--out", str(tmp_path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == ("onecycle: 67 training images are too few for batches of 512; use --batch-size 16, or add images")
+    monkeypatch.setattr(autotune, "choose", None)
+    for command in ("train", "find-lr"):
+        assert main([command, "--data", str(photos), "--out", str(tmp_path), *options.split()]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"onecycle: {message}")
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes_that_do_not_end_with_the_size_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--recipe", "quick", "--size", "64"]) == 2
-    assert (
-        "--sizes is (24, 28, 32); it must be sizes that end with --size; use --sizes 64, or several"
-        in capsys.readouterr().err
+def test_values_that_nobody_names_fit_the_images_and_are_recorded(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--recipe quick --widths 8 8 8 --size 16 --epochs 2 --no-report"
+    assert main(["train", "--data", str(photos), *options.split(), "--out", str(tmp_path / "first")]) == 0
+    line = (
+        "The values of quick are for 50,000 images of 32 pixels; for 67 of 16, this run takes --batch-size 53 instead "
+        "of 1000, --sizes 12 14 16 instead of 24 28 32"
     )
+    assert line in " ".join(capsys.readouterr().out.split())
+    (run,) = map(RunFolder, (tmp_path / "first").iterdir())
+    config = run.read_json(run.config)
+    assert (config["batch_size"], config["epochs"], config["sizes"]) == (53, 2, [12, 14, 16])
+    assert config["from_data"] == []
+    assert main(["train", "--config", str(run.config), "--out", str(tmp_path / "again")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "so the result has the same bits" in out and "The values of quick" not in out
+    (again,) = map(RunFolder, (tmp_path / "again").iterdir())
+    assert again.weights.read_bytes() == run.weights.read_bytes()

@@ -155,7 +155,7 @@ def test_a_run_of_a_single_step_is_refused(refused: Refused) -> None:
 
 
 def test_a_training_set_of_less_than_a_batch(refused: Refused) -> None:
-    line = refused("train", "--data", "digits", "--limit", "10")
+    line = refused("train", "--data", "digits", "--limit", "10", "--batch-size", "512")
     assert "10 training images are too few for batches of 512; use --batch-size 2, or add images" in line
 
 

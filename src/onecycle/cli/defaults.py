@@ -2,13 +2,14 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cyclopts import App
 from cyclopts.config import Dict
 
-from onecycle.core.config import Config
+from onecycle.core.config import Config, FromData
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import BASELINE, RECIPES
 from onecycle.distributed import job
@@ -49,6 +50,8 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         start = Config.load(Path(os.path.realpath(given["--config"])))  # the user may give a link
     else:
         # An unknown recipe gets the values of the baseline here. Cyclopts refuses it later.
-        start = RECIPES.get(given.get("--recipe", ""), BASELINE)
+        recipe = RECIPES.get(given.get("--recipe", ""), BASELINE)
+        unnamed = [name for name in get_args(FromData) if f"--{name.replace('_', '-')}" not in given]
+        start = replace(recipe, from_data=tuple(unnamed))
     values = {name: value for name, value in start.to_json().items() if value is not None}
     Dict(values, use_commands_as_keys=False)(app, commands, arguments)

@@ -13,6 +13,7 @@ from onecycle.core.config import (
     Config,
     DataConfig,
     NetworkConfig,
+    OpenConfig,
     OptimizationConfig,
     OutputConfig,
     TrainingConfig,
@@ -66,6 +67,7 @@ class RunOptions:
     batched_augmentation: Annotated[BatchedAugmentationConfig, _panel("Batched augmentation")] = (
         BatchedAugmentationConfig()
     )
+    open: Annotated[OpenConfig, Parameter(name="*", show=False)] = OpenConfig()  # `cli.defaults` fills it in
 
     def config(self) -> Config:
         """The configuration that the options describe.

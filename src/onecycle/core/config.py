@@ -29,6 +29,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 AugmentationKind = Literal["albumentations", "batched"]
 Flip = Literal["random", "alternating"]
+FromData = Literal["batch_size", "epochs", "sizes"]
 
 
 # Groups are neither compared nor printed, and creating methods for that would delay the start of every command.
@@ -263,6 +264,14 @@ class OutputConfig(_Group):
     """Where to create the run folder."""
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class OpenConfig(_Group):
+    """What a run still works out before it starts. The configuration in a run folder leaves nothing open."""
+
+    from_data: tuple[FromData, ...] = ()
+    """Options that nobody has set, whose values follow from the data: see `recipes.fitted`."""
+
+
 GROUPS = (
     DataConfig,
     TrainingConfig,
@@ -278,6 +287,7 @@ GROUPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config(  # in reverse order: the fields of the last base class come first in a dataclass
+    OpenConfig,
     OutputConfig,
     ComputeConfig,
     BatchedAugmentationConfig,
@@ -305,7 +315,7 @@ class Config(  # in reverse order: the fields of the last base class come first 
         if self.network == "custom_resnet":
             self._require("optimizer", self.optimizer == "adam", "adam with the custom ResNet")
             self._require_defaults("the custom ResNet", WhitenedNetworkConfig())
-        is_last = not self.sizes or self.sizes[-1] == self.size
+        is_last = not self.sizes or self.sizes[-1] == self.size or "sizes" in self.from_data
         self._require("sizes", is_last, f"sizes that end with --size; use --sizes {self.size}, or several")
         if self.optimizer == "adam":
             self._require("bias_lr_scale", self.bias_lr_scale == 1, "1 with adam")
@@ -316,11 +326,18 @@ class Config(  # in reverse order: the fields of the last base class come first 
             self._require(field, getattr(self, field) == value, f"{value} with {reason}")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "widths": list(self.widths), "sizes": list(self.sizes), "out": str(self.out)}
+        lists = {field: list(getattr(self, field)) for field in _LISTS}
+        return {**asdict(self), **lists, "out": str(self.out)}
 
     def defining_values(self) -> dict[str, Any]:
         """The fields that the result of a run depends on, with their values."""
         return {name: value for name, value in self.to_json().items() if name not in _WITHOUT_EFFECT}
+
+    def leads_to(self, recorded: "Config") -> bool:
+        """Whether a run that starts with this configuration may be the run that has recorded the other one."""
+        theirs = recorded.defining_values()
+        worked_out: dict[str, Any] = {"from_data": [], **{name: theirs[name] for name in self.from_data}}
+        return self.defining_values() | worked_out == theirs
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -335,7 +352,7 @@ class Config(  # in reverse order: the fields of the last base class come first 
         values = dict(values)
         if isinstance(out := values.get("out"), str):
             values["out"] = Path(out)
-        for field in ("widths", "sizes"):
+        for field in _LISTS:
             if isinstance(values.get(field), list):
                 values[field] = tuple(values[field])
         return cls(**values)
@@ -364,6 +381,8 @@ class Config(  # in reverse order: the fields of the last base class come first 
         except OnecycleError as error:
             raise InputError(f"{path}: {error}") from error
 
+
+_LISTS = ("widths", "sizes", "from_data")  # in JSON; tuples in a configuration
 
 # These fields do not change the result of a run. `data` and `labels` only tell where the data set is: its content is
 # compared by fingerprint.

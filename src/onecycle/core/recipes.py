@@ -1,9 +1,9 @@
-"""The recipes: named configurations."""
+"""The recipes: named configurations, and the rule that fits them to the data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from onecycle.core.config import Config
+from onecycle.core.config import SMALLEST_SIZE, Config
 
 BASELINE = Config()
 """The recipe of docs/specification.md: custom ResNet, CIFAR-10, batch size 512, 24 epochs with the peak at epoch 5."""
@@ -45,3 +45,71 @@ FAST = replace(
 """94 % on CIFAR-10 with test-time augmentation in 11 epochs. results/studies/fast has the runs."""
 
 RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST}
+
+MADE_FOR_IMAGES, MADE_FOR_SIZE = 50_000, 32  # the training set of CIFAR-10, for which the recipes were made
+SMALLEST_BATCH = 50  # images of each shard; a step on fewer costs little less and teaches less
+SMALLEST_BATCH_OF_LARGE = 16  # images of each shard, where more of these large images would need too much memory
+SMALLEST_LAST_BATCH = 0.25  # of the images of the other batches; the LR finder leaves out a smaller one
+MOST_EPOCHS = 8  # times the recipe's own
+
+
+def fitted(config: Config, images: int) -> Config:
+    """`config` with values for the options in `from_data` that fit a training set of `images` images.
+
+    A recipe is a number of steps, for which its learning rates and its schedule were made. Smaller training sets keep
+    between half of these steps and all of them:
+
+    - Each time that the images are halved, from `MADE_FOR_IMAGES` on, the batch size is halved, too. Where it would
+      fall below `SMALLEST_BATCH`, the epochs are doubled instead, up to `MOST_EPOCHS` times the recipe's.
+    - A batch of images larger than `MADE_FOR_SIZE` has no more pixels than one of the recipe. The sizes are scaled.
+    - The last batch has at least `SMALLEST_LAST_BATCH` of the images of the others.
+
+    The LR finder takes as many steps as always, but its batches become smaller, too. The number of classes has no
+    influence. results/fitted_recipes.json has the measurements.
+    """
+    recipe = RECIPES[config.recipe]
+    batch_size, epochs, sizes = config.batch_size, config.epochs, config.sizes
+    if "batch_size" in config.from_data:
+        batch_size = _batch_size(recipe.batch_size, images, config.size, shards=config.shards)
+    if "epochs" in config.from_data:
+        while (
+            2 * epochs * images * recipe.batch_size <= recipe.epochs * MADE_FOR_IMAGES * batch_size
+            and epochs < MOST_EPOCHS * recipe.epochs
+        ):
+            epochs *= 2
+    if "sizes" in config.from_data:
+        scaled = (round(size * config.size / MADE_FOR_SIZE) for size in recipe.sizes)
+        sizes = tuple(size for size in scaled if size >= SMALLEST_SIZE)  # others are too small for the network
+    return replace(config, batch_size=batch_size, epochs=epochs, sizes=sizes, from_data=())
+
+
+def _batch_size(own: int, images: int, size: int, *, shards: int) -> int:
+    """The batch size of a recipe with batches of `own` images, for `images` images of `size`×`size` pixels."""
+    batch_size = own
+    while 2 * images * own <= MADE_FOR_IMAGES * batch_size and batch_size // 2 >= SMALLEST_BATCH * shards:
+        batch_size //= 2
+    by_pixels = max(SMALLEST_BATCH_OF_LARGE * shards, own * MADE_FOR_SIZE**2 // size**2)
+    batch_size = min(batch_size, by_pixels, images)
+    while batch_size < own and 0 < images % batch_size < SMALLEST_LAST_BATCH * batch_size:
+        batch_size -= 1
+    return batch_size
+
+
+def explained(asked: Config, config: Config, images: int) -> str | None:
+    """One line that says what `fitted` changed when it made `config` of `asked`, and why. None if nothing changed."""
+    values = ((field, getattr(config, field), getattr(RECIPES[config.recipe], field)) for field in asked.from_data)
+    changes = [
+        f"--{field.replace('_', '-')} {_in_words(value)} instead of {_in_words(usual)}"
+        for field, value, usual in values
+        if value != usual
+    ]
+    if not changes:
+        return None
+    return (
+        f"The values of {config.recipe} are for {MADE_FOR_IMAGES:,} images of {MADE_FOR_SIZE} pixels; for {images:,} "
+        f"of {config.size}, this run takes {', '.join(changes)}"
+    )
+
+
+def _in_words(value: int | tuple[int, ...]) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

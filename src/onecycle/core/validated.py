@@ -76,7 +76,7 @@ def in_words(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return in_words(get_args(hint)[0])
     if get_origin(hint) is tuple:
-        return "whole numbers"
+        return "whole numbers" if get_args(hint)[0] is int else f"a list, and each part {in_words(get_args(hint)[0])}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}[hint]
 
 

@@ -11,8 +11,9 @@ from onecycle.compute import autotune, hardware
 from onecycle.compute.autotune import Choice
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.plan import ComputePlan, require_device
-from onecycle.core.config import ComputeConfig, Config, DataConfig
+from onecycle.core.config import ComputeConfig, Config, DataConfig, TrainingConfig
 from onecycle.core.errors import InputError
+from onecycle.core.recipes import fitted
 from onecycle.data import Dataset, ImageSet, load_dataset
 from onecycle.data.augment.batched import BatchedAugmentation
 from onecycle.data.batch_sources import Augment, AugmentBatch
@@ -24,6 +25,7 @@ from onecycle.predict.predictor import Predictor
 from onecycle.train.optimizers import Muon
 from onecycle.train.single_images import require_trainable
 
+STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
 WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
@@ -37,6 +39,9 @@ SGD_LR_SCALE = 0.0035  # SGD learning rate / (Muon learning rate × batch size),
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The parts of a run, ready to train."""
+
+    asked: Config
+    """The configuration before its values were fitted to the data."""
 
     config: Config
     dataset: Dataset
@@ -86,14 +91,17 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     """Build the parts of the run that `config` describes. Without a compute `plan`, use the fastest on this machine.
 
     Raises:
-        InputError: when the data or the device is missing, when the images are too small for the augmentation, or when
-            the network cannot be trained on a batch or shard of a single image that occurs.
+        InputError: when the data or the device is missing, when there are too few images or steps, when the images are
+            too small for the augmentation, or when the network cannot be trained on a batch or shard of a single image
+            that occurs.
     """
     machine = hardware.detect()
     if plan is None:
         require_device(machine, config.device)
     dataset = load_data(config)
     train = dataset.train
+    asked, config = config, fitted(config, len(train))
+    _require_cycle(config, len(train))
     preprocessing = Preprocessing.of_sums(
         train.channel_sums, images=len(train), input_size=train.images.shape[1], gray=train.is_gray
     )
@@ -135,6 +143,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
 
     evaluation = evaluation_batches(dataset.evaluation)
     return Experiment(
+        asked=asked,
         config=config,
         dataset=dataset,
         preprocessing=preprocessing,
@@ -146,6 +155,26 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         plan=plan,
         choice=choice,
     )
+
+
+def _require_cycle(config: TrainingConfig, images: int) -> None:
+    """Check that `images` training images fill a batch, and that the run has at least two steps.
+
+    Raises:
+        InputError: when there are too few images or steps.
+    """
+    if images < config.batch_size:
+        enough = 2 ** max(0, (images // STEPS_SUGGESTED).bit_length() - 1)
+        raise InputError(
+            f"{images:,} training images are too few for batches of {config.batch_size}; use --batch-size {enough}, or "
+            "add images"
+        )
+    steps = config.epochs * -(-images // config.batch_size)
+    if steps < 2:
+        raise InputError(
+            f"{images} images in batches of {config.batch_size} make only {steps} step, but one cycle needs at least "
+            "2; use a lower --batch-size or more --epochs"
+        )
 
 
 def _choose_plan(

@@ -59,11 +59,11 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
             started = time.perf_counter()
             repetition = repeat.find(config, repeated, group)
             experiment = assemble(config, repetition.plan if repetition else None, group=group)
+            config = experiment.config
             _require_consistent(experiment)
             setup.announce(experiment, progress)
             if repetition:
                 repetition.announce(experiment.dataset.fingerprint, progress)
-            setup.require_cycle(experiment)
             progress.expected = ExpectedTime(experiment)
             setup.mention_interrupted(experiment, progress)
             folder = _new_folder(experiment, config.recipe, path, stack)

@@ -26,10 +26,7 @@ def started_by_this_job(config: Config) -> Path | None:
     if job.may_have_started_before():
         for folder in interrupted(config.out):
             with suppress(OnecycleError):
-                if (
-                    environment.recorded_job(folder) == job.name()
-                    and folder.read_config().defining_values() == config.defining_values()
-                ):
+                if environment.recorded_job(folder) == job.name() and config.leads_to(folder.read_config()):
                     return folder.path
     return None
 

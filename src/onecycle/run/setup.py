@@ -8,7 +8,8 @@ import numpy as np
 
 from onecycle.compute import hardware
 from onecycle.compute.kernels import native
-from onecycle.core.errors import InputError, OnecycleError
+from onecycle.core.errors import OnecycleError
+from onecycle.core.recipes import explained
 from onecycle.run import environment
 from onecycle.run.build import Experiment
 from onecycle.run.progress import RunProgress
@@ -16,12 +17,13 @@ from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
 CLASSES_NAMED = 10
-STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
 IMBALANCE = 2  # classes are imbalanced if the largest is at least this many times the smallest
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
-    """Print the data, with its layout, sets and classes and what is left out of it, and the compute plan."""
+    """Print the data, with its layout, sets and classes and what is left out of it, the values that were fitted to it, and
+    the compute plan.
+    """
     dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)
@@ -33,6 +35,8 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     classes = dataset.train.classes
     more = ", …" if len(classes) > CLASSES_NAMED else ""
     progress.say(f"Classes: {len(classes)} ({', '.join(classes[:CLASSES_NAMED])}{more})")
+    if line := explained(experiment.asked, experiment.config, len(dataset.train)):
+        progress.say(line)
     smallest, *_, largest = sorted(np.bincount(dataset.train.labels, minlength=len(dataset.train.classes)).tolist())
     if largest >= IMBALANCE * smallest and not experiment.config.class_weights:
         progress.say(
@@ -45,27 +49,6 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
         progress.say(
             "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes two to five "
             "times as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
-        )
-
-
-def require_cycle(experiment: Experiment) -> None:
-    """Check that the training set fills a batch, and that the run has at least two steps.
-
-    Raises:
-        InputError: when there are too few images or steps.
-    """
-    images, batch_size = len(experiment.dataset.train), experiment.config.batch_size
-    if images < batch_size:
-        enough = 2 ** max(0, (images // STEPS_SUGGESTED).bit_length() - 1)
-        raise InputError(
-            f"{images:,} training images are too few for batches of {batch_size}; use --batch-size {enough}, or add "
-            "images"
-        )
-    steps = experiment.config.epochs * len(experiment.train)
-    if steps < 2:
-        raise InputError(
-            f"{len(experiment.dataset.train)} images in batches of {experiment.config.batch_size} make only {steps} "
-            "step, but one cycle needs at least 2; use a lower --batch-size or more --epochs"
         )
 
 

@@ -61,8 +61,7 @@ class StudyRun:
         """Check that the configuration in the run folder is the one that the study describes."""
         folder = RunFolder(self.folder)
         began = folder.read_config()
-        data = began.data if self.config.data == "auto" else self.config.data
-        if began != replace(self.config, data=data, out=began.out, report=began.report):
+        if self.config.data not in ("auto", began.data) or not self.config.leads_to(began):
             raise InputError(f"{folder.config} differs from study.json; remove {folder.path} to repeat the run")
 
 

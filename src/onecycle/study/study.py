@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from rich.console import Console
 
 from onecycle.compute import hardware
-from onecycle.core.config import Config
+from onecycle.core.config import Config, FromData
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
@@ -54,8 +54,10 @@ class Study:
         """
         start = self.config
         if isinstance(other := changes.get("recipe"), str) and other in RECIPES:
-            start = replace(RECIPES[other], **{field: getattr(start, field) for field in _SHARED})
-        return Config.from_json({**start.to_json(), **changes, "seed": seed})
+            shared = {field: getattr(start, field) for field in _SHARED}
+            start = replace(RECIPES[other], from_data=get_args(FromData) if start.from_data else (), **shared)
+        from_data = [field for field in start.from_data if field not in changes]
+        return Config.from_json({**start.to_json(), "from_data": from_data, **changes, "seed": seed})
 
     def runs_in(self, path: Path) -> list[StudyRun]:
         """All runs, with their folders in the study folder `path`."""
@@ -247,7 +249,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 def _parsed(text: str) -> tuple[str, list[Any]]:
     field, equals, values = text.partition("=")
-    allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in ("seed", *_SHARED)]
+    allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in ("seed", "from_data", *_SHARED)]
     field = field.strip().replace("-", "_")
     if not equals or field not in allowed:
         raise InputError(f"{text!r} is not of the form field=value,value; the field can be {', '.join(allowed)}")

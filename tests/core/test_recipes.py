@@ -1,0 +1,125 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onecycle.core.config import SMALLEST_SIZE, Config, FromData
+from onecycle.core.recipes import (
+    MADE_FOR_IMAGES,
+    MOST_EPOCHS,
+    RECIPES,
+    SMALLEST_BATCH,
+    SMALLEST_LAST_BATCH,
+    explained,
+    fitted,
+)
+from onecycle.train.lr_finder import SMALLEST_SHARE
+
+ALL = get_args(FromData)
+recipes = st.sampled_from(sorted(RECIPES))
+
+
+def asked(recipe: str, from_data: tuple[FromData, ...] = ALL, **changes: object) -> Config:
+    return replace(RECIPES[recipe], from_data=from_data, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("images", [50_000, 45_000, 40_000, 1_000_000])
+def test_on_cifar10_every_recipe_stays_as_it_is(recipe: str, images: int) -> None:
+    config = fitted(asked(recipe), images)
+    assert config == RECIPES[recipe]
+    assert explained(asked(recipe), config, images) is None
+
+
+@given(recipe=recipes, images=st.integers(2, 60_000), size=st.integers(SMALLEST_SIZE, 512))
+def test_any_training_set_has_batches_it_fills_enough_steps_and_bounded_work(
+    recipe: str, images: int, size: int
+) -> None:
+    own, config = RECIPES[recipe], fitted(asked(recipe, size=size), images)
+    assert min(images, 2) <= config.batch_size <= min(images, own.batch_size)
+    last = images % config.batch_size
+    assert last == 0 or last >= SMALLEST_LAST_BATCH * config.batch_size or config.batch_size == own.batch_size
+    steps, usual_steps = config.epochs * images / config.batch_size, own.epochs * MADE_FOR_IMAGES / own.batch_size
+    assert own.epochs <= config.epochs <= MOST_EPOCHS * own.epochs
+    assert steps > usual_steps / 2 or config.epochs == MOST_EPOCHS * own.epochs
+    assert config.epochs == own.epochs or steps <= usual_steps
+    assert all(SMALLEST_SIZE <= each <= size for each in config.sizes)
+    assert config.sizes[-1:] == ((size,) if own.sizes else ())
+    assert config.from_data == ()
+
+
+@given(recipe=recipes, images=st.integers(2, 100_000), named=st.sets(st.sampled_from(ALL)))
+def test_a_named_value_always_wins(recipe: str, images: int, named: set[FromData]) -> None:
+    own = RECIPES[recipe]
+    values: dict[FromData, object] = {"batch_size": 77, "epochs": 5, "sizes": own.sizes and (20, 32)}
+    unnamed = tuple(name for name in ALL if name not in named)
+    config = fitted(asked(recipe, unnamed, **{name: values[name] for name in named}), images)
+    assert all(getattr(config, name) == values[name] for name in named)
+
+
+@given(recipe=recipes, images=st.integers(2, 100_000))
+def test_fitting_a_fitted_configuration_changes_nothing(recipe: str, images: int) -> None:
+    config = fitted(asked(recipe), images)
+    assert fitted(config, 10) == fitted(config, images) == config
+
+
+def test_images_of_another_size_have_scaled_sizes_and_batches_with_no_more_pixels() -> None:
+    config = fitted(asked("quick", size=64), 50_000)
+    assert config.sizes == (48, 56, 64)
+    assert config.batch_size == 250
+    assert fitted(asked("quick", size=10), 50_000).sizes == (9, 10), "8 pixels are too few for the network"
+    assert fitted(asked("baseline", size=64), 50_000).sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images", "values"),
+    [
+        ("quick", 10_000, (250, 4)),
+        ("quick", 1_650, (62, 4)),
+        ("quick", 1_438, (61, 8)),
+        ("quick", 243, (62, 32)),
+        ("fast", 1_438, (93, 22)),
+        ("baseline", 10_000, (127, 24)),
+        ("baseline", 1_438, (64, 96)),
+        ("baseline", 243, (64, 192)),
+    ],
+)
+def test_smaller_sets_have_smaller_batches_and_then_more_epochs(
+    recipe: str, images: int, values: tuple[int, int]
+) -> None:
+    config = fitted(asked(recipe), images)
+    assert (config.batch_size, config.epochs) == values
+
+
+def test_a_named_number_of_epochs_leaves_the_batch_size_as_it_is() -> None:
+    assert fitted(asked("baseline", ("batch_size",), epochs=1), 50_000).batch_size == 512
+
+
+def test_each_shard_has_as_many_images_as_a_batch_at_least() -> None:
+    assert SMALLEST_BATCH <= fitted(asked("baseline", shards=4), 2_000).batch_size / 4 < 2 * SMALLEST_BATCH
+
+
+def test_the_last_batch_is_one_that_the_lr_finder_uses() -> None:
+    assert SMALLEST_LAST_BATCH == SMALLEST_SHARE
+
+
+def test_one_line_says_what_was_chosen_and_why() -> None:
+    config = asked("quick", ("batch_size", "sizes"), size=64, epochs=3)
+    assert explained(config, fitted(config, 1_650), 1_650) == (
+        "The values of quick are for 50,000 images of 32 pixels; for 1,650 of 64, this run takes "
+        "--batch-size 62 instead of 1000, --sizes 48 56 64 instead of 24 28 32"
+    )
+
+
+def test_a_run_may_record_another_configuration_only_in_what_is_open() -> None:
+    config = asked("quick", ("batch_size", "epochs"))
+    recorded = fitted(config, 500)
+    assert config.leads_to(recorded)
+    assert config.leads_to(replace(recorded, out=Path("elsewhere")))
+    assert not config.leads_to(replace(recorded, seed=1))
+    assert not config.leads_to(config)
+    assert not replace(config, from_data=("epochs",)).leads_to(recorded)
+    assert recorded.leads_to(recorded)
