@@ -48,6 +48,8 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         if "--recipe" in given:
             raise InputError("--config includes the recipe; remove --recipe")
         start = Config.load(Path(os.path.realpath(given["--config"])))  # the user may give a link
+        if "--init" in given:
+            start = replace(start, init_sha256=None)
     else:
         # An unknown recipe gets the values of the baseline here. Cyclopts refuses it later.
         recipe = RECIPES.get(given.get("--recipe", ""), BASELINE)

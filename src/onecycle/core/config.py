@@ -155,6 +155,9 @@ class NetworkConfig(_Group):
     network: Network = "custom_resnet"
     """The network to train."""
 
+    init: str | None = None
+    """Start from trained weights: a run folder, a weights file, or shipped."""
+
     test_time_augmentation: bool = False
     """Also evaluate with test-time augmentation."""
 
@@ -235,7 +238,7 @@ class ComputeConfig(_Group):
     """auto is the GPU, if any."""
 
     precision: Precision = "auto"
-    """auto is the faster precision on this machine."""
+    """auto is the faster one."""
 
     workers: int = 1
     """Processes that run albumentations."""
@@ -266,10 +269,13 @@ class OutputConfig(_Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class OpenConfig(_Group):
-    """What a run still works out before it starts. The configuration in a run folder leaves nothing open."""
+    """What a run works out before it starts. The configuration in a run folder leaves nothing open."""
 
     from_data: tuple[FromData, ...] = ()
     """Options that nobody has set, whose values follow from the data: see `recipes.fitted`."""
+
+    init_sha256: str | None = None
+    """The SHA-256 of the weights file that `init` leads to."""
 
 
 GROUPS = (
@@ -336,8 +342,12 @@ class Config(  # in reverse order: the fields of the last base class come first 
     def leads_to(self, recorded: "Config") -> bool:
         """Whether a run that starts with this configuration may be the run that has recorded the other one."""
         theirs = recorded.defining_values()
-        worked_out: dict[str, Any] = {"from_data": [], **{name: theirs[name] for name in self.from_data}}
-        return self.defining_values() | worked_out == theirs
+        names: list[str] = list(self.from_data)
+        if self.init and not self.init_sha256:
+            names.append("init_sha256")
+        worked_out: dict[str, Any] = {"from_data": [], **{name: theirs[name] for name in names}}
+        has_same_start = (self.init is None) == (recorded.init is None)
+        return has_same_start and self.defining_values() | worked_out == theirs
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -384,6 +394,6 @@ class Config(  # in reverse order: the fields of the last base class come first 
 
 _LISTS = ("widths", "sizes", "from_data")  # in JSON; tuples in a configuration
 
-# These fields do not change the result of a run. `data` and `labels` only tell where the data set is: its content is
-# compared by fingerprint.
-_WITHOUT_EFFECT = ("data", "labels", "workers", "out", "report", "tensorboard")
+# These fields do not change the result of a run. `data`, `labels` and `init` only tell where the data set and the
+# weights are: their content is compared by fingerprint and by `init_sha256`.
+_WITHOUT_EFFECT = ("data", "labels", "init", "workers", "out", "report", "tensorboard")

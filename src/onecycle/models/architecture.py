@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self
 
+import torch
+
 from onecycle.core.config import WIDEST, Activation, Config, Network
 from onecycle.core.validated import Between, validated
 from onecycle.models.custom_resnet import CustomResNet
@@ -36,6 +38,23 @@ class Architecture:
         if self.network == "custom_resnet":
             return CustomResNet(classes, input_size)
         return WhitenedConvNet(classes, input_size, self.widths, self.activation)
+
+    def head(self, classes: int, input_size: int) -> set[str]:
+        """The names of the tensors whose shape depends on the number of classes. Torch's random state stays as it is.
+
+        Raises:
+            InputError: as `build`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            one, other = (self.build(count, input_size).state_dict() for count in (classes, classes + 1))
+        return {name for name in one if one[name].shape != other[name].shape}
+
+    def __str__(self) -> str:
+        """The options that choose this network."""
+        if self.network == "custom_resnet":
+            return "--network custom_resnet"
+        widths = " ".join(map(str, self.widths))
+        return f"--network {self.network} --widths {widths} --activation {self.activation}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

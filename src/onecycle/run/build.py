@@ -1,6 +1,6 @@
 """Build the parts of a run from its configuration: data, model, optimizer, batches and compute plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from onecycle.data.preprocessing import Preprocessing
 from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.predict.predictor import Predictor
+from onecycle.run.initial_weights import InitialWeights, with_digest
 from onecycle.train.optimizers import Muon
 from onecycle.train.single_images import require_trainable
 
@@ -91,24 +92,29 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     """Build the parts of the run that `config` describes. Without a compute `plan`, use the fastest on this machine.
 
     Raises:
-        InputError: when the data or the device is missing, when there are too few images or steps, when the images are
-            too small for the augmentation, or when the network cannot be trained on a batch or shard of a single image
-            that occurs.
+        InputError: when the data, the device or the initial weights are missing, when these weights are of another
+            network, when there are too few images or steps, when the images are too small for the augmentation, or when
+            the network cannot be trained on a batch or shard of a single image that occurs.
     """
     machine = hardware.detect()
     if plan is None:
         require_device(machine, config.device)
     dataset = load_data(config)
     train = dataset.train
-    asked, config = config, fitted(config, len(train))
+    asked, config = config, with_digest(fitted(config, len(train)))
     _require_cycle(config, len(train))
+    initial = InitialWeights.of(config)
     preprocessing = Preprocessing.of_sums(
         train.channel_sums, images=len(train), input_size=train.images.shape[1], gray=train.is_gray
     )
+    if initial:
+        preprocessing = initial.preprocessing(preprocessing)
     # The number of threads affects how the whitening filters are rounded.
     torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)
-    model = _network(config, dataset, preprocessing)
+    model = _network(config, dataset, preprocessing, whiten=config.whitening and not initial)
+    if initial:
+        dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes)))
     augment, augment_batch = _augmentation(config, preprocessing)
 
     def training_batches(device: str) -> Batches:
@@ -194,14 +200,16 @@ def _choose_plan(
     return choice
 
 
-def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing) -> ModelComposite:
+def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing, *, whiten: bool) -> ModelComposite:
     model = Architecture.of(config).build(len(dataset.train.classes), preprocessing.input_size)
     if isinstance(model, WhitenedConvNet):
-        if config.whitening:
+        if whiten:
             # Take images from the whole data set, because an image folder is ordered by class.
             enough = min(WHITENING_IMAGES * 32**2 // preprocessing.input_size**2, len(dataset.train))
             spread = np.linspace(0, len(dataset.train) - 1, max(1, enough)).astype(int)
             model.whiten(preprocessing.normalize(torch.from_numpy(dataset.train.images[spread])))
+        elif config.whitening:
+            model.freeze_filters()
         if config.dirac:
             model.initialize_as_identity()
     if config.label_smoothing or config.class_weights:

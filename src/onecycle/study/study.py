@@ -20,12 +20,16 @@ from onecycle.core.older_records import with_current_names
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular
 from onecycle.core.signals import Interrupted
+from onecycle.run.initial_weights import with_digest
 from onecycle.storage.run_folder import MOST_JSON_BYTES, RunFolder, new_folder
 from onecycle.study import summary
 from onecycle.study.run import LOCAL_STUDY_ENGINE, StudyEngine, StudyRun
 
 # A variant that changes the recipe keeps the values of the study's configuration in these fields.
-_SHARED = ("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard")
+_SHARED = (
+    *("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard"),
+    *("init", "init_sha256"),
+)
 
 _TABLE_WIDTH = 140  # characters, when the output does not go to a terminal
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes
@@ -134,7 +138,7 @@ def plan(
     cores, by default all cores of this machine.
 
     Raises:
-        InputError: for a malformed string, an unknown field or value, or two identical runs.
+        InputError: for a malformed string, an unknown field or value, two identical runs, or missing initial weights.
     """
     if grid and vary:
         raise InputError("--grid combines values, but --vary changes one value at a time; use only one of them")
@@ -143,7 +147,8 @@ def plan(
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
         raise InputError("--grid lists a field twice; give all values of a field in one --grid")
-    return Study.of(config, changes, seeds=seeds, threshold=threshold, cores=cores)
+    # All runs start from the same weights, even if their file changes while the study runs.
+    return Study.of(with_digest(config), changes, seeds=seeds, threshold=threshold, cores=cores)
 
 
 def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE) -> Path:
@@ -249,7 +254,11 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 def _parsed(text: str) -> tuple[str, list[Any]]:
     field, equals, values = text.partition("=")
-    allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in ("seed", "from_data", *_SHARED)]
+    allowed = [
+        f.name
+        for f in fields(Config)
+        if f.name == "precision" or f.name not in ("seed", "init", "init_sha256", "from_data", *_SHARED)
+    ]
     field = field.strip().replace("-", "_")
     if not equals or field not in allowed:
         raise InputError(f"{text!r} is not of the form field=value,value; the field can be {', '.join(allowed)}")

@@ -1,0 +1,111 @@
+"""Start a run from the weights of a trained network: `--init`."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError
+from onecycle.core.files import reading
+from onecycle.core.recipes import RECIPES
+from onecycle.core.regular_files import read_regular
+from onecycle.data.preprocessing import Preprocessing
+from onecycle.models import Architecture, ModelComposite
+from onecycle.predict.predictor import SHIPPED, Predictor, weights_of
+from onecycle.storage.checkpoint import MOST_TENSOR_BYTES
+
+SHIPPED_NAME = "shipped"
+
+
+def with_digest(config: Config) -> Config:
+    """`config` with the digest of its initial weights, if it has some.
+
+    Raises:
+        InputError: when the weights are missing, or have another digest than `config` says.
+    """
+    if config.init is None:
+        return config
+    path = _path(config.init)
+    with reading(path):
+        digest = hashlib.sha256(read_regular(path, MOST_TENSOR_BYTES)).hexdigest()
+    if config.init_sha256 not in (None, digest):
+        raise InputError(
+            f"{path} has the SHA-256 {digest[:12]}…, and the run started from weights with {config.init_sha256[:12]}…; "
+            "give the original weights with --init"
+        )
+    return replace(config, init_sha256=digest)
+
+
+def _path(init: str) -> Path:
+    if init == SHIPPED_NAME:
+        return SHIPPED
+    path = Path(init).expanduser()
+    return weights_of(path) if path.is_dir() else path
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """The trained network whose weights a run starts from."""
+
+    config: Config
+    predictor: Predictor
+
+    @classmethod
+    def of(cls, config: Config) -> "InitialWeights | None":
+        """The trained network that `config` names, or None if it names none.
+
+        Raises:
+            InputError: when the weights are missing or damaged, or belong to another network than that of `config`.
+        """
+        if config.init is None:
+            return None
+        predictor = Predictor.load(_path(config.init))
+        theirs, ours = predictor.architecture, Architecture.of(config)
+        if theirs != ours:
+            same = next((name for name, recipe in RECIPES.items() if Architecture.of(recipe) == theirs), None)
+            raise InputError(
+                f"--init {config.init} is a network of {theirs}, and this run trains {ours}; "
+                f"use {f'--recipe {same}' if same else theirs}"
+            )
+        return cls(config=config, predictor=predictor)
+
+    def preprocessing(self, of_data: Preprocessing) -> Preprocessing:
+        """The preprocessing of the run: the input size of the data, with the normalization of the trained network.
+
+        The first layer, and the whitening filters above all, were made for inputs that are normalized like that. Images
+        are converted to gray if either network would do so: a network of gray images has no filters for colors.
+        """
+        theirs = self.predictor.preprocessing
+        return replace(theirs, input_size=of_data.input_size, gray=theirs.gray or of_data.gray)
+
+    def load_into(self, model: ModelComposite, classes: tuple[str, ...]) -> str:
+        """Copy the weights into `model`, a network for `classes`. Returns a line that says what was loaded.
+
+        The head stays new if the classes differ. If they are in another order, its rows are put into this order.
+        """
+        theirs, tensors = self.predictor, dict(self.predictor.model.state_dict())
+        size = theirs.preprocessing.input_size
+        head = theirs.architecture.head(len(theirs.classes), size) if theirs.classes != classes else set()
+        what = "all weights"
+        if head and set(theirs.classes) == set(classes):
+            order = torch.tensor([theirs.classes.index(name) for name in classes])
+            tensors |= {name: tensors[name][order] for name in head}
+            what = "all weights, the head in the new order of the classes"
+        elif head:
+            tensors |= {name: tensor for name, tensor in model.state_dict().items() if name in head}
+            what = (
+                f"all weights but {', '.join(sorted(head))}: the head is new, because the classes are not "
+                f"{_listed(theirs.classes)}"
+            )
+        model.load_state_dict(tensors)
+        gray = ", which converts every image to gray" if theirs.preprocessing.gray else ""
+        return (
+            f"Starts from {self.config.init} (SHA-256 {(self.config.init_sha256 or '')[:12]}…) with {what}; "
+            f"the normalization is that of its training images{gray}"
+        )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
