@@ -39,7 +39,7 @@ def test_any_training_set_has_batches_it_fills_enough_steps_and_bounded_work(
     recipe: str, images: int, size: int
 ) -> None:
     own, config = RECIPES[recipe], fitted(asked(recipe, size=size), images)
-    assert min(images, 2) <= config.batch_size <= min(images, own.batch_size)
+    assert 1 <= config.batch_size <= min((images + 1) // 2, own.batch_size)
     last = images % config.batch_size
     assert last == 0 or last >= SMALLEST_LAST_BATCH * config.batch_size or config.batch_size == own.batch_size
     steps, usual_steps = config.epochs * images / config.batch_size, own.epochs * MADE_FOR_IMAGES / own.batch_size

@@ -89,13 +89,13 @@ def test_values_that_nobody_names_fit_the_images_and_are_recorded(
     options = "--recipe quick --widths 8 8 8 --size 16 --epochs 2 --no-report"
     assert main(["train", "--data", str(photos), *options.split(), "--out", str(tmp_path / "first")]) == 0
     line = (
-        "The values of quick are for 50,000 images of 32 pixels; for 67 of 16, this run takes --batch-size 53 instead "
+        "The values of quick are for 50,000 images of 32 pixels; for 67 of 16, this run takes --batch-size 34 instead "
         "of 1000, --sizes 12 14 16 instead of 24 28 32"
     )
     assert line in " ".join(capsys.readouterr().out.split())
     (run,) = map(RunFolder, (tmp_path / "first").iterdir())
     config = run.read_json(run.config)
-    assert (config["batch_size"], config["epochs"], config["sizes"]) == (53, 2, [12, 14, 16])
+    assert (config["batch_size"], config["epochs"], config["sizes"]) == (34, 2, [12, 14, 16])
     assert config["from_data"] == []
     assert main(["train", "--config", str(run.config), "--out", str(tmp_path / "again")]) == 0
     out = " ".join(capsys.readouterr().out.split())

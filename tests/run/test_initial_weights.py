@@ -143,8 +143,8 @@ def test_the_included_network_is_called_shipped() -> None:
             "and this run trains --network custom_resnet; use --network whitened_convnet --widths 8 8 8",
         ),
         (replace(SMALL, init="{folder}"), "is not a run folder: it has no config.json"),
-        (replace(SMALL, init="{folder}/gone"), "gone"),
-        (replace(SMALL, init="{data}"), "data.bin"),
+        (replace(SMALL, init="{folder}/gone"), "--init: there is no run folder or weights file "),
+        (replace(SMALL, init="{data}"), "data.bin has no checksum, so it is damaged, or onecycle did not write it"),
     ],
     ids=["widths", "network", "no run", "missing", "no weights"],
 )

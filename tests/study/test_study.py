@@ -16,7 +16,7 @@ from rich.console import Console
 from onecycle.cli import main
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
-from onecycle.core.recipes import FAST
+from onecycle.core.recipes import FAST, QUICK
 from onecycle.storage.run_folder import RunFolder
 from onecycle.study import study
 from onecycle.study.summary import summarize, table
@@ -318,3 +318,45 @@ def test_resume_refuses_a_folder_without_a_study(tmp_path: Path) -> None:
         study.resume(tmp_path / "none", silent())
     with pytest.raises(InputError, match=r"study\.json"):
         study.resume(tmp_path, silent())
+
+
+def test_a_study_fits_each_variant_to_the_data_unless_its_value_is_named(quick: Config) -> None:
+    config = replace(QUICK, data="digits", from_data=("epochs", "sizes"), batch_size=20, out=quick.out)
+    planned = study.plan(config, seeds=1, vary=["epochs=3", "recipe=fast"])
+    _, other_epochs, fast = (config for _, config in planned.runs())
+    assert (other_epochs.epochs, other_epochs.from_data) == (3, ("sizes",))
+    assert fast.from_data == ("batch_size", "epochs", "sizes")
+    exact = study.plan(replace(config, from_data=()), seeds=1, vary=["recipe=fast"])
+    assert [config.from_data for _, config in exact.runs()] == [(), ()]
+    with pytest.raises(InputError, match="is not of the form field=value"):
+        study.plan(config, seeds=1, vary=["from_data=sizes"])
+
+
+def test_a_run_of_a_study_with_fitted_values_is_done_once(quick: Config) -> None:
+    config = replace(quick, from_data=("batch_size",), recipe="quick")
+    path = study.start(study.plan(config, seeds=1), silent())
+    (run,) = study._read(path).runs_in(path)
+    assert RunFolder(run.folder).read_config().batch_size == 20
+    assert run.is_done()
+
+
+def test_a_study_imports_no_code_that_only_its_folder_names(quick: Config, tmp_path: Path) -> None:
+    network = f"{tmp_path}/nets.py:small"
+    marker = tmp_path / "imported"
+    (tmp_path / "nets.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    planned = study.plan(replace(quick, network=network, widths=Config().widths), seeds=1)
+    path = tmp_path / "study"
+    path.mkdir()
+    (path / "study.json").write_text(json.dumps(planned.to_json()))
+    with pytest.raises(InputError, match="has a network of its own, whose code is loaded only if you name it"):
+        study.resume(path, silent())
+    assert not marker.exists()
+    with pytest.raises(InputError, match=r"1 of 1 runs failed; .* cannot be loaded: AttributeError"):
+        study.resume(path, silent(), network=network)
+    assert marker.exists()
+
+
+def test_all_runs_of_a_study_start_from_the_same_weights(quick: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no run folder or weights file"):
+        study.plan(replace(quick, init=str(tmp_path / "gone")), seeds=1)
+    assert study.plan(replace(quick, init="shipped"), seeds=1).config.init_sha256 is not None

@@ -11,6 +11,7 @@ from cyclopts.config import Dict
 
 from onecycle.core.config import Config, FromData
 from onecycle.core.errors import InputError
+from onecycle.core.own_network import require_consent
 from onecycle.core.recipes import BASELINE, RECIPES
 from onecycle.distributed import job
 
@@ -34,7 +35,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     if "--resume" in given:
         is_study = "study" in commands
         # A study can be resumed only with these options. For a run, a later check refuses changed values.
-        allowed = {"--resume", "--engine", "--address"}
+        allowed = {"--resume", "--engine", "--address", "--network"}
         if refused := given.keys() - allowed if is_study else given.keys() & {"--config"}:
             raise InputError(f"--resume uses the saved configuration; remove {', '.join(sorted(refused))}")
         if is_study:
@@ -50,10 +51,13 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         start = Config.load(Path(os.path.realpath(given["--config"])))  # the user may give a link
         if "--init" in given:
             start = replace(start, init_sha256=None)
+        if given.get("--network", start.network) != start.network:
+            start = replace(start, network=given["--network"], network_sha256=None)
     else:
         # An unknown recipe gets the values of the baseline here. Cyclopts refuses it later.
         recipe = RECIPES.get(given.get("--recipe", ""), BASELINE)
         unnamed = [name for name in get_args(FromData) if f"--{name.replace('_', '-')}" not in given]
         start = replace(recipe, from_data=tuple(unnamed))
+    require_consent(start.network, given.get("--network"), given.get("--resume") or given.get("--config") or "")
     values = {name: value for name, value in start.to_json().items() if value is not None}
     Dict(values, use_commands_as_keys=False)(app, commands, arguments)

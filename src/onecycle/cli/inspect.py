@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from onecycle.cli.app import app
-from onecycle.cli.options import Run
+from onecycle.cli.options import OwnNetwork, Run
 from onecycle.core.config import RecipeName
 from onecycle.core.recipes import RECIPES
 
 
 @app.command
-def evaluate(*, run: Run = None, data: str | None = None) -> int:
+def evaluate(*, run: Run = None, network: OwnNetwork = None, data: str | None = None) -> int:
     """Evaluate a network again, and compare the result with the recorded one.
 
     The exit code is 1 if the result of a run differs from its record in any digit.
@@ -30,7 +30,7 @@ def evaluate(*, run: Run = None, data: str | None = None) -> int:
     """
     from onecycle.run.finished import evaluate_run, evaluate_shipped
 
-    recorded, now, agrees = evaluate_shipped(data) if run is None else evaluate_run(run, data)
+    recorded, now, agrees = evaluate_shipped(data) if run is None else evaluate_run(run, data, network=network)
     print(now)
     if agrees:
         print("agrees with the recorded result")
@@ -40,7 +40,7 @@ def evaluate(*, run: Run = None, data: str | None = None) -> int:
 
 
 @app.command
-def report(*, run: Path, data: str | None = None) -> int:
+def report(*, run: Path, network: OwnNetwork = None, data: str | None = None) -> int:
     """Write the HTML report of a run again.
 
     Parameters
@@ -52,7 +52,7 @@ def report(*, run: Path, data: str | None = None) -> int:
     """
     from onecycle.run.finished import report_run
 
-    print(report_run(run, data))
+    print(report_run(run, data, network=network))
     return 0
 
 

@@ -99,6 +99,13 @@ class EngineOptions:
 DEFAULT_ENGINE = EngineOptions()
 EngineSettings = Annotated[EngineOptions, Parameter(name="*", group=Group("Engine", sort_key=10))]
 
+OwnNetwork = Annotated[
+    str | None,
+    Parameter(
+        name="--network",
+        help="The code of your own network, as for `onecycle train`. It is only loaded if you name it.",
+    ),
+]
 Run = Annotated[
     Path | None, Parameter(help="The run folder; by default the network for CIFAR-10 that comes with onecycle.")
 ]

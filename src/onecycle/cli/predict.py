@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from onecycle.cli.app import app
-from onecycle.cli.options import DEFAULT_ENGINE, EngineOptions, EngineSettings, Run
+from onecycle.cli.options import DEFAULT_ENGINE, EngineOptions, EngineSettings, OwnNetwork, Run
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable
@@ -27,6 +27,7 @@ Form = Literal["text", "csv", "json"]
 def predict(
     *images: str,
     run: Run = None,
+    network: OwnNetwork = None,
     top: int = 3,
     tta: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -63,13 +64,13 @@ def predict(
     if out:
         if as_json or as_csv:
             raise InputError(f"--out writes parquet; remove {'--json' if as_json else '--csv'}")
-        return _predict_into(out, images, run, top=top, tta=tta, engine=engine)
+        return _predict_into(out, images, run, network, top=top, tta=tta, engine=engine)
     if engine.engine == "ray":
         raise InputError("--engine ray writes files; add --out")
-    return _predict(images, run, top=top, tta=tta, form="json" if as_json else "csv" if as_csv else "text")
+    return _predict(images, run, network, top=top, tta=tta, form="json" if as_json else "csv" if as_csv else "text")
 
 
-def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, form: Form) -> int:
+def _predict(images: tuple[str, ...], run: Path | None, network: str | None, *, top: int, tta: bool, form: Form) -> int:
     from onecycle.data.readers.entries import ARCHIVE_SUFFIXES
     from onecycle.data.readers.left_out import LeftOut
     from onecycle.data.store.decode import Unreadable
@@ -80,7 +81,7 @@ def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, 
     for image in images:
         if image.lower().endswith(ARCHIVE_SUFFIXES) and os.path.isfile(image):
             raise InputError(f"{printable(image)} is an archive; add --out FOLDER, or unpack it")
-    predictor = load(run)
+    predictor = load(run, network=network)
     if run is None:
         print(f"onecycle: using the included network ({', '.join(predictor.classes)})", file=sys.stderr)
     if tta:
@@ -102,7 +103,14 @@ def _predict(images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, 
 
 
 def _predict_into(
-    out: Path, images: tuple[str, ...], run: Path | None, *, top: int, tta: bool, engine: EngineOptions
+    out: Path,
+    images: tuple[str, ...],
+    run: Path | None,
+    network: str | None,
+    *,
+    top: int,
+    tta: bool,
+    engine: EngineOptions,
 ) -> int:
     require("cluster", "pyarrow", *(["ray"] if engine.engine == "ray" else []))
     from onecycle.predict.bulk import LOCAL_PREDICTION_ENGINE, predict_into
@@ -110,7 +118,7 @@ def _predict_into(
     from onecycle.predict.ray import RayPredictionEngine
 
     chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_PREDICTION_ENGINE
-    counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, engine=chosen)
+    counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, network=network, engine=chosen)
     print(f"the results of {counts.images:,} images are in {out}")
     _print_left_out(counts.left_out)
     if counts.unreadable:
@@ -149,7 +157,9 @@ def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], N
 
 
 @app.command
-def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = None) -> int:
+def export(
+    *, run: Run = None, network: OwnNetwork = None, to: Literal["onnx"] = "onnx", out: Path | None = None
+) -> int:
     """Export a network for other programs, verified against the original, with a model card.
 
     Parameters
@@ -162,7 +172,7 @@ def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = 
     """
     from onecycle.run.export import export_onnx
 
-    file, difference = export_onnx(run, out)
+    file, difference = export_onnx(run, out, network=network)
     print(f"{file}\nlargest relative difference from the network on 1,000 synthetic images: {difference:.1e}")
     print(file.parent / "README.md")
     return 0
@@ -172,6 +182,7 @@ def export(*, run: Run = None, to: Literal["onnx"] = "onnx", out: Path | None = 
 def serve(
     *,
     run: Run = None,
+    network: OwnNetwork = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     allowed_host: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
@@ -193,6 +204,6 @@ def serve(
 
     name = "CIFAR-10" if run is None else run.resolve().name
     with suppress(Interrupted):
-        service.serve(load(run), name, host=host, port=port, allowed_hosts=allowed_host)
+        service.serve(load(run, network=network), name, host=host, port=port, allowed_hosts=allowed_host)
     print("Stopped")
     return 0

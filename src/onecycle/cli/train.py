@@ -50,7 +50,8 @@ def train(
     if resume:
         # If the run folder is on another machine, that machine provides the configuration.
         given = settings.config() if resume.exists() else None
-        folder = experiment.resume(resume, console, given, allow_code_changes=allow_code_changes)
+        network = settings.network.network  # `cli.defaults` has made sure that the user has named an own network
+        folder = experiment.resume(resume, console, given, network=network, allow_code_changes=allow_code_changes)
     else:
         folder = experiment.run(settings.config(), console, repeated=config and config.parent)
     if not folder.is_complete:
@@ -115,7 +116,7 @@ def study(
     cores
         CPU cores for each run; by default all cores of this machine.
     resume
-        Resume the study in this folder; allows no other option but --engine and --address.
+        Resume the study in this folder; allows no other option but --engine, --address and --network.
     """
     from onecycle.study import study as studies
     from onecycle.study.ray import RayStudyEngine
@@ -123,7 +124,7 @@ def study(
 
     chosen = RayStudyEngine(engine.address) if engine.engine == "ray" else LOCAL_STUDY_ENGINE
     if resume:
-        studies.resume(resume, Console(), chosen)
+        studies.resume(resume, Console(), chosen, network=settings.network.network)
     else:
         planned = studies.plan(settings.config(), seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
         studies.start(planned, Console(), chosen)

@@ -3,12 +3,13 @@
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.older_records import with_current_names
+from onecycle.core.own_network import is_own_network
 from onecycle.core.regular_files import read_regular
 from onecycle.core.validated import fits, in_words
 
@@ -22,7 +23,7 @@ MOST_STEPS = 1_000_000  # epochs, and images per step
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 RecipeName = Literal["baseline", "quick", "fast"]
-Network = Literal["custom_resnet", "whitened_convnet"]
+IncludedNetwork = Literal["custom_resnet", "whitened_convnet"]
 Activation = Literal["relu", "hardswish"]
 OptimizerName = Literal["adam", "muon", "sgd"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -152,14 +153,20 @@ class OptimizationConfig(_Group):
 class NetworkConfig(_Group):
     """Which network is trained, and how it is evaluated at the end."""
 
-    network: Network = "custom_resnet"
-    """The network to train."""
+    network: str = "custom_resnet"
+    """custom_resnet, whitened_convnet, or your own: module:function or file.py:function."""
 
     init: str | None = None
     """Start from trained weights: a run folder, a weights file, or shipped."""
 
     test_time_augmentation: bool = False
     """Also evaluate with test-time augmentation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        included = typing.get_args(IncludedNetwork)
+        is_network = self.network in included or is_own_network(self.network)
+        self._require("network", is_network, f"{', '.join(included)}, or your own as module:function")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -277,6 +284,9 @@ class OpenConfig(_Group):
     init_sha256: str | None = None
     """The SHA-256 of the weights file that `init` leads to."""
 
+    network_sha256: str | None = None
+    """The SHA-256 of the source file of an own network."""
+
 
 GROUPS = (
     DataConfig,
@@ -318,9 +328,10 @@ class Config(  # in reverse order: the fields of the last base class come first 
         self._require("shards", self.shards <= self.batch_size, f"at most --batch-size, which is {self.batch_size}")
         if self.augmentation == "albumentations":
             self._require_defaults("albumentations", BatchedAugmentationConfig())
-        if self.network == "custom_resnet":
-            self._require("optimizer", self.optimizer == "adam", "adam with the custom ResNet")
-            self._require_defaults("the custom ResNet", WhitenedNetworkConfig())
+        if self.network != "whitened_convnet":
+            name = "the custom ResNet" if self.network == "custom_resnet" else "your own network"
+            self._require("optimizer", self.optimizer == "adam", f"adam with {name}")
+            self._require_defaults(name, WhitenedNetworkConfig())
         is_last = not self.sizes or self.sizes[-1] == self.size or "sizes" in self.from_data
         self._require("sizes", is_last, f"sizes that end with --size; use --sizes {self.size}, or several")
         if self.optimizer == "adam":
@@ -345,9 +356,20 @@ class Config(  # in reverse order: the fields of the last base class come first 
         names: list[str] = list(self.from_data)
         if self.init and not self.init_sha256:
             names.append("init_sha256")
+        if is_own_network(self.network) and not self.network_sha256:
+            names.append("network_sha256")
         worked_out: dict[str, Any] = {"from_data": [], **{name: theirs[name] for name in names}}
         has_same_start = (self.init is None) == (recorded.init is None)
         return has_same_start and self.defining_values() | worked_out == theirs
+
+    def resolved_as(self, recorded: "Config") -> "Config":
+        """`recorded`, which a run of this configuration has recorded, with the values of this one that have no effect.
+
+        Other configurations stay as they are.
+        """
+        if not self.leads_to(recorded):
+            return self
+        return replace(recorded, **{name: getattr(self, name) for name in _WITHOUT_EFFECT})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -62,7 +62,7 @@ def fitted(config: Config, images: int) -> Config:
     - Each time that the images are halved, from `MADE_FOR_IMAGES` on, the batch size is halved, too. Where it would
       fall below `SMALLEST_BATCH`, the epochs are doubled instead, up to `MOST_EPOCHS` times the recipe's.
     - A batch of images larger than `MADE_FOR_SIZE` has no more pixels than one of the recipe. The sizes are scaled.
-    - The last batch has at least `SMALLEST_LAST_BATCH` of the images of the others.
+    - An epoch has two batches or more. The last has at least `SMALLEST_LAST_BATCH` of the images of the others.
 
     The LR finder takes as many steps as always, but its batches become smaller, too. The number of classes has no
     influence. results/fitted_recipes.json has the measurements.
@@ -89,7 +89,7 @@ def _batch_size(own: int, images: int, size: int, *, shards: int) -> int:
     while 2 * images * own <= MADE_FOR_IMAGES * batch_size and batch_size // 2 >= SMALLEST_BATCH * shards:
         batch_size //= 2
     by_pixels = max(SMALLEST_BATCH_OF_LARGE * shards, own * MADE_FOR_SIZE**2 // size**2)
-    batch_size = min(batch_size, by_pixels, images)
+    batch_size = min(batch_size, by_pixels, -(-images // 2))
     while batch_size < own and 0 < images % batch_size < SMALLEST_LAST_BATCH * batch_size:
         batch_size -= 1
     return batch_size

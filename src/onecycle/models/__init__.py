@@ -3,6 +3,7 @@
 from onecycle.models.architecture import Architecture
 from onecycle.models.custom_resnet import CustomResNet
 from onecycle.models.model_composite import Batch, ModelComposite, StepOutput, TrainingCrossEntropy, as_composite
+from onecycle.models.own_network import OwnNetwork
 from onecycle.models.whitened_convnet import WhitenedConvNet
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Batch",
     "CustomResNet",
     "ModelComposite",
+    "OwnNetwork",
     "StepOutput",
     "TrainingCrossEntropy",
     "WhitenedConvNet",

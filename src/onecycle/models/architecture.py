@@ -1,15 +1,19 @@
 """The architecture of a network: what is needed to build the network before its weights are loaded."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import torch
 
-from onecycle.core.config import WIDEST, Activation, Config, Network
+from onecycle.core.config import WIDEST, Activation, Config, IncludedNetwork
+from onecycle.core.errors import InputError
+from onecycle.core.own_network import is_own_network
 from onecycle.core.validated import Between, validated
 from onecycle.models.custom_resnet import CustomResNet
 from onecycle.models.model_composite import ModelComposite
+from onecycle.models.own_network import OwnNetwork
 from onecycle.models.whitened_convnet import WhitenedConvNet
 
 _Width = Annotated[int, Between(1, WIDEST)]
@@ -19,45 +23,77 @@ _Width = Annotated[int, Between(1, WIDEST)]
 class Architecture:
     """What is needed to rebuild a network, apart from the number of classes and the input size."""
 
-    network: Network = "custom_resnet"
+    network: str = "custom_resnet"  # or "whitened_convnet", or the name of an own network
     widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the whitened network's groups
     activation: Activation = "relu"  # of the whitened network only
+    network_sha256: str | None = None  # of the source file of an own network
+
+    def __post_init__(self) -> None:
+        if self.is_own != (self.network_sha256 is not None):
+            raise ValueError("network_sha256 is that of an own network")
+        if not self.is_own and self.network not in get_args(IncludedNetwork):
+            raise ValueError(
+                f"network is {self.network[:60]!r}; it must be one of {', '.join(get_args(IncludedNetwork))}"
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network is one of the user's own, whose code does not belong to onecycle."""
+        return is_own_network(self.network)
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The architecture that `config` describes."""
         first, second, third = config.widths
-        return cls(network=config.network, widths=(first, second, third), activation=config.activation)
+        return cls(
+            network=config.network,
+            widths=(first, second, third),
+            activation=config.activation,
+            network_sha256=config.network_sha256,
+        )
 
-    def build(self, classes: int, input_size: int) -> ModelComposite:
-        """Build the network with random weights.
+    def build(self, classes: int, input_size: int, own: OwnNetwork | None = None) -> ModelComposite:
+        """Build the network with random weights. Only an own network needs its code, `own`.
 
         Raises:
-            InputError: for fewer than two classes or an input size that is too small.
+            InputError: for fewer than two classes, an input size that is too small, or other code than that of the
+                network.
         """
+        if self.is_own:
+            if own is None:
+                raise InputError(f"the code of {self.network} is missing; add --network {shlex.quote(self.network)}")
+            if own.sha256 != self.network_sha256:
+                raise InputError(
+                    f"the code of --network {own.name} has the SHA-256 {own.sha256[:12]}…, and the network was trained "
+                    f"with {str(self.network_sha256)[:12]}…; restore this code"
+                )
+            return own.build(classes, input_size)
         if self.network == "custom_resnet":
             return CustomResNet(classes, input_size)
         return WhitenedConvNet(classes, input_size, self.widths, self.activation)
 
-    def head(self, classes: int, input_size: int) -> set[str]:
+    def head(self, classes: int, input_size: int, own: OwnNetwork | None = None) -> set[str]:
         """The names of the tensors whose shape depends on the number of classes. Torch's random state stays as it is.
 
         Raises:
             InputError: as `build`.
         """
         with torch.random.fork_rng(devices=[]):
-            one, other = (self.build(count, input_size).state_dict() for count in (classes, classes + 1))
+            one, other = (self.build(count, input_size, own).state_dict() for count in (classes, classes + 1))
         return {name for name in one if one[name].shape != other[name].shape}
 
     def __str__(self) -> str:
         """The options that choose this network."""
-        if self.network == "custom_resnet":
-            return "--network custom_resnet"
+        if self.network != "whitened_convnet":
+            return f"--network {shlex.quote(self.network)}"
         widths = " ".join(map(str, self.widths))
         return f"--network {self.network} --widths {widths} --activation {self.activation}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if not self.is_own:
+            del values["network_sha256"]  # as in the weights of earlier versions
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

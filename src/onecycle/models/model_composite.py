@@ -46,6 +46,11 @@ class ModelComposite(nn.Module):
         """Logits `[B,C]` from the output of `features`."""
         raise NotImplementedError
 
+    @property
+    def has_features(self) -> bool:
+        """Whether the network defines `features` and `classify`."""
+        return type(self).features is not ModelComposite.features
+
     def training_step(self, batch: Batch) -> StepOutput:
         """Loss and logits of a batch. The caller computes gradients and updates parameters."""
         logits = self(batch.images)

@@ -69,13 +69,14 @@ class ChunkPredictor:
     weights: bytes
     tta: bool
     top: int
+    network: str | None = None  # the code of an own network
 
     @cached_property
     def predictor(self) -> Predictor:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "weights.safetensors")
             path.write_bytes(self.weights)
-            predictor = load_file(path)
+            predictor = load_file(path, network=self.network)
         return replace(predictor, model=TestTimeAugmentation(predictor.model)) if self.tta else predictor
 
     def predict(self, chunk: Chunk) -> ChunkResult:
@@ -132,6 +133,7 @@ def predict_into(
     *,
     tta: bool,
     top: int,
+    network: str | None = None,
     engine: PredictionEngine = LOCAL_PREDICTION_ENGINE,
 ) -> Counts:
     """Predict all images in `sources` with the network in `weights`, and write the results into the folder `out`.
@@ -145,7 +147,7 @@ def predict_into(
         Interrupted: on SIGINT or SIGTERM; repeat the call to go on.
     """
     with reading(weights):
-        predictor = ChunkPredictor(read_regular(weights, MOST_TENSOR_BYTES), tta, top)
+        predictor = ChunkPredictor(read_regular(weights, MOST_TENSOR_BYTES), tta, top, network)
     settings = {
         "format": _FORMAT,
         "sources": [source and os.path.abspath(source) for source in sources],

@@ -81,9 +81,12 @@ def _lowest(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _heatmaps(predictor: Predictor, images: NDArray[np.uint8], predictions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Grad-CAM heatmaps, uint8 `[N,h,w]`, for the predicted classes of `images`, uint8 `[N,S,S,3]`."""
-    if not len(images):
-        return np.zeros((0, 1, 1), np.uint8)
+    """Grad-CAM heatmaps, uint8 `[N,h,w]`, for the predicted classes of `images`, uint8 `[N,S,S,3]`.
+
+    They are 0 for a network that does not define `features`.
+    """
+    if not len(images) or not predictor.model.has_features:
+        return np.zeros((len(images), 1, 1), np.uint8)
     model, classes = predictor.model.eval(), torch.from_numpy(predictions).to(predictor.plan.device)
     maps = [
         grad_cam(model, features, batch)
@@ -96,7 +99,11 @@ def _best_other_class(predictor: Predictor, images: ImageSet) -> NDArray[np.int6
     """For each image, the most likely class other than its label, int64 `[N]`."""
     with torch.no_grad():
         model = predictor.model.eval()
-        logits = [model.classify(features.float()) for features in _features(predictor, images.images)]
+        if model.has_features:
+            logits = [model.classify(features.float()) for features in _features(predictor, images.images)]
+        else:
+            normalized = map(predictor.preprocessing.normalize, torch.split(torch.from_numpy(images.images), _BATCH))
+            logits = [model(batch.to(predictor.plan.device)).float() for batch in normalized]
     others = torch.cat(logits).cpu().numpy()
     others[np.arange(len(images)), images.labels] = -np.inf
     best: NDArray[np.int64] = others.argmax(axis=1)

@@ -21,9 +21,10 @@ from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.class_names import require_class_names
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable, reading
+from onecycle.core.own_network import require_consent
 from onecycle.data.image_files import LARGEST_FILE, open_image, to_square
 from onecycle.data.preprocessing import Preprocessing
-from onecycle.models import Architecture, ModelComposite
+from onecycle.models import Architecture, ModelComposite, OwnNetwork
 from onecycle.storage.checkpoint import load_tensors, load_weights, save_tensors
 from onecycle.storage.run_folder import RunFolder
 
@@ -95,11 +96,14 @@ class Predictor:
         save_tensors(path, tensors, metadata)
 
     @classmethod
-    def load(cls, path: Path, plan: ComputePlan = EAGER) -> Self:
+    def load(cls, path: Path, plan: ComputePlan = EAGER, *, network: str | None = None) -> Self:
         """Load the predictor that `save` wrote to `path`.
 
+        The file never decides which code is run: an own network is built by the code that `network` names, which must
+        be the code that it was trained with.
+
         Raises:
-            InputError: when the file is missing or damaged.
+            InputError: when the file is missing or damaged, or `network` is missing, not needed or another one.
         """
         tensors, metadata = load_tensors(path)
         with reading(path):
@@ -108,10 +112,15 @@ class Predictor:
             architecture = Architecture.from_json(metadata["architecture"])
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
                 raise ValueError("a weight is not finite")
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nothing is copied: this only compares the sizes, and needs no memory
-            load_weights(architecture.build(len(classes), preprocessing.input_size), tensors, path)
-        model = architecture.build(len(classes), preprocessing.input_size)
+        if network is None:
+            require_consent(architecture.network, None, str(path))
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nothing is copied: this only compares the sizes, and needs no memory
+                load_weights(architecture.build(len(classes), preprocessing.input_size), tensors, path)
+        elif not architecture.is_own:
+            raise InputError(f"{path} is a network of onecycle, {architecture}; leave out --network {network}")
+        own = OwnNetwork.load(network) if network else None
+        model = architecture.build(len(classes), preprocessing.input_size, own)
         load_weights(model, tensors, path)
         return cls(
             # The program that loads the network may have set another default dtype.
@@ -206,15 +215,16 @@ def _use_one_thread_after_fork() -> None:
         os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
-def load(run: str | os.PathLike[str] | None = None) -> Predictor:
+def load(run: str | os.PathLike[str] | None = None, *, network: str | None = None) -> Predictor:
     """Load the trained network in the run folder `run`, or by default the network that comes with the package.
 
-    The predictor runs on the CPU, in bfloat16 if that is fast on this CPU.
+    The predictor runs on the CPU, in bfloat16 if that is fast on this CPU. `network` names the code of an own network,
+    as `train --network` does. The code is imported.
 
     Raises:
-        InputError: when there is no such run, or it has no weights.
+        InputError: when there is no such run, or it has no weights, or has an own network other than `network`.
     """
-    return load_file(weights_of(run))
+    return load_file(weights_of(run), network=network)
 
 
 def weights_of(run: str | os.PathLike[str] | None) -> Path:
@@ -226,13 +236,13 @@ def weights_of(run: str | os.PathLike[str] | None) -> Path:
     return SHIPPED if run is None else RunFolder.open(Path(run)).weights
 
 
-def load_file(path: Path) -> Predictor:
+def load_file(path: Path, *, network: str | None = None) -> Predictor:
     """Load the network that `Predictor.save` wrote to `path`, with the compute plan that `load` uses.
 
     Raises:
-        InputError: when the file is missing or damaged.
+        InputError: as `Predictor.load`.
     """
-    return Predictor.load(path, prediction_plan(hardware.detect()))
+    return Predictor.load(path, prediction_plan(hardware.detect()), network=network)
 
 
 def read_image(path: Path) -> Image.Image:

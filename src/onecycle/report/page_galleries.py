@@ -46,7 +46,9 @@ def misclassified(page: Page) -> Gallery | None:
         return None
     sheet = image_sheet(found.misclassified_images, most_bytes=_MISCLASSIFIED_BYTES)
     tiles = _evaluated(page, sheet, found.misclassified[: len(found.misclassified_images)])
-    return Gallery(sheet=sheet, heatmaps=heatmap_sheet(found.heatmaps, sheet.tile), tiles=tiles)
+    # All heatmaps of a network that does not define `features` are 0.
+    heatmaps = heatmap_sheet(found.heatmaps, sheet.tile) if found.heatmaps.any() else None
+    return Gallery(sheet=sheet, heatmaps=heatmaps, tiles=tiles)
 
 
 def label_issues(page: Page) -> Gallery | None:

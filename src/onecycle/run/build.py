@@ -13,6 +13,7 @@ from onecycle.compute.hardware import Hardware
 from onecycle.compute.plan import ComputePlan, require_device
 from onecycle.core.config import ComputeConfig, Config, DataConfig, TrainingConfig
 from onecycle.core.errors import InputError
+from onecycle.core.own_network import is_own_network
 from onecycle.core.recipes import fitted
 from onecycle.data import Dataset, ImageSet, load_dataset
 from onecycle.data.augment.batched import BatchedAugmentation
@@ -20,7 +21,7 @@ from onecycle.data.batch_sources import Augment, AugmentBatch
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from onecycle.models import Architecture, ModelComposite, TrainingCrossEntropy, WhitenedConvNet
+from onecycle.models import Architecture, ModelComposite, OwnNetwork, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.predict.predictor import Predictor
 from onecycle.run.initial_weights import InitialWeights, with_digest
 from onecycle.train.optimizers import Muon
@@ -92,9 +93,9 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     """Build the parts of the run that `config` describes. Without a compute `plan`, use the fastest on this machine.
 
     Raises:
-        InputError: when the data, the device or the initial weights are missing, when these weights are of another
-            network, when there are too few images or steps, when the images are too small for the augmentation, or when
-            the network cannot be trained on a batch or shard of a single image that occurs.
+        InputError: when the data, the device, the initial weights or the code of an own network are missing, when these
+            weights are of another network, when there are too few images or steps, when the images are too small for
+            the augmentation, or when the network cannot be trained on a batch or shard of a single image that occurs.
     """
     machine = hardware.detect()
     if plan is None:
@@ -103,6 +104,9 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     train = dataset.train
     asked, config = config, with_digest(fitted(config, len(train)))
     _require_cycle(config, len(train))
+    own = OwnNetwork.load(config.network) if is_own_network(config.network) else None
+    if own and not config.network_sha256:
+        config = replace(config, network_sha256=own.sha256)
     initial = InitialWeights.of(config)
     preprocessing = Preprocessing.of_sums(
         train.channel_sums, images=len(train), input_size=train.images.shape[1], gray=train.is_gray
@@ -112,9 +116,9 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     # The number of threads affects how the whitening filters are rounded.
     torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)
-    model = _network(config, dataset, preprocessing, whiten=config.whitening and not initial)
+    model = _network(config, dataset, preprocessing, own, whiten=config.whitening and not initial)
     if initial:
-        dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes)))
+        dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes, own)))
     augment, augment_batch = _augmentation(config, preprocessing)
 
     def training_batches(device: str) -> Batches:
@@ -200,8 +204,10 @@ def _choose_plan(
     return choice
 
 
-def _network(config: Config, dataset: Dataset, preprocessing: Preprocessing, *, whiten: bool) -> ModelComposite:
-    model = Architecture.of(config).build(len(dataset.train.classes), preprocessing.input_size)
+def _network(
+    config: Config, dataset: Dataset, preprocessing: Preprocessing, own: OwnNetwork | None, *, whiten: bool
+) -> ModelComposite:
+    model = Architecture.of(config).build(len(dataset.train.classes), preprocessing.input_size, own)
     if isinstance(model, WhitenedConvNet):
         if whiten:
             # Take images from the whole data set, because an image folder is ordered by class.

@@ -13,6 +13,7 @@ from onecycle.compute import hardware
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked
+from onecycle.core.own_network import require_consent
 from onecycle.core.signals import Interruption, watched
 from onecycle.distributed import consistency, process_group
 from onecycle.distributed.process_group import ProcessGroup
@@ -51,7 +52,7 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
         require_same_start(group, resumes=False)
         earlier = None if path else started_by_this_job(config)
         if any(group.all_gather_object(earlier is not None)):
-            return _resume(earlier, console, config, interruption, group)
+            return _resume(earlier, console, config, interruption, group, network=config.network)
         consistency.require_divisible(config.shards, group.size)
         if config.tensorboard:
             require_tensorboard()
@@ -79,13 +80,19 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
 
 
 def resume(
-    path: Path | None, console: Console, config: Config | None = None, *, allow_code_changes: bool = False
+    path: Path | None,
+    console: Console,
+    config: Config | None = None,
+    *,
+    network: str | None = None,
+    allow_code_changes: bool = False,
 ) -> RunFolder:
     """Resume an interrupted run from its last checkpoint, with the compute plan that it started with.
 
     The result is bit-identical to that of an uninterrupted run. With several processes, one process has the run folder
     at `path`, and sends the necessary files to the other processes. `config` must equal the original configuration,
-    except for `data`, `workers` and the output options.
+    except for `data`, `init`, `workers` and the output options. If the run has an own network, its code is imported
+    only if `network` names it.
 
     If onecycle's source code has changed since, the run is resumed only with `allow_code_changes`. The change is then
     recorded, and the result may have other bits.
@@ -96,7 +103,9 @@ def resume(
         Interrupted: on SIGINT or SIGTERM. Another `resume` then continues the run.
     """
     with watched() as interruption, process_group.init() as group:
-        return _resume(path, console, config, interruption, group, allow_code_changes=allow_code_changes)
+        return _resume(
+            path, console, config, interruption, group, network=network, allow_code_changes=allow_code_changes
+        )
 
 
 def _resume(
@@ -106,11 +115,13 @@ def _resume(
     interruption: Interruption,
     group: ProcessGroup,
     *,
+    network: str | None,
     allow_code_changes: bool = False,
 ) -> RunFolder:
     with shared_folder(path, group) as folder:
         original = folder.read_config()
-        config = config or original
+        require_consent(original.network, network, str(folder.path))
+        config = config.resolved_as(original) if config else original
         consistency.require_divisible(config.shards, group.size)
         then = {**original.defining_values(), **environment.recorded_versions(folder)}
         now = {**config.defining_values(), **environment.versions(environment.COMPUTING)}

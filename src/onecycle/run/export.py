@@ -10,12 +10,13 @@ from onecycle.report.model_card import CARD, write_card, write_card_of_included
 from onecycle.storage.run_folder import RunFolder
 
 
-def export_onnx(run: Path | None, out: Path | None = None) -> tuple[Path, float]:
+def export_onnx(run: Path | None, out: Path | None = None, *, network: str | None = None) -> tuple[Path, float]:
     """Export a trained network as ONNX, with a model card, into the folder `out`.
 
     The network is that of the run folder `run`. Without `run`, it is the network that comes with the package. `out` is
     by default `onnx/` in the run folder, or in the current folder without `run`. Returns the path of the file, and the
-    largest difference between the file and the network on 1,000 synthetic images: see `write_onnx`.
+    largest difference between the file and the network on 1,000 synthetic images: see `write_onnx`. `network` names the
+    code of an own network.
 
     Raises:
         InputError: when the run is missing or incomplete, a package is missing, the files exist already, or the
@@ -31,7 +32,7 @@ def export_onnx(run: Path | None, out: Path | None = None) -> tuple[Path, float]
         description = f"{result.recipe} on {result.dataset}, seed {result.seed}, by onecycle"
     else:
         description = "the network for CIFAR-10 that comes with onecycle"
-    predictor = Predictor.load(folder.weights if folder else SHIPPED)
+    predictor = Predictor.load(folder.weights if folder else SHIPPED, network=network)
     file = (out or (folder.path if folder else Path()) / "onnx") / "model.onnx"
     for path in (file, file.parent / CARD):
         if path.exists():

@@ -31,8 +31,10 @@ class Reevaluation(NamedTuple):
     agrees: bool
 
 
-def evaluate_run(path: Path, data: str | None = None) -> Reevaluation:
+def evaluate_run(path: Path, data: str | None = None, *, network: str | None = None) -> Reevaluation:
     """Evaluate a finished run again, from its weights and its data. If the data has moved, `data` is its new location.
+
+    `network` names the code of an own network.
 
     Raises:
         InputError: when there is no such run, or the data differs from the data of the run.
@@ -40,7 +42,7 @@ def evaluate_run(path: Path, data: str | None = None) -> Reevaluation:
     folder = RunFolder.open(path)
     config, recorded = folder.read_config(), folder.read_result()
     plan = _recorded_plan(folder)
-    predictor = Predictor.load(folder.weights, plan)
+    predictor = Predictor.load(folder.weights, plan, network=network)
     dataset = _recorded_data(folder, config, data)
     now = _evaluate(predictor, dataset, batch_size=config.batch_size, tta=config.test_time_augmentation)
     then = recorded.eval_accuracy, recorded.eval_loss, recorded.tta_accuracy
@@ -92,11 +94,12 @@ def _in_words(split: str, accuracy: float, loss: float | None, tta_accuracy: flo
     return ", ".join(parts)
 
 
-def report_run(path: Path, data: str | None = None) -> Path:
+def report_run(path: Path, data: str | None = None, *, network: str | None = None) -> Path:
     """Write the report of a run again from its folder, and return its path.
 
     If a complete run has no interpretation yet (heatmaps, label issues, near-duplicates), first compute one from the
-    weights and the data. If the data has moved, `data` is its new location. The report of an unfinished run shows the
+    weights and the data. If the data has moved, `data` is its new location. `network` names the code of an own network.
+    The report of an unfinished run shows the
     progress of the run.
 
     Raises:
@@ -108,7 +111,7 @@ def report_run(path: Path, data: str | None = None) -> Path:
     if folder.is_complete and not missing and not folder.interpretation.exists():
         try:
             with locked(folder.path):
-                predictor = Predictor.load(folder.weights, _recorded_plan(folder))
+                predictor = Predictor.load(folder.weights, _recorded_plan(folder), network=network)
                 interpret_run(folder, predictor, _recorded_data(folder, folder.read_config(), data))
         except OnecycleError as error:
             raise InputError(f"{write_report(folder)} is written without the interpretation: {error}") from error

@@ -9,10 +9,11 @@ import torch
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading
+from onecycle.core.own_network import is_own_network
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular
 from onecycle.data.preprocessing import Preprocessing
-from onecycle.models import Architecture, ModelComposite
+from onecycle.models import Architecture, ModelComposite, OwnNetwork
 from onecycle.predict.predictor import SHIPPED, Predictor, weights_of
 from onecycle.storage.checkpoint import MOST_TENSOR_BYTES
 
@@ -42,6 +43,8 @@ def _path(init: str) -> Path:
     if init == SHIPPED_NAME:
         return SHIPPED
     path = Path(init).expanduser()
+    if not path.exists():
+        raise InputError(f"--init: there is no run folder or weights file {init}; check the name")
     return weights_of(path) if path.is_dir() else path
 
 
@@ -61,7 +64,8 @@ class InitialWeights:
         """
         if config.init is None:
             return None
-        predictor = Predictor.load(_path(config.init))
+        own = config.network if is_own_network(config.network) else None
+        predictor = Predictor.load(_path(config.init), network=own)
         theirs, ours = predictor.architecture, Architecture.of(config)
         if theirs != ours:
             same = next((name for name, recipe in RECIPES.items() if Architecture.of(recipe) == theirs), None)
@@ -80,14 +84,14 @@ class InitialWeights:
         theirs = self.predictor.preprocessing
         return replace(theirs, input_size=of_data.input_size, gray=theirs.gray or of_data.gray)
 
-    def load_into(self, model: ModelComposite, classes: tuple[str, ...]) -> str:
+    def load_into(self, model: ModelComposite, classes: tuple[str, ...], own: OwnNetwork | None) -> str:
         """Copy the weights into `model`, a network for `classes`. Returns a line that says what was loaded.
 
         The head stays new if the classes differ. If they are in another order, its rows are put into this order.
         """
         theirs, tensors = self.predictor, dict(self.predictor.model.state_dict())
         size = theirs.preprocessing.input_size
-        head = theirs.architecture.head(len(theirs.classes), size) if theirs.classes != classes else set()
+        head = theirs.architecture.head(len(theirs.classes), size, own) if theirs.classes != classes else set()
         what = "all weights"
         if head and set(theirs.classes) == set(classes):
             order = torch.tensor([theirs.classes.index(name) for name in classes])

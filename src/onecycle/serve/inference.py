@@ -19,7 +19,10 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A prediction and, if requested, the heatmap `[h,w]` of the most likely class, with values from 0 to 1."""
+    """A prediction and, if requested, the heatmap `[h,w]` of the most likely class, with values from 0 to 1.
+
+    A network that does not define `features` has no heatmaps.
+    """
 
     prediction: Prediction
     heatmap: NDArray[np.float32] | None
@@ -37,9 +40,13 @@ class Inference:
         images = torch.from_numpy(np.stack([question.image for question in questions]))
         normalized = predictor.preprocessing.normalize(images.to(predictor.plan.device))
         with torch.no_grad(), predictor.plan.autocast():
-            features = self._prepared.features(normalized)
-            probabilities = self._prepared.classify(features).float().softmax(dim=1)  # [B,C]
-        explained = [place for place, question in enumerate(questions) if question.explain]
+            if has_features := self._prepared.has_features:
+                features = self._prepared.features(normalized)
+                logits = self._prepared.classify(features)
+            else:
+                logits = self._prepared(normalized)
+            probabilities = logits.float().softmax(dim=1)  # [B,C]
+        explained = [place for place, question in enumerate(questions) if question.explain and has_features]
         heatmaps: dict[int, NDArray[np.float32]] = {}
         if explained:
             most_likely = probabilities[explained].argmax(dim=1)

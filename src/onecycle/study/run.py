@@ -49,7 +49,7 @@ class StudyRun:
         with _limit_cores(self.cores):
             if folder.has_checkpoint:
                 self._require_same()
-                experiment.resume(folder.path, console)
+                experiment.resume(folder.path, console, network=self.config.network)
                 return
             if folder.path.exists():
                 with locked(folder.path):

@@ -17,6 +17,7 @@ from onecycle.core.config import Config, FromData
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
+from onecycle.core.own_network import require_consent
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular
 from onecycle.core.signals import Interrupted
@@ -177,13 +178,18 @@ def _find_stopped(study: Study, name: str) -> Path | None:
     return None
 
 
-def resume(path: Path, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE) -> None:
-    """Carry out the remaining runs of the study in `path`.
+def resume(
+    path: Path, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE, *, network: str | None = None
+) -> None:
+    """Carry out the remaining runs of the study in `path`. `network` is the own network whose code may be imported.
 
     Raises:
         OnecycleError: when there is no such study. Also when a run failed, after all runs have ended.
     """
-    _run(path, _read(path), console, engine)
+    study = _read(path)
+    for _, config in study.runs():
+        require_consent(config.network, network, str(path))
+    _run(path, study, console, engine)
 
 
 def _read(path: Path) -> Study:

@@ -88,6 +88,10 @@ function showVersions(card, image, file) {
   const pixels = card.querySelector(".pixels");
   pixels.alt = `${image.file} in ${size}×${size} pixels`;
   const heatmap = card.querySelector(".heatmap");
+  if (!image.explanation) { // a network of the user's own may have no heatmaps
+    for (const version of [pixels, heatmap]) version.closest("figure").remove();
+    return;
+  }
   heatmap.setAttribute("aria-label", `Heatmap of ${image.predictions[0].class_name}`);
   pixels.addEventListener("load", () => drawHeatmap(heatmap, pixels, image.explanation.heatmap), { once: true });
   pixels.src = `data:image/png;base64,${image.explanation.pixels}`;
