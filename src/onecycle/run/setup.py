@@ -21,9 +21,7 @@ IMBALANCE = 2  # classes are imbalanced if the largest is at least this many tim
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
-    """Print the data, with its layout, sets and classes and what is left out of it, the values that were fitted to it, and
-    the compute plan.
-    """
+    """Print the data and what is left out of it, the values that were fitted to it, and the compute plan."""
     dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)
