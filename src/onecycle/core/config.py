@@ -67,10 +67,10 @@ class DataConfig(_Group):
     """cifar10, cifar100, mnist, fashion-mnist, digits, auto (cifar10 if available, else digits), or a path."""
 
     coarse: bool = False
-    """Use the 20 coarse classes of CIFAR-100, not the 100 fine ones."""
+    """Use the 20 coarse classes of CIFAR-100."""
 
     labels: str | None = None
-    """CSV file with the file and the label of each image; none reads the folders."""
+    """CSV file with the label of each image; none reads the folders."""
 
     size: int = 32
     """Height and width to which images are resized."""
@@ -157,7 +157,7 @@ class NetworkConfig(_Group):
     """custom_resnet, whitened_convnet, or your own: module:function or file.py:function."""
 
     init: str | None = None
-    """Start from trained weights: a run folder, a weights file, or shipped."""
+    """Start from the weights of a run, of a file, or shipped."""
 
     test_time_augmentation: bool = False
     """Also evaluate with test-time augmentation."""
