@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from reported_runs import NAMES_OF_FILES
 from rich.console import Console
 from shared import made_once
 
@@ -13,7 +14,6 @@ from onecycle.core.recipes import QUICK
 from onecycle.run import experiment
 from onecycle.storage.run_folder import RunFolder
 
-NAMES_OF_FILES = ("=1+1.png", "<b>&amp;.png")
 SMALL = replace(QUICK, widths=(8, 8, 8), data="digits", limit=300, epochs=2, batch_size=50)
 
 

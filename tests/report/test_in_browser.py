@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
+from reported_runs import change_classes
 
 from onecycle import report
 from onecycle.storage.run_folder import RunFolder
@@ -17,6 +18,9 @@ VIEWPORTS = [
     for name, size in (("desktop", DESKTOP), ("phone", PHONE))
     for scheme in ("light", "dark")
 ]
+# The names of the tables and plots that are wider than their place, so that one has to move them.
+CUT_OFF = """[...document.querySelectorAll(".wide")]
+    .filter((part) => part.scrollWidth > part.clientWidth).map((part) => part.ariaLabel)"""
 Open = Callable[..., Page]
 
 
@@ -58,6 +62,29 @@ def test_axe_finds_nothing_wrong_and_nothing_is_cut_off(
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat", "dog"],
+        ["benign nevus of the upper back, dermoscopic", "malignant melanoma of the upper back, dermoscopic"],
+        [f"{number} Fahrzeugidentifikationsnummer" for number in range(10)],
+        [f"species {number}" for number in range(100)],
+    ],
+    ids=["two", "two long names", "ten long names", "a hundred"],
+)
+def test_tables_and_plots_of_any_number_of_classes_fit_the_screen(
+    copy_of: RunFolder, opened: Open, names: list[str]
+) -> None:
+    change_classes(copy_of, names)
+    page = opened(report.write(copy_of))
+    for details in page.locator("summary").all():
+        details.click()
+    for width in (1280, 390, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CUT_OFF) == [], f"{width} pixels"
 
 
 def visible_pairs(page: Page) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import NAMES_OF_FILES
 from numpy.typing import NDArray
+from reported_runs import NAMES_OF_FILES
 
 from onecycle import report
 from onecycle.cli import main

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reported_runs import change_classes
 
 from onecycle import report
 from onecycle.cli import main
 from onecycle.core.errors import InputError
 from onecycle.core.statistics import accuracy_interval
+from onecycle.report.page import Page, counted
+from onecycle.report.templating import file_name
 from onecycle.storage.records import Interpretation
 from onecycle.storage.run_folder import RunFolder
 
@@ -149,17 +152,47 @@ def test_long_class_names_do_not_fill_the_page(copy_of: RunFolder) -> None:
 
 
 def test_a_confusion_matrix_of_a_hundred_classes_is_a_plot(copy_of: RunFolder) -> None:
-    arrays = copy_of.read_arrays(copy_of.predictions)
-    logits = np.pad(arrays["logits"], ((0, 0), (0, 90)), constant_values=-20)
-    copy_of.write_arrays(copy_of.predictions, logits=logits, labels=arrays["labels"])
-    misclassified = copy_of.read_arrays(copy_of.misclassified)
-    of_hundred = {
-        "classes": np.array([f"c{n}" for n in range(100)]),
-        "probabilities": np.pad(misclassified["probabilities"], ((0, 0), (0, 90))),
-    }
-    copy_of.write_arrays(copy_of.misclassified, **{**misclassified, **of_hundred})
+    change_classes(copy_of, [f"c{n}" for n in range(100)])
     page = report.write(copy_of).read_text()
-    assert 'class="matrix"' not in page and "predicted as c" in page
+    assert 'class="matrix' not in page and "predicted as c" in page
+
+
+def test_of_a_hundred_classes_the_worst_are_shown_and_the_others_folded(copy_of: RunFolder) -> None:
+    change_classes(copy_of, [f"c{n}" for n in range(100)])
+    shown, folded = Page(copy_of).class_rows()
+    recalls = [found.recall for _, found, _ in (*shown, *folded)]
+    assert (len(shown), len(folded)) == (10, 90)
+    known = [recall for recall in recalls if recall is not None]
+    assert known == sorted(known) and set(recalls[len(known) :]) == {None}, "classes without images come last"
+    words = text_of(report.write(copy_of))
+    assert "The 10 of 100 classes with the lowest recall:" in words
+    assert words.index("The other 90 classes") < words.index("Confusion matrix")
+
+
+@pytest.mark.parametrize("count", [2, 10, 20])
+def test_few_classes_have_the_order_of_the_confusion_matrix(copy_of: RunFolder, count: int) -> None:
+    names = [f"c{n}" for n in range(count)]
+    change_classes(copy_of, names)
+    shown, folded = Page(copy_of).class_rows()
+    assert [name for name, _, _ in shown] == names and not folded
+    assert "The other" not in text_of(report.write(copy_of))
+
+
+@pytest.mark.parametrize(
+    ("name", "html"),
+    [
+        ("test/cat/IMG_1.jpg", "test/<wbr>cat/<wbr>IMG_<wbr>1.<wbr>jpg"),
+        ("a&b/<i>.png", "a&amp;b/<wbr>&lt;i&gt;.<wbr>png"),
+        ("x" * 100, f'<span title="{"x" * 100}">{"x" * 31}…{"x" * 32}</span>'),
+    ],
+)
+def test_file_names_below_images_are_escaped_breakable_and_short(name: str, html: str) -> None:
+    assert file_name(name) == html
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 epoch"), (2, "2 epochs"), (2000, "2,000 epochs")])
+def test_a_noun_is_in_the_plural_unless_there_is_one(count: int, words: str) -> None:
+    assert counted(count, "epoch") == words
 
 
 def test_a_refused_resume_keeps_the_page_that_says_how_to_resume(copy_of: RunFolder, tmp_path: Path) -> None:

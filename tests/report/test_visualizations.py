@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from onecycle.core.metrics import calibration
+from onecycle.core.metrics import Calibration, calibration
 from onecycle.report.visualizations import (
     accuracy_curves,
     augmentations,
@@ -144,6 +144,10 @@ def test_a_best_epoch_that_is_the_last_is_marked_so() -> None:
     assert "best epoch: 3, the last" in texts(accuracy_curves(history(0.5, 0.8, 0.9)))
 
 
+def test_a_best_epoch_that_equals_the_last_is_not_called_another_result() -> None:
+    assert "best epoch: 2, 100.0 %" in texts(accuracy_curves(history(0.5, 1, 1)))
+
+
 def test_accuracy_names_the_split_it_was_evaluated_on() -> None:
     written = texts(accuracy_curves(history(0.5, 0.8), evaluated_on="validation"))
     assert "validation 80.0 %" in written
@@ -172,7 +176,7 @@ def test_loss_is_drawn_for_both_splits() -> None:
 )
 def test_losses_of_different_criteria_are_said_to_be_incomparable(criterion: dict[str, Any], named: str) -> None:
     figure = loss_curves(history(0.5, 0.8), evaluated_on="validation", **criterion)
-    assert f"Not comparable: only the training loss has {named}." in texts(figure)
+    assert f"Not comparable: training has {named}." in texts(figure)
     assert "Loss by epoch: 1.250 at the last (validation)" in texts(figure)
     assert not overlapping_texts(figure) and not texts_outside(figure)
     assert not any("comparable" in text for text in texts(loss_curves(history(0.5, 0.8))))
@@ -200,6 +204,24 @@ def test_no_text_of_the_curves_overlaps_or_is_cut_off(epochs: int) -> None:
         assert not texts_outside(figure)
 
 
+@pytest.mark.parametrize(
+    "accuracies",
+    [(0.0, 0.0, 0.0), (0.5, 0.02, 0.0), (0.9, 1.0, 1.0), (1.0,), (0.01, 0.013, 0.009), (0.2, 0.9, 0.8)],
+    ids=["none", "falling to none", "all", "all at once", "chance of a hundred classes", "best in the middle"],
+)
+def test_no_text_lies_over_a_curve_and_no_tick_is_impossible(accuracies: tuple[float, ...]) -> None:
+    figure = accuracy_curves([replace(record, train_accuracy=record.eval_accuracy) for record in history(*accuracies)])
+    assert not overlapping_texts(figure) and not texts_outside(figure)
+    axes = figure.axes[0]
+    assert all(0 <= tick <= 100 for tick in axes.get_yticks())
+    for line in axes.lines:
+        if line.get_linestyle() == "-":
+            along = np.linspace(0, len(accuracies) - 1, 500)
+            data = [np.interp(along, range(len(line.get_xdata())), values) for values in line.get_data()]
+            points = axes.transData.transform(np.column_stack(data))
+            assert not any(text.get_window_extent().count_contains(points) for text in axes.texts)
+
+
 def test_the_schedule_peaks_at_the_end_of_its_epoch_and_ends_at_its_minimum() -> None:
     figure = learning_rate_curve(lr_min=0.0004, lr_max=0.01, total_steps=2352, peak_step=489, steps_per_epoch=98)
     curve = next(line for line in figure.axes[0].lines if len(line.get_xdata()) == 2352)
@@ -220,7 +242,7 @@ def test_a_peak_inside_an_epoch_is_given_as_a_fraction_of_epochs() -> None:
 def test_a_learning_rate_that_only_falls_is_not_called_a_cycle() -> None:
     figure = learning_rate_curve(lr_min=0, lr_max=0.215, total_steps=200, peak_step=0, steps_per_epoch=50)
     assert "LR max 0.215 at the first step" in texts(figure)
-    assert figure.axes[0].get_title(loc="left") == "Learning rate by epoch: straight from 0.215 to 0"
+    assert figure.axes[0].get_title(loc="left") == "Learning rate: straight from 0.215 to 0"
     assert not overlapping_texts(figure)
     assert not texts_outside(figure)
 
@@ -399,6 +421,35 @@ def test_no_text_of_a_reliability_diagram_overlaps_or_is_cut_off(images: int) ->
     assert not texts_outside(figure)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("share", [0, 0.5, 1], ids=["all wrong", "half right", "all right"])
+def test_nothing_lies_over_the_bars_of_a_reliability_diagram(classes: int, share: float) -> None:
+    """Not even if a network is right at the lowest confidence, so that there are bars at the left."""
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.full(classes, 3), 3000)
+    is_right = generator.random(3000) < share
+    labels = np.where(is_right, probabilities.argmax(axis=1), probabilities.argmin(axis=1))
+    figure = reliability_diagram(calibration(probabilities, labels))
+    assert not overlapping_texts(figure) and not texts_outside(figure)
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    boxes = [legend.get_window_extent(), *(text.get_window_extent() for text in axes.texts)]
+    bars = [patch.get_window_extent() for patch in axes.patches]
+    assert bars and not any(bar.y1 - 1 > box.y0 and box.overlaps(bar) for bar in bars for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [(999, "999"), (1000, "1.0k"), (9949, "9.9k"), (9950, "10k"), (123_456, "123k"), (1_000_000, "1.0M")],
+)
+def test_the_number_above_a_bar_is_short(count: int, written: str) -> None:
+    found = Calibration(
+        counts=np.array([0, count]), confidences=np.array([0, 0.7]), accuracies=np.array([0, 0.5]), error=0.2
+    )
+    assert written in texts(reliability_diagram(found))
+
+
 def test_each_compared_run_has_its_name_at_its_last_epoch() -> None:
     figure = compared_accuracies({"A": history(0.9, 0.92), "B": history(0.9, 0.91, 0.93)})
     assert {"A", "B", "Accuracy by epoch (test)"} <= set(texts(figure))
@@ -459,7 +510,7 @@ def test_equal_records_give_equal_files(tmp_path: Path) -> None:
 def test_a_saved_plot_holds_no_version_and_leaves_no_other_file(tmp_path: Path) -> None:
     save_png(loss_curves(history(0.5, 0.8)), tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
-        assert image.size == (1200, 675)
+        assert image.size == (900, 600)
         assert "Software" not in image.info
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 

@@ -1,7 +1,7 @@
 """The numbers and curves of a report, collected from the run folder."""
 
+import math
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from onecycle.storage.run_folder import RunFolder
 from onecycle.train.scheduler import peak_step
 
 MOST_IN_MATRIX = 20  # with more classes, the report shows the confusion matrix as a plot instead of a table
+WORST_CLASSES = 10  # with more than `MOST_IN_MATRIX` classes, the report shows these, and folds the others
 CONFUSIONS = 10  # number of confusions listed, most frequent first
 _NAMES = {"cifar10": "CIFAR-10", "digits": "the embedded digits"}
 _PERCENT = "\N{NO-BREAK SPACE}%"
@@ -41,7 +42,16 @@ def shortened(name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
+    return counted(round(seconds), "second") if seconds < 100 else f"{seconds / 60:.1f} minutes"
+
+
+def counted(count: int, noun: str) -> str:
+    """`count` and the noun, such as "1 epoch" or "2,000 epochs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+ClassRow = tuple[str, metrics.ClassMetrics, str]
+"""The name of a class, its metrics, and the confidence interval of its recall as text."""
 
 
 class Page:
@@ -212,8 +222,28 @@ class Page:
         pairs = [divmod(int(place), len(self.classes)) for place in order]
         return [(self.classes[t], self.classes[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
-    def class_rows(self) -> Iterator[tuple[str, metrics.ClassMetrics, str]]:
-        """For each class: its name, its metrics, and the confidence interval of its recall as text."""
-        for name, found in zip(self.classes, metrics.class_metrics(self.counts), strict=True):
-            low, high = accuracy_interval(found.correct, found.images) if found.images else (None, None)
-            yield name, found, f"{percent(low, 1)} to {percent(high, 1)}" if found.images else "–"
+    def class_rows(self) -> tuple[list[ClassRow], list[ClassRow]]:
+        """The rows of the classes that the report shows, and of those that it folds.
+
+        Many classes are sorted: those with the lowest recall first, then with the lowest F1.
+        """
+        rows = [
+            (name, found, self._interval_of(found))
+            for name, found in zip(self.classes, metrics.class_metrics(self.counts), strict=True)
+        ]
+        if len(rows) <= MOST_IN_MATRIX:
+            return rows, []
+
+        def rank(row: ClassRow) -> tuple[float, float]:
+            recall, f1 = row[1].recall, row[1].f1
+            return (math.inf if recall is None else recall), f1 or 0  # a class without images is last
+
+        rows.sort(key=rank)
+        return rows[:WORST_CLASSES], rows[WORST_CLASSES:]
+
+    @staticmethod
+    def _interval_of(found: metrics.ClassMetrics) -> str:
+        if not found.images:
+            return "–"
+        low, high = accuracy_interval(found.correct, found.images)
+        return f"{100 * low:.1f} to {percent(high, 1)}"

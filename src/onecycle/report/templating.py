@@ -1,10 +1,23 @@
 """Render the templates of reports and model cards."""
 
 import json
+import re
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
-from onecycle.report.page import dataset_name, duration, percent
+from onecycle.report.page import counted, dataset_name, duration, percent
+
+_LONGEST_FILE_NAME = 64  # characters below an image
+_BREAKS = re.compile(r"(?<=[/_.:-])(?=[^/_.:-])")
+
+
+def file_name(name: str) -> Markup:
+    """A file name as HTML, which may be broken after each of its parts. A long name is shortened in the middle."""
+    half = _LONGEST_FILE_NAME // 2
+    short = name if len(name) <= _LONGEST_FILE_NAME else f"{name[: half - 1]}…{name[-half:]}"
+    breakable = Markup("<wbr>").join(_BREAKS.split(short))
+    return Markup('<span title="{}">{}</span>').format(name, breakable) if short != name else breakable
 
 
 def render(template: str, **values: object) -> str:
@@ -20,6 +33,8 @@ def render(template: str, **values: object) -> str:
     environment.filters |= {
         "percent": percent,
         "duration": duration,
+        "counted": counted,
+        "file_name": file_name,
         "dataset_name": dataset_name,
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),  # a JSON string is also a YAML string
     }

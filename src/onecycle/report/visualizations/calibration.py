@@ -11,9 +11,10 @@ from onecycle.report.visualizations.style import BLUE, GREY, SMALL, VERMILLION, 
 def reliability_diagram(found: Calibration) -> Figure:
     """A bar chart of the accuracy in each confidence bin, with the diagonal of perfect calibration.
 
-    A line marks the mean confidence of each bin. A number above each bar is the number of images in the bin.
+    A line marks the mean confidence of each bin. A number above each bar is the number of images in the bin, such as
+    950, 1.2k or 35k.
     """
-    figure, axes = chart()
+    figure, axes = chart(top=0.75)
     bins = len(found.counts)
     edges = 100 * np.arange(bins) / bins
     filled = found.counts > 0
@@ -30,7 +31,7 @@ def reliability_diagram(found: Calibration) -> Figure:
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     for left, accuracy, count in zip(edges[filled], 100 * found.accuracies[filled], found.counts[filled], strict=True):
         axes.annotate(
-            f"{count:,}",
+            _in_short(int(count)),
             (left + 50 / bins, max(accuracy, left + 100 / bins)),
             xytext=(0, 4),
             textcoords="offset points",
@@ -43,6 +44,15 @@ def reliability_diagram(found: Calibration) -> Figure:
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("confidence: the probability of the predicted class (%)")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(f"Calibration: expected calibration error {100 * found.error:.1f} points")
-    axes.legend(loc="upper left", labelcolor=GREY, bbox_to_anchor=(0.01, 0.97))
+    axes.set_title(f"Calibration: expected calibration error {100 * found.error:.1f} points", pad=26)
+    # Above the axes: anywhere inside, some network has a bar.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.3, borderpad=0, labelcolor=GREY)
     return figure
+
+
+def _in_short(count: int) -> str:
+    """`count` in at most four letters, which are not wider than a bar."""
+    for size, unit in ((10**6, "M"), (10**3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.1f}{unit}" if count < 9.95 * size else f"{count / size:.0f}{unit}"
+    return str(count)

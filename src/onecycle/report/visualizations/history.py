@@ -27,6 +27,7 @@ from onecycle.report.visualizations.style import (
 from onecycle.storage.records import History
 
 _NAME_INCHES = 2.0  # maximum width of a run's name
+_BEST_GAP = 0.07  # inches between the line of the best epoch and its label
 
 
 class _Line(NamedTuple):
@@ -57,6 +58,7 @@ def accuracy_curves(
         _Line(train, f"train {train[-1]:.1f} %", VERMILLION),
         _Line(evaluated, f"{evaluated_on} {evaluated[-1]:.1f} %", BLUE),
         limits=_limits(np.array([*train, *evaluated, *([] if level is None else [level])]), smallest=10, top=101),
+        highest_tick=100,
     )
     axes.set_title(f"Accuracy by epoch: {evaluated[-1]:.1f} % at the last ({evaluated_on})")
     axes.set_ylabel("accuracy (%)")
@@ -102,7 +104,7 @@ def loss_curves(
     axes.set_ylabel("loss (mean over samples)")
     if criterion:
         axes.annotate(
-            f"Not comparable: only the training loss has {criterion}.",
+            f"Not comparable: training has {criterion}.",
             (0, 1),
             xycoords="axes fraction",
             xytext=(0, 6),
@@ -130,7 +132,7 @@ def compared_accuracies(histories: Mapping[str, History], *, evaluated_on: str =
     ]
     longest = max(histories.values(), key=len)
     values = np.concatenate([line.values for line in lines])
-    figure, axes = _draw(longest, *lines, limits=_limits(values, smallest=10, top=101))
+    figure, axes = _draw(longest, *lines, limits=_limits(values, smallest=10, top=101), highest_tick=100)
     axes.set_title(f"Accuracy by epoch ({evaluated_on})")
     axes.set_ylabel("accuracy (%)")
     return figure
@@ -142,19 +144,24 @@ def _check(history: History) -> None:
 
 
 def _limits(values: NDArray[np.float64], *, smallest: float, top: float) -> tuple[float, float]:
-    """The limits of the vertical axis: the range of the finite `values` with a margin, cut off at zero and at `top`."""
+    """The limits of the vertical axis: the range of the finite `values` with a margin, cut off at `top`."""
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, smallest)
     margin = 0.08 * max(high - low, smallest)
     # Leave more space below, for the label of the best epoch.
-    return max(low - 1.5 * margin, 0), min(high + margin, top)
+    return low - 1.5 * margin, min(high + margin, top)
 
 
-def _draw(history: History, *lines: _Line, limits: tuple[float, float]) -> tuple[Figure, Axes]:
+def _draw(
+    history: History, *lines: _Line, limits: tuple[float, float], highest_tick: float = np.inf
+) -> tuple[Figure, Axes]:
     widest = max(text_inches(line.label, bold=True) for line in lines)
     figure, axes = chart(right=widest + 0.25)
     epochs = [record.epoch for record in history]
     show_epochs(axes, epochs[0], epochs[-1])
+    axes.set_ylim(limits)
+    # The margins may reach values that cannot occur, such as more than 100 %.
+    axes.set_yticks([tick for tick in axes.get_yticks() if max(limits[0], 0) <= tick <= min(limits[1], highest_tick)])
     axes.set_ylim(limits)
     for line in lines:
         along = epochs[: len(line.values)]
@@ -187,15 +194,18 @@ def _mark_best(axes: Axes, history: History, evaluated: NDArray[np.float64]) -> 
     if best == len(history) - 1:
         text = f"best epoch: {epoch}, the last"
     else:
-        text = f"best epoch: {epoch}, {value:.1f} % (not the result)"
-    first, last = axes.get_xlim()
-    on_the_left = epoch - first > (last - first) / 2
+        text = f"best epoch: {epoch}, {value:.1f} %{'' if value == evaluated[-1] else ' (not the result)'}"
+    (first, last), width = axes.get_xlim(), axes_inches(axes)[0]
+    begins = (epoch - first) / (last - first) * width + _BEST_GAP
+    needed = text_inches(text, SMALL)
+    if begins + needed > width:  # to the left of the line, or across it if there is no space either
+        begins = max(begins - 2 * _BEST_GAP - needed, _BEST_GAP)
     axes.annotate(
         text,
-        (epoch, bottom),
-        xytext=(-5 if on_the_left else 5, 6),
+        (begins / width, 0),
+        xycoords="axes fraction",
+        xytext=(0, 6),
         textcoords="offset points",
-        ha="right" if on_the_left else "left",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         color=GREY,
         fontsize=SMALL,

@@ -63,7 +63,7 @@ def learning_rate_curve(
     axes.plot(epochs, lrs, color=BLUE, linewidth=2, clip_on=False)
     axes.plot([peak], [lr_max], "o", color=VERMILLION, markersize=8)
     when = f"at the end of epoch {peak:g}" if peak == int(peak) else f"after {peak:.2f} epochs"
-    shape = f"one cycle from {lr_min:.3g} to {lr_max:.3g} and back"
+    shape = f"{lr_min:.3g} to {lr_max:.3g} and back"
     if peak_step == 0:
         when, shape = "at the first step", f"straight from {lr_max:.3g} to {lr_min:.3g}"
     on_the_left = peak > epochs[-1] / 2
@@ -86,7 +86,7 @@ def learning_rate_curve(
         weight="bold",
         annotation_clip=False,
     )
-    axes.set_title(f"Learning rate by epoch: {shape}")
+    axes.set_title(f"Learning rate: {shape}")
     axes.set_xlabel("epochs completed")
     axes.set_ylabel("learning rate")
     return figure
@@ -121,7 +121,7 @@ def lr_finder_curve(curve: LRCurve) -> Figure:
     _mark_others(axes, others, _heights(others, lrs, smoothed, high), row)
 
     _name_decades(axes)
-    axes.set_title(f"Learning rate finder: from {curve.lr_min:.3g} to {curve.lr_max:.3g}", pad=30)
+    axes.set_title(f"LR finder: {curve.lr_min:.3g} to {curve.lr_max:.3g}", pad=30)
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1 + 30 / 72 / axes_inches(axes)[1]),

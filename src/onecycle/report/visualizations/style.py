@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
 
 from onecycle.core.files import replacing
 from onecycle.report.visualizations.fonts import FONT, fallbacks
@@ -25,9 +26,9 @@ BLUE, VERMILLION = "#0072B2", "#D55E00"
 PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # for lines and their labels, on white
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
-FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 12.0
+FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 11.0
 LINE_INCHES = 0.18  # the height of a line of text at FONT_SIZE
-DPI = 150  # a plot of 8 inches is 1200 pixels wide; a README shows it about 900 pixels wide
+DPI = 150  # a chart is 900 pixels wide, as wide as a README shows it
 
 _STYLE = {
     "figure.dpi": DPI,
@@ -110,9 +111,13 @@ def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom
 
 
 def chart(*, right: float = 0.3, top: float = 0.5) -> tuple[Figure, Axes]:
-    """A figure of 8 by 4.5 inches with axes for a line plot. `right` and `top` are margins in inches."""
-    figure = Figure(figsize=(8, 4.5))
-    axes = axes_inside(figure, left=0.9, right=right, top=top, bottom=0.6)
+    """A figure of 6 by 4 inches with axes for a line plot. `right` and `top` are margins in inches.
+
+    It is so narrow that its text can be read when a phone's screen is as wide as the figure.
+    """
+    figure = Figure(figsize=(6, 4))
+    axes = axes_inside(figure, left=0.8, right=right, top=top, bottom=0.6)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # steps of 2.5 need one more digit
     axes.grid(axis="y")
     return figure, axes
 
