@@ -10,6 +10,7 @@ import pickle
 import platform
 import shutil
 import signal
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,6 +42,16 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 )
 
 _DATA = os.environ.get("ONECYCLE_DATA")
+
+
+@pytest.fixture(scope="module")
+def timm_stand_in() -> Iterator[None]:
+    """Import the stand-in for timm, whose tiny network is the backbone `timm:tiny`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent / "stand_ins")
+        patch.delitem(sys.modules, "timm", raising=False)
+        yield
+        sys.modules.pop("timm", None)
 
 
 @pytest.fixture(scope="session")

@@ -347,6 +347,30 @@ def test_ones_own_images_are_trained_on_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_transfer_measures_accuracy_and_time_and_goes_on(tmp_path: Path) -> None:
+    photos, rng = tmp_path / "photos", np.random.default_rng(0)
+    for channel, name in ((0, "red"), (2, "blue")):
+        (photos / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(0, 128, (20, 20, 3), dtype=np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(photos / name / f"{number}.png")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(photos, "photos")
+    variant = "--recipe quick --widths 8 8 8 --batch-size 4 --epochs 2 --no-report"
+    command = ["transfer", "--signs", tmp_path / "photos.tar", "--each", "4", "--test", "3", "--no-cats-and-dogs"]
+    command += ["--variants", variant, "--out", tmp_path / "transfer.json"]
+    for seeds in ("1", "2"):
+        done = run(*command, "--seeds", seeds)  # type: ignore[arg-type]
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("signs 4") == 1, "only the missing run"
+    record = json.loads((tmp_path / "transfer.json").read_text())
+    (found,) = record["summary"].values()
+    assert len(found["accuracies"]) == 2
+    assert all((each["train_images"], each["eval_images"]) == (8, 6) for each in record["runs"].values())
+
+
+@pytest.mark.long
 def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "on_ray.json"
     study = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --epochs 40 --device cpu"

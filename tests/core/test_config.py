@@ -74,6 +74,23 @@ def test_wrong_values_of_options_of_the_other_recipes_are_refused(field: str, va
         dataclasses.replace(RECIPES["quick"], **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("widths", (8, 8, 8), "(64, 256, 256) with a pretrained network"),
+        ("optimizer", "muon", "adam with a pretrained network"),
+        ("bias_lr_scale", 2.0, "1 with adam"),
+    ],
+)
+def test_options_of_other_networks_are_refused_with_a_pretrained_one(field: str, value: object, allowed: str) -> None:
+    message = f"--{field.replace('_', '-')} is {value!r}; it must be {allowed}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        dataclasses.replace(RECIPES["transfer"], **{field: value})
+    assert (
+        dataclasses.replace(RECIPES["transfer"], backbone="timm:resnet18.a1_in1k").backbone == "timm:resnet18.a1_in1k"
+    )
+
+
 def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         BASELINE.epochs = 3  # type: ignore[misc]
@@ -85,7 +102,7 @@ def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("recipe", "fastest", "one of baseline, quick, fast"),
+        ("recipe", "fastest", "one of baseline, quick, fast, transfer"),
         ("device", "tpu", "one of auto, cpu, cuda, mps"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
         ("epochs", 0, "at least 1"),
@@ -104,8 +121,13 @@ def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
         *(("lr_max", value, "a positive number") for value in (0.0, -0.1, math.nan, math.inf, -math.inf)),
         *(("lr_min", value, "a number of at least 0") for value in (-0.1, math.nan, math.inf, -math.inf)),
         *(("peak_fraction", value, "from 0 to below 1") for value in (1.0, -0.2, 1.5, math.nan, math.inf)),
-        ("network", "resnet50", "custom_resnet, whitened_convnet, or your own as module:function"),
-        ("network", ":function", "custom_resnet, whitened_convnet, or your own as module:function"),
+        ("network", "resnet50", "custom_resnet, whitened_convnet, pretrained, or your own as module:function"),
+        ("network", ":function", "custom_resnet, whitened_convnet, pretrained, or your own as module:function"),
+        ("backbone", "timm:resnet18", "efficientnet_lite0 with a network that is not pretrained"),
+        *(
+            ("backbone", name, "efficientnet_lite0, or timm:NAME for a network of timm")
+            for name in ("", "timm:", "timm:a/b")
+        ),
         ("sizes", (24, 28), "() with the custom ResNet"),
         ("sizes", (24.5,), "whole numbers"),
         ("from_data", ("seed",), "a list, and each part one of batch_size, epochs, sizes"),

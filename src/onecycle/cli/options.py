@@ -16,6 +16,7 @@ from onecycle.core.config import (
     OpenConfig,
     OptimizationConfig,
     OutputConfig,
+    PretrainedNetworkConfig,
     TrainingConfig,
     WhitenedNetworkConfig,
 )
@@ -32,13 +33,14 @@ _GROUPS = {
             "Compute",
             "Output",
             "Optimization",
+            "Pretrained network",
             "Whitened network",
             "Batched augmentation",
         )
     )
 }
-_RARE = ("Optimization", "Whitened network", "Batched augmentation")
-MORE_OPTIONS = "More options (optimization, whitened network, batched augmentation): --help-all."
+_RARE = ("Optimization", "Pretrained network", "Whitened network", "Batched augmentation")
+MORE_OPTIONS = "More options (optimization, pretrained and whitened network, batched augmentation): --help-all."
 TRAIN_OPTIONS = "All configuration options of `onecycle train` also apply; --help-all lists them."
 
 
@@ -63,6 +65,7 @@ class RunOptions:
     compute: Annotated[ComputeConfig, _panel("Compute")] = ComputeConfig()
     output: Annotated[OutputConfig, _panel("Output")] = OutputConfig()
     optimization: Annotated[OptimizationConfig, _panel("Optimization")] = OptimizationConfig()
+    pretrained_network: Annotated[PretrainedNetworkConfig, _panel("Pretrained network")] = PretrainedNetworkConfig()
     whitened_network: Annotated[WhitenedNetworkConfig, _panel("Whitened network")] = WhitenedNetworkConfig()
     batched_augmentation: Annotated[BatchedAugmentationConfig, _panel("Batched augmentation")] = (
         BatchedAugmentationConfig()

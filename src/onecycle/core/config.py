@@ -1,6 +1,7 @@
 """The configuration of a run, in groups of options. `recipes` defines the named configurations."""
 
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,8 +23,11 @@ MOST_WORKERS = 1024
 MOST_STEPS = 1_000_000  # epochs, and images per step
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
-RecipeName = Literal["baseline", "quick", "fast"]
-IncludedNetwork = Literal["custom_resnet", "whitened_convnet"]
+EFFICIENTNET_LITE0 = "efficientnet_lite0"
+_BACKBONE = re.compile(rf"{EFFICIENTNET_LITE0}|timm:[\w.]+")
+
+RecipeName = Literal["baseline", "quick", "fast", "transfer"]
+IncludedNetwork = Literal["custom_resnet", "whitened_convnet", "pretrained"]
 Activation = Literal["relu", "hardswish"]
 OptimizerName = Literal["adam", "muon", "sgd"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -31,6 +35,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 AugmentationKind = Literal["albumentations", "batched"]
 Flip = Literal["random", "alternating"]
 FromData = Literal["batch_size", "epochs", "sizes"]
+
+
+def is_backbone(name: str) -> bool:
+    """Whether `name` has the form of a backbone's name. A network of timm cannot be a path or an address."""
+    return _BACKBONE.fullmatch(name) is not None
 
 
 # Groups are neither compared nor printed, and creating methods for that would delay the start of every command.
@@ -170,6 +179,20 @@ class NetworkConfig(_Group):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class PretrainedNetworkConfig(_Group):
+    """Options of the pretrained network only."""
+
+    backbone: str = EFFICIENTNET_LITE0
+    """The pretrained backbone: efficientnet_lite0, or timm:NAME for a network of timm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(
+            "backbone", is_backbone(self.backbone), f"{EFFICIENTNET_LITE0}, or timm:NAME for a network of timm"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WhitenedNetworkConfig(_Group):
     """Options of the whitened network only."""
 
@@ -293,6 +316,7 @@ GROUPS = (
     TrainingConfig,
     OptimizationConfig,
     NetworkConfig,
+    PretrainedNetworkConfig,
     WhitenedNetworkConfig,
     AugmentationConfig,
     BatchedAugmentationConfig,
@@ -309,6 +333,7 @@ class Config(  # in reverse order: the fields of the last base class come first 
     BatchedAugmentationConfig,
     AugmentationConfig,
     WhitenedNetworkConfig,
+    PretrainedNetworkConfig,
     NetworkConfig,
     OptimizationConfig,
     TrainingConfig,
@@ -329,9 +354,15 @@ class Config(  # in reverse order: the fields of the last base class come first 
         if self.augmentation == "albumentations":
             self._require_defaults("albumentations", BatchedAugmentationConfig())
         if self.network != "whitened_convnet":
-            name = "the custom ResNet" if self.network == "custom_resnet" else "your own network"
+            name = {"custom_resnet": "the custom ResNet", "pretrained": "a pretrained network"}.get(
+                self.network, "your own network"
+            )
             self._require("optimizer", self.optimizer == "adam", f"adam with {name}")
             self._require_defaults(name, WhitenedNetworkConfig())
+        if self.network == "pretrained":
+            self._require("augmentation", self.augmentation == "batched", "batched with a pretrained network")
+        else:
+            self._require_defaults("a network that is not pretrained", PretrainedNetworkConfig())
         is_last = not self.sizes or self.sizes[-1] == self.size or "sizes" in self.from_data
         self._require("sizes", is_last, f"sizes that end with --size; use --sizes {self.size}, or several")
         if self.optimizer == "adam":

@@ -44,9 +44,24 @@ FAST = replace(
 )
 """94 % on CIFAR-10 with test-time augmentation in 11 epochs. results/studies/fast has the runs."""
 
-RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST}
+TRANSFER = Config(
+    recipe="transfer",
+    network="pretrained",
+    size=160,
+    epochs=20,
+    batch_size=32,
+    augmentation="batched",
+    padding=20,
+    cutout=0,
+    flip="alternating",
+    brightness=0.1,
+    contrast=0.2,
+)
+"""A new head for a network that is pretrained on ImageNet, for a few hundred photographs of one's own."""
 
-MADE_FOR_IMAGES, MADE_FOR_SIZE = 50_000, 32  # the training set of CIFAR-10, for which the recipes were made
+RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST, "transfer": TRANSFER}
+
+MADE_FOR_IMAGES = 50_000  # the training set of CIFAR-10, for which the recipes were made
 SMALLEST_BATCH = 50  # images of each shard; a step on fewer costs little less and teaches less
 SMALLEST_BATCH_OF_LARGE = 16  # images of each shard, where more of these large images would need too much memory
 SMALLEST_LAST_BATCH = 0.25  # of the images of the other batches; the LR finder leaves out a smaller one
@@ -61,8 +76,10 @@ def fitted(config: Config, images: int) -> Config:
 
     - Each time that the images are halved, from `MADE_FOR_IMAGES` on, the batch size is halved, too. Where it would
       fall below `SMALLEST_BATCH`, the epochs are doubled instead, up to `MOST_EPOCHS` times the recipe's.
-    - A batch of images larger than `MADE_FOR_SIZE` has no more pixels than one of the recipe. The sizes are scaled.
+    - A batch of images larger than those of the recipe has no more pixels than one of the recipe. The sizes are scaled.
     - An epoch has two batches or more. The last has at least `SMALLEST_LAST_BATCH` of the images of the others.
+
+    `transfer` was made for a few hundred images, so its epochs stay.
 
     The LR finder takes as many steps as always, but its batches become smaller, too. The number of classes has no
     influence. results/fitted_recipes.json has the measurements.
@@ -70,25 +87,25 @@ def fitted(config: Config, images: int) -> Config:
     recipe = RECIPES[config.recipe]
     batch_size, epochs, sizes = config.batch_size, config.epochs, config.sizes
     if "batch_size" in config.from_data:
-        batch_size = _batch_size(recipe.batch_size, images, config.size, shards=config.shards)
-    if "epochs" in config.from_data:
+        batch_size = _batch_size(recipe, images, config.size, shards=config.shards)
+    if "epochs" in config.from_data and config.network != "pretrained":
         while (
             2 * epochs * images * recipe.batch_size <= recipe.epochs * MADE_FOR_IMAGES * batch_size
             and epochs < MOST_EPOCHS * recipe.epochs
         ):
             epochs *= 2
     if "sizes" in config.from_data:
-        scaled = (round(size * config.size / MADE_FOR_SIZE) for size in recipe.sizes)
+        scaled = (round(size * config.size / recipe.size) for size in recipe.sizes)
         sizes = tuple(size for size in scaled if size >= SMALLEST_SIZE)  # others are too small for the network
     return replace(config, batch_size=batch_size, epochs=epochs, sizes=sizes, from_data=())
 
 
-def _batch_size(own: int, images: int, size: int, *, shards: int) -> int:
-    """The batch size of a recipe with batches of `own` images, for `images` images of `size`×`size` pixels."""
-    batch_size = own
+def _batch_size(recipe: Config, images: int, size: int, *, shards: int) -> int:
+    """The batch size of `recipe` for `images` images of `size`×`size` pixels."""
+    batch_size = own = recipe.batch_size
     while 2 * images * own <= MADE_FOR_IMAGES * batch_size and batch_size // 2 >= SMALLEST_BATCH * shards:
         batch_size //= 2
-    by_pixels = max(SMALLEST_BATCH_OF_LARGE * shards, own * MADE_FOR_SIZE**2 // size**2)
+    by_pixels = max(SMALLEST_BATCH_OF_LARGE * shards, own * recipe.size**2 // size**2)
     batch_size = min(batch_size, by_pixels, -(-images // 2))
     while batch_size < own and 0 < images % batch_size < SMALLEST_LAST_BATCH * batch_size:
         batch_size -= 1
@@ -105,9 +122,10 @@ def explained(asked: Config, config: Config, images: int) -> str | None:
     ]
     if not changes:
         return None
+    made_for = "more images" if config.network == "pretrained" else f"{MADE_FOR_IMAGES:,} images"
     return (
-        f"The values of {config.recipe} are for {MADE_FOR_IMAGES:,} images of {MADE_FOR_SIZE} pixels; for {images:,} "
-        f"of {config.size}, this run takes {', '.join(changes)}"
+        f"The values of {config.recipe} are for {made_for} of {RECIPES[config.recipe].size} pixels; for {images:,} of "
+        f"{config.size}, this run takes {', '.join(changes)}"
     )
 
 

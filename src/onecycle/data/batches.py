@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from onecycle.data import ImageSet
@@ -76,6 +77,7 @@ class Batches:
         self.epochs = epochs
         self.shards = shards
         self.group = group
+        self._device = device
         self._order = Order(len(images), seed=seed if shuffle else None)
         self._source: BatchSource
         if augment:
@@ -119,14 +121,18 @@ class Batches:
         numbers = range(first, len(self) if stop is None else stop)
         drawn = self._source.epoch(epoch, [self._positions(number) for number in numbers])  # uint8 [B,H,W,3], int64 [B]
         for number, (images, labels) in zip(numbers, drawn, strict=True):
-            if self._sizes and len(labels):
-                images = resize(images, self.image_size(epoch * len(self) + number))
-            yield Batch(self.preprocessing.normalize(images), labels)
+            yield Batch(self._inputs(images, epoch * len(self) + number), labels)
             if self._current is not current:  # a later call of `epoch` is using the source
                 raise RuntimeError(
                     f"the iteration over epoch {epoch} was continued after another one had started; "
                     "iterate over one epoch at a time"
                 )
+
+    def _inputs(self, drawn: torch.Tensor, step: int) -> torch.Tensor:
+        """The network's inputs for the images `drawn`, uint8 `[B,H,W,3]`, at the global `step`."""
+        if self._sizes and len(drawn):
+            drawn = resize(drawn, self.image_size(step))
+        return self.preprocessing.normalize(drawn)
 
     def local_shards(self, number: int) -> list[Shard]:
         """The shards of batch `number` (0-based) of an epoch that this process computes."""
@@ -160,6 +166,16 @@ class Batches:
         other = copy.copy(self)
         other.shards = 1
         return other
+
+    def unaugmented(self, indices: NDArray[np.int64]) -> "Batches":
+        """Batches of the images at `indices` `[M]`, in this order and not augmented."""
+        return Batches(
+            self.images.subset(indices),
+            self.preprocessing,
+            batch_size=self.batch_size,
+            device=self._device,
+            group=self.group,
+        )
 
     def preview(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The first `count` images of the first epoch, original and augmented: uint8 `[count,H,W,3]` each."""

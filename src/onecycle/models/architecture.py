@@ -7,10 +7,12 @@ from typing import Annotated, Any, Self, get_args
 
 import torch
 
-from onecycle.core.config import WIDEST, Activation, Config, IncludedNetwork
+from onecycle.core.config import EFFICIENTNET_LITE0, WIDEST, Activation, Config, IncludedNetwork
 from onecycle.core.errors import InputError
 from onecycle.core.own_network import is_own_network
 from onecycle.core.validated import Between, validated
+from onecycle.models import backbones
+from onecycle.models.backbone_classifier import BackboneClassifier
 from onecycle.models.custom_resnet import CustomResNet
 from onecycle.models.model_composite import ModelComposite
 from onecycle.models.own_network import OwnNetwork
@@ -26,6 +28,7 @@ class Architecture:
     network: str = "custom_resnet"  # or "whitened_convnet", or the name of an own network
     widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the whitened network's groups
     activation: Activation = "relu"  # of the whitened network only
+    backbone: str = EFFICIENTNET_LITE0  # of the pretrained network only
     network_sha256: str | None = None  # of the source file of an own network
 
     def __post_init__(self) -> None:
@@ -50,14 +53,15 @@ class Architecture:
             widths=(first, second, third),
             activation=config.activation,
             network_sha256=config.network_sha256,
+            backbone=config.backbone,
         )
 
     def build(self, classes: int, input_size: int, own: OwnNetwork | None = None) -> ModelComposite:
         """Build the network with random weights. Only an own network needs its code, `own`.
 
         Raises:
-            InputError: for fewer than two classes, an input size that is too small, or other code than that of the
-                network.
+            InputError: for fewer than two classes, an input size that is too small, a backbone that cannot be built, or
+                other code than that of the network.
         """
         if self.is_own:
             if own is None:
@@ -68,6 +72,9 @@ class Architecture:
                     f"with {str(self.network_sha256)[:12]}…; restore this code"
                 )
             return own.build(classes, input_size)
+        if self.network == "pretrained":
+            backbone = backbones.build(self.backbone)
+            return BackboneClassifier(backbone.network, backbone.channels, classes)
         if self.network == "custom_resnet":
             return CustomResNet(classes, input_size)
         return WhitenedConvNet(classes, input_size, self.widths, self.activation)

@@ -84,7 +84,7 @@ class RunState:
         self.history.append(record)
         self.last_step = None
         if self._group.size > 1:  # without this check, different weights would show only in the results, or never
-            weights = {f"the network after epoch {record.epoch}": weights_digest(self._experiment.model)}
+            weights = {f"the network after epoch {record.epoch}": weights_digest(self._experiment.trained)}
             consistency.require_consistent(weights, self._group)
             consistency.agree_to_stop(self._group)
         self.save()
@@ -111,7 +111,7 @@ class RunState:
             NonFiniteError: when a weight is not finite; the last checkpoint is kept.
             StorageError: when the checkpoint cannot be written.
         """
-        if not weights_finite(self._experiment.model):
+        if not weights_finite(self._experiment.trained):
             steps = len(self.history) * len(self._experiment.train)
             step = self.last_step.step if self.last_step else steps - 1
             raise NonFiniteError(f"the network after step {step}", "a weight or a running statistic is infinity or NaN")
@@ -127,7 +127,7 @@ class RunState:
         }
         save_checkpoint(
             self._folder.checkpoint,
-            self._experiment.model,
+            self._experiment.trained,
             self._experiment.optimizer,
             progress,
             measured={"margins": self.margins},
@@ -155,7 +155,7 @@ class RunState:
                 self.last_step = StepReport.from_json(saved["last_step"], self._experiment.plan.device)
             self._started -= saved["seconds"]
             self.margins.copy_(checkpoint.measured["margins"])
-            checkpoint.restore(self._experiment.model, self._experiment.optimizer)
+            checkpoint.restore(self._experiment.trained, self._experiment.optimizer)
         if checkpoint.damaged:  # the next save would replace the intact previous checkpoint with this damaged file
             with writing(self._folder.checkpoint):
                 self._folder.checkpoint.unlink(missing_ok=True)

@@ -17,17 +17,28 @@ from onecycle.core.own_network import is_own_network
 from onecycle.core.recipes import fitted
 from onecycle.data import Dataset, ImageSet, load_dataset
 from onecycle.data.augment.batched import BatchedAugmentation
+from onecycle.data.augment.views import Views
 from onecycle.data.batch_sources import Augment, AugmentBatch
 from onecycle.data.batches import Batches
+from onecycle.data.feature_batches import FeatureBatches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from onecycle.models import Architecture, ModelComposite, OwnNetwork, TrainingCrossEntropy, WhitenedConvNet
+from onecycle.models import (
+    Architecture,
+    BackboneClassifier,
+    ModelComposite,
+    OwnNetwork,
+    TrainingCrossEntropy,
+    WhitenedConvNet,
+)
+from onecycle.models.backbones import Backbone, build
 from onecycle.predict.predictor import Predictor
 from onecycle.run.initial_weights import InitialWeights, with_digest
 from onecycle.train.optimizers import Muon
 from onecycle.train.single_images import require_trainable
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
+VIEWS = 4  # of each training image, whose features a pretrained network's head is trained on
 WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
@@ -51,11 +62,18 @@ class Experiment:
     model: ModelComposite
     optimizer: Optimizer
     train: Batches
-    evaluation: Batches  # of the result
-    epoch_evaluation: Batches  # after every epoch; the same as `evaluation`, unless the data has a validation set, too
+    evaluation: Batches
+    """The set of the result."""
+    epoch_evaluation: Batches
+    """The set for `trained` after every epoch: `evaluation`, or the validation set beside it, or features of either."""
     plan: ComputePlan
     choice: Choice | None
     """The measurements behind the plan; None if the plan was given."""
+
+    @property
+    def trained(self) -> ModelComposite:
+        """The part of the model that training changes: all of it, or the head of a pretrained network."""
+        return _trained(self.model)
 
     @property
     def group(self) -> ProcessGroup:
@@ -100,6 +118,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     machine = hardware.detect()
     if plan is None:
         require_device(machine, config.device)
+    backbone = build(config.backbone, pretrained=True) if config.network == "pretrained" else None
     dataset = load_data(config)
     train = dataset.train
     asked, config = config, with_digest(fitted(config, len(train)))
@@ -108,20 +127,32 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     if own and not config.network_sha256:
         config = replace(config, network_sha256=own.sha256)
     initial = InitialWeights.of(config)
-    preprocessing = Preprocessing.of_sums(
-        train.channel_sums, images=len(train), input_size=train.images.shape[1], gray=train.is_gray
-    )
+    preprocessing = _preprocessing(train, backbone)
     if initial:
         preprocessing = initial.preprocessing(preprocessing)
     # The number of threads affects how the whitening filters are rounded.
     torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)
-    model = _network(config, dataset, preprocessing, own, whiten=config.whitening and not initial)
+    model = _network(config, dataset, preprocessing, backbone, own, whiten=config.whitening and not initial)
     if initial:
         dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes, own)))
     augment, augment_batch = _augmentation(config, preprocessing)
 
     def training_batches(device: str) -> Batches:
+        if backbone:
+            assert isinstance(augment_batch, BatchedAugmentation), "as the configuration requires"
+            return FeatureBatches(
+                train,
+                preprocessing,
+                Views(augment_batch, VIEWS),
+                batch_size=config.batch_size,
+                shuffle=True,
+                epochs=config.epochs,
+                shards=config.shards,
+                seed=config.seed,
+                device=device,
+                group=group,
+            )
         return Batches(
             train,
             preprocessing,
@@ -138,7 +169,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             group=group,
         )
 
-    require_trainable(model, training_batches("cpu"))  # before plans are measured, which takes seconds
+    require_trainable(_trained(model), training_batches("cpu"))  # before plans are measured, which takes seconds
     choice = None
     if plan is None:
         choice = _choose_plan(config, model, preprocessing.input_size, machine, group)
@@ -147,21 +178,26 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         raise InputError(f"several processes can only train on CPUs, and this run uses {plan.device}; use --device cpu")
     plan.apply()
     model.to(plan.device)
+    training = training_batches(plan.device)
 
     def evaluation_batches(images: ImageSet) -> Batches:
         return Batches(images, preprocessing, batch_size=config.batch_size, device=plan.device, group=group)
 
     evaluation = evaluation_batches(dataset.evaluation)
+    if isinstance(training, FeatureBatches):
+        epoch_evaluation: Batches = training.of_evaluation(dataset.epoch_evaluation)
+    else:
+        epoch_evaluation = evaluation if dataset.validation is None else evaluation_batches(dataset.validation)
     return Experiment(
         asked=asked,
         config=config,
         dataset=dataset,
         preprocessing=preprocessing,
         model=model,
-        optimizer=_optimizer(config, model, plan.precision),
-        train=training_batches(plan.device),
+        optimizer=_optimizer(config, _trained(model), plan.precision),
+        train=training,
         evaluation=evaluation,
-        epoch_evaluation=evaluation if dataset.validation is None else evaluation_batches(dataset.validation),
+        epoch_evaluation=epoch_evaluation,
         plan=plan,
         choice=choice,
     )
@@ -204,10 +240,33 @@ def _choose_plan(
     return choice
 
 
+def _trained(model: ModelComposite) -> ModelComposite:
+    return model.head if isinstance(model, BackboneClassifier) else model
+
+
+def _preprocessing(train: ImageSet, backbone: Backbone | None) -> Preprocessing:
+    """Normalize with the mean and standard deviation of the training images, or of those of the `backbone`."""
+    size = train.images.shape[1]
+    if backbone:
+        backbone.require_map(size)
+        return Preprocessing(input_size=size, mean=backbone.mean, std=backbone.std, gray=train.is_gray)
+    return Preprocessing.of_sums(train.channel_sums, images=len(train), input_size=size, gray=train.is_gray)
+
+
 def _network(
-    config: Config, dataset: Dataset, preprocessing: Preprocessing, own: OwnNetwork | None, *, whiten: bool
+    config: Config,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    backbone: Backbone | None,
+    own: OwnNetwork | None,
+    *,
+    whiten: bool,
 ) -> ModelComposite:
-    model = Architecture.of(config).build(len(dataset.train.classes), preprocessing.input_size, own)
+    classes = len(dataset.train.classes)
+    if backbone:
+        model: ModelComposite = BackboneClassifier(backbone.network, backbone.channels, classes)
+    else:
+        model = Architecture.of(config).build(classes, preprocessing.input_size, own)
     if isinstance(model, WhitenedConvNet):
         if whiten:
             # Take images from the whole data set, because an image folder is ordered by class.
@@ -220,7 +279,7 @@ def _network(
             model.initialize_as_identity()
     if config.label_smoothing or config.class_weights:
         weight = _class_weights(dataset) if config.class_weights else None
-        model.criterion = TrainingCrossEntropy(label_smoothing=config.label_smoothing, weight=weight)
+        _trained(model).criterion = TrainingCrossEntropy(label_smoothing=config.label_smoothing, weight=weight)
     return model
 
 

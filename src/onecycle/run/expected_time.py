@@ -84,12 +84,12 @@ def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool)
     Empty if `config` changes a setting of its recipe that the time of an image depends on.
     """
     recipe = RECIPES[config.recipe]
-    decisive = ("network", "widths", "activation", "batch_size", "sizes", "size")
-    if any(getattr(config, name) != getattr(recipe, name) for name in decisive):
-        return {}
     relative = WITH_WINOGRAD if by_winograd else RELATIVE_SECONDS_PER_IMAGE
+    decisive = ("network", "widths", "activation", "batch_size", "sizes", "size")
+    if config.recipe not in relative or any(getattr(config, name) != getattr(recipe, name) for name in decisive):
+        return {}
     seconds_of_unit = seconds / (relative[config.recipe] * config.epochs)
-    times = {name: relative[name] * RECIPES[name].epochs * seconds_of_unit for name in RECIPES}
+    times = {name: relative[name] * RECIPES[name].epochs * seconds_of_unit for name in relative}
     return {name: time for name, time in times.items() if time < seconds and name != config.recipe}
 
 

@@ -24,6 +24,7 @@ from onecycle.run.autosave import RunState
 from onecycle.run.build import Experiment, assemble
 from onecycle.run.expected_time import ExpectedTime
 from onecycle.run.failure import failure_reported, resumable
+from onecycle.run.features import compute_features
 from onecycle.run.identity import identity, require_same
 from onecycle.run.plan_check import PlanCheck
 from onecycle.run.progress import RunProgress
@@ -61,8 +62,7 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
             repetition = repeat.find(config, repeated, group)
             experiment = assemble(config, repetition.plan if repetition else None, group=group)
             config = experiment.config
-            _require_consistent(experiment)
-            setup.announce(experiment, progress)
+            _begin(experiment, progress)
             if repetition:
                 repetition.announce(experiment.dataset.fingerprint, progress)
             progress.expected = ExpectedTime(experiment)
@@ -148,8 +148,7 @@ def _continue(
     environment.require_data(folder, config)
     experiment = assemble(config, plan, group=group)
     environment.require_same_data(folder, experiment.dataset)
-    _require_consistent(experiment)
-    setup.announce(experiment, progress)
+    _begin(experiment, progress)
     machine, has_other_code = hardware.detect(), environment.has_other_code(folder)
     if other := environment.other_machine(folder, machine, plan):
         progress.warn(f"This run was trained on {other}: the last bits of its results may differ here")
@@ -169,6 +168,13 @@ def _continue(
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
     return _train(experiment, folder, progress, interruption, state=state, rates=rates)
+
+
+def _begin(experiment: Experiment, progress: RunProgress) -> None:
+    """Check that all processes agree, print what they will do, and compute what training needs."""
+    _require_consistent(experiment)
+    setup.announce(experiment, progress)
+    compute_features(experiment, progress)
 
 
 def _require_consistent(experiment: Experiment) -> None:
@@ -194,8 +200,7 @@ def find_rates(config: Config, console: Console) -> RunFolder:
         consistency.require_divisible(config.shards, group.size)
         with RunProgress(_screen(console, group)) as progress:
             experiment = assemble(config, group=group)
-            _require_consistent(experiment)
-            setup.announce(experiment, progress)
+            _begin(experiment, progress)
             folder = _new_folder(experiment, "find-lr", None, stack)
             try:
                 _sweep(experiment, folder, progress)
@@ -226,7 +231,7 @@ def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> 
     try:
         with experiment.group.watch_progress():
             curve = find_lr(
-                experiment.model,
+                experiment.trained,
                 experiment.optimizer,
                 experiment.train.at_last_size(),  # a change of the image size would make the loss jump
                 plan=experiment.plan,
@@ -290,7 +295,7 @@ def _train(
         with failure_reported(folder, config, group, lr_max=lr_max):
             with interruption.deferred():
                 fit(
-                    experiment.model,
+                    experiment.trained,
                     experiment.optimizer,
                     experiment.train,
                     experiment.epoch_evaluation,
@@ -308,7 +313,7 @@ def _train(
                 )
             consistency.agree_to_stop(group)  # a signal may have arrived while the last epoch was saved
             interruption.check()
-            # A run with a validation set, or that was interrupted after its last epoch, has no evaluation in memory.
+            # `last` is None with a validation set, for a head, and after an interruption in the last epoch.
             evaluation = last or _evaluate(experiment, experiment.model, experiment.dataset.evaluated_on)
             train_sample = results.evaluate_training_sample(experiment)
             tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None

@@ -64,6 +64,23 @@ class RunProgress:
         """Print a highlighted line."""
         self._console.out(f"!!! {line}", style="bold yellow", highlight=False)
 
+    def start_features(self, images: int, views: int) -> None:
+        """Print that the features of `images` are computed, and show the bar."""
+        of_views = f", {views} views each" if views > 1 else ""
+        self.say(f"Computing the features of {images:,} images{of_views}; later runs read them from the cache")
+        self._task = self._bar.add_task("features", total=images, figures="")
+
+    def feature_step(self) -> None:
+        """Show that the features of one more image are computed."""
+        assert self._task is not None
+        self._bar.advance(self._task)
+
+    def end_features(self) -> None:
+        """Remove the bar of the features, if there is one."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
     def start_sweep(self, steps: int) -> None:
         """Show the bar of the LR finder, which takes `steps` steps."""
         self._finder_steps = steps

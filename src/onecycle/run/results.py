@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from onecycle.compute import hardware
 from onecycle.core.metrics import misclassified_by_confidence, probabilities_of
 from onecycle.data import Dataset, ImageSet
-from onecycle.data.batches import Batches
 from onecycle.run import predictions_table
 from onecycle.run.build import Experiment
 from onecycle.storage.records import History, Misclassified, RunResult
@@ -35,14 +34,8 @@ def evaluate_training_sample(experiment: Experiment) -> Evaluation:
     images = experiment.dataset.train
     # Take images from the whole data set, because an image folder is ordered by class.
     spread = np.linspace(0, len(images) - 1, min(TRAINING_SAMPLE, len(images))).astype(int)
-    batches = Batches(
-        images.subset(spread),
-        experiment.preprocessing,
-        batch_size=experiment.config.batch_size,
-        device=experiment.plan.device,
-        group=experiment.group,
-    )
-    return evaluate(experiment.model, batches, evaluated_on="training", plan=experiment.plan)
+    batches = experiment.train.unaugmented(spread)
+    return evaluate(experiment.trained, batches, evaluated_on="training", plan=experiment.plan)
 
 
 def write(

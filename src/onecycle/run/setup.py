@@ -8,8 +8,11 @@ import numpy as np
 
 from onecycle.compute import hardware
 from onecycle.compute.kernels import native
+from onecycle.core.config import Config
 from onecycle.core.errors import OnecycleError
-from onecycle.core.recipes import explained
+from onecycle.core.recipes import BASELINE, explained
+from onecycle.data import Dataset
+from onecycle.data.readers.loading import is_path
 from onecycle.run import environment
 from onecycle.run.build import Experiment
 from onecycle.run.progress import RunProgress
@@ -17,6 +20,7 @@ from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
 CLASSES_NAMED = 10
+FEW_IMAGES = 100  # for each class on average; with fewer, the recipe `transfer` is better
 IMBALANCE = 2  # classes are imbalanced if the largest is at least this many times the smallest
 
 
@@ -41,6 +45,8 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
             f"The classes are imbalanced ({smallest:,} to {largest:,} training images each): use --class-weights to "
             "weight them equally"
         )
+    if line := _suggestion(experiment.config, dataset):
+        progress.say(line)
     threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'}"
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
     if plan.device == "cpu" and native.compiled() is None:
@@ -48,6 +54,17 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
             "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes two to five "
             "times as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
         )
+
+
+def _suggestion(config: Config, dataset: Dataset) -> str | None:
+    """A line that suggests another recipe than the default for few images of one's own, or None."""
+    average = len(dataset.train) / len(dataset.train.classes)
+    if config.recipe != BASELINE.recipe or not is_path(config.data) or average > FEW_IMAGES:
+        return None
+    return (
+        f"There are few images to learn from ({average:.0f} for each class on average): use --recipe transfer, whose "
+        "network is pretrained on ImageNet"
+    )
 
 
 def mention_interrupted(experiment: Experiment, progress: RunProgress) -> None:

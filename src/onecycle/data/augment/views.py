@@ -1,0 +1,47 @@
+"""The views of an image: the image itself and augmented copies, which depend on nothing but the image."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onecycle.data.augment.batched import BatchedAugmentation
+
+_FIRST = np.zeros(1, np.int64)  # the order of a set of one image
+
+
+class Views:
+    """`count` views of each image: first the image itself, then copies that `augmentation` makes.
+
+    The copies of an image are drawn from a seed that is the hash of its pixels. So runs with different seeds, and
+    different data sets, share the views of an image and everything computed from them.
+    """
+
+    def __init__(self, augmentation: BatchedAugmentation, count: int) -> None:
+        self._augmentation = augmentation
+        self.count = count
+
+    def of(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        """The views of `image`, uint8 `[S,S,3]`: uint8 `[count,S,S,3]`."""
+        seed = int.from_bytes(digest_of(image))
+        draws = [self._augmentation.draw(seed, number, _FIRST) for number in range(self.count)]
+        original = torch.tensor(image)
+        copies = original.expand(self.count, -1, -1, -1)
+        views = self._augmentation(copies, torch.from_numpy(np.concatenate(draws)))
+        views[0] = original
+        return views
+
+    def first_only(self) -> "Views":
+        """Only the first view of each image: the image itself."""
+        return Views(self._augmentation, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """All values that the views of an image depend on."""
+        return {"views": self.count, **vars(self._augmentation)}
+
+
+def digest_of(image: NDArray[np.uint8]) -> bytes:
+    """The sha256 of the pixels of `image`, uint8 `[S,S,3]`."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()

@@ -1,0 +1,107 @@
+"""Features of images in the user's cache, computed when they are missing.
+
+A folder holds the features of one backbone, computed in one way. Each of its files holds the features of a few images,
+by the hash of their pixels. A file is complete and has a checksum, or it does not exist. So a process that is killed
+keeps what it has computed so far.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onecycle.core.cache import cache_folder, create_folder
+from onecycle.core.errors import InputError, StorageError
+from onecycle.core.files import writing
+from onecycle.data.augment.views import Views, digest_of
+from onecycle.storage.checkpoint import load_tensors, save_tensors
+
+IMAGES_PER_FILE = 64
+
+Compute = Callable[[torch.Tensor], torch.Tensor]
+"""Computes the features float32 `[V,channels]` of uint8 images `[V,S,S,3]`."""
+
+
+class FeatureCache:
+    """The features that `compute` gives for the views of images. `key` is everything that they depend on, as JSON.
+
+    The views of an image are computed together, without other images. So its features have the same bits in every data
+    set, whether they are computed or read.
+    """
+
+    def __init__(self, compute: Compute, key: Mapping[str, Any]) -> None:
+        self._compute = compute
+        self._key = key
+
+    def of(
+        self,
+        images: NDArray[np.uint8],
+        views: Views,
+        *,
+        start: Callable[[int], object] = lambda missing: None,
+        advance: Callable[[], object] = lambda: None,
+    ) -> tuple[torch.Tensor, str | None]:
+        """The features float32 `[N,V,channels]` of the `views` of `images`, uint8 `[N,S,S,3]`.
+
+        `start` is called with the number of images whose features must be computed, and `advance` after each of them.
+        If the cache cannot be written, the features are returned all the same, with the reason.
+        """
+        folder = self._folder(views)
+        digests = [digest_of(image) for image in images]
+        found = _read(folder, set(digests))
+        first = {digest: row for row, digest in reversed(list(enumerate(digests)))}  # an image may occur twice
+        missing = sorted(row for digest, row in first.items() if digest not in found)
+        if missing:
+            start(len(missing))
+        problem: str | None = None
+        for place in range(0, len(missing), IMAGES_PER_FILE):
+            computed: dict[bytes, torch.Tensor] = {}
+            for row in missing[place : place + IMAGES_PER_FILE]:
+                computed[digests[row]] = self._compute(views.of(images[row]))
+                advance()
+            found |= computed
+            if problem is None:
+                try:
+                    _write(folder, computed)
+                except StorageError as error:
+                    problem = str(error)
+        return torch.stack([found[digest] for digest in digests]), problem
+
+    def _folder(self, views: Views) -> Path:
+        key = json.dumps({**self._key, **views.to_json()}, sort_keys=True)
+        return cache_folder() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _read(folder: Path, wanted: set[bytes]) -> dict[bytes, torch.Tensor]:
+    """The features in `folder` of the images with the digests `wanted`. Damaged files are removed."""
+    found: dict[bytes, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            found |= {digest: features.clone() for digest, features in _content(path) if digest in wanted}
+        except InputError:
+            with suppress(OSError):
+                path.unlink()
+    return found
+
+
+def _content(path: Path) -> Iterator[tuple[bytes, torch.Tensor]]:
+    tensors, _ = load_tensors(path)
+    if tensors.keys() != {"digests", "features"} or len(tensors["digests"]) != len(tensors["features"]):
+        raise InputError(f"{path} does not hold features")
+    for digest, features in zip(tensors["digests"], tensors["features"], strict=True):
+        yield digest.numpy().tobytes(), features
+
+
+def _write(folder: Path, computed: Mapping[bytes, torch.Tensor]) -> None:
+    with writing(folder):
+        create_folder(folder)
+    digests = torch.tensor([list(digest) for digest in computed], dtype=torch.uint8)  # [n,32]
+    name = hashlib.sha256(b"".join(computed)).hexdigest()[:16]
+    features = torch.stack(list(computed.values()))  # [n,V,channels]
+    save_tensors(folder / f"{name}.safetensors", {"digests": digests, "features": features}, {})

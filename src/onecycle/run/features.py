@@ -1,0 +1,66 @@
+"""Compute the features on which the head of a pretrained network is trained, or read them from the cache."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onecycle.compute import hardware
+from onecycle.data.augment.views import Views
+from onecycle.data.feature_batches import FeatureBatches
+from onecycle.data.store.features import Compute, FeatureCache
+from onecycle.models import BackboneClassifier
+from onecycle.models.backbone_classifier import pooled
+from onecycle.run import environment
+from onecycle.run.build import Experiment
+from onecycle.run.progress import RunProgress
+from onecycle.storage.checkpoint import weights_digest
+
+
+def compute_features(experiment: Experiment, progress: RunProgress) -> None:
+    """Fill the batches of `experiment` with features, if its network is pretrained."""
+    model = experiment.model
+    if not isinstance(model, BackboneClassifier):
+        return
+    cache = FeatureCache(_computing(experiment, model), _key(experiment, model))
+
+    def compute(images: NDArray[np.uint8], views: Views) -> torch.Tensor:
+        def start(missing: int) -> None:
+            progress.start_features(missing, views.count)
+
+        try:
+            features, problem = cache.of(images, views, start=start, advance=progress.feature_step)
+        finally:
+            progress.end_features()
+        if problem:
+            progress.warn(f"The features were not saved for later runs: {problem}")
+        return features
+
+    for batches in (experiment.train, experiment.epoch_evaluation):
+        assert isinstance(batches, FeatureBatches), "a pretrained network has such batches"
+        batches.fill(compute)
+
+
+def _computing(experiment: Experiment, model: BackboneClassifier) -> Compute:
+    plan, preprocessing = replace(experiment.plan, torch_compile=False), experiment.preprocessing
+    prepared = plan.prepare(model).eval()
+
+    @torch.no_grad()
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        with plan.autocast():
+            return pooled(prepared.features(preprocessing.normalize(images.to(plan.device)))).float().cpu()
+
+    return compute
+
+
+def _key(experiment: Experiment, model: BackboneClassifier) -> dict[str, object]:
+    """Everything besides the views that the bits of features depend on."""
+    machine = hardware.detect()
+    return {
+        "backbone": [experiment.config.backbone, weights_digest(model.backbone)],
+        "preprocessing": experiment.preprocessing.to_json(),
+        "compute_plan": experiment.plan.to_json(),
+        "machine": [machine.cpu, machine.cpu_features, machine.gpu, environment.kernels_of(experiment.plan)],
+        "code": [environment.code_digest(), environment.versions(environment.COMPUTING)],
+    }
