@@ -124,7 +124,7 @@ class DataCheck:
 def check(
     data: str | os.PathLike[str], *, labels: str | None = None, input_size: int = 32, coarse: bool = False
 ) -> DataCheck:
-    """Decode and check every image of the data set `data`, a name or path, with `labels`, as for `load_dataset`.
+    """Decode and check every image of the data set `data`, a name or path, with the options of `load_dataset`.
 
     Raises:
         InputError: when there is no such data set, or its structure is wrong.

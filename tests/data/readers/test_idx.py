@@ -179,9 +179,7 @@ def test_mnist_and_fashion_mnist_in_one_folder_are_named_with_the_way_out(tmp_pa
 def test_idx_files_beside_class_folders_are_refused(tmp_path: Path, image_folder: Path) -> None:
     write_four(tmp_path)
     shutil.copytree(image_folder / "train", tmp_path / "photos")
-    with pytest.raises(
-        InputError, match=r"holds several data sets: IDX files \(in the folder itself\), images in class"
-    ):
+    with pytest.raises(InputError, match=r"holds several data sets: IDX files \(in the folder itself\), image files"):
         load_dataset(tmp_path)
 
 

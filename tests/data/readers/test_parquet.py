@@ -281,8 +281,8 @@ def test_parquet_beside_pictures_is_refused_with_the_way_out(data: Path) -> None
     with pytest.raises(InputError) as refused:
         load_dataset(data)
     assert str(refused.value) == (
-        f"{data}: holds several data sets: Hugging Face parquet files (data), images in class folders (in the folder "
-        "itself); give the path of one of them, or move the others away"
+        f"{data}: holds several data sets: Hugging Face parquet files (data), image files (in the folder itself)"
+        "; give the path of one of them, or move the others away"
     )
     assert len(load_dataset(data / "data").train) == 4
 

@@ -32,7 +32,7 @@ def test_an_archive_is_recognized_by_its_content_under_any_name(
         assert found(tmp_path / name) == (tmp_path / name, "CIFAR-10")
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         archive.add(image_folder, "top")
-    assert found(tmp_path / "c.tar") == (tmp_path / "c.tar", "images in class folders")
+    assert found(tmp_path / "c.tar") == (tmp_path / "c.tar", "image files")
 
 
 def test_a_folder_is_searched_for_the_official_names(
@@ -64,13 +64,11 @@ def test_a_sample_is_found_only_by_its_own_path(binary_archive: Path, tmp_path: 
 
 
 def test_an_image_folder_may_have_one_folder_around_it(image_folder: Path, tmp_path: Path) -> None:
-    assert found(image_folder) == (image_folder, "images in class folders")
+    assert found(image_folder) == (image_folder, "image files")
     shutil.copytree(image_folder, tmp_path / "outer" / "one")
-    assert found(tmp_path / "outer") == (tmp_path / "outer" / "one", "images in class folders")
+    assert found(tmp_path / "outer") == (tmp_path / "outer" / "one", "image files")
     shutil.copytree(image_folder, tmp_path / "outer" / "two")
-    with pytest.raises(
-        InputError, match=r"holds several data sets: images in class folders \(one\), .* \(two\); give the path"
-    ):
+    with pytest.raises(InputError, match=r"holds several data sets: image files \(one\), .* \(two\); give the path"):
         locate(tmp_path / "outer")
 
 
@@ -83,7 +81,7 @@ def test_a_folder_that_holds_only_archives_is_an_image_folder(
         with tarfile.open(archives / f"{split}.tar", "w") as archive:
             archive.add(image_folder / split, split)
     (archives / "README.txt").write_text("a description")
-    assert found(archives) == (archives, "images in class folders")
+    assert found(archives) == (archives, "image files")
     shutil.copy(next(image_folder.rglob("*.png")), archives)
     with pytest.raises(InputError, match="holds no data that is read"):
         locate(archives)
@@ -98,9 +96,9 @@ def test_a_folder_around_the_images_that_holds_more_is_read_itself(image_folder:
     shutil.copytree(image_folder, tmp_path / "outer" / "one")
     (tmp_path / "outer" / "@eaDir").mkdir()
     (tmp_path / "outer" / "Thumbs.db").touch()
-    assert found(tmp_path / "outer") == (tmp_path / "outer" / "one", "images in class folders")
+    assert found(tmp_path / "outer") == (tmp_path / "outer" / "one", "image files")
     (tmp_path / "outer" / "loose.png").touch()
-    assert found(tmp_path / "outer") == (tmp_path / "outer", "images in class folders")
+    assert found(tmp_path / "outer") == (tmp_path / "outer", "image files")
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])
@@ -129,7 +127,8 @@ def test_a_path_without_data_is_refused(tmp_path: Path) -> None:
         locate(tmp_path / "empty")
     (tmp_path / "empty" / "letter.txt").write_text("hello")
     with pytest.raises(
-        InputError, match=r"holds no data that is read; .* one of: CIFAR-10 \(cifar-10-binary\.tar\.gz, .*; images in"
+        InputError,
+        match=r"holds no data that is read; .* one of: CIFAR-10 \(cifar-10-binary\.tar\.gz, .*; image files \(",
     ):
         locate(tmp_path / "empty")
     with pytest.raises(InputError, match=r"letter\.txt: not a \.zip, \.tar or \.tar\.gz archive"):
@@ -165,7 +164,7 @@ def test_a_wrong_variable_is_an_error_even_if_there_is_data_elsewhere(
     with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .*missing: no such file or folder"):
         find_named(DEFAULT)
     monkeypatch.setenv("ONECYCLE_DATA", str(image_folder))
-    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* holds images in class folders, not CIFAR-10; give it"):
+    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* holds image files, not CIFAR-10; give it"):
         find_named(DEFAULT)
     monkeypatch.setenv("ONECYCLE_DATA", "")
     assert find_named(DEFAULT) is not None
@@ -179,4 +178,4 @@ def test_a_data_folder_without_cifar10_is_skipped(image_folder: Path) -> None:
 def test_an_image_folder_called_like_cifar_100_is_an_image_folder(image_folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(image_folder, "cifar-100-python")
-    assert found(tmp_path / "images.tar") == (tmp_path / "images.tar", "images in class folders")
+    assert found(tmp_path / "images.tar") == (tmp_path / "images.tar", "image files")

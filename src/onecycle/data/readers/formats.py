@@ -19,13 +19,11 @@ START = 512  # bytes of a file that a format sees
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How to read a data set: the `size` to which images are resized, whether `coarse` labels are wanted, and the path
-    of a table of `labels` for images, as for `find_labels`.
-    """
+    """How to read a data set: the `size` of its images, a table of `labels`, and whether the labels are `coarse`."""
 
     size: int = 32
-    coarse: bool = False
     labels: str | None = None
+    coarse: bool = False
 
 
 class FileNames:

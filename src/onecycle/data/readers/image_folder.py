@@ -22,7 +22,7 @@ from onecycle.core.files import file_identity
 from onecycle.data.image_files import has_image_suffix
 from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored, one_line_errors
 from onecycle.data.readers.formats import FileNames, Format, ReadOptions
-from onecycle.data.readers.label_file import FOUND_NAMES, NO_LABELS, LabelFile, find_labels, has_labels
+from onecycle.data.readers.label_file import FOUND_NAMES, NO_LABELS, LabelFile, find_labels
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.sets import Sets
 from onecycle.data.store.cache import cached, look_up, unfinished_folder
@@ -33,30 +33,31 @@ from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.mapped import portions, read_set, write_set
 from onecycle.data.store.parallel_decode import DecodedSource, DecodeSource, decode
 
-_CACHE_VERSION = 6  # increase it when decoding or the format of the cached files changes
+_CACHE_VERSION = 7  # increase it when decoding or the format of the cached files changes
 
 
 class ImageFolder(Format):
-    """Image files in folders, which may be in one archive or in several."""
+    """Image files in folders or with a table of labels, which may be in one archive or in several."""
 
-    name = "images in class folders"
+    name = "image files"
     example = "train/<class>/* and test/<class>/*, or <class>/*, or images with a labels.csv"
     joins_archives = True
 
     def find(self, files: FileNames) -> list[Path]:
-        with one_line_errors(files.top), os.scandir(files.top) as scan:
+        top = files.top
+        with one_line_errors(top), os.scandir(top) as scan:
             visible = [item for item in scan if not is_ignored(item.name, is_folder=item.is_dir())]
             folders = sorted((item for item in visible if item.is_dir()), key=lambda item: item.name)
             around = [
-                Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{name}") for name in ALWAYS_SPLITS)
+                Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{split}") for split in ALWAYS_SPLITS)
             ]
         if any(item.name in ALWAYS_SPLITS for item in folders):  # other formats also have such folders, without images
-            return [files.top] if any(entry.is_image for entry in entries_of(files.top)) else []
+            return [top] if any(entry.is_image for entry in entries_of(top)) else []
         if len(around) > 1 or len(around) == len(visible) == 1:
             return around
         # The content of archives is looked at only if there is nothing else.
-        is_here = not archives_in(files.top) and any(_is_in_class(entry) for entry in entries_of(files.top))
-        return [files.top] if is_here or has_labels(files.top) else []
+        has_classes = not archives_in(top) and any(_is_in_class(entry) for entry in entries_of(top))
+        return [top] if has_classes or find_labels(top) else []
 
     def is_member(self, parts: tuple[str, ...]) -> bool:
         return (len(parts) > 1 and has_image_suffix(parts[-1])) or parts[-1].lower() in FOUND_NAMES

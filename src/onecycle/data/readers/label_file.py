@@ -112,11 +112,6 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     raise InputError(f"--labels: there is no file {given}, neither here nor in {source}; check the path")
 
 
-def has_labels(source: Path) -> bool:
-    """Whether `find_labels` finds a table in `source` without being given its path."""
-    return _found(source) is not None
-
-
 def _found(source: Path) -> tuple[Path | tuple[str, ...], bytes] | None:
     """The path and the content of the table of labels in `source` that has one of `FOUND_NAMES`, if there is one."""
     if source.is_dir():

@@ -97,7 +97,7 @@ def load_dataset(
     """
     if input_size < 1:
         raise InputError(f"input_size is {input_size}; it must be 1 or more")
-    sets = _sets(data, ReadOptions(size=input_size, coarse=coarse, labels=labels))
+    sets = _sets(data, ReadOptions(size=input_size, labels=labels, coarse=coarse))
     dataset = _changed(_dataset(sets, _safe_name(Path(data or ""))), lambda images: _resized(images, input_size))
     if validation:
         if dataset.epoch_evaluated_on == "validation":

@@ -14,8 +14,8 @@ from onecycle.data.readers.numpy_archive import NumpyArchive
 from onecycle.data.readers.parquet import Parquet
 from onecycle.data.readers.sets import Sets
 
-LABELED = ImageFolder()  # the format in which a table of labels can be given
-FORMATS: Sequence[Format] = (Cifar10(), Cifar100(), Idx(), NumpyArchive(), Parquet(), LABELED)
+IMAGES = ImageFolder()
+FORMATS: Sequence[Format] = (Cifar10(), Cifar100(), Idx(), NumpyArchive(), Parquet(), IMAGES)
 NAMED: Mapping[str, NamedSet] = {each.name: each for each in (cifar10.NAMED, cifar100.NAMED, *idx.NAMED)}
 DEFAULT = cifar10.NAMED
 EMBEDDED: Mapping[str, Callable[[], Sets]] = {"digits": load_digits}

@@ -15,7 +15,7 @@ from onecycle.data.readers.formats import START, FileNames, Format
 from onecycle.data.readers.label_file import NO_LABELS
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.named import NamedSet
-from onecycle.data.readers.registry import DEFAULT, FORMATS, LABELED
+from onecycle.data.readers.registry import DEFAULT, FORMATS, IMAGES
 
 _MOST_NAMED = 3  # of several data sets in a folder
 
@@ -38,7 +38,7 @@ def locate(path: Path, labels: str | None = None) -> Found:
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder; check the path")
     if labels not in (None, NO_LABELS):
-        return Found(path, LABELED)
+        return Found(path, IMAGES)
     return _in_folder(path) if path.is_dir() else _in_file(path)
 
 
