@@ -440,3 +440,15 @@ def test_machines_pay_while_doubling_them_is_at_least_a_tenth_faster() -> None:
     predicted = prediction(machine, 1000, [100, 1000])
     assert predicted["images_per_second"]["100"][:2] == [1000, 666.7]
     assert predicted["twice_as_many_pay_up_to"] == {"100": 1, "1000": 32}
+
+
+@pytest.mark.long
+def test_table_memory_reads_both_formats_in_processes_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "table_memory.json"
+    done = run("table_memory", "--images", "400", "--folder", tmp_path, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["formats"].keys() == {"parquet", "npz"}
+    for measured in record["formats"].values():
+        assert measured["peak_mib"] > 100 and measured["images_per_second"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["table_memory.json"]
