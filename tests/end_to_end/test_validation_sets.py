@@ -164,3 +164,23 @@ def test_the_report_of_a_run_without_recorded_splits_is_as_before(run: RunFolder
     assert main(["report", "--run", str(older.path)]) == 0
     report = older.report.read_text()
     assert "(test)" in report and "(validation)" not in report
+
+
+def test_a_run_with_a_table_of_labels_is_evaluated_again_where_its_data_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, rows = tmp_path / "photos", ["file,label,split"]
+    for path in sorted(write_sets(data, "train", "val", "test").glob("*/*/*.png")):
+        split, label, name = path.relative_to(data).parts
+        path.rename(data / f"{split}-{label}-{name}")
+        rows.append(f"{split}-{label}-{name},{label},{split}")
+    (data / "table.csv").write_text("\n".join(rows))
+    options = [*OPTIONS, "--no-report", "--data", str(data), "--labels", "table.csv", "--out", str(tmp_path / "out")]
+    assert main(["train", *options]) == 0
+    assert "with labels from" in capsys.readouterr().out
+    folder = RunFolder(next((tmp_path / "out").iterdir()))
+    assert folder.read_config().labels == "table.csv"
+    assert "labels" not in folder.read_config().defining_values()
+    data.rename(tmp_path / "moved")
+    assert main(["evaluate", "--run", str(folder.path), "--data", str(tmp_path / "moved")]) == 0
+    assert "agrees with the recorded result" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from onecycle.data.readers.image_names import ImageNames
 from onecycle.data.readers.label_file import find_labels
 from onecycle.data.readers.loading import is_path, load_dataset
 from onecycle.data.readers.search import locate
-from onecycle.data.splits import drawn_for_test
+from onecycle.data.splits import DRAWN_SHARE, drawn_for_test
 from onecycle.data.store.decode import Encoded, Unreadable, each_decoded, open_encoded
 from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.parallel_decode import images_in
@@ -52,6 +52,7 @@ class DataCheck:
     problems: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # a line for each reason why files are not used
     converted: dict[str, list[str]] = field(default_factory=dict)  # names of images, by the conversion that they need
+    is_drawn: bool = False  # whether the test set would be drawn from the training images
     repeated: tuple[tuple[NamedImage, ...], ...] = ()  # groups of images with identical pixels at the training size
 
     def shared(self) -> dict[str, int]:
@@ -106,6 +107,11 @@ class DataCheck:
             *(
                 f"{name:<{width}}" + "".join(f"{count:>12,}" for count in counts)
                 for name, *counts in zip(self.classes, *self.counts.values(), strict=True)
+            ),
+            *(
+                [f"There is no test set: {DRAWN_SHARE:.0%} of each class are drawn for testing"]
+                if self.is_drawn
+                else []
             ),
             "",
             f"Images that cannot be used: {len(self.problems):,}",
@@ -206,6 +212,7 @@ def _check_folder(source: Path, size: int, label_file: str | None) -> DataCheck:
         counts={split: _counts(labels, index.classes) for split, labels in index.labels.items()},
         problems=tuple(findings.problems),
         left_out=(*beside.lines(), *index.left_out.lines()),
+        is_drawn=index.is_drawn,
         converted=dict(sorted(findings.converted.items())),
         repeated=tuple(map(named, findings.groups())),
     )
@@ -238,6 +245,7 @@ def _check_rows(rows: RowSets, size: int) -> DataCheck:
         },
         problems=tuple(findings.problems),
         left_out=rows.left_out,
+        is_drawn=len(rows.by_split) == 1,
         converted=dict(sorted(findings.converted.items())),
         repeated=tuple(map(named, findings.groups())),
     )

@@ -288,7 +288,7 @@ def test_a_duplicate_name_is_refused_with_its_archives(folder: Path, archives: P
 def test_archives_of_classes_beside_archives_of_splits_are_refused(folder: Path, archives: Path) -> None:
     pack(archives / "other.tar", folder / "train", [folder / "train" / "class 1" / "0001.jpg"])
     with pytest.raises(
-        InputError, match=rf"^{archives}/other\.tar: has neither train/ nor test/, but {archives}/0\.tar has"
+        InputError, match=rf"^{archives}/other\.tar: has no split such as train/ or test/, but {archives}/0\.tar has"
     ):
         read_image_folder(archives, 32)
 

@@ -206,6 +206,7 @@ def test_images_are_cropped_to_the_input_size(photos: Path) -> None:
 def test_check_counts_the_images_of_a_drawn_test_set(photos: Path) -> None:
     found = check(photos)
     assert found.counts == {"train": (16, 8, 2), "test": (4, 2, 1)}
+    assert "There is no test set: 20% of each class are drawn for testing" in found.lines()
     assert found.dangers() == []
 
 

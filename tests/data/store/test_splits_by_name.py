@@ -124,6 +124,15 @@ def test_a_folder_for_a_split_without_images_is_no_split(tmp_path: Path) -> None
     assert (after.fingerprint, after.validation) == (before.fingerprint, None)
 
 
+@pytest.mark.parametrize("empty", ["train", "Train", "test", "val", "Testing"])
+def test_an_empty_folder_for_a_split_beside_classes_is_refused_in_one_line(tmp_path: Path, empty: str) -> None:
+    photos = write_images(tmp_path / "photos", COUNTS)
+    (photos / empty).mkdir()
+    with pytest.raises(InputError, match=rf"photos: .*{empty}/.*; .*if .* is a class, rename") as refused:
+        load_dataset(photos)
+    assert "\n" not in str(refused.value)
+
+
 def test_images_of_a_validation_folder_without_labels_are_left_out_beside_a_test_set(tmp_path: Path) -> None:
     photos = write_splits(tmp_path / "photos", "train", "test")
     (photos / "val").mkdir()

@@ -90,10 +90,8 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     if given == NO_LABELS:
         return None
     if given is None:
-        if (found := _found(source)) is None:
-            return None
         try:
-            return _parsed(*found, source)
+            return _found_in_folder(source) if source.is_dir() else _found_in_archive(source)
         except InputError as error:
             raise InputError(f"{error}; --labels {NO_LABELS} leaves it out") from error
     here = Path(os.path.expanduser(given))
@@ -103,35 +101,39 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     if len(paths) == 2 and contents[0] != contents[1]:
         raise InputError(f"--labels: {given} is a file here, and another one in {source}; give its full path")
     if paths:
-        return _parsed(paths[-1], contents[-1], source)
+        return _from_file(paths[-1], contents[-1], source)
     if there is None:
         wanted = os.path.normpath(given)
         for entry in entries_of(source):
             if not entry.is_folder and "/".join(entry.parts) == wanted:
-                return _parsed(entry.parts, entry.read(), source)
+                return _from_archive(entry.parts, entry.read(), source)
     raise InputError(f"--labels: there is no file {given}, neither here nor in {source}; check the path")
 
 
-def _found(source: Path) -> tuple[Path | tuple[str, ...], bytes] | None:
-    """The path and the content of the table of labels in `source` that has one of `FOUND_NAMES`, if there is one."""
-    if source.is_dir():
-        try:
-            places = [source, *_only_folder(source)]
-            paths = [path for place in places for path in sorted(place.iterdir()) if _is_found(path.name)]
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read ({error.strerror}); check it") from error
-        files = ((path, _content(path)) for path in paths if path.is_file())
-        return next((file for file in files if _has_columns(file[1])), None)
-    found = []
+def _found_in_folder(source: Path) -> LabelFile | None:
+    try:
+        places = [source, *_only_folder(source)]
+        paths = [path for place in places for path in sorted(place.iterdir()) if _is_found(path.name)]
+    except OSError:
+        return None  # reading the images reports it
+    for path in paths:
+        if path.is_file() and _has_columns(content := _content(path)):
+            return _from_file(path, content, source)
+    return None
+
+
+def _found_in_archive(source: Path) -> LabelFile | None:
+    found: dict[tuple[str, ...], bytes] = {}
     tops = set()
     for entry in entries_of(source):
-        tops.add(entry.parts[0] if entry.is_folder or len(entry.parts) > 1 else "")
+        if entry.is_folder or len(entry.parts) > 1:
+            tops.add(entry.parts[0])
         if len(entry.parts) <= 2 and not entry.is_folder and _is_found(entry.parts[-1]):
             content = entry.read()
             if _has_columns(content):
-                found.append((entry.parts, content))
-    is_single = len(tops - {""}) == 1
-    return min((file for file in found if len(file[0]) == 1 or is_single), key=lambda file: len(file[0]), default=None)
+                found[entry.parts] = content
+    parts = min((parts for parts in found if len(parts) == 1 or len(tops) == 1), key=len, default=None)
+    return None if parts is None else _from_archive(parts, found[parts], source)
 
 
 def _only_folder(source: Path) -> list[Path]:
@@ -159,21 +161,24 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check it") from error
 
 
-def _parsed(path: Path | tuple[str, ...], content: bytes, source: Path) -> LabelFile:
-    """The table of labels with `content`. `path` is that of the file, or of an entry in the archive `source`."""
-    inside: str | None
-    root: str | None
-    if isinstance(path, tuple):
-        name, folder, root, inside = f"{source}:{'/'.join(path)}", "/".join(path[:-1]), None, "/".join(path)
-    else:
-        name, folder = str(path), os.path.dirname(os.path.abspath(path))
-        root = os.path.abspath(source)
-        relative = os.path.relpath(os.path.abspath(path), root)
-        is_inside = source.is_dir() and relative.split(os.sep)[0] != os.pardir
-        inside = relative if is_inside else None
-        if not source.is_dir() or archives_in(source):
-            folder, root = "", None
-    name = printable(name)
+def _from_file(path: Path, content: bytes, source: Path) -> LabelFile:
+    """The table of labels in the file `path`, which is in the folder `source` or elsewhere."""
+    absolute, root = os.path.abspath(path), os.path.abspath(source)
+    relative = os.path.relpath(absolute, root)
+    inside = relative if source.is_dir() and relative.split(os.sep)[0] != os.pardir else None
+    if source.is_dir() and not archives_in(source):
+        return _parsed(content, str(path), inside=inside, folder=os.path.dirname(absolute), root=root)
+    return _parsed(content, str(path), inside=inside, folder="", root=None)
+
+
+def _from_archive(parts: tuple[str, ...], content: bytes, source: Path) -> LabelFile:
+    """The table of labels with the path `parts` in the archive `source`."""
+    inside = "/".join(parts)
+    return _parsed(content, f"{source}:{inside}", inside=inside, folder="/".join(parts[:-1]), root=None)
+
+
+def _parsed(content: bytes, path: str, *, inside: str | None, folder: str, root: str | None) -> LabelFile:
+    name = printable(path)
     lines = _lines(content, name)
     line, header = next(lines, (1, []))
     if not any(header):
@@ -184,7 +189,10 @@ def _parsed(path: Path | tuple[str, ...], content: bytes, source: Path) -> Label
         if not any(cells):
             continue
         if len(cells) != len(header):
-            raise InputError(f"{name}, line {line}: has {len(cells)} columns, but the first line has {len(header)}")
+            raise InputError(
+                f"{name}, line {line}: has another number of cells, {len(cells)}, than the first line, which has "
+                f"{len(header)}; correct it"
+            )
         file, label, split = (cells[place] if place is not None else "" for place in places)
         for what, value in (("file", file), ("label", label)):
             if not value.strip():
@@ -194,7 +202,7 @@ def _parsed(path: Path | tuple[str, ...], content: bytes, source: Path) -> Label
         rows.append(LabeledFile(line, file, label.strip(), split_of(split) or ""))
     if not rows:
         raise InputError(f"{name}: has no rows below its first line; add a row for each image")
-    columns = tuple(header[place].strip() for place in places if place is not None)
+    columns = tuple(printable(header[place].strip()) for place in places if place is not None)
     digest = hashlib.sha256(content).hexdigest()
     return LabelFile(
         name=name, rows=tuple(rows), columns=columns, digest=digest, inside=inside, folder=folder, root=root

@@ -90,10 +90,10 @@ def index_of(listings: Sequence[Listing], source: Path) -> Index:
     return ordered_index(listings, tops, groups, list(counts), classes, left_out=left_out, layout=layout)
 
 
-def in_words(names: Iterable[str], conjunction: str = "and") -> str:
+def in_words(names: Iterable[str]) -> str:
     """`names` as a list in a sentence: "train/, val/ and test/"."""
     *first, last = names
-    return f"{', '.join(first)} {conjunction} {last}" if first else last
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def ordered_index(
@@ -172,8 +172,8 @@ def _around_train_and_test(listing: Listing, single: Parts) -> set[Parts]:
 
 
 def _splits_below(listing: Listing, top: Parts) -> set[str | None]:
-    """The splits whose folders are directly in the folder `top`."""
-    inside = {folder[len(top)] for folder in listing.folders if len(folder) > len(top)}
+    """The splits whose folders are directly in the folder `top`, and have images."""
+    inside = {folder[len(top)] for folder in _with_images(listing) if len(folder) > len(top)}
     return {split_of(name) for name in inside} - {None}
 
 
@@ -269,7 +269,7 @@ def _by_split(
 
 
 def _only_name(folders: Counter[str], split: str, source: Path) -> str:
-    """The name of the only one of `folders` that has images, or of the first one if none has."""
+    """The name of the only one of `folders` that has images, or of any of them if none has."""
     names = [name for name, images in folders.items() if images]
     if len(names) > 1:
         one, other = sorted(names)[:2]
@@ -277,7 +277,7 @@ def _only_name(folders: Counter[str], split: str, source: Path) -> str:
             f"{source}: {printable(one)}/ and {printable(other)}/ are both a {_KIND[split]} set; merge them, or move "
             "one away"
         )
-    return next(iter(names or folders))
+    return names[0] if names else min(folders, key=lambda name: name not in ALWAYS_SPLITS)
 
 
 def _require_no_class_called_like_a_split(

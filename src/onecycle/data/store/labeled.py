@@ -49,8 +49,8 @@ def index_by_labels(listings: Sequence[Listing], labels: LabelFile, source: Path
                 f"{other.line}; keep one",
             )
     if missing:
-        more = f"; {len(missing):,} rows name no image" if len(missing) > 1 else ""
-        raise labels.problem(missing[0].line, f"there is no image {missing[0].file!r} in {source}{more}")
+        which = f"the {len(missing):,} rows without an image" if len(missing) > 1 else "the line"
+        raise labels.problem(missing[0].line, f"there is no image {missing[0].file!r} in {source}; correct {which}")
     splits = _splits(rows, images, labels)
     counts = {split: Counter[str]() for split in SPLITS if split in splits.values()}
     for image, row in rows.items():
