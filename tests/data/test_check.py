@@ -69,13 +69,13 @@ def test_a_photograph_with_a_preview_is_not_an_animation(copied: Path) -> None:
 def test_what_is_left_out_is_listed_after_the_images_that_cannot_be_used(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (copied / "train" / "0" / "IMG_1.HEIC").touch()
+    (copied / "train" / "0" / "IMG_1.CR2").touch()
     shutil.copytree(copied / "test", copied / "more")
     assert main(["check", str(copied)]) == 0
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("Left out:")
     assert lines[start - 1] == "Images that cannot be used: 0"
-    assert [line.split(",")[0] for line in lines[start + 1 : start + 3]] == ["  20 images in more/", "  1 file .heic"]
+    assert [line.split(",")[0] for line in lines[start + 1 : start + 3]] == ["  20 images in more/", "  1 file .cr2"]
     assert lines[start + 3].startswith("Images with copies: ")
 
 

@@ -106,13 +106,13 @@ def test_files_that_are_not_images_are_named_also_by_a_repeated_command(
     folder.mkdir()
     for name in ("00.png", "01.png"):
         (folder / name).symlink_to(images / name)
-    (folder / "IMG_1.HEIC").touch()
+    (folder / "IMG_1.CR2").touch()
     for _ in range(2):
         assert predict(folder, archives["zip"], "--out", tmp_path / "out") == 2
         *lines, unreadable = capsys.readouterr().err.splitlines()
         assert "2 of 32 images could not be read" in unreadable
         assert lines == [
-            f"onecycle: left out 1 file .heic, not an image format that is read ({folder}/IMG_1.HEIC)",
+            f"onecycle: left out 1 file .cr2, not an image format that is read ({folder}/IMG_1.CR2)",
             f"onecycle: left out 1 file .txt, not an image format that is read ({archives['zip']}:inside/notes.txt)",
         ]
 

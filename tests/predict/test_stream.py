@@ -234,7 +234,7 @@ def test_files_in_folders_that_are_not_images_are_named_on_standard_error(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = (photographs / "0.png").read_bytes()
-    for name in ("1.png", "a/@eaDir/1.png/THUMB.png", "a/Thumbs.db", ".hidden.png", "a/IMG_1.HEIC", "IMG_2.HEIC", "no"):
+    for name in ("1.png", "a/@eaDir/1.png/THUMB.png", "a/Thumbs.db", ".hidden.png", "a/IMG_1.CR2", "IMG_2.CR2", "no"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "a" / "gone").symlink_to("nowhere.png")
@@ -243,8 +243,8 @@ def test_files_in_folders_that_are_not_images_are_named_on_standard_error(
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path}/1.png\t") and out.count("\n") == 1
     assert err.splitlines()[1:] == [
-        "onecycle: left out 2 files .heic, not an image format that is read "
-        f"({tmp_path}/IMG_2.HEIC, {tmp_path}/a/IMG_1.HEIC)",
+        "onecycle: left out 2 files .cr2, not an image format that is read "
+        f"({tmp_path}/IMG_2.CR2, {tmp_path}/a/IMG_1.CR2)",
         f"onecycle: left out 1 file without a suffix such as .jpg ({tmp_path}/no)",
         f"onecycle: left out 1 link to a folder around it ({tmp_path}/a/around)",
         f"onecycle: left out 1 link without a target ({tmp_path}/a/gone)",
@@ -252,11 +252,11 @@ def test_files_in_folders_that_are_not_images_are_named_on_standard_error(
 
 
 def test_a_folder_without_an_image_is_unreadable_and_the_message_names_what_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "IMG_1.HEIC").touch()
+    (tmp_path / "IMG_1.CR2").touch()
     (file,) = files_of([str(tmp_path)])
     assert file.problem == (
         f"{tmp_path}: no image found; check the name. "
-        "Left out: 1 file .heic, not an image format that is read (IMG_1.HEIC)"
+        "Left out: 1 file .cr2, not an image format that is read (IMG_1.CR2)"
     )
 
 
@@ -298,13 +298,13 @@ def test_folders_that_match_a_pattern_are_searched_and_each_file_comes_once(patt
     for name in ("a 1/1.png", "a 1/deep/2.png", "b 2/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "b 2" / "IMG_1.HEIC").touch()
+    (tmp_path / "b 2" / "IMG_1.CR2").touch()
     left_out = LeftOut()
     found = files_of([f"{tmp_path}/{pattern}"], left_out)
     assert [str(file.path.relative_to(tmp_path)) for file in found] == ["a 1/1.png", "a 1/deep/2.png", "b 2/3.png"]
     folder = tmp_path if pattern == "**" else tmp_path / "b 2"
     (line,) = left_out.lines()
-    assert f"({folder}/" in line and line.endswith("IMG_1.HEIC)")
+    assert f"({folder}/" in line and line.endswith("IMG_1.CR2)")
 
 
 def test_a_matching_folder_without_an_image_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ MOST_PASSES = 1_000  # over all pixels of an image
 MOST_PASSED = 2_000_000_000  # pixels in all passes together: they take about two seconds
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a JPEG segment; the others stand in compressed data
+# The box with width and height of an image in a HEIC file. Source: ISO/IEC 23008-12, section 6.5.3.
+_EXTENTS = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(....)(....)", re.DOTALL)
 _SOS, _EOI = 0xDA, 0xD9
 _TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # Pillow accepts them all
 _BIG_TIFF = 43  # in the third byte
@@ -39,6 +41,18 @@ def require_few_values(content: bytes) -> None:
             values += length if is_kept else 1
             if values > MOST_VALUES:
                 raise ValueError(f"its tables have more than {MOST_VALUES:,} values")
+
+
+def require_small_parts(content: bytes, most_pixels: int) -> None:
+    """Check the sizes of all images in a HEIC file, of which a picture may be a part.
+
+    Raises:
+        ValueError: when one has more than `most_pixels`.
+    """
+    for width, height in _EXTENTS.findall(content):
+        pixels = int.from_bytes(width, "big") * int.from_bytes(height, "big")
+        if pixels > most_pixels:
+            raise ValueError(f"a part of it has {pixels:,} pixels; the limit is {most_pixels:,}")
 
 
 def require_few_passes(content: bytes, format: str | None, size: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from onecycle.core.errors import InputError
-from onecycle.data.decoding_cost import require_few_passes, require_few_values
+from onecycle.data.color_profiles import ProfileError, profile_of, to_srgb, transform_of
+from onecycle.data.decoding_cost import require_few_passes, require_few_values, require_small_parts
 
 # The image formats that are read, by Pillow's names. Others are left out for safety: EPS needs an interpreter, which
 # runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care:
 # a megabyte of JPEG 2000 may take minutes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+HEIF = "HEIF"  # the format of phones, which `pillow_heif` reads if it is installed
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_ADVICE = "needs pillow-heif: run pip install 'onecycle[heic]'"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # bytes 8 to 12 of a file
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
 
@@ -38,9 +44,21 @@ SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholde
 
 
 @functools.cache
+def formats() -> tuple[str, ...]:
+    """The image formats that are read with the installed packages, by Pillow's names."""
+    if find_spec("pillow_heif") is None:
+        return FORMATS
+    import pillow_heif
+
+    # One thread, because images are decoded in parallel. Thumbnails and depth images are not used.
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    return (*FORMATS, HEIF)
+
+
+@functools.cache
 def suffixes() -> frozenset[str]:
     """The suffixes of supported image files, in lower case, with the dot."""
-    read = {*FORMATS, "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
+    read = {*formats(), "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
 
 
@@ -54,7 +72,7 @@ def open_image(
 ) -> Image.Image:
     """The image in the `content` of a file, fully loaded. `where` is the name of the file in messages.
 
-    For an animation, this is the first frame. `only` restricts the accepted formats.
+    For an animation, this is the first frame. `only` restricts the accepted formats to those that it names.
 
     Raises:
         InputError: when the content is empty, damaged or not an image, is smaller than 2×2 pixels, has float pixels,
@@ -66,8 +84,11 @@ def open_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings do not name the file, and real problems raise errors
             require_few_values(content)
-            image = Image.open(io.BytesIO(content), formats=only or FORMATS)
+            accepted = [name for name in formats() if name in (only or formats())]
+            image = Image.open(io.BytesIO(content), formats=accepted)
             require_few_passes(content, image.format, image.size)
+            if image.format == HEIF:
+                require_small_parts(content, most_pixels or MOST_PIXELS)
             if most_pixels is None:
                 _decode_smaller(image)
             _require_fewer(most_pixels or MOST_PIXELS, image)
@@ -76,6 +97,8 @@ def open_image(
             require_few_values(image.info.get("exif") or b"")
             _turn(image)  # only to find damaged EXIF tags before `to_square` does
     except UnidentifiedImageError as error:
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and HEIF not in formats():
+            raise InputError(f"{where}: HEIC {HEIF_ADVICE}") from error
         raise InputError(f"{where}: not an image ({len(content):,} bytes); replace or remove it") from error
     except Image.DecompressionBombError as error:
         most = most_pixels or MOST_PIXELS
@@ -125,8 +148,9 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
     size keeps its pixels. The EXIF orientation is applied, and transparent pixels are blended with white. Transparency
-    is ignored if it hides a whole image that has several colors.
+    is ignored if it hides a whole image that has several colors. Colors of another ICC profile are converted to sRGB.
     """
+    profile = profile_of(image)
     if (turn := _turn(image)) is not None:
         image = image.transpose(turn)
     if image.mode in _DEEP:
@@ -143,7 +167,8 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     image = image if image.mode == "RGB" else image.convert("RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    # After resizing, because a conversion of all pixels of a photograph would take as long as decoding them.
+    return np.asarray(to_srgb(image, profile))
 
 
 def _rgba(image: Image.Image) -> Image.Image:
@@ -165,14 +190,22 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
     format = "JPEG" if image.format == "MPO" else image.format
     transparent = image.has_transparency_data and image.mode not in _DEEP
     hides_all = transparent and _hides_all(_rgba(image))
+    has_other_colors = has_damaged_profile = False
+    try:
+        profile = profile_of(image)
+        has_other_colors = profile is not None and transform_of(profile) is not None
+    except ProfileError:
+        has_damaged_profile = True
     found = {
-        # A JPEG with several images is not animated: cameras add preview images.
-        "animated: only the first frame is used": format != "JPEG" and _is_animated(image),
+        # A JPEG or HEIC with several images is not animated: cameras add preview images.
+        "animated: only the first frame is used": format not in ("JPEG", HEIF) and _is_animated(image),
         "rotated as their EXIF tag says": _turn(image) is not None,
         "more than twice as long as wide: only the center is used": max(image.size) > 2 * min(image.size),
         "more than 8 bits a channel: scaled to 8": image.mode in _DEEP,
         "transparent: blended with white": transparent and not hides_all,
         "transparent everywhere: transparency is ignored": hides_all,
+        "with the colors of another profile: converted to sRGB": has_other_colors,
+        "with a color profile that cannot be used: taken for sRGB": has_damaged_profile,
         f"{image.mode}: converted to RGB": image.mode not in ("RGB", "RGBA", "LA", "PA", *_DEEP),
         "in a different format than the suffix says": expected not in (None, format, image.format),
     }

@@ -17,6 +17,7 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onecycle.core.errors import InputError, OnecycleError
+from onecycle.data.image_files import formats
 from onecycle.predict.predictor import Predictor
 from onecycle.serve import pages
 from onecycle.serve.access import AccessControl
@@ -56,7 +57,7 @@ _FORM = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": f"Images: {', '.join(FORMATS)}.",
+                            "description": f"Images: {', '.join(name for name in FORMATS if name in formats())}.",
                         }
                     },
                 }

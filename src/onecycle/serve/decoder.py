@@ -22,6 +22,7 @@ FORMATS = (
     "WEBP",
     "TIFF",
     "AVIF",
+    "HEIF",  # if pillow-heif is installed: phones send it
 )  # common formats only: decoders of rare formats are less well maintained
 READY = b"ready"
 REQUEST = struct.Struct("!Q")  # the length of an image file, which follows

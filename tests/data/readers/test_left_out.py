@@ -16,10 +16,10 @@ def _left_out(*names: str) -> LeftOut:
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (["a/1.HEIC"], "1 file .heic, not an image format that is read (a/1.HEIC)"),
+        (["a/1.CR2"], "1 file .cr2, not an image format that is read (a/1.CR2)"),
         (
-            ["a/1.heic", "a/2.HEIC", "b/3.heic"],
-            "3 files .heic, not an image format that is read (a/1.heic, a/2.HEIC, b/3.heic)",
+            ["a/1.cr2", "a/2.CR2", "b/3.cr2"],
+            "3 files .cr2, not an image format that is read (a/1.cr2, a/2.CR2, b/3.cr2)",
         ),
         (["1.cr2"] * 1000, "1,000 files .cr2, not an image format that is read (1.cr2, 1.cr2, 1.cr2, …)"),
         (["README"], "1 file without a suffix such as .jpg (README)"),

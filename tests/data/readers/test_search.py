@@ -105,15 +105,15 @@ def test_a_folder_around_the_images_that_holds_more_is_read_itself(image_folder:
 def test_a_path_without_images_in_folders_is_refused_with_what_it_holds(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "phone"
     (folder / "cats").mkdir(parents=True)
-    for name in ("cats/IMG_1.HEIC", "cats/IMG_2.HEIC", "loose.png"):
+    for name in ("cats/IMG_1.CR2", "cats/IMG_2.CR2", "loose.png"):
         (folder / name).touch()
     if form == "tar":
         with tarfile.open(tmp_path / "phone.tar", "w") as archive:
             archive.add(folder, ".")
         folder = tmp_path / "phone.tar"
     message = (
-        r"holds no data that is read; give an archive.*\. Left out: 2 files \.heic, not an image format that is read "
-        r"\(cats/IMG_1\.HEIC, cats/IMG_2\.HEIC\); 1 image beside the class folders \(loose\.png\)$"
+        r"holds no data that is read; give an archive.*\. Left out: 2 files \.cr2, not an image format that is read "
+        r"\(cats/IMG_1\.CR2, cats/IMG_2\.CR2\); 1 image beside the class folders \(loose\.png\)$"
     )
     with pytest.raises(InputError, match=message):
         locate(folder)

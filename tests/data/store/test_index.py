@@ -79,12 +79,12 @@ def test_a_cached_set_keeps_the_names_of_the_drawn_images(photos: Path) -> None:
 
 def add_files(folder: Path) -> list[str]:
     """Add files that are left out to `folder`, with and without images. Returns the expected lines."""
-    for name in ("ant/1.heic", "bee/2.heic", "bee/deep/3.heic", "labels"):
+    for name in ("ant/1.cr2", "bee/2.cr2", "bee/deep/3.cr2", "labels"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(bytes.fromhex("00000018667479706865696300000000"))
     shutil.copy(folder / "ant" / "00.png", folder / "loose.png")
     return [
-        "3 files .heic, not an image format that is read (ant/1.heic, bee/2.heic, bee/deep/3.heic)",
+        "3 files .cr2, not an image format that is read (ant/1.cr2, bee/2.cr2, bee/deep/3.cr2)",
         "1 file without a suffix such as .jpg (labels)",
         "1 image beside the class folders (loose.png)",
     ]
@@ -108,8 +108,8 @@ def test_what_is_left_out_is_named_also_from_the_cache_and_changes_no_set(
     assert first.drawn == before.drawn
     assert first.notes == load_dataset(pack(photos)).notes == (*before.notes, f"Left out: {'; '.join(expected)}")
     assert set(check(photos).left_out) == set(expected)
-    (photos / "bee" / "4.heic").touch()
-    assert "Left out: 4 files .heic" in load_dataset(pack(photos)).notes[-1]
+    (photos / "bee" / "4.cr2").touch()
+    assert "Left out: 4 files .cr2" in load_dataset(pack(photos)).notes[-1]
 
 
 def test_what_is_left_out_of_several_archives_and_beside_them_is_named(photos: Path, tmp_path: Path) -> None:
@@ -123,8 +123,7 @@ def test_what_is_left_out_of_several_archives_and_beside_them_is_named(photos: P
     (folder / "Thumbs.db").touch()
     expected = {
         "1 file .7z, not an image format that is read (more.7z)",
-        "3 files .heic, not an image format that is read "
-        "(ant.tar:ant/1.heic, bee.tar:bee/2.heic, bee.tar:bee/deep/3.heic)",
+        "3 files .cr2, not an image format that is read (ant.tar:ant/1.cr2, bee.tar:bee/2.cr2, bee.tar:bee/deep/3.cr2)",
     }
     assert set(check(folder).left_out) == expected
     assert set(read_image_folder(folder, 32).left_out) == expected
@@ -307,8 +306,8 @@ def test_a_class_of_folders_with_the_name_of_a_split_is_refused_with_the_way_out
 def test_a_class_without_images_is_refused_with_what_it_holds(photos: Path) -> None:
     shutil.rmtree(photos / "bee")
     (photos / "bee").mkdir()
-    (photos / "bee" / "IMG_1.HEIC").touch()
-    message = r"class folder bee has no images; add some or remove it\. Left out: 1 file \.heic, .*\(bee/IMG_1\.HEIC\)$"
+    (photos / "bee" / "IMG_1.CR2").touch()
+    message = r"class folder bee has no images; add some or remove it\. Left out: 1 file \.cr2, .*\(bee/IMG_1\.CR2\)$"
     with pytest.raises(InputError, match=message):
         load_dataset(photos)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import file_identity
-from onecycle.data.image_files import has_image_suffix
+from onecycle.data.image_files import has_image_suffix, suffixes
 from onecycle.data.readers.entries import Entry, archives_in, entries_of, is_ignored, one_line_errors
 from onecycle.data.readers.formats import FileNames, Format, ReadOptions
 from onecycle.data.readers.label_file import FOUND_NAMES, NO_LABELS, LabelFile, find_labels
@@ -130,13 +130,13 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
         beside.discount(table.inside)
     about_labels = (table.name, table.folder, table.digest) if table else (labels,)
     fingerprints = (known.fingerprint for known in sources)
-    key = _key(_CACHE_VERSION, input_size, beside.lines(), about_labels, *fingerprints)
+    key = _key(input_size, beside.lines(), about_labels, *fingerprints)
     read = partial(_read, source)
     if found := look_up(key, read):
         return found
     # The folder is named after the path of `source`, not its content. If one archive changes after an interruption, the
     # next call therefore still finds the other archives decoded.
-    unfinished_key = _key(_CACHE_VERSION, input_size, os.fspath(source.resolve()))
+    unfinished_key = _key(input_size, os.fspath(source.resolve()))
     with unfinished_folder(unfinished_key, source, keep=not is_single) as unfinished:
         table = table or find_labels(source, labels)
         index = partial(indexed, source=source, labels=table, is_given=labels is not None)
@@ -145,7 +145,8 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
 
 
 def _key(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+    version = _CACHE_VERSION, sorted(suffixes())  # which files are read depends on what is installed
+    return hashlib.sha256(json.dumps([*version, *values]).encode()).hexdigest()[:32]
 
 
 def _fingerprint(source: Path, is_single: bool) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from onecycle.core.files import printable
+from onecycle.data.image_files import HEIF_ADVICE, HEIF_SUFFIXES
 from onecycle.data.readers.entries import Entry
 
 BESIDE_CLASSES = "image beside the class folders"
@@ -14,6 +15,7 @@ OTHER = "file of another kind"
 
 _NAMED = 3  # names for each reason
 _MOST_REASONS = 20  # every number may be a suffix, so the reasons after these share one
+_MOVIES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")  # a phone stores a live photo as a picture and a movie
 
 
 @dataclass
@@ -85,6 +87,10 @@ class LeftOut:
 
 def _not_an_image(name: str) -> str:
     suffix = os.path.splitext(name)[1].lower()
+    if suffix in _MOVIES:
+        return f"movie {suffix}, not an image"
+    if suffix in HEIF_SUFFIXES:
+        return f"file {suffix}, which {HEIF_ADVICE}"
     if re.fullmatch(r"\.\w{1,10}", suffix):
         return f"file {suffix}, not an image format that is read"
     return "file without a suffix such as .jpg"
