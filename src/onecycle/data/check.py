@@ -89,9 +89,7 @@ class DataCheck:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         width = max(len(name) for name in ("class", *self.classes))
-        shared = "".join(
-            f"{count:,} {split} images are also in the training set, " for split, count in self.shared().items()
-        )
+        shared = " and ".join(f"{count:,} {split}" for split, count in self.shared().items())
         conversions = (
             f"{len(names):,} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
             for what, names in self.converted.items()
@@ -118,8 +116,8 @@ class DataCheck:
             *(f"  {problem}" for problem in self.problems),
             *(["Left out:", *(f"  {line}" for line in self.left_out)] if self.left_out else []),
             *conversions,
-            f"Images with copies: {len(self.repeated):,}; {shared}and {self.contradicted():,} training images have a "
-            "copy with another label",
+            f"Images with copies: {len(self.repeated):,}; {shared} images are also in the training set, and "
+            f"{self.contradicted():,} training images have a copy with another label",
             *again,
             *([f"  … and {len(self.repeated) - _LISTED:,} more"] if len(self.repeated) > _LISTED else []),
             "",
