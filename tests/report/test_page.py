@@ -159,7 +159,7 @@ def test_a_confusion_matrix_of_a_hundred_classes_is_a_plot(copy_of: RunFolder) -
 
 def test_of_a_hundred_classes_the_worst_are_shown_and_the_others_folded(copy_of: RunFolder) -> None:
     change_classes(copy_of, [f"c{n}" for n in range(100)])
-    shown, folded = Page(copy_of).class_rows()
+    shown, folded = Page(copy_of).worst_classes()
     recalls = [found.recall for _, found, _ in (*shown, *folded)]
     assert (len(shown), len(folded)) == (10, 90)
     known = [recall for recall in recalls if recall is not None]
@@ -173,7 +173,7 @@ def test_of_a_hundred_classes_the_worst_are_shown_and_the_others_folded(copy_of:
 def test_few_classes_have_the_order_of_the_confusion_matrix(copy_of: RunFolder, count: int) -> None:
     names = [f"c{n}" for n in range(count)]
     change_classes(copy_of, names)
-    shown, folded = Page(copy_of).class_rows()
+    shown, folded = Page(copy_of).worst_classes()
     assert [name for name, _, _ in shown] == names and not folded
     assert "The other" not in text_of(report.write(copy_of))
 

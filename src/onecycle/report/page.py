@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -222,15 +223,17 @@ class Page:
         pairs = [divmod(int(place), len(self.classes)) for place in order]
         return [(self.classes[t], self.classes[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
-    def class_rows(self) -> tuple[list[ClassRow], list[ClassRow]]:
+    def class_rows(self) -> Iterator[ClassRow]:
+        for name, found in zip(self.classes, metrics.class_metrics(self.counts), strict=True):
+            low, high = accuracy_interval(found.correct, found.images) if found.images else (None, None)
+            yield name, found, f"{percent(low, 1)} to {percent(high, 1)}" if found.images else "–"
+
+    def worst_classes(self) -> tuple[list[ClassRow], list[ClassRow]]:
         """The rows of the classes that the report shows, and of those that it folds.
 
         Many classes are sorted: those with the lowest recall first, then with the lowest F1.
         """
-        rows = [
-            (name, found, self._interval_of(found))
-            for name, found in zip(self.classes, metrics.class_metrics(self.counts), strict=True)
-        ]
+        rows = list(self.class_rows())
         if len(rows) <= MOST_IN_MATRIX:
             return rows, []
 
@@ -240,10 +243,3 @@ class Page:
 
         rows.sort(key=rank)
         return rows[:WORST_CLASSES], rows[WORST_CLASSES:]
-
-    @staticmethod
-    def _interval_of(found: metrics.ClassMetrics) -> str:
-        if not found.images:
-            return "–"
-        low, high = accuracy_interval(found.correct, found.images)
-        return f"{100 * low:.1f} to {percent(high, 1)}"
