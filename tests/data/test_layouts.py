@@ -1,12 +1,18 @@
 """The layouts and formats of the table in docs/your-own-images.md: each is written here, and read."""
 
+import gzip
 import re
 import shutil
+import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
+from cifar100_files import archived as archived_folder
+from cifar100_files import write_python
 from image_folders import write_images
 from PIL import Image
 
@@ -72,6 +78,70 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
 }
 
 
+NUMBERS = ("0", "1", "2")
+SHAPE = (32, 32)  # of CIFAR-100
+
+
+def packed(gray: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images, uint8 `[N,32,32]` or `[N,32,32,3]`, and the numbers of their classes, by split."""
+    shape = SHAPE if gray else (*SHAPE, 3)
+    rng = np.random.default_rng(0)
+    return {
+        split: (rng.integers(0, 256, (count, *shape), np.uint8), np.arange(count) % len(CLASSES))
+        for split, count in (("train", 9), ("test", 6))
+    }
+
+
+def as_parquet(root: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parent / "readers" / "files" / "datasets-5.2.0", root))
+
+
+def as_npz(root: Path, *, gray: bool, images: str, labels: str) -> Path:
+    arrays = {}
+    for split, (pixels, numbers) in packed(gray).items():
+        arrays |= {images.format(split): pixels, labels.format(split): numbers}
+    root.mkdir()
+    np.savez_compressed(root / "set.npz", **arrays)
+    return root / "set.npz"
+
+
+def as_idx(root: Path) -> Path:
+    root.mkdir()
+    for split, arrays in packed(gray=True).items():
+        stem = "train" if split == "train" else "t10k"
+        for name, values in zip(("images-idx3", "labels-idx1"), arrays, strict=True):
+            header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            (root / f"{stem}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+    return root
+
+
+def as_cifar100(root: Path) -> Path:
+    pixels, numbers = ({split: arrays[part] for split, arrays in packed().items()} for part in range(2))
+    return archived_folder(write_python(root / "cifar-100-python", pixels, numbers, fine=CLASSES))
+
+
+def of_datasets() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What the files hold that `datasets` wrote; see their README."""
+    pixels = np.stack([np.random.default_rng(n).integers(0, 256, (6, 7, 3), np.uint8) for n in range(10)])
+    labels = np.array([0, 1, 0, 1, 1, 0, 0, 1, 1, 0])
+    parts = {"train": slice(0, 6), "validation": slice(6, 8), "test": slice(8, 10)}
+    return {split: (pixels[part], labels[part]) for split, part in parts.items()}
+
+
+Packed = dict[str, tuple[np.ndarray, np.ndarray]]
+FORMATS: dict[str, tuple[Callable[[Path], Path], Packed, tuple[str, ...]]] = {
+    "`train-00000-of-00001.parquet`": (as_parquet, of_datasets(), ("cat", "dog")),
+    "MedMNIST's .npz": (
+        partial(as_npz, gray=False, images="{}_images", labels="{}_labels"),
+        packed(),
+        NUMBERS,
+    ),
+    "Keras' .npz": (partial(as_npz, gray=True, images="x_{}", labels="y_{}"), packed(gray=True), NUMBERS),
+    "IDX files of MNIST": (as_idx, packed(gray=True), NUMBERS),
+    "CIFAR-100's archives": (as_cifar100, packed(), CLASSES),
+}
+
+
 def labeled_pixels(data: Dataset) -> set[tuple[str, bytes]]:
     return {
         (images.classes[label], pixels.tobytes())
@@ -82,7 +152,7 @@ def labeled_pixels(data: Dataset) -> set[tuple[str, bytes]]:
 
 def test_the_table_has_all_layouts_that_are_tested() -> None:
     table = PAGE.read_text(encoding="utf-8").partition("## Layouts, side by side")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| (.+?) \|", table, flags=re.MULTILINE)[1:] == list(LAYOUTS)
+    assert re.findall(r"^\| (.+?) \|", table, flags=re.MULTILINE)[1:] == [*LAYOUTS, *FORMATS]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -94,3 +164,15 @@ def test_every_layout_of_the_table_is_read(tmp_path: Path, layout: str) -> None:
     assert labeled_pixels(found) == {
         (path.parent.name, to_square(Image.open(path), 32).tobytes()) for path in plain.glob("*/*/*.png")
     }
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_of_the_table_is_read(tmp_path: Path, format: str) -> None:
+    write, expected, classes = FORMATS[format]
+    found = load_dataset(write(tmp_path / "set"))
+    assert list(found.by_split) == list(expected)
+    for split, images in found.by_split.items():
+        pixels, labels = expected[split]
+        assert images.classes == classes
+        assert images.labels.tolist() == labels.tolist()
+        assert (images.images == [to_square(Image.fromarray(image), 32) for image in pixels]).all()

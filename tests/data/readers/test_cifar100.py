@@ -1,11 +1,12 @@
 import pickle
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cifar100_files
 import numpy as np
 import pytest
+from cifar100_files import COARSE, FINE, planes, write_python
 
 from onecycle.cli import main
 from onecycle.core.errors import InputError
@@ -15,15 +16,9 @@ from onecycle.data.readers import registry
 from onecycle.data.readers.cifar100 import BINARY, PYTHON
 from onecycle.data.readers.search import find_named
 
-FINE = [f"fine {number}" for number in range(100)]
-COARSE = [f"coarse {number}" for number in range(20)]
 RNG = np.random.default_rng(0)
 IMAGES = {split: RNG.integers(0, 256, (count, 32, 32, 3), np.uint8) for split, count in (("train", 200), ("test", 100))}
 LABELS = {split: np.arange(len(images)) % 100 for split, images in IMAGES.items()}  # coarse labels are these, by 5
-
-
-def planes(split: str) -> np.ndarray:
-    return IMAGES[split].transpose(0, 3, 1, 2).reshape(-1, 3072)  # [N,32,32,3] -> [N,3072]
 
 
 @pytest.fixture
@@ -34,35 +29,18 @@ def binary(tmp_path: Path) -> Path:
     (folder / "fine_label_names.txt").write_text("\n".join(FINE) + "\n")
     (folder / "coarse_label_names.txt").write_text("\n".join(COARSE) + "\n")
     for split, labels in LABELS.items():
-        records = np.concatenate([np.stack([labels // 5, labels], 1).astype(np.uint8), planes(split)], axis=1)
+        records = np.concatenate([np.stack([labels // 5, labels], 1).astype(np.uint8), planes(IMAGES[split])], axis=1)
         (folder / f"{split}.bin").write_bytes(records.tobytes())
     return folder
 
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """The official python files: pickles of protocol 2 with the keys and values of Python 2."""
-    folder = tmp_path / "set" / "cifar-100-python"
-    folder.mkdir(parents=True)
-    names = {b"fine_label_names": [n.encode() for n in FINE], b"coarse_label_names": [n.encode() for n in COARSE]}
-    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
-    for split, labels in LABELS.items():
-        values = {
-            b"filenames": [f"{label}.png".encode() for label in labels],
-            b"batch_label": f"{split} batch 1 of 1".encode(),
-            b"fine_labels": labels.tolist(),
-            b"coarse_labels": (labels // 5).tolist(),
-            b"data": planes(split),
-        }
-        (folder / split).write_bytes(pickle.dumps(values, protocol=2))
-    (folder / "file.txt~").touch()
-    return folder
+    return write_python(tmp_path / "set" / "cifar-100-python", IMAGES, LABELS)
 
 
 def archived(folder: Path) -> Path:
-    path = folder.parent / f"{folder.name}.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(folder, folder.name)
+    path = cifar100_files.archived(folder)
     shutil.rmtree(folder)
     return path
 
