@@ -371,6 +371,19 @@ def test_transfer_measures_accuracy_and_time_and_goes_on(tmp_path: Path) -> None
 
 
 @pytest.mark.long
+def test_fitted_recipes_measures_chosen_values_and_goes_on_where_it_stopped(tmp_path: Path, real_data: Path) -> None:
+    out = tmp_path / "fitted.json"
+    options = ["--sets", "digits", "--values", "500x1", "--out", out]
+    for _ in range(2):
+        done = run("fitted_recipes", *options)
+        assert done.returncode == 0, done.stderr
+        (cell,) = json.loads(out.read_text())["cells"]
+        assert (cell["images"], cell["batch_size"], cell["epochs"], cell["steps"]) == (1442, 500, 1, 3)
+        assert 0 <= cell["accuracy"] <= 1
+    assert done.stdout == "", "the run is in the record already"
+
+
+@pytest.mark.long
 def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "on_ray.json"
     study = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --epochs 40 --device cpu"

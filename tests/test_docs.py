@@ -2,17 +2,23 @@
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from PIL import Image
 
 from onecycle import cli
+from onecycle.core.config import FromData
 from onecycle.core.older_records import with_current_names
+from onecycle.core.recipes import QUICK, fitted
 from onecycle.data import load_dataset
 from onecycle.data.readers.entries import MOST_ENTRIES
 from onecycle.distributed.heartbeat import SILENT_SECONDS
+from onecycle.models import OwnNetwork
 from onecycle.run.autosave import SAVE_SECONDS
 from onecycle.serve.batching import WAIT_SECONDS
 from onecycle.serve.limits import LIMITS
@@ -62,6 +68,17 @@ def test_the_example_with_your_own_network_runs_as_printed(capsys: pytest.Captur
     run_example("find_lr")
     accuracy = re.fullmatch(r"test accuracy (\d+\.\d)%\n", capsys.readouterr().out)
     assert accuracy and float(accuracy[1]) > 80
+
+
+def test_the_example_with_your_own_network_for_the_command_line_builds_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (example,) = re.findall(r"```python\n(# nets\.py\n.*?)```", TEXT, flags=re.DOTALL)
+    (tmp_path / "nets.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert "--network nets.py:small" in TEXT
+    assert OwnNetwork.load("nets.py:small").build(10, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_the_example_that_writes_images_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +405,43 @@ def test_the_figures_of_your_own_images_are_recorded() -> None:
     assert f"`--recipe quick` reaches **{100 * jpegs['eval_accuracy']:.2f} %** on it" in WORDS
     assert digits["named rightly by predict"] == pytest.approx(digits["eval_accuracy"], abs=0.003)
     assert (jpegs["recipe"], jpegs["train_images"], jpegs["eval_images"]) == ("quick", 50_000, 10_000)
+
+
+def test_the_figures_of_fitted_recipes_are_recorded() -> None:
+    names = {
+        "two classes of CIFAR-10": "cifar10-automobile-horse",
+        "CIFAR-10": "cifar10-",
+        "embedded digits": "digits",
+        "photographs of hand signs": "sign-digits",
+    }
+    cells = [cell for cell in recorded("fitted_recipes")["cells"] if (cell["recipe"], cell["seed"]) == ("quick", 0)]
+
+    def accuracy(name: str, images: int, batch_size: int, epochs: int) -> str:
+        (found,) = (
+            cell["accuracy"]
+            for cell in cells
+            if cell["set"].startswith(name)
+            and (cell["images"], cell["batch_size"], cell["epochs"]) == (images, batch_size, epochs)
+        )
+        return f"{100 * found:.2f} %"
+
+    rows = re.findall(r"^\| ([\w -]+) \| ([\d,]+) \| ([\d,]+) and (\d+) \| (\S+ %) \| (.*?) \|$", TEXT, re.MULTILINE)
+    assert len(rows) == 7
+    for name, *values, found, with_own in rows:
+        images, batch_size, epochs = (int(value.replace(",", "")) for value in values)
+        config = fitted(replace(QUICK, from_data=get_args(FromData)), images)
+        assert (config.batch_size, config.epochs) == (batch_size, epochs)
+        if images < 50_000:
+            assert found == accuracy(names[name], images, batch_size, epochs)
+        if with_own.endswith("%"):
+            assert with_own == accuracy(names[name], images, 1000, 4)
+    steps = {(c["batch_size"], c["epochs"]): (c["accuracy"], c["steps"]) for c in cells if c["images"] == 2000}
+    assert steps[125, 8] == (0.7395, 128) and steps[62, 8] == (0.742, 264) and steps[62, 4] == (0.696, 132)
+    assert "8 epochs reach 73.95 % in 128 steps of 125 images and 74.2 % in 264 steps of 62" in WORDS
+    assert "4 epochs reach 69.6 % in 132 steps of 62" in WORDS
+    assert steps[125, 16][0] == 0.767 and "16 reach 76.7 %" in WORDS
+    of_500 = [cell["accuracy"] for cell in cells if cell["images"] == 500]
+    assert f"all measured values reach {100 * min(of_500):.2f} to {100 * max(of_500):.1f} %" in WORDS
 
 
 def test_the_figures_of_prediction_are_recorded() -> None:

@@ -61,38 +61,36 @@ TRANSFER = Config(
 
 RECIPES: Mapping[str, Config] = {"baseline": BASELINE, "quick": QUICK, "fast": FAST, "transfer": TRANSFER}
 
-MADE_FOR_IMAGES = 50_000  # the training set of CIFAR-10, for which the recipes were made
-SMALLEST_BATCH = 50  # images of each shard; a step on fewer costs little less and teaches less
-SMALLEST_BATCH_OF_LARGE = 16  # images of each shard, where more of these large images would need too much memory
+MADE_FOR_IMAGES = 50_000  # the training set of CIFAR-10, for which all recipes but `transfer` were made
+MOST_HALVINGS = 3  # of the batch size; a step on still fewer images costs little less and teaches less
+SMALLEST_SHARD = 16  # images of each shard; batch norm needs some
 SMALLEST_LAST_BATCH = 0.25  # of the images of the other batches; the LR finder leaves out a smaller one
-MOST_EPOCHS = 8  # times the recipe's own
+ENOUGH_STEPS = 300  # three times those of the LR finder; half of the recipe's own steps are enough, too
 
 
 def fitted(config: Config, images: int) -> Config:
     """`config` with values for the options in `from_data` that fit a training set of `images` images.
 
-    A recipe is a number of steps, for which its learning rates and its schedule were made. Smaller training sets keep
-    between half of these steps and all of them:
+    A recipe needs steps, so smaller training sets have smaller batches, and very small ones more epochs:
 
-    - Each time that the images are halved, from `MADE_FOR_IMAGES` on, the batch size is halved, too. Where it would
-      fall below `SMALLEST_BATCH`, the epochs are doubled instead, up to `MOST_EPOCHS` times the recipe's.
+    - Each time that the images are halved, from `MADE_FOR_IMAGES` on, the batch size is halved, too, but at most
+      `MOST_HALVINGS` times.
+    - The epochs are doubled until there are more steps than `ENOUGH_STEPS`, or than half of the recipe's own.
     - A batch of images larger than those of the recipe has no more pixels than one of the recipe. The sizes are scaled.
     - An epoch has two batches or more. The last has at least `SMALLEST_LAST_BATCH` of the images of the others.
 
-    `transfer` was made for a few hundred images, so its epochs stay.
+    `transfer` was made for few images, so the first two points are not for it.
 
-    The LR finder takes as many steps as always, but its batches become smaller, too. The number of classes has no
+    The LR finder takes as many steps as always, but its batches are smaller, too. The number of classes has no
     influence. results/fitted_recipes.json has the measurements.
     """
     recipe = RECIPES[config.recipe]
     batch_size, epochs, sizes = config.batch_size, config.epochs, config.sizes
     if "batch_size" in config.from_data:
         batch_size = _batch_size(recipe, images, config.size, shards=config.shards)
-    if "epochs" in config.from_data and config.network != "pretrained":
-        while (
-            2 * epochs * images * recipe.batch_size <= recipe.epochs * MADE_FOR_IMAGES * batch_size
-            and epochs < MOST_EPOCHS * recipe.epochs
-        ):
+    if "epochs" in config.from_data and recipe is not TRANSFER:
+        enough = min(ENOUGH_STEPS, recipe.epochs * MADE_FOR_IMAGES / recipe.batch_size / 2)
+        while epochs * images / batch_size <= enough:
             epochs *= 2
     if "sizes" in config.from_data:
         scaled = (round(size * config.size / recipe.size) for size in recipe.sizes)
@@ -102,11 +100,12 @@ def fitted(config: Config, images: int) -> Config:
 
 def _batch_size(recipe: Config, images: int, size: int, *, shards: int) -> int:
     """The batch size of `recipe` for `images` images of `size`×`size` pixels."""
-    batch_size = own = recipe.batch_size
-    while 2 * images * own <= MADE_FOR_IMAGES * batch_size and batch_size // 2 >= SMALLEST_BATCH * shards:
-        batch_size //= 2
-    by_pixels = max(SMALLEST_BATCH_OF_LARGE * shards, own * recipe.size**2 // size**2)
-    batch_size = min(batch_size, by_pixels, -(-images // 2))
+    own = recipe.batch_size
+    is_small = images < MADE_FOR_IMAGES and recipe is not TRANSFER
+    halvings = min(MOST_HALVINGS, (MADE_FOR_IMAGES // images).bit_length() - 1) if is_small else 0
+    by_pixels = own * recipe.size**2 // size**2
+    fewer = max(SMALLEST_SHARD * shards, min(own >> halvings, by_pixels))
+    batch_size = min(own, fewer, -(-images // 2))
     while batch_size < own and 0 < images % batch_size < SMALLEST_LAST_BATCH * batch_size:
         batch_size -= 1
     return batch_size
@@ -122,7 +121,7 @@ def explained(asked: Config, config: Config, images: int) -> str | None:
     ]
     if not changes:
         return None
-    made_for = "more images" if config.network == "pretrained" else f"{MADE_FOR_IMAGES:,} images"
+    made_for = "more images" if config.recipe == "transfer" else f"{MADE_FOR_IMAGES:,} images"
     return (
         f"The values of {config.recipe} are for {made_for} of {RECIPES[config.recipe].size} pixels; for {images:,} of "
         f"{config.size}, this run takes {', '.join(changes)}"
