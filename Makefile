@@ -21,7 +21,7 @@ ifeq ($(origin ONECYCLE_DATA),undefined)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint notebook faults cluster-test benchmarks-test lock newest-test
+.PHONY: help train test lint notebook faults fuzz cluster-test benchmarks-test lock newest-test
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -35,6 +35,9 @@ test: $(ALL) ## run the tests without the long ones, e.g. make test ARGS="-k sch
 # The long tests, whole, each set one after another: some measure, and some need the machine for themselves.
 faults: $(ALL) ## kill and damage hundreds of runs, fill their disks, and write results/reliability.json
 	$(BIN)/pytest -m "" --whole tests/faults tests/distributed tests/test_install.py $(ARGS)
+
+fuzz: $(ALL) ## generate hostile files and requests, e.g. make fuzz ARGS="--minutes 5 -k images"
+	$(BIN)/pytest -rP tests/fuzz $(ARGS)
 
 cluster-test: $(ALL) ## try Ray, and docs/distributed.md on Slurm and machines made of network namespaces (root, Linux)
 	$(BIN)/pytest -m "" --cluster tests/cluster tests/study/test_study_on_ray.py tests/predict/test_bulk_on_ray.py $(ARGS)

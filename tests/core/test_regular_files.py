@@ -60,6 +60,11 @@ def test_a_regular_file_is_read_also_below_a_linked_folder(tmp_path: Path) -> No
     assert read_regular(tmp_path / "link" / "file", LIMIT) == bytes(LIMIT)
 
 
+def test_a_small_file_needs_no_more_memory_than_its_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(LIMIT))
+    assert read_regular(tmp_path / "file", 2**50) == bytes(LIMIT)
+
+
 @pytest.mark.parametrize("make", [*LINKS, a_pipe, a_folder])
 def test_a_lock_that_is_no_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / ".lock")

@@ -202,3 +202,20 @@ def test_an_image_that_cannot_be_decoded_smaller_is_refused_with_its_size(monkey
     Image.fromarray(gradient(640, 640)).save(file, "JPEG")  # smaller by 8 is still too large
     with pytest.raises(InputError, match=r"photo\.jpg: the image has 80×80 pixels; the limit is 255"):
         open_image(file.getvalue(), "photo.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16", "I"])
+def test_a_large_image_is_converted_in_strips_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels.view(np.int32)[..., 0] % 65536) if mode == "I" else image.convert(mode)
+    whole = to_square(image, 16)
+    monkeypatch.setattr("onecycle.data.image_files._STRIP_PIXELS", 100)
+    assert (to_square(image, 16) == whole).all()
+
+
+def test_a_webp_whose_decoder_would_need_too_much_memory_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(buffer, "WEBP", quality=0, method=0)
+    with pytest.raises(InputError, match="8000×8000 pixels; the limit is 60,000,000 pixels"):
+        open_image(buffer.getvalue(), "image.webp")

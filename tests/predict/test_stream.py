@@ -183,11 +183,14 @@ def test_a_terminal_gets_no_control_characters_from_names(
     assert all(letter.isprintable() or letter in "\t\n" for letter in capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", [*UNPRINTABLE, "=cmd|' !A0.png", "@sum.png", "-1.png", "+1.png"])
+LINES = ["a\rb.png", "a\nb.png", "a\r\nb.png", "a\r"]
+
+
+@pytest.mark.parametrize("name", [*UNPRINTABLE, *LINES, "=cmd|' !A0.png", "@sum.png", "-1.png", "+1.png"])
 def test_a_program_gets_exact_names_from_csv(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name, "PNG")
     monkeypatch.chdir(tmp_path)
     assert main(["predict", "--csv", "--top", "1", "./" + name]) == 0
     _, row = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))

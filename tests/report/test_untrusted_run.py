@@ -1,6 +1,7 @@
 """Commands that read a run folder made by someone else: links in it lead nowhere, and its records are validated."""
 
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -215,6 +217,37 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(copy_of: RunFolder, 
     assert "logits.npy claims the shape" in refused("report", "--run", copy_of.path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 99])
+def test_an_array_that_is_packed_by_a_method_without_a_bound_is_refused(
+    copy_of: RunFolder, refused: Refused, method: int
+) -> None:
+    with zipfile.ZipFile(copy_of.predictions, "w", zipfile.ZIP_STORED if method == 99 else method) as archive:
+        archive.writestr("logits.npy", bytes(100))
+    if method == 99:  # a method that no zip uses
+        content = copy_of.predictions.read_bytes()
+        place = content.index(b"PK\1\2") + 10
+        copy_of.predictions.write_bytes(content[:place] + b"\x63\0" + content[place + 2 :])
+    assert "logits.npy is not compressed by deflate" in refused("report", "--run", copy_of.path)
+
+
+def test_a_line_of_the_history_that_is_too_long_is_refused(copy_of: RunFolder, refused: Refused) -> None:
+    copy_of.history.write_text("[" + "[]," * 30_000 + "[]]")
+    assert "a line has 90,004 bytes; the limit is 65,536" in refused("report", "--run", copy_of.path)
+
+
+CURVE = {"lrs": [1e-3, 1e-2], "losses": [2.0, 1.0], "smoothed": [2.0, 1.0], "suggestions": {}, "stopped": "completed"}
+
+
+@pytest.mark.parametrize(
+    "values", [{"smoothed": [2.0]}, {"losses": []}, {"lrs": [0, 1e-2]}, {"lrs": [-1, 1]}, {"lr_max": 1e300}]
+)
+def test_a_curve_that_is_not_that_of_a_sweep_is_refused(
+    copy_of: RunFolder, refused: Refused, values: dict[str, object]
+) -> None:
+    copy_of.write_json(copy_of.lr_finder, {**CURVE, "lr_min": 1e-3, "lr_max": 1e-2, **values})
+    assert str(copy_of.lr_finder) in refused("report", "--run", copy_of.path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -248,6 +281,35 @@ def test_weights_that_are_not_finite_are_refused(copy_of: RunFolder, refused: Re
     tensors["linear.weight"][0, 0] = float("nan")
     save_tensors(copy_of.weights, tensors, metadata)
     assert "a weight is not finite" in refused("predict", "--run", copy_of.path, "image.png")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "serve"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.full((8,), math.inf),
+        torch.full((8,), 1e300, dtype=torch.float64),  # infinite in the precision of the network
+        torch.full((8,), math.nan, dtype=torch.bfloat16),
+        torch.zeros(8, dtype=torch.complex64),
+        torch.zeros(8, dtype=torch.int64),
+        torch.zeros(8, dtype=torch.bool),
+    ],
+    ids=str,
+)
+def test_statistics_that_are_not_finite_or_of_another_type_are_refused(
+    copy_of: RunFolder, refused: Refused, values: torch.Tensor, command: str
+) -> None:
+    tensors, metadata = load_tensors(copy_of.weights)
+    name = next(name for name, tensor in tensors.items() if name.endswith("running_var") and tensor.shape == (8,))
+    save_tensors(copy_of.weights, {**tensors, name: values}, metadata)
+    line = refused(command, "--run", copy_of.path, *(["image.png"] if command == "predict" else []))
+    assert str(copy_of.weights) in line and ("not finite" in line or f"is {values.dtype}, not torch.float32" in line)
+
+
+def test_a_header_of_weights_that_is_not_that_of_its_file_is_refused(copy_of: RunFolder, refused: Refused) -> None:
+    os.truncate(copy_of.weights, 2**40)  # a hole, which occupies no disk space
+    line = refused("predict", "--run", copy_of.path, "image.png")
+    assert "it has 1,099,511,627,776 bytes; the limit is" in line
 
 
 def test_probabilities_that_are_not_finite_are_refused(copy_of: RunFolder, tmp_path: Path, refused: Refused) -> None:

@@ -24,6 +24,8 @@ from PIL import Image
 
 import onecycle
 from onecycle.cli import main
+from onecycle.predict.predictor import SHIPPED
+from onecycle.storage.checkpoint import load_tensors, save_tensors
 
 from .conftest import WITH_LIMITS, Service, started
 
@@ -418,3 +420,25 @@ def test_the_openapi_description_has_every_response(service: Service) -> None:
     description = json.loads(requests.get(service.url + "openapi.json", timeout=10).text)
     assert set(description["paths"]) == {"/predict", "/health"}
     assert {"200", "408", "413", "415", "422", "503"} <= description["paths"]["/predict"]["post"]["responses"].keys()
+
+
+def test_a_network_without_finite_probabilities_is_named_in_one_line(tmp_path: Path, image_files: list[Path]) -> None:
+    tensors, metadata = load_tensors(SHIPPED)
+    for name, tensor in tensors.items():
+        if name.endswith("running_var"):
+            tensor.fill_(-1)
+    (tmp_path / "config.json").write_text("{}")
+    save_tensors(tmp_path / "weights.safetensors", tensors, metadata)
+    with started("-m", "onecycle", "serve", "--port", "0", "--run", str(tmp_path)) as service:
+        for explain in (False, True):
+            response = post(service, image_files[0].read_bytes(), explain=explain)
+            assert response.status_code == 422
+            (answer,) = response.json()["images"]
+            assert answer["error"].startswith("the network gives no finite probabilities") and not answer["predictions"]
+
+
+def test_a_malformed_request_is_not_logged(service: Service) -> None:
+    # `started` checks that the service prints nothing.
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nA B: c\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 400")

@@ -15,6 +15,7 @@ from onecycle.storage.records import EpochRecord, LayerSummary, LRCurve, Misclas
 from onecycle.storage.run_folder import RunFolder
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+rates = st.floats(1e-30, 1e30)
 counts = st.integers(0, 2**53)
 
 
@@ -28,14 +29,14 @@ def lists_of_numbers(length: int) -> st.SearchStrategy[tuple[float, ...]]:
 
 @st.composite
 def curves(draw: st.DrawFn) -> LRCurve:
-    length = draw(st.integers(0, 8))
+    length = draw(st.integers(1, 8))
     return LRCurve(
-        lrs=draw(lists_of_numbers(length)),
+        lrs=draw(st.lists(rates, min_size=length, max_size=length).map(tuple)),
         losses=draw(lists_of_numbers(length)),
         smoothed=draw(lists_of_numbers(length)),
-        suggestions=draw(st.dictionaries(st.text(), numbers, max_size=3)),
-        lr_min=draw(numbers),
-        lr_max=draw(numbers),
+        suggestions=draw(st.dictionaries(st.text(), rates, max_size=3)),
+        lr_min=draw(rates),
+        lr_max=draw(rates),
         stopped=draw(st.sampled_from(["completed", "diverged", "not finite"])),
     )
 

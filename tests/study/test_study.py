@@ -77,19 +77,31 @@ def test_a_single_size_is_a_list_of_one() -> None:
     ("text", "message"),
     [
         ("batch_size", "is not of the form field=value,value"),
-        ("color=red", "is not of the form field=value,value"),
-        ("seed=1,2", "is not of the form field=value,value"),
+        ("color=red", "variants cannot differ in"),
+        ("seed=1,2", "variants cannot differ in"),
         ("batch_size=0", "--batch-size is 0"),
         ("batch_size=many", "--batch-size is 'many'; it must be a whole number"),
         ("precision=half", "--precision is 'half'"),
         ("recipe={}", "--recipe is {}"),
         ("recipe=fastest", "--recipe is 'fastest'"),
-        ("data=digits", "is not of the form field=value,value"),
+        ("data=digits", "variants cannot differ in"),
     ],
 )
 def test_an_impossible_variation_is_refused_before_any_run(quick: Config, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         study.plan(quick, seeds=1, grid=[text])
+
+
+@pytest.mark.parametrize("field", ["data", "out", "seed", "../../data"])
+def test_a_study_of_someone_else_cannot_name_folders_outside_of_its_own(quick: Config, field: str) -> None:
+    planned = study.plan(quick, seeds=1).to_json()
+    with pytest.raises(InputError, match="variants cannot differ in"):
+        study.Study.from_json({**planned, "variants": {f"{field}=../../x": {field: "../../x"}}})
+
+
+def test_a_study_of_more_runs_than_anyone_would_start_is_refused(quick: Config) -> None:
+    with pytest.raises(InputError, match="--seeds is 1000000000000; it must be at most 10000 for 1 variants"):
+        study.Study.from_json({**study.plan(quick, seeds=1).to_json(), "seeds": 10**12})
 
 
 @pytest.mark.parametrize(

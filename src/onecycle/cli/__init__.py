@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReportedElsewhere as ended:
         return ended.exit_code
     except Interrupted as stopped:
-        print("; ".join(["onecycle: interrupted", *filter(None, [str(stopped)])]), file=sys.stderr)
+        print("; ".join(["onecycle: interrupted", *filter(None, [without_controls(str(stopped))])]), file=sys.stderr)
         return stopped.exit_code
 
 

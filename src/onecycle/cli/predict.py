@@ -132,9 +132,20 @@ def _print_left_out(lines: Iterable[str]) -> None:
         print(f"onecycle: left out {line}", file=sys.stderr)
 
 
+class _CsvRows:
+    """Writes the rows of a csv writer to standard output.
+
+    A row ends with a line feed. The csv writer must end it with a carriage return, too, because before Python 3.13 it
+    quotes a name with a carriage return only then.
+    """
+
+    def write(self, row: str) -> None:
+        sys.stdout.write(row.removesuffix("\r\n") + "\n")
+
+
 def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
     """A function that prints one line per file: the most likely classes and their probabilities."""
-    table = csv.writer(sys.stdout, lineterminator="\n")
+    table = csv.writer(_CsvRows())
     if form == "csv":
         numbers = range(1, top + 1)
         table.writerow(["file", *(name for n in numbers for name in (f"class_{n}", f"probability_{n}"))])

@@ -19,7 +19,7 @@ _DAMAGE_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    RecursionError,  # from deeply nested JSON
+    RuntimeError,  # from zipfile and torch, and, as RecursionError, from deeply nested JSON
     TypeError,
     ValueError,
     zipfile.BadZipFile,

@@ -40,10 +40,9 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     """
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most_bytes + 1) if size <= most_bytes else b""
-    if (size := max(size, len(content))) > most_bytes:
-        raise OSError(errno.EFBIG, f"it has {size:,} bytes; the limit is {most_bytes:,}")
-    return content
+        if size > most_bytes:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes; the limit is {most_bytes:,}")
+        return file.read(size)  # `read(most_bytes)` would allocate that many
 
 
 def make_folder(path: Path) -> None:

@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ _TURNS = {
 }
 
 LARGEST_FILE = 2**26  # bytes, because a file is read as a whole; an image needs far less
+_STRIP_PIXELS = 2**22  # converted at a time
 MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; it warns, and refuses twice as many
+MOST_WEBP_PIXELS = 60_000_000  # its decoder needs 16 bytes for each
 SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholder
 
 
@@ -80,6 +83,7 @@ def open_image(
     """
     if not content:
         raise InputError(f"{where}: the file is empty; replace or remove it")
+    most = most_pixels or MOST_PIXELS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings do not name the file, and real problems raise errors
@@ -91,9 +95,11 @@ def open_image(
                 require_small_parts(content, most_pixels or MOST_PIXELS)
             if most_pixels is None:
                 _decode_smaller(image)
-            _require_fewer(most_pixels or MOST_PIXELS, image)
+            if image.format == "WEBP":
+                most = min(most, MOST_WEBP_PIXELS)
+            _require_fewer(most, image)
             image.load()  # verify() would accept truncated files
-            _require_fewer(most_pixels or MOST_PIXELS, image)  # an icon may be larger than its header says
+            _require_fewer(most, image)  # an icon may be larger than its header says
             require_few_values(image.info.get("exif") or b"")
             _turn(image)  # only to find damaged EXIF tags before `to_square` does
     except UnidentifiedImageError as error:
@@ -101,7 +107,6 @@ def open_image(
             raise InputError(f"{where}: HEIC {HEIF_ADVICE}") from error
         raise InputError(f"{where}: not an image ({len(content):,} bytes); replace or remove it") from error
     except Image.DecompressionBombError as error:
-        most = most_pixels or MOST_PIXELS
         raise InputError(f"{where}: {error}; the limit is {most:,} pixels; make the image smaller") from error
     except Exception as error:  # Pillow raises many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -153,32 +158,66 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     profile = profile_of(image)
     if (turn := _turn(image)) is not None:
         image = image.transpose(turn)
-    if image.mode in _DEEP:
-        # Pillow would clip 16-bit values to 0..255. Scale them to 8 bits instead, as image viewers do.
-        values = np.array(image, dtype=np.float32)
-        largest = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
-        values /= largest  # in place, because an image may be large
-        values *= 255
-        image = Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = _rgba(image)
-        hides_all = _hides_all(rgba)
-        image = rgba if hides_all else Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = _to_rgb(image)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
     # After resizing, because a conversion of all pixels of a photograph would take as long as decoding them.
     return np.asarray(to_srgb(image, profile))
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    convert: Callable[[Image.Image], Image.Image] = _without_alpha
+    if image.mode in _DEEP:
+        extrema: Any = image.getextrema()
+        largest = 65535 if image.mode.startswith("I;16") or extrema[1] > 255 else 255
+        convert = functools.partial(_deep_to_rgb, largest=largest)
+    elif image.has_transparency_data and not _hides_all(image):
+        convert = _blended_with_white
+    if image.mode == "RGB" and convert is _without_alpha:
+        return image
+    rgb = Image.new("RGB", image.size)
+    for box, part in _strips(image):
+        rgb.paste(convert(part), box)
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
+    """Yield `image` in strips, with their places, because some conversions need several times its memory."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        box = 0, top, width, min(top + rows, height)
+        yield box, image.crop(box)
+
+
+def _deep_to_rgb(image: Image.Image, largest: int) -> Image.Image:
+    # Pillow would clip 16-bit values to 0..255. Scale them to 8 bits instead, as image viewers do.
+    values = np.array(image, dtype=np.float32) / largest * 255
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _blended_with_white(image: Image.Image) -> Image.Image:
+    rgba = _rgba(image)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    return (_rgba(image) if image.has_transparency_data else image).convert("RGB")
+
+
 def _rgba(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGBA" else image.convert("RGBA")
 
 
-def _hides_all(rgba: Image.Image) -> bool:
+def _hides_all(image: Image.Image) -> bool:
     """Whether alpha is 0 everywhere, but the colors vary: a program that has no alpha may write zeros."""
-    # `getbbox` is None without a value above zero, and `getcolors` with more colors than its limit.
-    return rgba.getchannel("A").getbbox() is None and rgba.convert("RGB").getcolors(1) is None
+    lowest, highest = np.full(3, 255), np.zeros(3, int)
+    for _, part in _strips(image):
+        lows, highs = np.array(_rgba(part).getextrema()).T  # [4]
+        if highs[3]:
+            return False
+        lowest, highest = np.minimum(lowest, lows[:3]), np.maximum(highest, highs[:3])
+    return bool((lowest < highest).any())
 
 
 def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
@@ -189,7 +228,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
     expected = Image.registered_extensions().get(Path(name).suffix.lower())  # a row of a table has no suffix
     format = "JPEG" if image.format == "MPO" else image.format
     transparent = image.has_transparency_data and image.mode not in _DEEP
-    hides_all = transparent and _hides_all(_rgba(image))
+    hides_all = transparent and _hides_all(image)
     has_other_colors = has_damaged_profile = False
     try:
         profile = profile_of(image)

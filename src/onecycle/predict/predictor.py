@@ -110,8 +110,6 @@ class Predictor:
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
             classes = require_class_names(metadata["classes"])
             architecture = Architecture.from_json(metadata["architecture"])
-            if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                raise ValueError("a weight is not finite")
         if network is None:
             require_consent(architecture.network, None, str(path))
             with torch.device("meta"), warnings.catch_warnings():
@@ -194,8 +192,7 @@ class Predictor:
         plan = self.plan
         with plan.autocast():
             found = self._prepared.predict(self.preprocessing.normalize(images.to(plan.device))).cpu()  # [B,C]
-        if not found.isfinite().all():
-            raise InputError("the network gives no finite probabilities, so it is damaged; use another network")
+        require_finite(found)
         return found
 
     @cached_property
@@ -203,6 +200,16 @@ class Predictor:
         _use_one_thread_after_fork()
         # The network stays in evaluation mode, because switching modes in every call would not be thread-safe.
         return self.plan.prepare(self.model).eval()
+
+
+def require_finite(probabilities: torch.Tensor) -> None:
+    """Check the `probabilities` that a network gives.
+
+    Raises:
+        InputError: when one is infinity or NaN.
+    """
+    if not probabilities.isfinite().all():
+        raise InputError("the network gives no finite probabilities, so it is damaged; use another network")
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from onecycle.predict.explain import grad_cam
-from onecycle.predict.predictor import Prediction, Predictor
+from onecycle.predict.predictor import Prediction, Predictor, require_finite
 
 
 class Question(NamedTuple):
@@ -29,7 +29,11 @@ class Answer(NamedTuple):
 
 
 class Inference:
-    """Predicts the images of a batch of questions with one pass through the network."""
+    """Predicts the images of a batch of questions with one pass through the network.
+
+    Raises:
+        InputError: when called, when the network gives probabilities that are not finite.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
@@ -46,6 +50,7 @@ class Inference:
             else:
                 logits = self._prepared(normalized)
             probabilities = logits.float().softmax(dim=1)  # [B,C]
+        require_finite(probabilities)
         explained = [place for place, question in enumerate(questions) if question.explain and has_features]
         heatmaps: dict[int, NDArray[np.float32]] = {}
         if explained:

@@ -72,9 +72,11 @@ def run(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to show a log record of uvicorn. uvicorn's usual messages at shutdown are hidden."""
+    """Whether to show a log record of uvicorn. Its usual messages at shutdown are hidden, and one for each malformed
+    request, with which a client could fill the disk.
+    """
     is_end = bool(record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-    return not is_end and not str(record.msg).startswith("Cancel %s running task(s)")
+    return not is_end and not str(record.msg).startswith(("Cancel %s running task(s)", "Invalid HTTP request"))
 
 
 class _Server(uvicorn.Server):

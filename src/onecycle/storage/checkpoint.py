@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from torch.optim import Optimizer
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import reading, replacing
-from onecycle.core.regular_files import read_regular
+from onecycle.core.regular_files import open_regular, read_regular
 
 MOST_TENSOR_BYTES = 2**32  # a checkpoint of the custom ResNet has less than 2**27
+_MOST_HEADER_BYTES = 2**24  # names, shapes and the history of the run
 
 # The checksum comes first in the metadata, which is JSON inside JSON. Hence the backslashes.
 _CHECKSUM = re.compile(rb'\{\\"checksum\\": \\"([0-9a-f]{64})\\"')
@@ -71,15 +73,35 @@ def _checked(path: Path) -> bytes:
     Raises:
         InputError: when the file is damaged.
     """
-    content = read_regular(path, MOST_TENSOR_BYTES)
+    # A small file may claim to be large, with holes that occupy no disk space. It is not read into memory.
+    content = read_regular(path, min(MOST_TENSOR_BYTES, _size_by_header(path)))
     if not (place := _place_of_checksum(content)):
-        raise InputError(f"{path} has no checksum, so it is damaged, or onecycle did not write it")
+        raise _without_checksum(path)
     digest = hashlib.sha256(content[: place.start])
     digest.update(_NO_CHECKSUM.encode())
     digest.update(memoryview(content)[place.stop :])
     if digest.hexdigest().encode() != content[place.start : place.stop]:
         raise InputError(f"{path} is damaged: its checksum does not match its content")
     return content
+
+
+def _size_by_header(path: Path) -> int:
+    """The size of the safetensors file `path` as its header says it.
+
+    Raises:
+        InputError: when the file has no such header.
+    """
+    with reading(path), os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER_BYTES:
+            raise _without_checksum(path)
+        header = json.loads(file.read(length))
+        ends = [int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+
+
+def _without_checksum(path: Path) -> InputError:
+    return InputError(f"{path} has no checksum, so it is damaged, or onecycle did not write it")
 
 
 def _place_of_checksum(content: bytes | memoryview) -> slice | None:
@@ -182,8 +204,13 @@ def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
     """Copy `tensors`, which were read from `path`, into `model`.
 
     Raises:
-        InputError: when the tensors belong to another network.
+        InputError: when the tensors belong to another network, or are not finite in the precision of `model`.
     """
+    own = model.state_dict()
+    with reading(path):
+        for name in own.keys() & tensors.keys():
+            if tensors[name].is_complex() or tensors[name].is_floating_point() != own[name].is_floating_point():
+                raise ValueError(f"{name} is {tensors[name].dtype}, not {own[name].dtype}")
     try:
         model.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -191,6 +218,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
             f"{path} has the weights of another network: {str(error).splitlines()[-1].strip()}; "
             "use the weights of this network"
         ) from error
+    with reading(path):
+        if not all(values.is_meta or values.isfinite().all() for values in own.values()):
+            raise ValueError("a weight is not finite")
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.class_names import require_class_names
-from onecycle.core.validated import AtLeastOne, Count, Fraction, Shape, validated
+from onecycle.core.validated import AtLeastOne, Between, Count, Fraction, Shape, validated
 
 Split = Literal["test", "validation"]
 """A set on which a network is evaluated."""
 
 SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
+
+_Rate = Annotated[float, Between(1e-30, 1e30)]  # of a sweep, which has a logarithmic axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,12 @@ class LRCurve:
     learning rates.
     """
 
-    lrs: tuple[float, ...]
+    lrs: tuple[_Rate, ...]
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
-    suggestions: dict[str, float]  # "steepest", "valley", "minimum/10"
-    lr_min: float
-    lr_max: float
+    suggestions: dict[str, _Rate]  # "steepest", "valley", "minimum/10"
+    lr_min: _Rate
+    lr_max: _Rate
     stopped: str  # why the sweep ended: "completed", "diverged" or "not finite"
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +65,11 @@ class LRCurve:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return validated(cls, values)
+        found = validated(cls, values)
+        if not 0 < len(found.lrs) == len(found.losses) == len(found.smoothed):
+            steps = f"{len(found.lrs)} learning rates, {len(found.losses)} losses, {len(found.smoothed)} smoothed"
+            raise ValueError(f"it has {steps}; it must have one of each for each step")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

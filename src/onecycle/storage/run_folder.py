@@ -1,6 +1,5 @@
 """The run folder: the names of its files, and how to read and write them."""
 
-import io
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import time
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from onecycle.core.config import Config
 from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import locked, reading, replacing, writing
 from onecycle.core.older_records import existing, with_current_names
-from onecycle.core.regular_files import make_folder, read_regular
+from onecycle.core.regular_files import make_folder, open_regular, read_regular
 from onecycle.core.validated import validated
 from onecycle.storage.records import (
     AugmentedImages,
@@ -36,9 +35,10 @@ from onecycle.storage.records import (
     require_environment,
 )
 
-MOST_JSON_BYTES = 2**26
-MOST_ARRAY_BYTES = 2**31
+MOST_JSON_BYTES = 2**22  # in memory, JSON may need a hundred times as much
+_MOST_HISTORY_BYTES, _MOST_LINE_BYTES = 2**24, 2**16  # a line has less than 2**9
 _ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10  # arrays may have this many bytes, and this many for each byte of the file
+_MOST_ARRAY_BYTES = 2**31  # for a file that claims to be large, with holes that occupy no disk space
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -189,7 +189,9 @@ class RunFolder:
 
     def read_history(self) -> History:
         with reading(self.history):
-            lines = read_regular(self.history, MOST_JSON_BYTES).splitlines()
+            lines = read_regular(self.history, _MOST_HISTORY_BYTES).splitlines()
+            if (longest := max(map(len, lines), default=0)) > _MOST_LINE_BYTES:
+                raise ValueError(f"a line has {longest:,} bytes; the limit is {_MOST_LINE_BYTES:,}")
             return [EpochRecord.from_json(with_current_names(json.loads(line))) for line in lines]
 
     def write_arrays(self, path: Path, **arrays: NDArray[Any]) -> None:
@@ -203,11 +205,11 @@ class RunFolder:
             InputError: when the file is missing or damaged.
         """
         path = existing(path)
-        with reading(path):
-            content = read_regular(path, MOST_ARRAY_BYTES)
-            _require_unpacked(content)
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return dict(with_current_names(dict(arrays)))
+        with reading(path), os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            _require_unpacked(file)
+            file.seek(0)
+            arrays = np.load(file, allow_pickle=False)
+            return dict(with_current_names(dict(arrays)))
 
     def make_plots_folder(self) -> None:
         """Create the folder of the plots, unless it exists.
@@ -282,24 +284,26 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _require_unpacked(content: bytes) -> None:
-    """Check that the arrays in the npz file `content` unpack to about as much as onecycle would pack into it.
+def _require_unpacked(file: BinaryIO) -> None:
+    """Check that the arrays in the npz `file` unpack to about as much as onecycle would pack into it.
 
     Logits and images hardly shrink when they are packed, so a small file with large arrays is not from a run.
 
     Raises:
         ValueError: when an array is too large, or its header claims more than its file holds.
-        BadZipFile: when `content` is not an npz file.
+        BadZipFile: when `file` is not an npz file.
     """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        most = _ARRAY_BYTES + _MOST_SHRINKING * len(content)
+    with zipfile.ZipFile(file) as archive:
+        most = min(_MOST_ARRAY_BYTES, _ARRAY_BYTES + _MOST_SHRINKING * os.fstat(file.fileno()).st_size)
         if (size := sum(member.file_size for member in archive.infolist())) > most:
             raise ValueError(f"its arrays have {size:,} bytes; the limit for a file of its size is {most:,}")
         for member in archive.infolist():
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{member.filename} is not compressed by deflate")  # others have no bound on memory
+            with archive.open(member) as array:
+                version = np.lib.format.read_magic(array)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
+                shape, _, dtype = read(array)
                 if math.prod(shape) * dtype.itemsize > member.file_size:
                     raise ValueError(f"{member.filename} claims the shape {shape}, but has {member.file_size:,} bytes")
 

@@ -1,5 +1,6 @@
 """Plan and carry out a study, which trains a recipe and its variants with several seeds, in one folder."""
 
+import itertools
 import json
 import re
 import shlex
@@ -34,6 +35,7 @@ _SHARED = (
 
 _TABLE_WIDTH = 140  # characters, when the output does not go to a terminal
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes
+_MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,12 @@ class Study:
             raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
         if cores is not None and cores < 1:
             raise InputError(f"--cores is {cores}; it must be at least 1")
+        if seeds * len(changes) > _MOST_RUNS:
+            raise InputError(
+                f"--seeds is {seeds}; it must be at most {_MOST_RUNS // len(changes)} for {len(changes)} variants"
+            )
+        for field in itertools.chain.from_iterable(changes):
+            _require_variable(field)
         variants = {_name(change) or config.recipe: change for change in changes}
         cores = cores or hardware.usable_cores()
         study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores)
@@ -260,15 +268,23 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 def _parsed(text: str) -> tuple[str, list[Any]]:
     field, equals, values = text.partition("=")
-    allowed = [
-        f.name
-        for f in fields(Config)
-        if f.name == "precision" or f.name not in ("seed", "init", "init_sha256", "from_data", *_SHARED)
-    ]
     field = field.strip().replace("-", "_")
-    if not equals or field not in allowed:
-        raise InputError(f"{text!r} is not of the form field=value,value; the field can be {', '.join(allowed)}")
+    if not equals:
+        raise InputError(f"{text!r} is not of the form field=value,value")
+    _require_variable(field)
     return field, [_value(field, value.strip()) for value in values.split(",")]
+
+
+def _require_variable(field: str) -> None:
+    """Check that variants may differ in `field`. A path must not differ, because values are in the names of folders.
+
+    Raises:
+        InputError: when they may not.
+    """
+    fixed = ("seed", "init", "init_sha256", "from_data", *_SHARED)
+    allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in fixed]
+    if field not in allowed:
+        raise InputError(f"variants cannot differ in {field!r}; the field can be {', '.join(allowed)}")
 
 
 def _value(field: str, text: str) -> Any:
