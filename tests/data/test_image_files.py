@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -212,6 +213,12 @@ def test_a_large_image_is_converted_in_strips_to_the_same_pixels(mode: str, monk
     whole = to_square(image, 16)
     monkeypatch.setattr("onecycle.data.image_files._STRIP_PIXELS", 100)
     assert (to_square(image, 16) == whole).all()
+
+
+def test_an_image_whose_palette_is_missing_is_refused() -> None:
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 1, 8, 8, 8, 2)  # a PSD of indexed colors
+    with pytest.raises(InputError, match="it has no palette"):
+        open_image(header + struct.pack(">IIIH", 0, 0, 0, 0) + bytes(64), "image.psd")
 
 
 def test_a_webp_whose_decoder_would_need_too_much_memory_is_refused() -> None:

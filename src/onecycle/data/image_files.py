@@ -100,6 +100,8 @@ def open_image(
             _require_fewer(most, image)
             image.load()  # verify() would accept truncated files
             _require_fewer(most, image)  # an icon may be larger than its header says
+            if image.mode in ("P", "PA") and image.palette is None:
+                raise ValueError("it has no palette")
             require_few_values(image.info.get("exif") or b"")
             _turn(image)  # only to find damaged EXIF tags before `to_square` does
     except UnidentifiedImageError as error:

@@ -141,6 +141,17 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             super().handle_events()
             self._watch()
 
+        def send_400_response(self, msg: str) -> None:
+            # The body of a request may turn out to be malformed while the request is answered. uvicorn would send
+            # another response, and print a traceback, because HTTP allows one response only.
+            if self.cycle:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
+                self.transport.close()
+
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._watch()
