@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -20,6 +21,7 @@ from onecycle.core.config import (
 )
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import QUICK
+from onecycle.core.signals import Interrupted
 
 COMMANDS_OF_A_RUN = ("evaluate", "report", "compare", "predict", "export", "serve")
 COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
@@ -321,3 +323,15 @@ def test_an_archive_to_predict_needs_out(name: str, tmp_path: Path, capsys: pyte
     assert main(["predict", str(archive)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err == f"onecycle: {archive} is an archive; add --out FOLDER, or unpack it\n"
+
+
+def test_the_message_of_an_interruption_has_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise Interrupted(signal.SIGINT, "`onecycle train --resume '\x9b31m/run'` continues the run")
+
+    monkeypatch.setattr("onecycle.cli._run", interrupted)
+    assert main(["train"]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "onecycle: interrupted; `onecycle train --resume '\\x9b31m/run'` continues the run"
