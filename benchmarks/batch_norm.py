@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from studies import load_or_start, train, write
+from studies import FROM_SCRATCH, load_or_start, train, write
 
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
@@ -32,7 +32,7 @@ COUNTS = (500, 1000, 2000, 4000, 8000, 45_000)  # images
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=RECIPES, default="quick")
+    parser.add_argument("--recipe", choices=FROM_SCRATCH, default="quick")
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--validation", type=int, default=0, help="evaluate on this many training images, held out")
     parser.add_argument("--limit", type=int, help="use only this many images of each split")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scipy.stats import ttest_1samp
-from studies import load_or_start, train, write
+from studies import FROM_SCRATCH, load_or_start, train, write
 
 from onecycle.compute.plan import EAGER
 from onecycle.core.config import Config
@@ -30,7 +30,7 @@ SHORT_BASELINE = replace(BASELINE, epochs=1, batch_size=128, lr_max=2e-3, lr_min
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=RECIPES, default="baseline")
+    parser.add_argument("--recipe", choices=FROM_SCRATCH, default="baseline")
     parser.add_argument("--precision", choices=("auto", "float32"), default="auto", help="of the fastest plan")
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--validation", type=int, default=20_000, help="validation images; the rest are for training")

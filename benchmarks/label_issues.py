@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from rich.console import Console
-from studies import rounded, write
+from studies import FROM_SCRATCH, rounded, write
 
 from onecycle.compute import hardware
 from onecycle.core.recipes import RECIPES
@@ -40,7 +40,7 @@ JUDGMENTS = {"0": "exact duplicates", "1": "near-duplicates", "2": "very similar
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="CIFAR-10, as in `onecycle train`")
-    parser.add_argument("--recipe", choices=RECIPES, default="quick")
+    parser.add_argument("--recipe", choices=FROM_SCRATCH, default="quick")
     parser.add_argument("--planted", type=int, default=100, help="issues of each kind")
     parser.add_argument("--seeds", type=int, default=3, help="copies; each has its own planted issues and its own run")
     parser.add_argument("--epochs", type=int, help="epochs of each run; by default those of the recipe")

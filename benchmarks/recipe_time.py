@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cpu_classes
-from studies import rounded, write
+from studies import FROM_SCRATCH, rounded, write
 
 from onecycle.compute import autotune, hardware
 from onecycle.compute.hardware import Hardware
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--steps", type=int, default=5, help="steps to time for each image size")
     parser.add_argument("--classes", nargs="*", choices=cpu_classes.ENVIRONMENT, default=list(cpu_classes.ENVIRONMENT))
-    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="*", choices=FROM_SCRATCH, default=FROM_SCRATCH)
     parser.add_argument("--out", type=Path, default=Path("results/recipe_time.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -16,11 +16,15 @@ from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading, replacing
 from onecycle.core.older_records import with_current_names
+from onecycle.core.recipes import RECIPES
 from onecycle.run import environment
 from onecycle.run.build import Experiment, assemble
 from onecycle.storage.records import History
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import fit
+
+FROM_SCRATCH = [name for name, config in RECIPES.items() if config.network != "pretrained"]
+"""The recipes that train a whole network."""
 
 
 def load_or_start(path: Path, config: Config, begin: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:

@@ -79,7 +79,13 @@ def build(name: str, *, pretrained: bool = False) -> Backbone:
         return Backbone(name=name, network=network, channels=CHANNELS, mean=(MEAN,) * 3, std=(STD,) * 3)
     if not is_backbone(name):
         raise InputError(f"there is no backbone {name!r}; use {EFFICIENTNET_LITE0}, or timm:NAME")
-    return _of_timm(name.removeprefix("timm:"), pretrained=pretrained)
+    return _of_timm(name, pretrained=pretrained)
+
+
+def fingerprint(name: str, network: nn.Module) -> str:
+    """What the features of the backbone `name` depend on: its weights, and the version of timm if it is from there."""
+    digest = weights_digest(network)
+    return digest if name == EFFICIENTNET_LITE0 else f"{digest} of timm {_import_timm(name).__version__}"
 
 
 def _load_efficientnet(network: EfficientNetLite0) -> None:
@@ -122,16 +128,18 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+            network = timm.create_model(
+                name.removeprefix("timm:"), pretrained=pretrained, num_classes=0, global_pool=""
+            )
     except Exception as error:  # an unknown name, no network, a wrong checksum, …
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"--backbone timm:{name} cannot be loaded by timm: {reason}; give a name from timm.list_models"
+            f"--backbone {name} cannot be loaded by timm: {reason}; give a name from timm.list_models"
             f"{'(pretrained=True), and check the connection to the web' if pretrained else ''}"
         ) from error
     settings = getattr(network, "pretrained_cfg", None) or {}
     return Backbone(
-        name=f"timm:{name}",
+        name=name,
         network=network,
         channels=int(network.num_features),
         mean=_three(settings.get("mean"), IMAGENET_MEAN),
@@ -141,12 +149,12 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
 
 def _import_timm(name: str) -> Any:
     if find_spec("timm") is None:
-        raise InputError(f"--backbone timm:{name} needs timm; run pip install timm, or use {EFFICIENTNET_LITE0}")
+        raise InputError(f"--backbone {name} needs timm; run pip install timm, or use {EFFICIENTNET_LITE0}")
     try:
         return importlib.import_module("timm")
     except ImportError as error:
         raise InputError(
-            f"--backbone timm:{name} needs timm, which cannot be imported: {error}; install what it needs"
+            f"--backbone {name} needs timm, which cannot be imported: {error}; install what it needs"
         ) from error
 
 

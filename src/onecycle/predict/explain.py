@@ -15,7 +15,6 @@ from onecycle.storage.records import Interpretation
 MISCLASSIFIED = 1000  # at most this many misclassified images are saved
 LISTED_FRACTION = 0.05  # fraction of the images that each list contains
 KEPT = 100  # number of images in each list that are saved with their pixels
-_BATCH = 250
 
 
 def interpret(
@@ -90,7 +89,9 @@ def _heatmaps(predictor: Predictor, images: NDArray[np.uint8], predictions: NDAr
     model, classes = predictor.model.eval(), torch.from_numpy(predictions).to(predictor.plan.device)
     maps = [
         grad_cam(model, features, batch)
-        for features, batch in zip(_features(predictor, images), torch.split(classes, _BATCH), strict=True)
+        for features, batch in zip(
+            _features(predictor, images), torch.split(classes, predictor.batch_size), strict=True
+        )
     ]
     return (255 * torch.cat(maps)).round().to(torch.uint8).cpu().numpy()
 
@@ -102,7 +103,9 @@ def _best_other_class(predictor: Predictor, images: ImageSet) -> NDArray[np.int6
         if model.has_features:
             logits = [model.classify(features.float()) for features in _features(predictor, images.images)]
         else:
-            normalized = map(predictor.preprocessing.normalize, torch.split(torch.from_numpy(images.images), _BATCH))
+            normalized = map(
+                predictor.preprocessing.normalize, torch.split(torch.from_numpy(images.images), predictor.batch_size)
+            )
             logits = [model(batch.to(predictor.plan.device)).float() for batch in normalized]
     others = torch.cat(logits).cpu().numpy()
     others[np.arange(len(images)), images.labels] = -np.inf
@@ -116,7 +119,7 @@ def _features(predictor: Predictor, images: NDArray[np.uint8]) -> list[torch.Ten
     plan = predictor.plan
     prepared = plan.for_evaluation().prepare(predictor.model).eval()
     maps = []
-    for batch in torch.split(torch.from_numpy(images), _BATCH):
+    for batch in torch.split(torch.from_numpy(images), predictor.batch_size):
         with plan.autocast():
             maps.append(prepared.features(predictor.preprocessing.normalize(batch.to(plan.device))))
     return maps

@@ -12,10 +12,10 @@ from onecycle.data.feature_batches import FeatureBatches
 from onecycle.data.store.features import Compute, FeatureCache
 from onecycle.models import BackboneClassifier
 from onecycle.models.backbone_classifier import pooled
+from onecycle.models.backbones import fingerprint
 from onecycle.run import environment
 from onecycle.run.build import Experiment
 from onecycle.run.progress import RunProgress
-from onecycle.storage.checkpoint import weights_digest
 
 
 def compute_features(experiment: Experiment, progress: RunProgress) -> None:
@@ -58,7 +58,7 @@ def _key(experiment: Experiment, model: BackboneClassifier) -> dict[str, object]
     """Everything besides the views that the bits of features depend on."""
     machine = hardware.detect()
     return {
-        "backbone": [experiment.config.backbone, weights_digest(model.backbone)],
+        "backbone": fingerprint(experiment.config.backbone, model.backbone),
         "preprocessing": experiment.preprocessing.to_json(),
         "compute_plan": experiment.plan.to_json(),
         "machine": [machine.cpu, machine.cpu_features, machine.gpu, environment.kernels_of(experiment.plan)],

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from onecycle.core.errors import InputError
-from onecycle.models import BackboneClassifier, ModelComposite
+from onecycle.models import BackboneClassifier
+from onecycle.models.backbones import fingerprint
 from onecycle.run.build import Experiment
 from onecycle.run.environment import COMPUTING, versions
-from onecycle.storage.checkpoint import weights_digest
 
 _REASONS = {
     "epochs": "the learning rate of every step depends on it, so this would be another run",
@@ -22,14 +22,17 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         "data": experiment.dataset.fingerprint,
         **({} if validation is None else {"validation set": validation.fingerprint}),
         **versions(COMPUTING),
-        **_of_backbone(experiment.model),
+        **_of_backbone(experiment),
         **{f"compute_plan.{name}": value for name, value in experiment.plan.to_json().items()},
     }
 
 
-def _of_backbone(model: ModelComposite) -> dict[str, str]:
-    """The weights of a pretrained network. They come from outside the run, and its checkpoints do not hold them."""
-    return {"backbone_weights": weights_digest(model.backbone)} if isinstance(model, BackboneClassifier) else {}
+def _of_backbone(experiment: Experiment) -> dict[str, str]:
+    """The pretrained backbone. It comes from outside the run, and the checkpoints do not hold it."""
+    model = experiment.model
+    if not isinstance(model, BackboneClassifier):
+        return {}
+    return {"backbone_weights": fingerprint(experiment.config.backbone, model.backbone)}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

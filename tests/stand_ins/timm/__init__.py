@@ -6,6 +6,7 @@ The tests import it where timm is needed: timm itself needs torchvision, which h
 import torch
 from torch import nn
 
+__version__ = "1.0"
 PRETRAINED_SEED = 1
 
 
