@@ -69,7 +69,8 @@ def main() -> int:
             record["cells"].append({**cell, **result})
             print(json.dumps(record["cells"][-1]), flush=True)
             described = environment.describe(hardware.detect(), plans[recipe])
-            write(options.out, {"environment": described, "cells": record["cells"]})
+            command = f"fitted_recipes.py --recipes {recipe} --sets {name} --values {values}"  # without local paths
+            write(options.out, {"environment": {**described, "command": command}, "cells": record["cells"]})
     return 0
 
 
