@@ -225,6 +225,15 @@ def test_an_own_network_starts_from_the_weights_of_another_run(run: RunFolder, n
     assert "with all weights" in again.read_result().notes[-1]
 
 
+def test_weights_of_an_own_network_for_another_image_size_are_refused_in_one_line(
+    run: RunFolder, network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--network", network, *OPTIONS, *RATES, "--size", "16", "--out", str(tmp_path / "a")]
+    assert main([*command, "--init", str(run.path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has the weights of another network: size mismatch for network.4.weight" in line
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

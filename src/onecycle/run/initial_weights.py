@@ -15,7 +15,7 @@ from onecycle.core.regular_files import read_regular
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, ModelComposite, OwnNetwork
 from onecycle.predict.predictor import SHIPPED, Predictor, weights_of
-from onecycle.storage.checkpoint import MOST_TENSOR_BYTES
+from onecycle.storage.checkpoint import MOST_TENSOR_BYTES, load_weights
 
 SHIPPED_NAME = "shipped"
 
@@ -88,6 +88,9 @@ class InitialWeights:
         """Copy the weights into `model`, a network for `classes`. Returns a line that says what was loaded.
 
         The head stays new if the classes differ. If they are in another order, its rows are put into this order.
+
+        Raises:
+            InputError: when the weights of an own network fit only images of another size.
         """
         theirs, tensors = self.predictor, dict(self.predictor.model.state_dict())
         size = theirs.preprocessing.input_size
@@ -103,7 +106,7 @@ class InitialWeights:
                 f"all weights but {', '.join(sorted(head))}: the head is new, because the classes are not "
                 f"{_listed(theirs.classes)}"
             )
-        model.load_state_dict(tensors)
+        load_weights(model, tensors, _path(str(self.config.init)))
         gray = ", which converts every image to gray" if theirs.preprocessing.gray else ""
         return (
             f"Starts from {self.config.init} (SHA-256 {(self.config.init_sha256 or '')[:12]}…) with {what}; "
