@@ -26,7 +26,7 @@ from onecycle.core.signals import Interrupted
 COMMANDS_OF_A_RUN = ("evaluate", "report", "compare", "predict", "export", "serve")
 COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
 PANELS = ["Data", "Training", "Network", "Augmentation", "Compute", "Output"]
-RARE_PANELS = ["Optimization", "Whitened network", "Batched augmentation"]
+RARE_PANELS = ["Optimization", "Pretrained network", "Whitened network", "Batched augmentation"]
 
 # The layers of the custom ResNet as specified: number, type, output shape and number of parameters.
 LAYERS = """
