@@ -497,6 +497,16 @@ def test_the_figures_of_large_data_are_recorded() -> None:
     assert max(record["more"].values()) < 200
 
 
+def test_the_figures_of_table_memory_are_recorded() -> None:
+    record = recorded("table_memory")
+    parquet, npz = record["formats"]["parquet"], record["formats"]["npz"]
+    assert f"{record['images']:,} synthetic images of 32×32 pixels are {record['decoded_mib']} MiB when" in WORDS
+    for measured in (parquet, npz):
+        assert f"{measured['peak_mib']} MiB" in WORDS and f"{measured['times_the_decoded_pixels']:.2f} times" in WORDS
+        assert measured["times_the_decoded_pixels"] < 1.5
+    assert f"has {parquet['peak_mib_of_small_data']} and {npz['peak_mib_of_small_data']} MiB" in WORDS
+
+
 def test_the_figures_of_identical_runs_are_recorded() -> None:
     record = recorded("same_bits")
     for recipe in ("quick", "baseline"):

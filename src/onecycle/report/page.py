@@ -22,7 +22,13 @@ from onecycle.train.scheduler import peak_step
 MOST_IN_MATRIX = 20  # with more classes, the report shows the confusion matrix as a plot instead of a table
 WORST_CLASSES = 10  # with more than `MOST_IN_MATRIX` classes, the report shows these, and folds the others
 CONFUSIONS = 10  # number of confusions listed, most frequent first
-_NAMES = {"cifar10": "CIFAR-10", "digits": "the embedded digits"}
+_NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "digits": "the embedded digits",
+}
 _PERCENT = "\N{NO-BREAK SPACE}%"
 _LONGEST_NAME = 32  # characters; a report shortens longer class names
 
