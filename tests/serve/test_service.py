@@ -446,6 +446,7 @@ CHUNKED = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
         [b"GET / HTTP/1.1\r\nA B: c\r\n\r\n"],
         [b"POST /predict" + CHUNKED + b"g\r\n"],
         [b"POST /nowhere" + CHUNKED + b"g\r\n"],
+        [b"HEAD /nowhere" + CHUNKED + b"g\r\n"],
         [b"POST /nowhere" + CHUNKED, b"\r\n\r\n"],  # the body is malformed after the response
         [b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\0\r\n\r\n"],
     ],

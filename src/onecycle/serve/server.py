@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import h11
@@ -143,14 +143,13 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def send_400_response(self, msg: str) -> None:
             # The body of a request may turn out to be malformed while the request is answered. uvicorn would send
-            # another response, and print a traceback, because HTTP allows one response only.
+            # another response, or a body in response to HEAD, and print a traceback, because h11 refuses both.
             if self.cycle:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            with suppress(h11.LocalProtocolError):
                 super().send_400_response(msg)
-            else:
-                self.transport.close()
+            self.transport.close()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
