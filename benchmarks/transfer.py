@@ -12,6 +12,7 @@ each run. The same command continues it. No run starts after --minutes.
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -126,7 +127,7 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
     for prefix, of_run in (("", seed), ("again: ", seed + 1000)):
         out = folder / f"runs{of_run}"
         command = ["train", "--data", str(folder / "photos"), *options.split(), "--seed", str(of_run)]
-        started = time.perf_counter()
+        started, before = time.perf_counter(), processor_seconds()
         subprocess.run(
             [sys.executable, "-m", "onecycle", *command, "--out", str(out)],
             env=environment,
@@ -137,11 +138,18 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
         run = RunFolder(next(out.iterdir()))
         result = run.read_result()
         figures |= {f"{prefix}accuracy": result.eval_accuracy, f"{prefix}seconds": seconds}
+        figures[f"{prefix}processor seconds"] = round(processor_seconds() - before, 1)
         if not prefix:
             figures |= {"train_images": result.train_images, "eval_images": result.eval_images}
             figures["environment"] = run.read_json(run.environment) | {"command": f"onecycle train {options}"}
         shutil.rmtree(out)
     return figures
+
+
+def processor_seconds() -> float:
+    """The processor time of all commands so far, which other load on the machine changes little."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -158,7 +166,9 @@ def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             "accuracies": [run["accuracy"] for run in group],
             "mean accuracy": round(statistics.fmean(run["accuracy"] for run in group), 4),
             "median seconds": median(group, "seconds"),
+            "median processor seconds": median(group, "processor seconds"),
             "median seconds of another seed": median(group, "again: seconds"),
+            "median processor seconds of another seed": median(group, "again: processor seconds"),
         }
         for name, group in groups.items()
     }

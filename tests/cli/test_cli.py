@@ -17,6 +17,7 @@ from onecycle.core.config import (
     Config,
     OpenConfig,
     OptimizationConfig,
+    PretrainedNetworkConfig,
     WhitenedNetworkConfig,
 )
 from onecycle.core.errors import InputError
