@@ -144,7 +144,7 @@ def test_the_included_network_is_called_shipped() -> None:
         ),
         (replace(SMALL, init="{folder}"), "is not a run folder: it has no config.json"),
         (replace(SMALL, init="{folder}/gone"), "--init: there is no run folder or weights file "),
-        (replace(SMALL, init="{data}"), "data.bin has no checksum, so it is damaged, or onecycle did not write it"),
+        (replace(SMALL, init="{data}"), "data.bin is damaged or of another kind"),
     ],
     ids=["widths", "network", "no run", "missing", "no weights"],
 )
