@@ -118,7 +118,9 @@ def test_the_help_of_train_fits_on_a_screen_and_shows_the_common_options_in_pane
     assert panels_of(text) == ["Parameters", *PANELS]
     assert len(text.strip().splitlines()) <= 52
     assert max(map(len, text.splitlines())) <= 100
-    rare = options_for(OptimizationConfig, WhitenedNetworkConfig, BatchedAugmentationConfig, OpenConfig)
+    rare = options_for(
+        OptimizationConfig, PretrainedNetworkConfig, WhitenedNetworkConfig, BatchedAugmentationConfig, OpenConfig
+    )
     assert options_of(text) == options_for(Config) - rare | {
         "--config",
         "--resume",
