@@ -33,8 +33,11 @@ from onecycle.storage.run_folder import RunFolder
 
 VARIANTS = {
     "transfer": "--recipe transfer",
-    "quick at 32 pixels": "--recipe quick --batch-size 16 --epochs 30",
-    "quick at 64 pixels": "--recipe quick --batch-size 16 --epochs 30 --size 64 --sizes 64",
+    **{
+        f"{recipe} at {size} pixels": f"--recipe {recipe} --size {size}"
+        for recipe in ("quick", "fast")
+        for size in (32, 64)
+    },
 }
 UPSCALED = 256  # pixels
 PHOTOGRAPHS = 120  # cats, and as many dogs
