@@ -73,7 +73,7 @@ class DataConfig(_Group):
     """The data set and its splits."""
 
     data: str = "cifar10"
-    """cifar10, cifar100, mnist, fashion-mnist, digits, auto (cifar10 if available, else digits), or a path."""
+    """cifar10, another name, auto (else digits), or a path."""
 
     coarse: bool = False
     """Use the 20 coarse classes of CIFAR-100."""
