@@ -15,7 +15,7 @@ from onecycle.data.readers.formats import START, FileNames, Format
 from onecycle.data.readers.label_file import NO_LABELS
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.named import NamedSet
-from onecycle.data.readers.registry import DEFAULT, FORMATS, IMAGES
+from onecycle.data.readers.registry import DEFAULT, EMBEDDED, FORMATS, IMAGES, NAMED
 
 _MOST_NAMED = 3  # of several data sets in a folder
 
@@ -36,7 +36,8 @@ def locate(path: Path, labels: str | None = None) -> Found:
     """
     path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
-        raise InputError(f"{path}: no such file or folder; check the path")
+        names = ", ".join((*NAMED, *EMBEDDED))
+        raise InputError(f"{path}: no such file or folder; check the path, or use a name: {names}")
     if labels not in (None, NO_LABELS):
         return Found(path, IMAGES)
     return _in_folder(path) if path.is_dir() else _in_file(path)
