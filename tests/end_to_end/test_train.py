@@ -148,7 +148,8 @@ def test_the_screen_shows_data_device_every_epoch_and_the_result(finished: tuple
     result, lines = folder.read_json(folder.result), outcome.out.splitlines()
     assert lines[0] == f"!!! {GRAY}"
     assert f"50 training images, 50 test images, fingerprint {result['fingerprint'][:12]}" in lines[1]
-    assert re.match(r"Computing on cpu with \d+ threads?: ", lines[2])
+    assert lines[2] == "Classes: 10 (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+    assert re.match(r"Computing on cpu with \d+ threads?: ", lines[3])
     rows = [line.split() for line in lines if re.match(r" +\d/3 ", line)]
     assert [row[0] for row in rows] == ["1/3", "2/3", "3/3"]
     assert [row[5] for row in rows] == [f"{record['eval_accuracy']:.2%}" for record in history_of(folder)]

@@ -182,3 +182,13 @@ def test_names_of_own_networks(name: str) -> None:
 @pytest.mark.parametrize("name", ["custom_resnet", "a", ":b", "a:", "a:1", "a:b c", "a\x1b:b", "a:b;rm"])
 def test_other_names_are_no_own_networks(name: str) -> None:
     assert not is_own_network(name)
+
+
+def test_a_file_that_changes_within_a_second_is_run_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    source = (
+        "from torch import nn\n\ndef small(classes, size):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))\n"
+    )
+    for classes in (3, 4, 3):
+        file.write_text(source.replace("3", str(classes)))  # always the same number of bytes
+        assert OwnNetwork.load(f"{file}:small").build(classes, 8)

@@ -95,10 +95,11 @@ def _from_file(path: Path) -> ModuleType:
     name = f"onecycle_network_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
     _search_in(path.resolve().parent)  # for modules beside the file
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader, "a file that ends with .py has a loader"
+    assert spec, "a file that ends with .py has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up there
-    spec.loader.exec_module(module)
+    # `exec_module` could run the compiled code of an earlier version, if the file was changed within the same second.
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
 
 

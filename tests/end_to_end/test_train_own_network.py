@@ -237,7 +237,7 @@ def test_weights_of_an_own_network_for_another_image_size_are_refused_in_one_lin
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--network nets", "must be custom_resnet, whitened_convnet, or your own as module:function"),
+        ("--network nets", "must be custom_resnet, whitened_convnet, pretrained, or your own as module:function"),
         ("--network a.py:b --recipe quick", "it must be adam with your own network"),
         ("--network a.py:b", "--network: there is no file a.py; check the name"),
     ],
