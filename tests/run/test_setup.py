@@ -33,8 +33,8 @@ def test_few_images_of_ones_own_and_no_recipe_suggest_one_with_the_reason(
 ) -> None:
     config = config if config.data == "digits" else replace(config, data=str(image_folder))
     line = (
-        "There are few images to learn from (5 for each class on average): use --recipe transfer, whose network is "
-        "pretrained on ImageNet"
+        "There are few images to learn from (5 for each class on average): try --recipe quick, and --recipe transfer, "
+        "whose network is pretrained on ImageNet"
     )
     assert (line in announced(replace(config, batch_size=16, workers=0))) is suggested
 

@@ -20,7 +20,7 @@ from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
 CLASSES_NAMED = 10
-FEW_IMAGES = 100  # for each class on average; with fewer, the recipe `transfer` is better
+FEW_IMAGES = 100  # for each class on average; with fewer, other recipes are suggested
 IMBALANCE = 2  # classes are imbalanced if the largest is at least this many times the smallest
 
 
@@ -62,8 +62,8 @@ def _suggestion(config: Config, dataset: Dataset) -> str | None:
     if config.recipe != BASELINE.recipe or not is_path(config.data) or average > FEW_IMAGES:
         return None
     return (
-        f"There are few images to learn from ({average:.0f} for each class on average): use --recipe transfer, whose "
-        "network is pretrained on ImageNet"
+        f"There are few images to learn from ({average:.0f} for each class on average): try --recipe quick, and "
+        "--recipe transfer, whose network is pretrained on ImageNet"
     )
 
 
