@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onecycle.core.errors import InputError
 from onecycle.models import CustomResNet, ModelComposite
-from onecycle.models.custom_resnet import Residual
+from onecycle.models.custom_resnet import residual
 
 # The specification's table: layer, output shape, number of parameters.
 TABLE = [
@@ -108,13 +108,13 @@ def test_it_computes_what_the_specification_defines(network: CustomResNet) -> No
 
 
 def test_a_residual_adds_its_branch_to_its_input() -> None:
-    residual = Residual(4).eval()
+    block = residual(4).eval()
     features = torch.randn(2, 4, 5, 5)
-    assert torch.equal(residual(features), features + residual.branch(features))
-    last_norm = residual.branch[1][1]
+    assert torch.equal(block(features), features + block.branch(features))
+    last_norm = block.branch[1][1]
     torch.nn.init.zeros_(last_norm.weight)
-    assert torch.equal(residual(features), features)
-    residual(features.requires_grad_()).sum().backward()
+    assert torch.equal(block(features), features)
+    block(features.requires_grad_()).sum().backward()
     assert torch.equal(features.grad, torch.ones_like(features))
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -65,8 +67,27 @@ def test_identity_initialization_passes_inputs_through_every_convolution(network
             assert torch.equal(outputs[:, :passed], inputs[:, :passed])
 
 
+def test_each_residual_group_adds_two_convolutions_to_the_output_of_its_first() -> None:
+    """Parameters: as airbench96 of the same widths."""
+    torch.manual_seed(0)
+    network = WhitenedConvNet(10, 32, (16, 24, 32), residual=True)
+    network.initialize_as_identity()
+    convolutions = [layer for layer in network.groups.modules() if isinstance(layer, torch.nn.Conv2d)]
+    sizes = [(layer.in_channels, layer.out_channels) for layer in convolutions]
+    assert sizes == [(24, 16), (16, 16), (16, 16), (16, 24), (24, 24), (24, 24), (24, 32), (32, 32), (32, 32)]
+    images = torch.randn(2, 24, 12, 12)
+    group = network.groups[0].eval()
+    first = group[:4](images)
+    assert first.shape == (2, 16, 6, 6)
+    assert torch.equal(group(images), first + group[4].branch(first))
+    assert network(torch.randn(2, 3, 9, 9)).shape == (2, 10)
+
+
 def test_an_architecture_is_rebuilt_from_its_json() -> None:
     architecture = Architecture(network="whitened_convnet", widths=(8, 16, 24), activation="hardswish")
+    deeper = replace(architecture, residual=True)
+    assert Architecture.from_json(deeper.to_json()) == deeper
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in deeper.build(5, 32).modules()) == 10
     loaded = Architecture.from_json(architecture.to_json())
     assert loaded == architecture
     built = loaded.build(5, 32)

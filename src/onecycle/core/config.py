@@ -208,6 +208,9 @@ class WhitenedNetworkConfig(_Group):
     activation: Activation = "relu"
     """The activation after each convolution."""
 
+    residual: bool = False
+    """Add a third convolution to each group, and a skip connection around the last two."""
+
     dirac: bool = True
     """Initialize convolutions as the identity (Dirac) instead of at random."""
 

@@ -28,6 +28,7 @@ class Architecture:
     network: str = "custom_resnet"  # or "whitened_convnet", or the name of an own network
     widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the whitened network's groups
     activation: Activation = "relu"  # of the whitened network only
+    residual: bool = False  # of the whitened network only
     backbone: str = EFFICIENTNET_LITE0  # of the pretrained network only
     network_sha256: str | None = None  # of the source file of an own network
 
@@ -52,6 +53,7 @@ class Architecture:
             network=config.network,
             widths=(first, second, third),
             activation=config.activation,
+            residual=config.residual,
             network_sha256=config.network_sha256,
             backbone=config.backbone,
         )
@@ -77,7 +79,7 @@ class Architecture:
             return BackboneClassifier(backbone.network, backbone.channels, classes)
         if self.network == "custom_resnet":
             return CustomResNet(classes, input_size)
-        return WhitenedConvNet(classes, input_size, self.widths, self.activation)
+        return WhitenedConvNet(classes, input_size, self.widths, self.activation, self.residual)
 
     def head(self, classes: int, input_size: int, own: OwnNetwork | None = None) -> set[str]:
         """The names of the tensors whose shape depends on the number of classes. Torch's random state stays as it is.
@@ -94,7 +96,8 @@ class Architecture:
         if self.network != "whitened_convnet":
             return f"--network {shlex.quote(self.network)}"
         widths = " ".join(map(str, self.widths))
-        return f"--network {self.network} --widths {widths} --activation {self.activation}"
+        residual = " --residual" if self.residual else ""
+        return f"--network {self.network} --widths {widths} --activation {self.activation}{residual}"
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)

@@ -31,9 +31,9 @@ class CustomResNet(ModelComposite):
             )
         self.input_size = input_size
         self.preparation = convolution(3, 64)
-        self.layer1 = nn.Sequential(convolution(64, 128, pool=True), Residual(128))
+        self.layer1 = nn.Sequential(convolution(64, 128, pool=True), residual(128))
         self.layer2 = convolution(128, 256, pool=True)
-        self.layer3 = nn.Sequential(convolution(256, 512, pool=True), Residual(512))
+        self.layer3 = nn.Sequential(convolution(256, 512, pool=True), residual(512))
         self.pool = nn.MaxPool2d(input_size // 8)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(512, classes, bias=False)
@@ -60,15 +60,20 @@ class CustomResNet(ModelComposite):
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions whose output is added to their input `[B,channels,H,W]`."""
+    """A skip connection: adds the output of `branch` to its input `[B,channels,H,W]`, which has the same shape."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, branch: nn.Module) -> None:
         super().__init__()
-        self.branch = nn.Sequential(convolution(channels, channels), convolution(channels, channels))
+        self.branch = branch
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         branch: torch.Tensor = self.branch(features)
         return features + branch
+
+
+def residual(channels: int) -> Residual:
+    """Two 3×3 convolutions whose output is added to their input `[B,channels,H,W]`."""
+    return Residual(nn.Sequential(convolution(channels, channels), convolution(channels, channels)))
 
 
 def convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:

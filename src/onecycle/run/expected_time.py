@@ -85,7 +85,7 @@ def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool)
     """
     recipe = RECIPES[config.recipe]
     relative = WITH_WINOGRAD if by_winograd else RELATIVE_SECONDS_PER_IMAGE
-    decisive = ("network", "widths", "activation", "batch_size", "sizes", "size")
+    decisive = ("network", "widths", "activation", "residual", "batch_size", "sizes", "size")
     if config.recipe not in relative or any(getattr(config, name) != getattr(recipe, name) for name in decisive):
         return {}
     seconds_of_unit = seconds / (relative[config.recipe] * config.epochs)
