@@ -338,3 +338,19 @@ def test_the_message_of_an_interruption_has_no_control_characters(
     assert main(["train"]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "onecycle: interrupted; `onecycle train --resume '\\x9b31m/run'` continues the run"
+
+
+@pytest.mark.parametrize("command", ["train", "find-lr"])
+def test_an_unusable_out_is_refused_before_data_is_loaded_and_kernels_are_measured(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("the run was assembled")
+
+    monkeypatch.setattr("onecycle.run.experiment.assemble", too_late)
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main([command, "--data", "digits", "--out", str(file)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"onecycle: cannot create a folder in --out {file}: {file} is a file; give a folder"
+    ]

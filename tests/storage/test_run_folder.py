@@ -1,5 +1,6 @@
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError, StorageError
 from onecycle.storage.records import EpochRecord, History, Misclassified
-from onecycle.storage.run_folder import RunFolder, new_folder
+from onecycle.storage.run_folder import RunFolder, new_folder, require_parent
 
 
 @pytest.fixture
@@ -61,7 +62,10 @@ def test_runs_that_start_within_one_second_have_different_folders(tmp_path: Path
 @pytest.mark.parametrize("name", ["run", "my runs", "a  b", "it's", "$HOME", "[old]", "-run"])
 def test_a_shell_reads_the_command_that_resumes_a_run_as_it_is_meant(tmp_path: Path, name: str) -> None:
     folder = RunFolder(tmp_path / name)
-    assert shlex.split(folder.resume_command) == ["onecycle", "train", "--resume", str(tmp_path / name)]
+    command = ["onecycle", "train", "--resume", str(tmp_path / name)]
+    assert shlex.split(folder.resume_command(Config())) == command
+    own = f"{name}/net.py:small"
+    assert shlex.split(folder.resume_command(replace(Config(), network=own))) == [*command, "--network", own]
 
 
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -70,7 +74,15 @@ def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     for out in (file, file / "below"):
         with pytest.raises(InputError, match=f"^cannot create a folder in --out {out}: {file} is a file; give"):
             new_folder(out, "a-run")
+        with pytest.raises(InputError, match=f"^cannot create a folder in --out {out}: {file} is a file; give"):
+            require_parent(out)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_check_of_out_creates_nothing(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "new", tmp_path / "new" / "runs", Path("runs")):
+        require_parent(out)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")

@@ -16,6 +16,11 @@ def is_own_network(network: str) -> bool:
     return bool(_NAME.fullmatch(network)) and network.isprintable()
 
 
+def option_of(network: str) -> str:
+    """The option that a command needs to load `network`, with a space before it. Empty for an included network."""
+    return f" --network {shlex.quote(network)}" if is_own_network(network) else ""
+
+
 def require_consent(network: str, named: str | None, where: str) -> None:
     """Check that the user has named the own network that `where`, a run or a file, names, before its code is imported.
 
@@ -26,6 +31,6 @@ def require_consent(network: str, named: str | None, where: str) -> None:
     """
     if is_own_network(network) and network != named:
         raise InputError(
-            f"{where} has a network of its own, whose code is loaded only if you name it; if you trust this code, add "
-            f"--network {shlex.quote(network)}"
+            f"{where} has a network of its own, whose code is loaded only if you name it; if you trust this code, "
+            f"add{option_of(network)}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from onecycle.compute import hardware
-from onecycle.core.config import Config
+from onecycle.core.config import Config, OutputConfig
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked
 from onecycle.core.own_network import require_consent
@@ -32,7 +32,7 @@ from onecycle.run.results import TTAResult
 from onecycle.run.resume import require_same_start, scratch, shared_folder, started_by_this_job
 from onecycle.run.tensorboard import TensorBoard, require_tensorboard
 from onecycle.storage.records import EpochRecord, LRCurve
-from onecycle.storage.run_folder import RunFolder
+from onecycle.storage.run_folder import RunFolder, require_parent
 from onecycle.train.loop import Evaluation, StepReport, evaluate, fit
 from onecycle.train.lr_finder import find_lr
 
@@ -57,6 +57,8 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
         consistency.require_divisible(config.shards, group.size)
         if config.tensorboard:
             require_tensorboard()
+        if path is None:
+            _require_out(config, group)
         with RunProgress(_screen(console, group)) as progress, ExitStack() as stack:
             started = time.perf_counter()
             repetition = repeat.find(config, repeated, group)
@@ -133,7 +135,7 @@ def _resume(
             if environment.has_other_code(folder) and not allow_code_changes:
                 raise InputError(
                     f"the code of onecycle has changed since {folder.path} was trained; use the old code (its "
-                    f"environment.json names the commit), or `{folder.resume_command} --allow-code-changes`"
+                    f"environment.json names the commit), or `{folder.resume_command(config)} --allow-code-changes`"
                 )
             with resumable(folder, config, group):
                 return _continue(folder, config, progress, interruption, group)
@@ -198,6 +200,7 @@ def find_rates(config: Config, console: Console) -> RunFolder:
     """
     with watched(), process_group.init() as group, ExitStack() as stack:
         consistency.require_divisible(config.shards, group.size)
+        _require_out(config, group)
         with RunProgress(_screen(console, group)) as progress:
             experiment = assemble(config, group=group)
             _begin(experiment, progress)
@@ -211,6 +214,12 @@ def find_rates(config: Config, console: Console) -> RunFolder:
             _draw(folder)
         group.wait_for_main_process()
         return folder
+
+
+def _require_out(config: OutputConfig, group: ProcessGroup) -> None:
+    """Refuse an unusable --out before the time-consuming work."""
+    if group.is_main_process:
+        require_parent(config.out)
 
 
 def _new_folder(experiment: Experiment, name: str, path: Path | None, stack: ExitStack) -> RunFolder:

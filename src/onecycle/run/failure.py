@@ -16,7 +16,7 @@ from onecycle.train.nonfinite import NonFiniteError
 @contextmanager
 def resumable(folder: RunFolder, config: Config, group: ProcessGroup) -> Iterator[None]:
     """If the run in `folder` stops early, explain in the error message and in the report how to resume it."""
-    advice = f"`{folder.resume_command}` continues the run"
+    advice = f"`{folder.resume_command(config)}` continues the run"
     try:
         yield
     except Interrupted as stopped:

@@ -73,9 +73,8 @@ def mention_interrupted(experiment: Experiment, progress: RunProgress) -> None:
         with suppress(OnecycleError):
             same_configuration = folder.read_config().defining_values() == experiment.config.defining_values()
             if same_configuration and environment.recorded_fingerprint(folder) == experiment.dataset.fingerprint:
-                progress.say(
-                    f"This run was interrupted earlier; `{folder.resume_command}` continues it. This is a new run"
-                )
+                command = folder.resume_command(experiment.config)
+                progress.say(f"This run was interrupted earlier; `{command}` continues it. This is a new run")
                 return
 
 

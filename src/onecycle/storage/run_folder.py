@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.core.config import Config
+from onecycle.core.config import Config, NetworkConfig
 from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import locked, reading, replacing, writing
 from onecycle.core.older_records import existing, with_current_names
+from onecycle.core.own_network import option_of
 from onecycle.core.regular_files import make_folder, open_regular, read_regular
 from onecycle.core.validated import validated
 from onecycle.storage.records import (
@@ -41,6 +42,20 @@ _ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10  # arrays may have this many bytes, an
 _MOST_ARRAY_BYTES = 2**31  # for a file that claims to be large, with holes that occupy no disk space
 
 
+def require_parent(parent: Path) -> None:
+    """Check that `new_folder` can probably create a folder in `parent`, without creating anything.
+
+    Raises:
+        InputError: when `parent` is a file or below a file.
+        StorageError: when the folder cannot be written.
+    """
+    existing = next(above for above in (parent, *parent.parents) if os.path.exists(above))
+    if not existing.is_dir():
+        raise InputError(f"cannot create a folder in --out {parent}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot create a folder in --out {parent}: {existing} is not writable; give another folder")
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Create the empty folder `parent/name-<time>`.
 
@@ -56,10 +71,10 @@ def new_folder(parent: Path, name: str) -> Path:
         except OSError as error:
             if isinstance(error, FileExistsError) and parent.is_dir():
                 continue  # another run has this name; try the next number
-            refusal = f"cannot create a folder in --out {parent}: "
-            if file := next((above for above in (parent, *parent.parents) if os.path.isfile(above)), None):
-                raise InputError(f"{refusal}{file} is a file; give a folder") from None
-            raise StorageError(f"{refusal}{error.strerror}; give another folder") from error
+            require_parent(parent)
+            raise StorageError(
+                f"cannot create a folder in --out {parent}: {error.strerror}; give another folder"
+            ) from error
         else:
             return path
     raise InputError(f"--out {parent} holds too many folders named {stem}; give another folder")
@@ -101,10 +116,9 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         return self.checkpoint.exists() or self.checkpoint_before.exists()
 
-    @property
-    def resume_command(self) -> str:
-        """The command that resumes the run, ready to paste into a shell."""
-        return f"onecycle train --resume {shlex.quote(str(self.path))}"
+    def resume_command(self, config: NetworkConfig) -> str:
+        """The command that resumes the run, which has the configuration `config`, ready to paste into a shell."""
+        return f"onecycle train --resume {shlex.quote(str(self.path))}{option_of(config.network)}"
 
     def is_idle(self) -> bool:
         """Whether the folder can be locked, which means that no process is working on the run."""

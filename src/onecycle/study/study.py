@@ -18,7 +18,7 @@ from onecycle.core.config import Config, FromData
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
-from onecycle.core.own_network import require_consent
+from onecycle.core.own_network import option_of, require_consent
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular
 from onecycle.core.signals import Interrupted
@@ -213,7 +213,8 @@ def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> Non
         try:
             _run_all(path, study, console, engine)
         except Interrupted as stopped:
-            command = f"onecycle study --resume {shlex.quote(str(path))}"
+            (own, *_) = [option for _, config in study.runs() if (option := option_of(config.network))] or [""]
+            command = f"onecycle study --resume {shlex.quote(str(path))}{own}"
             raise Interrupted(stopped.number, f"`{command}` continues the study") from None
 
 
