@@ -18,6 +18,7 @@ from onecycle.core.config import (
     OpenConfig,
     OptimizationConfig,
     PretrainedNetworkConfig,
+    RobustnessConfig,
     WhitenedNetworkConfig,
 )
 from onecycle.core.errors import InputError
@@ -27,7 +28,7 @@ from onecycle.core.signals import Interrupted
 COMMANDS_OF_A_RUN = ("evaluate", "report", "compare", "predict", "export", "serve")
 COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
 PANELS = ["Data", "Training", "Network", "Augmentation", "Compute", "Output"]
-RARE_PANELS = ["Optimization", "Pretrained network", "Whitened network", "Batched augmentation"]
+RARE_PANELS = ["Optimization", "Pretrained network", "Whitened network", "Batched augmentation", "Robustness"]
 
 # The layers of the custom ResNet as specified: number, type, output shape and number of parameters.
 LAYERS = """
@@ -119,7 +120,12 @@ def test_the_help_of_train_fits_on_a_screen_and_shows_the_common_options_in_pane
     assert len(text.strip().splitlines()) <= 52
     assert max(map(len, text.splitlines())) <= 100
     rare = options_for(
-        OptimizationConfig, PretrainedNetworkConfig, WhitenedNetworkConfig, BatchedAugmentationConfig, OpenConfig
+        OptimizationConfig,
+        PretrainedNetworkConfig,
+        WhitenedNetworkConfig,
+        BatchedAugmentationConfig,
+        RobustnessConfig,
+        OpenConfig,
     )
     assert options_of(text) == options_for(Config) - rare | {
         "--config",

@@ -139,6 +139,7 @@ def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
         ("contrast", 0.1, "0 with albumentations"),
         ("brightness", -0.1, "from 0 to 1"),
         ("contrast", 1.5, "from 0 to 1"),
+        *(("degraded", value, "from 0 to 1") for value in (-0.1, 1.5, math.nan)),
         ("flip", "alternating", "random with albumentations"),
         ("widths", (64, 128, 128), "(64, 256, 256) with the custom ResNet"),
         ("whitening", False, "True with the custom ResNet"),

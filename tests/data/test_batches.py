@@ -3,6 +3,7 @@ import random
 import signal
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from onecycle.core.errors import PeerError
 from onecycle.data import ImageSet
 from onecycle.data.augment.albumentations import Augmentation
 from onecycle.data.augment.batched import BatchedAugmentation
+from onecycle.data.augment.degradation import Degradation
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Batch
 
 # This preprocessing leaves the pixel values as they are, from 0 to 255.
 UNCHANGED = Preprocessing(input_size=2, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+UNCHANGED_32 = replace(UNCHANGED, input_size=32)
 
 
 def numbered(count: int) -> ImageSet:
@@ -179,7 +182,9 @@ def test_evaluation_yields_the_unchanged_images_in_order_in_every_epoch() -> Non
 
 
 @pytest.mark.parametrize(
-    "augmentation", [{"augment": write_key}, {"augment_batch": WriteKeys()}], ids=["image", "batch"]
+    "augmentation",
+    [{"augment": write_key}, {"augment_batch": WriteKeys()}, {"degrade": write_key}],
+    ids=["image", "batch", "degradation"],
 )
 def test_an_image_is_augmented_with_the_key_of_seed_epoch_and_its_position_in_the_epoch(augmentation) -> None:
     batches = batches_of(20, seed=5, **augmentation)
@@ -188,6 +193,38 @@ def test_an_image_is_augmented_with_the_key_of_seed_epoch_and_its_position_in_th
         keys = torch.stack([drawn[:, 2, 0, 0], drawn[:, 2, 0, 1], drawn[:, 2, 1, 0]], dim=1)
         assert keys.tolist() == [[5, epoch, position] for position in range(20)]
         assert drawn[:, 0, 0, 0].tolist() == order_of(batches_of(20, seed=5), epoch)
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(1, 1), (1, 2), (4, 0)])
+@pytest.mark.parametrize("augmented_by", ["image", "batch", None])
+def test_images_are_degraded_before_they_are_augmented_the_same_for_any_number_of_workers_and_shards(
+    tiny: tuple[ImageSet, ImageSet],
+    augment_batch: BatchedAugmentation,
+    augmented_by: str | None,
+    shards: int,
+    workers: int,
+) -> None:
+    augment = Augmentation(32, augment_batch.fill)
+    options = {"batch_size": 16, "shuffle": True, "seed": 3, "degrade": Degradation(0.5)}
+    options |= {"image": {"augment": augment}, "batch": {"augment_batch": augment_batch}}.get(augmented_by or "", {})
+    batches = Batches(tiny[0], UNCHANGED_32, **options)
+    parts = Batches(tiny[0], UNCHANGED_32, **options, shards=shards, workers=workers)
+    for epoch in (1, 0):
+        order = batches.order(epoch)
+        degraded = [Degradation(0.5)(tiny[0].images[row], (3, epoch, place)) for place, row in enumerate(order)]
+        assert 10 < sum((one != tiny[0].images[row]).any() for one, row in zip(degraded, order, strict=True)) < 40
+        expected = torch.from_numpy(np.stack(degraded))
+        if augmented_by == "image":
+            each = [augment(image, (3, epoch, place)) for place, image in enumerate(degraded)]
+            expected = torch.from_numpy(np.stack(each))
+        elif augmented_by == "batch":
+            expected = augment_batch(expected, torch.from_numpy(augment_batch.draw(3, epoch, order)))
+        for made in (batches, parts):
+            drawn = torch.cat([batch.images for batch in made.epoch(epoch)]).round().byte().permute(0, 2, 3, 1)
+            assert torch.equal(drawn, expected)
+    assert (batches.preview(20)[1] == expected[:20].numpy()).all()
+    unaugmented = next(batches.unaugmented(np.arange(9)).epoch(0)).images.round().byte().permute(0, 2, 3, 1)
+    assert torch.equal(unaugmented, torch.from_numpy(tiny[0].images[:9]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 50, 64])
@@ -261,7 +298,8 @@ def test_memory_mapped_images_make_the_same_batches(
     tiny: tuple[ImageSet, ImageSet], augment_batch: BatchedAugmentation, tmp_path: Path
 ) -> None:
     on_disk = mapped(tiny[0], tmp_path / "images")
-    for options in ({}, {"shuffle": True, "augment_batch": augment_batch}):
+    augmented = {"shuffle": True, "augment_batch": augment_batch}
+    for options in ({}, augmented, {**augmented, "degrade": Degradation(1)}):
         one, other = (
             Batches(images, Preprocessing.of(images.images), batch_size=16, **options) for images in (on_disk, tiny[0])
         )

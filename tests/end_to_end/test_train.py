@@ -406,7 +406,7 @@ def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(
 def test_the_fast_recipe_trains_to_the_end_and_resumes_after_a_kill(tmp_path: Path) -> None:
     options = (
         *("--recipe", "fast", *NARROW[2:], "--data", "digits", "--limit", "90"),
-        *("--epochs", "3", "--batch-size", "30"),
+        *("--epochs", "3", "--batch-size", "30", "--degraded", "0.5"),
     )
     run = trained(tmp_path / "whole", *options)
     result = run.read_result()

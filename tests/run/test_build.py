@@ -122,6 +122,15 @@ def test_class_weights_balance_the_classes_in_training_and_not_in_evaluation() -
     assert not [name for name in experiment.model.state_dict() if "criterion" in name]
 
 
+@pytest.mark.parametrize("config", [BASELINE, replace(QUICK, widths=(8, 8, 8))], ids=["albumentations", "batched"])
+def test_training_images_are_degraded_and_images_for_evaluation_are_not(config: Config) -> None:
+    plain, degraded = (build(config, workers=0, degraded=share) for share in (0, 1))
+    (_, ours), (_, theirs) = plain.train.preview(20), degraded.train.preview(20)
+    assert (ours != theirs).any(axis=(1, 2, 3)).all()
+    for one, other in zip(plain.evaluation.epoch(0), degraded.evaluation.epoch(0), strict=True):
+        assert torch.equal(one.images, other.images)
+
+
 @pytest.mark.parametrize(("option", "value"), [("cutout", 33), ("padding", 32)])
 def test_padding_and_cutout_larger_than_the_images_are_refused(option: str, value: int) -> None:
     with pytest.raises(InputError, match=f"--{option} is {value}; it must be .* the size of the images, which is 32"):

@@ -17,6 +17,7 @@ from onecycle.core.config import (
     OptimizationConfig,
     OutputConfig,
     PretrainedNetworkConfig,
+    RobustnessConfig,
     TrainingConfig,
     WhitenedNetworkConfig,
 )
@@ -36,11 +37,12 @@ _GROUPS = {
             "Pretrained network",
             "Whitened network",
             "Batched augmentation",
+            "Robustness",
         )
     )
 }
-_RARE = ("Optimization", "Pretrained network", "Whitened network", "Batched augmentation")
-MORE_OPTIONS = "More options (optimization, pretrained and whitened network, batched augmentation): --help-all."
+_RARE = ("Optimization", "Pretrained network", "Whitened network", "Batched augmentation", "Robustness")
+MORE_OPTIONS = "More options (optimization, networks, batched augmentation, robustness): --help-all."
 TRAIN_OPTIONS = "All configuration options of `onecycle train` also apply; --help-all lists them."
 
 
@@ -70,6 +72,7 @@ class RunOptions:
     batched_augmentation: Annotated[BatchedAugmentationConfig, _panel("Batched augmentation")] = (
         BatchedAugmentationConfig()
     )
+    robustness: Annotated[RobustnessConfig, _panel("Robustness")] = RobustnessConfig()
     open: Annotated[OpenConfig, Parameter(name="*", show=False)] = OpenConfig()  # `cli.defaults` fills it in
 
     def config(self) -> Config:

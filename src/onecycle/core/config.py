@@ -264,6 +264,18 @@ class BatchedAugmentationConfig(_Group):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class RobustnessConfig(_Group):
+    """How training images resemble the images that the network will meet."""
+
+    degraded: float = 0
+    """Fraction of the training images to degrade in each epoch: by JPEG compression, blur or noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("degraded", 0 <= self.degraded <= 1, "from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ComputeConfig(_Group):
     """Where and how a run computes: device, precision, processes and shards."""
 
@@ -323,6 +335,7 @@ GROUPS = (
     WhitenedNetworkConfig,
     AugmentationConfig,
     BatchedAugmentationConfig,
+    RobustnessConfig,
     ComputeConfig,
     OutputConfig,
 )
@@ -333,6 +346,7 @@ class Config(  # in reverse order: the fields of the last base class come first 
     OpenConfig,
     OutputConfig,
     ComputeConfig,
+    RobustnessConfig,
     BatchedAugmentationConfig,
     AugmentationConfig,
     WhitenedNetworkConfig,

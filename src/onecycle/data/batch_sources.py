@@ -59,7 +59,10 @@ class BatchSource(Protocol):
 
 
 class ResidentSource:
-    """Batches of images that are all on the device. Each epoch, the host sends order, labels and random parameters."""
+    """Batches of images that are all on the device. Each epoch, the host sends order, labels and random parameters.
+
+    If there are `steps`, each image goes through them on the host, which sends the images batch by batch.
+    """
 
     def __init__(
         self,
@@ -67,16 +70,18 @@ class ResidentSource:
         order: Order,
         augment_batch: AugmentBatch | None,
         *,
+        steps: Sequence[Augment],
         seed: int,
         device: str,
     ) -> None:
         self._images = images
         self._order = order
+        self._on_host = AugmentedBatches(images, order, steps, seed=seed)
         self._augment_batch = augment_batch
         self._seed = seed
         self._device = device
         # On the CPU the images stay where they are: in memory, or in a memory-mapped file.
-        self._pixels = None if device == "cpu" else torch.from_numpy(images.images).to(device)
+        self._pixels = None if device == "cpu" or steps else torch.from_numpy(images.images).to(device)
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self._order.of_epoch(epoch)
@@ -88,7 +93,7 @@ class ResidentSource:
         for part in parts:
             batch = slice(part.start, part.stop)
             if self._pixels is None:
-                images = torch.from_numpy(self._images.images[order[batch]])
+                images = _on_device(self._on_host((epoch, part))[0], self._device)
             else:
                 images = self._pixels[indices[batch]]
             if self._augment_batch and draws is not None:
@@ -96,7 +101,7 @@ class ResidentSource:
             yield images, labels[batch]
 
     def first(self, count: int) -> NDArray[np.uint8]:
-        images = torch.from_numpy(self._images.images[self._order.of_epoch(0)[:count]])
+        images = torch.from_numpy(self._on_host((0, range(count)))[0])
         if self._augment_batch:
             draws = self._augment_batch.draw(self._seed, 0, self._order.of_epoch(0)[:count])
             images = self._augment_batch(images, torch.from_numpy(draws))
@@ -120,7 +125,7 @@ class WorkerSource:
         places = [(epoch, part) for part in parts]
         try:
             for images, labels in self._workers.results(places) if self._workers else map(self._batches, places):
-                yield self._on_device(images), self._on_device(labels)
+                yield _on_device(images, self._device), _on_device(labels, self._device)
         except (KeyboardInterrupt, PeerError):
             self._workers = None  # a batch may be half received; the next epoch starts new workers
             raise
@@ -128,20 +133,14 @@ class WorkerSource:
     def first(self, count: int) -> NDArray[np.uint8]:
         return self._batches((0, range(count)))[0]
 
-    def _on_device(self, values: Pixels | Labels) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
-        if self._device == "cuda":
-            tensor = tensor.pin_memory()  # copying from pinned memory does not wait for the GPU
-        return tensor.to(self._device, non_blocking=True)
-
 
 class AugmentedBatches:
-    """Batches by their place (epoch, positions), augmented image by image."""
+    """Batches by their place (epoch, positions). Each image goes through all of `steps`, with its key."""
 
-    def __init__(self, images: ImageSet, order: Order, augment: Augment, *, seed: int) -> None:
+    def __init__(self, images: ImageSet, order: Order, steps: Sequence[Augment], *, seed: int) -> None:
         self.images = images
         self.order = order
-        self.augment = augment
+        self.steps = steps
         self.seed = seed
 
     def __call__(self, place: Place) -> tuple[Pixels, Labels]:
@@ -149,7 +148,14 @@ class AugmentedBatches:
         epoch, positions = place
         rows = self.order.of_epoch(epoch)[positions]
         images, labels = self.images.images[rows], self.images.labels[rows]
-        if len(images):
+        for step in self.steps if len(images) else ():
             keys = ((self.seed, epoch, position) for position in positions)
-            images = np.stack([self.augment(image, key) for image, key in zip(images, keys, strict=True)])
+            images = np.stack([step(image, key) for image, key in zip(images, keys, strict=True)])
         return images, labels
+
+
+def _on_device(values: Pixels | Labels, device: str) -> torch.Tensor:
+    tensor = torch.from_numpy(values)
+    if device == "cuda":
+        tensor = tensor.pin_memory()  # copying from pinned memory does not wait for the GPU
+    return tensor.to(device, non_blocking=True)

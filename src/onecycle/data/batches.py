@@ -36,8 +36,9 @@ class Batches:
 
     `augment` is called with a uint8 image `[H,W,3]` and its key (seed, epoch, position), in `workers` processes.
     Batches do not depend on the number of workers. `augment_batch` is called on the device with a batch of uint8 images
-    `[B,H,W,3]` and the random parameters drawn for them. Without `augment`, all images stay on the device. The last
-    batch is not dropped, but may be shorter.
+    `[B,H,W,3]` and the random parameters drawn for them. `degrade` is called with images and keys as `augment` is, and
+    before both. Without `augment` and `degrade`, all images stay on the device. The last batch is not dropped, but may
+    be shorter.
 
     If `shards` is more than 1, each process of `group` gets only the images of its own shards of every batch.
 
@@ -58,6 +59,7 @@ class Batches:
         shuffle: bool = False,
         augment: Augment | None = None,
         augment_batch: AugmentBatch | None = None,
+        degrade: Augment | None = None,
         sizes: Sequence[int] = (),
         epochs: int = 1,
         shards: int = 1,
@@ -80,11 +82,12 @@ class Batches:
         self._device = device
         self._order = Order(len(images), seed=seed if shuffle else None)
         self._source: BatchSource
+        steps = [step for step in (degrade, augment) if step]
         if augment:
-            batches = AugmentedBatches(images, self._order, augment, seed=seed)
+            batches = AugmentedBatches(images, self._order, steps, seed=seed)
             self._source = WorkerSource(batches, workers=workers, device=device)
         else:
-            self._source = ResidentSource(images, self._order, augment_batch, seed=seed, device=device)
+            self._source = ResidentSource(images, self._order, augment_batch, steps=steps, seed=seed, device=device)
         self._sizes = sizes
         self._length = -(-len(images) // batch_size)
         self._current: object = None

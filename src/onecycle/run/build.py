@@ -1,7 +1,7 @@
 """Build the parts of a run from its configuration: data, model, optimizer, batches and compute plan."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from onecycle.compute import autotune, hardware
 from onecycle.compute.autotune import Choice
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.plan import ComputePlan, require_device
-from onecycle.core.config import ComputeConfig, Config, DataConfig, TrainingConfig
+from onecycle.core.config import ComputeConfig, Config, DataConfig, RobustnessConfig, TrainingConfig
 from onecycle.core.errors import InputError
 from onecycle.core.own_network import is_own_network
 from onecycle.core.recipes import fitted
@@ -36,6 +36,9 @@ from onecycle.predict.predictor import Predictor
 from onecycle.run.initial_weights import InitialWeights, with_digest
 from onecycle.train.optimizers import Muon
 from onecycle.train.single_images import require_trainable
+
+if TYPE_CHECKING:
+    from onecycle.data.augment.degradation import Degradation
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
 VIEWS = 4  # of each training image, whose features a pretrained network's head is trained on
@@ -137,6 +140,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     if initial:
         dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes, own)))
     augment, augment_batch = _augmentation(config, preprocessing)
+    degrade = _degradation(config)
 
     def training_batches(device: str) -> Batches:
         if backbone:
@@ -144,7 +148,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             return FeatureBatches(
                 train,
                 preprocessing,
-                Views(augment_batch, VIEWS),
+                Views(augment_batch, VIEWS, degrade),
                 batch_size=config.batch_size,
                 shuffle=True,
                 epochs=config.epochs,
@@ -160,6 +164,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             shuffle=True,
             augment=augment,
             augment_batch=augment_batch,
+            degrade=degrade,
             sizes=config.sizes,
             epochs=config.epochs,
             shards=config.shards,
@@ -337,3 +342,11 @@ def _augmentation(config: Config, preprocessing: Preprocessing) -> tuple[Augment
     from onecycle.data.augment.albumentations import Augmentation
 
     return Augmentation(size, fill), None
+
+
+def _degradation(config: RobustnessConfig) -> "Degradation | None":
+    if not config.degraded:
+        return None
+    from onecycle.data.augment.degradation import Degradation  # imported late: it imports OpenCV
+
+    return Degradation(config.degraded)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.config import CUTOUT, PADDING
+from onecycle.data.augment.image_random import ImageRandom
 
 # One image is too little work for several threads, and OpenCV's threads would compete with training for the cores.
 cv2.setNumThreads(0)
@@ -79,28 +80,15 @@ class _OneCutout(albumentations.CoarseDropout):  # type: ignore[misc]
         return {"holes": holes, "seed": self.random_generator}
 
 
-class _Stream(random.Random):
-    """A stream of random numbers for each (seed, epoch, position).
+class _Stream(ImageRandom, random.Random):
+    """The random numbers of an image, for both generators that albumentations uses.
 
-    Both generators that albumentations uses draw from this stream. Seeding both with the same number would correlate
-    flips and crops. The stream uses the counter-based generator Philox. Setting its counter for the next image takes
-    2 µs, but seeding two generators would take 15 µs.
-    Source of Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    Seeding both with the same number would correlate flips and crops.
     """
 
     def __init__(self) -> None:
-        self.generator = np.random.Generator(np.random.Philox())
-        self._state: dict[str, Any] = dict(self.generator.bit_generator.state)
-        self._epoch: tuple[int, int] | None = None
-        super().__init__()
-
-    def begin(self, seed: int, epoch: int, position: int) -> None:
-        """Move to the random numbers for the image at `position` in the order of `epoch`."""
-        if self._epoch != (seed, epoch):
-            self._epoch = seed, epoch
-            self._state["state"]["key"] = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2, np.uint64)
-        self._state["state"]["counter"] = np.array([0, 0, position, 0], np.uint64)
-        self.generator.bit_generator.state = self._state  # this also discards bits that are left from the image before
+        ImageRandom.__init__(self)
+        random.Random.__init__(self)
 
     def random(self) -> float:
         return self.generator.random()

@@ -1,7 +1,7 @@
 """The views of an image: the image itself and augmented copies, which depend on nothing but the image."""
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,18 +9,22 @@ from numpy.typing import NDArray
 
 from onecycle.data.augment.batched import BatchedAugmentation
 
+if TYPE_CHECKING:
+    from onecycle.data.augment.degradation import Degradation  # imports OpenCV, which takes long
+
 _FIRST = np.zeros(1, np.int64)  # the order of a set of one image
 
 
 class Views:
-    """`count` views of each image: first the image itself, then copies that `augmentation` makes.
+    """`count` views of each image: first the image itself, then copies that `degrade` and `augmentation` make.
 
     The copies of an image are drawn from a seed that is the hash of its pixels. So runs with different seeds, and
     different data sets, share the views of an image and everything computed from them.
     """
 
-    def __init__(self, augmentation: BatchedAugmentation, count: int) -> None:
+    def __init__(self, augmentation: BatchedAugmentation, count: int, degrade: "Degradation | None" = None) -> None:
         self._augmentation = augmentation
+        self._degrade = degrade
         self.count = count
 
     def of(self, image: NDArray[np.uint8]) -> torch.Tensor:
@@ -29,6 +33,9 @@ class Views:
         draws = [self._augmentation.draw(seed, number, _FIRST) for number in range(self.count)]
         original = torch.tensor(image)
         copies = original.expand(self.count, -1, -1, -1)
+        if self._degrade:
+            degraded = [self._degrade(image, (seed, number, 0)) for number in range(self.count)]
+            copies = torch.from_numpy(np.stack(degraded))
         views = self._augmentation(copies, torch.from_numpy(np.concatenate(draws)))
         views[0] = original
         return views
@@ -39,7 +46,8 @@ class Views:
 
     def to_json(self) -> dict[str, Any]:
         """All values that the views of an image depend on."""
-        return {"views": self.count, **vars(self._augmentation)}
+        degraded = self._degrade.share if self._degrade else 0
+        return {"views": self.count, "degraded": degraded, **vars(self._augmentation)}
 
 
 def digest_of(image: NDArray[np.uint8]) -> bytes:
