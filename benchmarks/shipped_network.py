@@ -1,12 +1,18 @@
 """Turn the network of a complete run into the one that the package ships, and check its accuracy in half precision.
 
 Weights become float16, except those of batch norm. The written file is evaluated on the test images of the run.
+
+If --corruptions is a record of the written file, its figures are in the model card. For a new network, run this script,
+then corruptions.py, then this script again.
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from studies import rounded, write
 
@@ -30,6 +36,7 @@ def main() -> int:
     parser.add_argument("--data", help="the data set, if it has moved")
     parser.add_argument("--network", type=Path, default=SHIPPED, help="the file to write")
     parser.add_argument("--footnote", default="", help="a note about the data, for the model card")
+    parser.add_argument("--corruptions", type=Path, default=Path("results/corruptions.json"))
     parser.add_argument("--out", type=Path, default=Path("results/shipped_network.json"))
     options = parser.parse_args()
     folder = RunFolder.open(options.run)
@@ -39,7 +46,8 @@ def main() -> int:
     options.network.parent.mkdir(parents=True, exist_ok=True)
     trained = Predictor.load(folder.weights)
     trained.save(options.network, half=True)
-    write_card(folder, trained, options.network, footnote=options.footnote)
+    corruptions = measured_on(options.network, options.corruptions)
+    write_card(folder, trained, options.network, footnote=options.footnote, corruptions=corruptions)
     prediction_plan = load().plan
     accuracies = {}
     for name, plan in (("as onecycle.load computes", prediction_plan), ("in float32", EAGER)):
@@ -65,6 +73,15 @@ def main() -> int:
     }
     write(options.out, record)
     return 0
+
+
+def measured_on(network: Path, path: Path) -> dict[str, Any] | None:
+    """The record of corruptions.py at `path`, if it is about the file `network`."""
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if record.get("weights") != hashlib.sha256(network.read_bytes()).hexdigest():
+        print(f"the card has no figures for corrupted images, because {path} does not have those of {network}")
+        return None
+    return record
 
 
 if __name__ == "__main__":

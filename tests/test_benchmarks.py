@@ -19,7 +19,7 @@ from onecycle import report
 from onecycle.storage.run_folder import RunFolder
 
 SHARED = {"contenders.py", "cpu_classes.py", "hosts.py", "local_ray_nodes.py", "other_frameworks.py"}  # not scripts
-SHARED |= {"scaling_model.py", "studies.py"}
+SHARED |= {"cifar10_c.py", "scaling_model.py", "studies.py"}
 SCRIPTS = sorted(path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 

@@ -1,6 +1,8 @@
 """The model card of a trained network: use, accuracy, data and limits."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onecycle.core.files import replacing
 from onecycle.core.metrics import calibration
@@ -13,10 +15,18 @@ CARD = "README.md"
 _KNOWN = ("cifar10", "digits")  # data sets whose license is known
 
 
-def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote: str = "") -> Path:
+def write_card(
+    folder: RunFolder,
+    predictor: Predictor,
+    file: Path,
+    *,
+    footnote: str = "",
+    corruptions: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the model card of a complete run as README.md beside `file`, which holds the run's network.
 
-    `footnote` is an additional note about the data. The front matter follows the format of the Hugging Face Hub.
+    `footnote` is an additional note about the data. `corruptions` is a record of benchmarks/corruptions.py. The front
+    matter follows the format of the Hugging Face Hub.
 
     Raises:
         InputError: when a record of the run is missing or damaged.
@@ -35,6 +45,7 @@ def write_card(folder: RunFolder, predictor: Predictor, file: Path, *, footnote:
         classes=predictor.classes,
         size=predictor.preprocessing.input_size,
         calibration=calibration(page.probabilities, page.labels),
+        corruptions=corruptions,
     )
     path = file.parent / CARD
     with replacing(path) as temporary:
