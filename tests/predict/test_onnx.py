@@ -137,6 +137,26 @@ def test_another_normalization_is_found_although_the_network_is_always_certain(
         onnx.write_onnx(changed, tmp_path / "model.onnx", "another")
 
 
+def test_the_temperature_is_inside_the_file(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "VERIFIED", 20)
+    calibrated = replace(Predictor.load(run.weights), temperature=0.4)
+    assert onnx.write_onnx(calibrated, tmp_path / "model.onnx", "calibrated") <= onnx.TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    (probabilities,) = session.run(None, {"images": images})
+    expected = [prediction.probabilities for prediction in calibrated.predict_images(images)]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert not np.allclose(probabilities, [p.probabilities for p in Predictor.load(run.weights).predict_images(images)])
+
+
+def test_a_file_with_another_temperature_is_found(
+    certain: tuple[Predictor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "_exported", lambda *_: certain[1])
+    with pytest.raises(InputError, match=r"was not written: .*; the exporter is at fault"):
+        onnx.write_onnx(replace(certain[0], temperature=1.1), tmp_path / "model.onnx", "another")
+
+
 def test_a_network_that_amplifies_rounding_is_named_as_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

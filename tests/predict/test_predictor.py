@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch.optim import Adam
 
 from onecycle.core.errors import InputError
+from onecycle.core.metrics import probabilities_of
 from onecycle.data import ImageSet
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, CustomResNet
+from onecycle.models.test_time_augmentation import TestTimeAugmentation
 from onecycle.predict.predictor import Predictor, read_image
 from onecycle.storage.checkpoint import load_tensors, save_checkpoint, save_tensors
 from onecycle.train.loop import Evaluation, fit
@@ -87,7 +89,7 @@ def test_predictions_equal_those_of_the_evaluation_during_training(
 ) -> None:
     evaluation = trained[1]
     predictions = predictor.predict([Image.fromarray(pixels) for pixels in tiny[1].images])
-    expected = torch.softmax(evaluation.logits, dim=1)
+    expected = probabilities_of(evaluation.logits.numpy())
     assert [list(prediction.probabilities) for prediction in predictions] == expected.tolist()
     for prediction, logits in zip(predictions, evaluation.logits, strict=True):
         best = int(logits.argmax())
@@ -236,6 +238,48 @@ def test_the_input_size_is_saved_with_the_weights(trained: tuple[Predictor, Eval
     loaded = Predictor.load(tmp_path / "weights")
     assert loaded.preprocessing == small.preprocessing
     assert loaded.predict([Image.new("RGB", (32, 32))]) == small.predict([Image.new("RGB", (32, 32))])
+
+
+# Temperature
+
+
+def test_the_temperature_is_saved_with_the_weights(trained: tuple[Predictor, Evaluation], tmp_path: Path) -> None:
+    for half in (False, True):
+        replace(trained[0], temperature=0.7).save(tmp_path / "weights", half=half)
+        assert Predictor.load(tmp_path / "weights").temperature == 0.7
+
+
+def test_weights_of_earlier_versions_have_the_temperature_1(weights: Path, tmp_path: Path) -> None:
+    tensors, metadata = load_tensors(weights)
+    del metadata["temperature"]
+    save_tensors(tmp_path / "weights", tensors, metadata)
+    assert Predictor.load(tmp_path / "weights").temperature == 1
+
+
+@pytest.mark.parametrize("temperature", [0.3, 3.0])
+def test_the_temperature_changes_the_probabilities_but_no_class(
+    predictor: Predictor, tiny: tuple[ImageSet, ImageSet], temperature: float
+) -> None:
+    images = tiny[1].images
+    before, after = predictor.predict_images(images), replace(predictor, temperature=temperature).predict_images(images)
+    for plain, scaled in zip(before, after, strict=True):
+        assert [name for name, _ in plain.top(10)] == [name for name, _ in scaled.top(10)]
+        assert (scaled.probability > plain.probability) == (temperature < 1)
+        ratio = np.log(plain.probabilities) - temperature * np.log(scaled.probabilities)  # the same for all classes
+        assert np.ptp(ratio) < 1e-9
+
+
+@pytest.mark.parametrize("temperature", [0.3, 3.0])
+def test_test_time_augmentation_with_a_temperature_predicts_the_same_classes(
+    predictor: Predictor, tiny: tuple[ImageSet, ImageSet], temperature: float
+) -> None:
+    augmented = replace(predictor, model=TestTimeAugmentation(predictor.model))
+    for plain, scaled in zip(
+        augmented.predict_images(tiny[1].images),
+        replace(augmented, temperature=temperature).predict_images(tiny[1].images),
+        strict=True,
+    ):
+        assert [name for name, _ in plain.top(10)] == [name for name, _ in scaled.top(10)]
 
 
 # Damaged weights

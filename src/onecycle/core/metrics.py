@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 
 
-def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The softmax of logits `[N,C]`."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+def probabilities_of(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """The softmax of logits `[N,C]` divided by `temperature`.
+
+    The most likely class is the same at every temperature. In float32, two close probabilities could become equal.
+    """
+    exponentials = np.exp((logits.astype(np.float64) - logits.max(axis=1, keepdims=True)) / temperature)
     shares: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return shares
 

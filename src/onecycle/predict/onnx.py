@@ -31,7 +31,10 @@ _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and
 
 
 class Deployed(nn.Module):
-    """The network with normalization and softmax. It maps uint8 images `[N,S,S,3]` to float32 probabilities `[N,C]`."""
+    """The network with normalization, temperature and softmax.
+
+    It maps uint8 images `[N,S,S,3]` to float32 probabilities `[N,C]`.
+    """
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -39,6 +42,7 @@ class Deployed(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.model = predictor.model
+        self.temperature = predictor.temperature
         self.gray = predictor.preprocessing.gray
         self.register_buffer("mean", 255 * torch.tensor(predictor.preprocessing.mean))
         self.register_buffer("scale", 255 * torch.tensor(predictor.preprocessing.std))
@@ -47,7 +51,7 @@ class Deployed(nn.Module):
         pixels = to_gray(images.float()) if self.gray else images.float()
         normalized = (pixels - self.mean) / self.scale
         logits: torch.Tensor = self.model(normalized.permute(0, 3, 1, 2))  # [N,S,S,3] -> [N,3,S,S]
-        return logits.softmax(dim=1)
+        return (logits / self.temperature).softmax(dim=1)
 
 
 def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
@@ -121,7 +125,7 @@ def _verified_images(predictor: Predictor) -> Iterator[NDArray[np.uint8]]:
 
 
 def _run(content: bytes, batches: Sequence[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The probabilities and logits of the ONNX file `content` for all images, both float32 `[N,C]`."""
+    """The probabilities and scaled logits of the ONNX file `content` for all images, both float32 `[N,C]`."""
     model = onnx.load_from_string(content)
     (softmax,) = (node for node in model.graph.node if "probabilities" in node.output)
     logits_name = softmax.input[0]
@@ -134,10 +138,10 @@ def _run(content: bytes, batches: Sequence[NDArray[np.uint8]]) -> tuple[torch.Te
 
 @torch.no_grad()
 def _logits(predictor: Predictor, batches: Sequence[NDArray[np.uint8]], dtype: torch.dtype) -> torch.Tensor:
-    """The logits `[N,C]` of the network for all images, computed in `dtype`."""
+    """The network's logits `[N,C]` for all images, divided by its temperature, computed in `dtype`."""
     model = copy.deepcopy(predictor.model).eval().to(dtype)
     inputs = (predictor.preprocessing.normalize(torch.from_numpy(images)).to(dtype) for images in batches)
-    return torch.cat([model(images) for images in inputs])
+    return torch.cat([model(images) for images in inputs]) / predictor.temperature
 
 
 def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:

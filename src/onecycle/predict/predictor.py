@@ -21,7 +21,9 @@ from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.class_names import require_class_names
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable, reading
+from onecycle.core.metrics import probabilities_of
 from onecycle.core.own_network import require_consent
+from onecycle.core.temperature import require_temperature
 from onecycle.data.image_files import LARGEST_FILE, open_image, to_square
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, ModelComposite, OwnNetwork
@@ -68,10 +70,12 @@ class Predictor:
     architecture: Architecture
     preprocessing: Preprocessing
     classes: tuple[str, ...]
+    temperature: float = 1.0
+    """The logits are divided by it before the softmax. 1 for a network that is not calibrated."""
     plan: ComputePlan = EAGER
 
     def save(self, path: Path, *, half: bool = False) -> None:
-        """Write the weights with class names, input size and normalization to `path`.
+        """Write the weights with class names, input size, normalization and temperature to `path`.
 
         With `half`, weights are float16 and the file is half as large. Batch norm stays float32, because its statistics
         need that precision.
@@ -84,6 +88,7 @@ class Predictor:
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_json(),
             "architecture": self.architecture.to_json(),
+            "temperature": self.temperature,
         }
         tensors = self.model.state_dict()
         if half:
@@ -110,6 +115,7 @@ class Predictor:
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
             classes = require_class_names(metadata["classes"])
             architecture = Architecture.from_json(metadata["architecture"])
+            temperature = require_temperature(metadata.get("temperature", 1.0))  # missing in older files
         if network is None:
             require_consent(architecture.network, None, str(path))
             with torch.device("meta"), warnings.catch_warnings():
@@ -126,6 +132,7 @@ class Predictor:
             preprocessing=preprocessing,
             classes=classes,
             architecture=architecture,
+            temperature=temperature,
             plan=plan,
         )
 
@@ -185,31 +192,33 @@ class Predictor:
         return [
             Prediction(classes=self.classes, probabilities=tuple(row.tolist()))
             for batch in torch.split(torch.from_numpy(images), self.batch_size)
-            for row in self._probabilities(batch)
+            for row in self.to_probabilities(self._logits(batch))
         ]
 
-    def _probabilities(self, images: torch.Tensor) -> torch.Tensor:
+    def to_probabilities(self, logits: torch.Tensor) -> NDArray[np.float64]:
+        """The probabilities of all classes, `[N,C]`, from the network's `logits` `[N,C]`: the only way to them.
+
+        Raises:
+            InputError: when they are not finite.
+        """
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            found = probabilities_of(logits.float().cpu().numpy(), self.temperature)
+        if not np.isfinite(found).all():
+            raise InputError("the network gives no finite probabilities, so it is damaged; use another network")
+        return found
+
+    @torch.no_grad()
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
         plan = self.plan
         with plan.autocast():
-            found = self._prepared.predict(self.preprocessing.normalize(images.to(plan.device))).cpu()  # [B,C]
-        require_finite(found)
-        return found
+            logits: torch.Tensor = self._prepared(self.preprocessing.normalize(images.to(plan.device)))  # [B,C]
+        return logits
 
     @cached_property
     def _prepared(self) -> ModelComposite:
         _use_one_thread_after_fork()
         # The network stays in evaluation mode, because switching modes in every call would not be thread-safe.
         return self.plan.prepare(self.model).eval()
-
-
-def require_finite(probabilities: torch.Tensor) -> None:
-    """Check the `probabilities` that a network gives.
-
-    Raises:
-        InputError: when one is infinity or NaN.
-    """
-    if not probabilities.isfinite().all():
-        raise InputError("the network gives no finite probabilities, so it is damaged; use another network")
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from onecycle.predict.explain import grad_cam
-from onecycle.predict.predictor import Prediction, Predictor, require_finite
+from onecycle.predict.predictor import Prediction, Predictor
 
 
 class Question(NamedTuple):
@@ -49,12 +49,11 @@ class Inference:
                 logits = self._prepared.classify(features)
             else:
                 logits = self._prepared(normalized)
-            probabilities = logits.float().softmax(dim=1)  # [B,C]
-        require_finite(probabilities)
+        probabilities = predictor.to_probabilities(logits)  # [B,C]
         explained = [place for place, question in enumerate(questions) if question.explain and has_features]
         heatmaps: dict[int, NDArray[np.float32]] = {}
         if explained:
-            most_likely = probabilities[explained].argmax(dim=1)
+            most_likely = logits[explained].argmax(dim=1)
             heatmaps = dict(
                 zip(explained, grad_cam(predictor.model, features[explained], most_likely).numpy(), strict=True)
             )
