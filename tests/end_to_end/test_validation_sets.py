@@ -1,20 +1,26 @@
 """Runs on data with a validation set, which is evaluated after every epoch, and a test set, evaluated at the end."""
 
+import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from image_folders import write_images
 from networks import NARROW
 
 from onecycle.cli import main
+from onecycle.core.metrics import probabilities_of
+from onecycle.core.temperature import fit_temperature
 from onecycle.data import load_dataset
 from onecycle.predict.predictor import Predictor
 from onecycle.report.model_card import write_card
 from onecycle.run import experiment
 from onecycle.run.experiment import evaluate
+from onecycle.storage.checkpoint import load_tensors
 from onecycle.storage.run_folder import RunFolder
 
 SIZES = {"train": 12, "val": 4, "test": 5}  # images of each class
@@ -71,7 +77,8 @@ def test_the_same_network_is_trained_whether_there_is_a_validation_set_or_not(ru
     out = tmp_path / "out"
     assert main(["train", *OPTIONS, "--no-report", "--data", str(data), "--out", str(out)]) == 0
     without = RunFolder(next(out.iterdir()))
-    assert without.weights.read_bytes() == run.weights.read_bytes()
+    ours, theirs = load_tensors(run.weights)[0], load_tensors(without.weights)[0]
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()) and len(ours) == len(theirs)
     one, other = without.read_result(), run.read_result()
     assert (one.eval_accuracy, one.eval_loss, one.fingerprint) == (
         other.eval_accuracy,
@@ -82,6 +89,34 @@ def test_the_same_network_is_trained_whether_there_is_a_validation_set_or_not(ru
     assert main(["compare", "--run", str(run.path), str(without.path), "--out", str(tmp_path / "compare.html")]) == 0
     page = (tmp_path / "compare.html").read_text()
     assert "on the same 15 test images" in page and "Accuracy by epoch (test and validation)" in page
+
+
+def test_the_temperature_is_fitted_to_the_validation_images(run: RunFolder, photos: Path) -> None:
+    fitted = run.read_result().calibration
+    predictor, validation = Predictor.load(run.weights), load_dataset(photos).validation
+    assert fitted and validation and (fitted.images, fitted.source) == (12, "validation")
+    assert predictor.temperature == fitted.temperature
+    uncalibrated = replace(predictor, temperature=1.0).predict_images(validation.images)
+    log_probabilities = np.log([prediction.probabilities for prediction in uncalibrated])
+    assert fit_temperature(log_probabilities, validation.labels) == pytest.approx(fitted.temperature, rel=0.01)
+    shares = predictor.predict_images(load_dataset(photos).evaluation.images)
+    with run.predictions_table.open() as file:
+        written = [float(row["probability"]) for row in csv.DictReader(file)]
+    assert written == pytest.approx([prediction.probability for prediction in shares], abs=0.01)
+    kept = run.read_misclassified()
+    expected = probabilities_of(run.read_predictions().logits, fitted.temperature)[kept.indices]
+    np.testing.assert_allclose(kept.probabilities, expected, rtol=1e-6)
+    assert (np.diff(kept.probabilities.max(axis=1)) <= 0).all(), "most confident first"
+
+
+def test_the_report_and_the_card_show_the_calibration_before_and_after(run: RunFolder, tmp_path: Path) -> None:
+    report, fitted = run.report.read_text(), run.read_result().calibration
+    assert fitted
+    assert f"Temperature scaling divides the logits by {fitted.temperature:.3f}, which changes no prediction" in report
+    assert "The temperature was fitted on 12 validation images." in report and "the same images" not in report
+    card = write_card(run, Predictor.load(run.weights), tmp_path / "network.safetensors").read_text()
+    assert "before temperature scaling" in card
+    assert f"includes the temperature, {fitted.temperature:.3f}, fitted on 12 validation images." in card
 
 
 def test_output_report_and_plots_name_both_sets(
@@ -135,6 +170,7 @@ def test_an_interrupted_run_needs_its_validation_set_to_continue(
         record.eval_accuracy for record in run.read_history()
     ]
     assert resumed.read_result().eval_loss == run.read_result().eval_loss
+    assert resumed.read_result().calibration == run.read_result().calibration
 
 
 def test_with_a_validation_set_only_everything_says_validation(
@@ -148,6 +184,7 @@ def test_with_a_validation_set_only_everything_says_validation(
     assert folder.read_result().evaluated_on == folder.read_result().epoch_evaluated_on == "validation"
     report = folder.report.read_text()
     assert "of 12 validation images were classified correctly" in report and "test images" not in report
+    assert "The diagram shows the same images, so the error on others may be larger." in report
 
 
 def test_the_report_of_a_run_without_recorded_splits_is_as_before(run: RunFolder, tmp_path: Path) -> None:

@@ -416,9 +416,22 @@ def test_a_reliability_diagram_has_a_bar_for_every_bin_that_has_images() -> None
 
 @pytest.mark.parametrize("images", [1, 30, 5000, 1_000_000])
 def test_no_text_of_a_reliability_diagram_overlaps_or_is_cut_off(images: int) -> None:
-    figure = reliability_diagram(calibration(*predictions(images)))
-    assert not overlapping_texts(figure)
-    assert not texts_outside(figure)
+    probabilities, labels = predictions(images)
+    for before in (None, calibration(probabilities**3, labels)):
+        figure = reliability_diagram(calibration(probabilities, labels), before)
+        assert not overlapping_texts(figure)
+        assert not texts_outside(figure)
+
+
+def test_a_reliability_diagram_shows_the_calibration_before_temperature_scaling() -> None:
+    probabilities, labels = predictions(20_000)
+    before, after = calibration(probabilities**3, labels), calibration(probabilities, labels)
+    figure = reliability_diagram(after, before)
+    assert f"error {100 * before.error:.1f} → {100 * after.error:.1f} points" in " ".join(texts(figure))
+    (dots,) = (line for line in figure.axes[0].lines if line.get_marker() == "o")
+    np.testing.assert_allclose(dots.get_ydata(), 100 * before.accuracies)
+    assert "before temperature scaling" in texts(figure)
+    assert "before temperature scaling" not in texts(reliability_diagram(after))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
@@ -429,7 +442,8 @@ def test_nothing_lies_over_the_bars_of_a_reliability_diagram(classes: int, share
     probabilities = generator.dirichlet(np.full(classes, 3), 3000)
     is_right = generator.random(3000) < share
     labels = np.where(is_right, probabilities.argmax(axis=1), probabilities.argmin(axis=1))
-    figure = reliability_diagram(calibration(probabilities, labels))
+    before = calibration(probabilities**2 / (probabilities**2).sum(axis=1, keepdims=True), labels)
+    figure = reliability_diagram(calibration(probabilities, labels), before)
     assert not overlapping_texts(figure) and not texts_outside(figure)
     axes = figure.axes[0]
     legend = axes.get_legend()

@@ -27,10 +27,12 @@ def margins_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArra
     return margins
 
 
-def misclassified_by_confidence(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def misclassified_by_confidence(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0
+) -> NDArray[np.int64]:
     """The indices of incorrect predictions, most confident first, from logits `[N,C]` and labels `[N]`."""
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities_of(logits[wrong]).max(axis=1), kind="stable")]
+    return wrong[np.argsort(-probabilities_of(logits[wrong], temperature).max(axis=1), kind="stable")]
 
 
 def confusion_counts(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -86,6 +88,12 @@ def class_metrics(counts: NDArray[np.int64]) -> list[ClassMetrics]:
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def log_loss(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The mean of -log of the probability of the label, from probabilities `[N,C]` and labels `[N]`."""
+    of_labels = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(of_labels, np.finfo(np.float64).tiny)).mean())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def interpret(
     Source: Pleiss et al. 2020, "Identifying Mislabeled Data using the Area Under the Margin Ranking".
     """
     evaluated, train = dataset.evaluation, dataset.train
-    misclassified = misclassified_by_confidence(logits, evaluated.labels)[:MISCLASSIFIED]
+    misclassified = misclassified_by_confidence(logits, evaluated.labels, predictor.temperature)[:MISCLASSIFIED]
     margins = margins_of(logits, evaluated.labels)
     label_issues = _lowest(margins)
     label_issues = label_issues[margins[label_issues] < 0]  # only labels that the network disagrees with

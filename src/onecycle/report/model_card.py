@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from onecycle.core.files import replacing
-from onecycle.core.metrics import calibration
 from onecycle.predict.predictor import Predictor
 from onecycle.report.page import Page, dataset_name
 from onecycle.report.templating import render
@@ -44,8 +43,8 @@ def write_card(
         is_known=name in _KNOWN,
         classes=predictor.classes,
         size=predictor.preprocessing.input_size,
-        calibration=calibration(page.probabilities, page.labels),
         corruptions=corruptions,
+        reliability=page.calibration(),
     )
     path = file.parent / CARD
     with replacing(path) as temporary:

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,22 @@ ClassRow = tuple[str, metrics.ClassMetrics, str]
 """The name of a class, its metrics, and the confidence interval of its recall as text."""
 
 
+class Reliability(NamedTuple):
+    """The calibration and the log loss, now and before temperature scaling. The latter are None without it."""
+
+    after: metrics.Calibration
+    before: metrics.Calibration | None
+    log_loss: float
+    log_loss_before: float | None
+
+    def diagram(self) -> str:
+        """The reliability diagram as SVG."""
+        described = (
+            f"Accuracy against confidence in bins; the expected calibration error is {percent(self.after.error, 1)}"
+        )
+        return inline(visualizations.reliability_diagram(self.after, self.before), "calibration", described)
+
+
 class Page:
     """The content of a report, read from the files in `folder`. Attributes whose file does not exist are None or empty.
 
@@ -100,7 +116,9 @@ class Page:
                     self._names = ImageNames.validated(recorded.evaluated, len(self.labels))
                     self._train_names = ImageNames.validated(recorded.train, self.result.train_images)
         self.predictions = self.logits.argmax(axis=1) if self.result else self.labels
-        self.probabilities = metrics.probabilities_of(self.logits) if self.result else np.empty((0, 0))
+        self.probabilities = np.empty((0, 0))
+        if self.result:
+            self.probabilities = metrics.probabilities_of(self.logits, self.result.temperature)
 
     @property
     def dataset(self) -> str:
@@ -204,10 +222,21 @@ class Page:
             )
         return figures
 
-    def calibration(self) -> tuple[metrics.Calibration, str]:
-        found = metrics.calibration(self.probabilities, self.labels)
-        described = f"Accuracy against confidence in bins; the expected calibration error is {percent(found.error, 1)}"
-        return found, inline(visualizations.reliability_diagram(found), "calibration", described)
+    def calibration(self) -> Reliability:
+        """The calibration of the probabilities, and of those before temperature scaling, if the run has a temperature.
+
+        Raises:
+            ValueError: when the run has no result.
+        """
+        plain = None
+        if self.result and self.result.calibration:
+            plain = metrics.probabilities_of(self.logits)
+        return Reliability(
+            after=metrics.calibration(self.probabilities, self.labels),
+            before=None if plain is None else metrics.calibration(plain, self.labels),
+            log_loss=metrics.log_loss(self.probabilities, self.labels),
+            log_loss_before=None if plain is None else metrics.log_loss(plain, self.labels),
+        )
 
     @property
     def counts(self) -> NDArray[np.int64]:

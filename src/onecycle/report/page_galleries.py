@@ -44,10 +44,13 @@ def misclassified(page: Page) -> Gallery | None:
     """Misclassified images with their heatmaps, most confident prediction first."""
     if not (found := page.interpretation) or not len(found.misclassified_images):
         return None
-    sheet = image_sheet(found.misclassified_images, most_bytes=_MISCLASSIFIED_BYTES)
-    tiles = _evaluated(page, sheet, found.misclassified[: len(found.misclassified_images)])
+    images = found.misclassified[: len(found.misclassified_images)]
+    # The run may have got its temperature after its interpretation.
+    order = np.argsort(-page.probabilities[images].max(axis=1), kind="stable")
+    sheet = image_sheet(found.misclassified_images[order], most_bytes=_MISCLASSIFIED_BYTES)
+    tiles = _evaluated(page, sheet, images[order])
     # All heatmaps of a network that does not define `features` are 0.
-    heatmaps = heatmap_sheet(found.heatmaps, sheet.tile) if found.heatmaps.any() else None
+    heatmaps = heatmap_sheet(found.heatmaps[order], sheet.tile) if found.heatmaps.any() else None
     return Gallery(sheet=sheet, heatmaps=heatmaps, tiles=tiles)
 
 

@@ -5,6 +5,7 @@ This module puts all parts together. It owns the run folder, the screen and the 
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -278,7 +279,7 @@ def _train(
 ) -> RunFolder:
     config, group = experiment.config, experiment.group
     lr_min, lr_max = rates
-    last: Evaluation | None = None  # of the set of the result
+    last: Evaluation | None = None  # of the last epoch
     board = _board(experiment, folder, state)
     plan_check = PlanCheck(experiment)
 
@@ -290,8 +291,7 @@ def _train(
 
     def after_epoch(record: EpochRecord, evaluation: Evaluation) -> None:
         nonlocal last
-        if experiment.epoch_evaluation is experiment.evaluation:
-            last = evaluation
+        last = evaluation
         try:
             state.after_epoch(record)
         finally:
@@ -322,8 +322,7 @@ def _train(
                 )
             consistency.agree_to_stop(group)  # a signal may have arrived while the last epoch was saved
             interruption.check()
-            # `last` is None with a validation set, for a head, and after an interruption in the last epoch.
-            evaluation = last or _evaluate(experiment, experiment.model, experiment.dataset.evaluated_on)
+            evaluation, validation = _evaluations(experiment, last)
             train_sample = results.evaluate_training_sample(experiment)
             tta = _evaluate_with_tta(experiment) if config.test_time_augmentation else None
         if group.is_main_process:
@@ -336,6 +335,7 @@ def _train(
                 rates=rates,
                 train_sample=train_sample,
                 tta=tta,
+                validation=validation,
             )
             if board:
                 board.complete(config, folder.read_result(), folder.plots)
@@ -360,8 +360,10 @@ def _conclude(
     rates: tuple[float, float],
     train_sample: Evaluation,
     tta: TTAResult | None,
+    validation: Evaluation | None,
 ) -> None:
     """Write the results, the plots and the report."""
+    calibration = results.fitted_temperature(validation) if validation else None
     results.write(
         experiment,
         folder,
@@ -371,14 +373,32 @@ def _conclude(
         rates=rates,
         train_sample=train_sample,
         tta=tta,
+        calibration=calibration,
         seconds=state.seconds,
     )
     if warning := folder.read_result().warning:
         progress.warn(warning)
     _draw(folder)
     if experiment.config.report:
-        finished.interpret_run(folder, experiment.predictor, experiment.dataset)
+        predictor = replace(experiment.predictor, temperature=folder.read_result().temperature)
+        finished.interpret_run(folder, predictor, experiment.dataset)
         progress.say(f"Report: {finished.write_report(folder)}")
+
+
+def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
+    """The evaluation of the result, and that of the validation images, if there are any.
+
+    `last` is the evaluation of the last epoch. It is None if the run was interrupted in that epoch.
+    """
+    dataset = experiment.dataset
+    if last is None:
+        batches, split = experiment.epoch_evaluation, dataset.epoch_evaluated_on
+        last = evaluate(experiment.trained, batches, evaluated_on=split, plan=experiment.plan)
+    if experiment.epoch_evaluation is experiment.evaluation:
+        evaluation = last
+    else:  # of another set, or of features
+        evaluation = _evaluate(experiment, experiment.model, dataset.evaluated_on)
+    return evaluation, last if dataset.epoch_evaluated_on == "validation" else None
 
 
 def _evaluate(experiment: Experiment, model: ModelComposite, evaluated_on: str) -> Evaluation:

@@ -14,7 +14,7 @@ MOST_PROBABILITIES = 5_000_000  # a table with more, about 45 MB, has only the p
 _AT_ONCE = 1000  # rows
 
 
-def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset) -> None:
+def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temperature: float) -> None:
     """Write a row for each evaluated image, from logits `[N,C]` in the order of the images.
 
     Its columns are the file, the label, the predicted class, and the probability of this class and of each class. Names
@@ -34,7 +34,8 @@ def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset) -> N
         every = [f"probability_{name}" for name in images.classes] if has_all else []
         table.writerow(["file", "label", "predicted", "probability", *every])
         for start in range(0, len(images), _AT_ONCE):
-            for row, shares in enumerate(probabilities_of(logits[start : start + _AT_ONCE]).tolist(), start):
+            probabilities = probabilities_of(logits[start : start + _AT_ONCE], temperature)
+            for row, shares in enumerate(probabilities.tolist(), start):
                 predicted = int(logits[row].argmax())
                 table.writerow(
                     [

@@ -1,5 +1,6 @@
 """Write the results of a finished run: result, predictions, misclassified images and weights."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +9,11 @@ from numpy.typing import NDArray
 
 from onecycle.compute import hardware
 from onecycle.core.metrics import misclassified_by_confidence, probabilities_of
+from onecycle.core.temperature import fit_temperature
 from onecycle.data import Dataset, ImageSet
 from onecycle.run import predictions_table
 from onecycle.run.build import Experiment
-from onecycle.storage.records import History, Misclassified, RunResult
+from onecycle.storage.records import FittedTemperature, History, Misclassified, RunResult
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import Evaluation, evaluate
 
@@ -38,6 +40,12 @@ def evaluate_training_sample(experiment: Experiment) -> Evaluation:
     return evaluate(experiment.trained, batches, evaluated_on="training", plan=experiment.plan)
 
 
+def fitted_temperature(validation: Evaluation) -> FittedTemperature:
+    """The temperature that fits the logits of validation images."""
+    logits, labels = validation.logits.numpy(), validation.labels.numpy()
+    return FittedTemperature(temperature=fit_temperature(logits, labels), images=len(labels), source="validation")
+
+
 def write(
     experiment: Experiment,
     folder: RunFolder,
@@ -48,6 +56,7 @@ def write(
     rates: tuple[float, float],
     train_sample: Evaluation,
     tta: TTAResult | None,
+    calibration: FittedTemperature | None,
     seconds: float,
 ) -> None:
     """Write all results. `result.json` is written last, so a folder with this file has all results.
@@ -55,12 +64,12 @@ def write(
     `margins` `[N]` is the margin of each training image, summed over the epochs. `rates` is (lr_min, lr_max).
     """
     logits, labels = evaluation.logits.numpy(), evaluation.labels.numpy()
+    temperature = calibration.temperature if calibration else 1.0
     folder.write_arrays(folder.predictions, logits=logits, labels=labels)
     write_image_names(folder, experiment.dataset)
-    predictions_table.write(folder, logits, experiment.dataset)
+    write_probabilities(folder, logits, experiment.dataset, temperature)
     folder.write_arrays(folder.training_margins, margins=margins.cpu().numpy() / len(history))
-    folder.write_misclassified(_misclassified(logits, experiment.dataset.evaluation))
-    experiment.predictor.save(folder.weights)
+    replace(experiment.predictor, temperature=temperature).save(folder.weights)
     config, dataset = experiment.config, experiment.dataset
     best = max(history, key=lambda record: record.eval_accuracy)
     result = RunResult(
@@ -90,8 +99,15 @@ def write(
         tta_seconds=tta.seconds if tta else None,
         validation_images=0 if dataset.validation is None else len(dataset.validation),
         validation_accuracy=None if dataset.validation is None else history[-1].eval_accuracy,
+        calibration=calibration,
     )
     folder.write_json(folder.result, result.to_json())
+
+
+def write_probabilities(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temperature: float) -> None:
+    """Write the files with probabilities, from logits `[N,C]` of the evaluated images."""
+    predictions_table.write(folder, logits, dataset, temperature)
+    folder.write_misclassified(_misclassified(logits, dataset.evaluation, temperature))
 
 
 def write_image_names(folder: RunFolder, dataset: Dataset) -> None:
@@ -101,14 +117,14 @@ def write_image_names(folder: RunFolder, dataset: Dataset) -> None:
         folder.write_arrays(folder.image_names, evaluated=evaluated, train=train)
 
 
-def _misclassified(logits: NDArray[np.float32], images: ImageSet) -> Misclassified:
+def _misclassified(logits: NDArray[np.float32], images: ImageSet, temperature: float) -> Misclassified:
     """The most confident incorrect predictions, from logits `[N,C]` in the order of `images`."""
-    kept = misclassified_by_confidence(logits, images.labels)[:MISCLASSIFIED_KEPT]
+    kept = misclassified_by_confidence(logits, images.labels, temperature)[:MISCLASSIFIED_KEPT]
     return Misclassified(
         indices=kept,
         images=images.images[kept],
         labels=images.labels[kept],
         predictions=logits[kept].argmax(axis=1),
-        probabilities=probabilities_of(logits[kept]).astype(np.float32),
+        probabilities=probabilities_of(logits[kept], temperature).astype(np.float32),
         classes=images.classes,
     )

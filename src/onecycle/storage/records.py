@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.class_names import require_class_names
+from onecycle.core.temperature import HIGHEST, LOWEST
 from onecycle.core.validated import AtLeastOne, Between, Count, Fraction, Shape, validated
 
 Split = Literal["test", "validation"]
@@ -73,6 +74,25 @@ class LRCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FittedTemperature:
+    """The temperature of a network, and the images on whose logits it was fitted. No network was trained on them.
+
+    The source "validation" are the validation images of the run. "second network" are training images of the run that
+    were held out from a second network, which was trained on the others. The logits are then of the second network.
+    """
+
+    temperature: Annotated[float, Between(LOWEST, HIGHEST)]
+    images: AtLeastOne
+    source: Literal["validation", "second network"]
+
+    @property
+    def fitted_on(self) -> str:
+        """The images in words."""
+        kind = {"validation": "validation images", "second network": "training images held out from a second network"}
+        return f"{self.images:,} {kind[self.source]}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """The result of a run: `result.json`. Accuracies are fractions. The main result is `eval_accuracy`.
 
@@ -108,6 +128,12 @@ class RunResult:
     # of the validation set, if the data has one beside the test set: its size, and the accuracy at the last epoch
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
+    calibration: FittedTemperature | None = None  # None: the probabilities are not calibrated
+
+    @property
+    def temperature(self) -> float:
+        """The number by which the logits are divided before the softmax."""
+        return self.calibration.temperature if self.calibration else 1.0
 
     @property
     def epoch_evaluated_on(self) -> Split:
@@ -196,7 +222,7 @@ class Misclassified:
     images: Annotated[NDArray[np.uint8], Shape("M H W 3")]
     labels: Annotated[NDArray[np.int64], Shape("M")]  # the true classes
     predictions: Annotated[NDArray[np.int64], Shape("M")]  # the predicted classes
-    probabilities: Annotated[NDArray[np.float32], Shape("M C")]  # softmax of the logits
+    probabilities: Annotated[NDArray[np.float32], Shape("M C")]  # calibrated, if the run is
     classes: tuple[str, ...]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

@@ -6,13 +6,15 @@ from matplotlib.figure import Figure
 from onecycle.core.metrics import Calibration
 from onecycle.report.visualizations.style import BLUE, GREY, SMALL, VERMILLION, chart, styled
 
+_NUMBER_HEIGHT = 10  # of a number above a bar with the space around it, in percentage points
+
 
 @styled
-def reliability_diagram(found: Calibration) -> Figure:
+def reliability_diagram(found: Calibration, before: Calibration | None = None) -> Figure:
     """A bar chart of the accuracy in each confidence bin, with the diagonal of perfect calibration.
 
     A line marks the mean confidence of each bin. A number above each bar is the number of images in the bin, such as
-    950, 1.2k or 35k.
+    950, 1.2k or 35k. Dots show the accuracy and the mean confidence `before` temperature scaling.
     """
     figure, axes = chart(top=0.75)
     bins = len(found.counts)
@@ -23,16 +25,34 @@ def reliability_diagram(found: Calibration) -> Figure:
         100 * found.accuracies[filled],
         width=100 / bins * 0.92,
         color=BLUE,
-        label="accuracy of these images",
+        label="accuracy" if before else "accuracy of these images",
     )
     for left, confidence in zip(edges[filled], 100 * found.confidences[filled], strict=True):
         axes.plot([left, left + 100 / bins], [confidence] * 2, color=VERMILLION, linewidth=2.5)
-    axes.plot([], [], color=VERMILLION, linewidth=2.5, label="their mean confidence")
+    axes.plot([], [], color=VERMILLION, linewidth=2.5, label="mean confidence" if before else "their mean confidence")
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    for left, accuracy, count in zip(edges[filled], 100 * found.accuracies[filled], found.counts[filled], strict=True):
+    dots = np.full(bins, np.nan)
+    if before:
+        dots = 100 * before.accuracies
+        axes.plot(
+            100 * before.confidences,
+            dots,
+            "o",
+            color=GREY,
+            markerfacecolor="#FFFFFF",
+            markersize=5,
+            clip_on=False,
+            label="before temperature scaling",
+        )
+    for left, accuracy, count, dot in zip(
+        edges[filled], 100 * found.accuracies[filled], found.counts[filled], dots[filled], strict=True
+    ):
+        top = max(accuracy, left + 100 / bins)
+        if top - 2 < dot < top + _NUMBER_HEIGHT:
+            top = dot + 1
         axes.annotate(
             _in_short(int(count)),
-            (left + 50 / bins, max(accuracy, left + 100 / bins)),
+            (left + 50 / bins, top),
             xytext=(0, 4),
             textcoords="offset points",
             ha="center",
@@ -44,9 +64,19 @@ def reliability_diagram(found: Calibration) -> Figure:
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("confidence: the probability of the predicted class (%)")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(f"Calibration: expected calibration error {100 * found.error:.1f} points", pad=26)
+    change = f"{100 * before.error:.1f} → " if before else ""
+    axes.set_title(f"Calibration: expected calibration error {change}{100 * found.error:.1f} points", pad=26)
     # Above the axes: anywhere inside, some network has a bar.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.3, borderpad=0, labelcolor=GREY)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        columnspacing=1.2,
+        handlelength=1.5,
+        borderaxespad=0.3,
+        borderpad=0,
+        labelcolor=GREY,
+    )
     return figure
 
 
