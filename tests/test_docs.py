@@ -122,6 +122,7 @@ def test_every_command_line_is_one_that_the_program_accepts(capsys: pytest.Captu
                 "train",
                 "find-lr",
                 "study",
+                "calibrate",
                 "check",
                 "evaluate",
                 "report",

@@ -25,7 +25,7 @@ from onecycle.core.errors import InputError
 from onecycle.core.recipes import QUICK
 from onecycle.core.signals import Interrupted
 
-COMMANDS_OF_A_RUN = ("evaluate", "report", "compare", "predict", "export", "serve")
+COMMANDS_OF_A_RUN = ("calibrate", "evaluate", "report", "compare", "predict", "export", "serve")
 COMMANDS = ("train", "find-lr", "study", "check", "summary", *COMMANDS_OF_A_RUN)
 PANELS = ["Data", "Training", "Network", "Augmentation", "Compute", "Output"]
 RARE_PANELS = ["Optimization", "Pretrained network", "Whitened network", "Batched augmentation", "Robustness"]

@@ -52,7 +52,7 @@ def test_probabilities_sum_to_one_in_the_order_of_the_logits(logits: np.ndarray)
     assert np.array_equal(likeliest, probabilities.max(axis=1)), "logits that hardly differ may get equal probabilities"
 
 
-@given(logits_of_3, st.floats(0.05, 20))
+@given(logits_of_3, st.floats(0.01, 100))
 def test_no_temperature_changes_the_order_of_the_classes(logits: np.ndarray, temperature: float) -> None:
     probabilities = probabilities_of(logits, temperature)
     likeliest = probabilities[np.arange(len(logits)), logits.argmax(axis=1)]
@@ -62,7 +62,7 @@ def test_no_temperature_changes_the_order_of_the_classes(logits: np.ndarray, tem
 def test_a_high_temperature_does_not_make_neighboring_logits_equally_likely() -> None:
     for logit in np.geomspace(0.01, 50, 30, dtype=np.float32):
         above = np.nextafter(logit, np.float32(100))
-        assert probabilities_of(np.array([[logit, above]]), 20.0).argmax() == 1
+        assert probabilities_of(np.array([[logit, above]]), 100.0).argmax() == 1
 
 
 def test_misclassified_images_are_sorted_by_confidence() -> None:

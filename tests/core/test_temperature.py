@@ -49,7 +49,7 @@ def test_correct_predictions_alone_do_not_make_the_network_certain(images: int) 
 def test_a_network_that_knows_nothing_gets_the_highest_temperature() -> None:
     logits, _ = drawn(2000, 10, 1.0)
     labels = np.random.default_rng(2).integers(0, 10, 2000)
-    assert fit_temperature(logits, labels) > 0.5 * HIGHEST
+    assert fit_temperature(logits, labels) > 10
     assert fit_temperature(logits, logits.argmin(axis=1)) == pytest.approx(HIGHEST, rel=1e-3)
 
 
@@ -74,7 +74,7 @@ def test_no_images_have_no_temperature() -> None:
         fit_temperature(np.empty((0, 2), np.float32), np.empty(0, np.int64))
 
 
-@pytest.mark.parametrize("value", [0, -1, 21, 0.04, float("nan"), float("inf"), True, "1", None, [1.0], 10**400])
+@pytest.mark.parametrize("value", [0, -1, 101, 0.009, float("nan"), float("inf"), True, "1", None, [1.0], 10**400])
 def test_other_values_are_no_temperature(value: object) -> None:
-    with pytest.raises(ValueError, match="the temperature is .*; it must be a number from 0.05 to 20"):
+    with pytest.raises(ValueError, match="the temperature is .*; it must be a number from 0.01 to 100.0"):
         require_temperature(value)

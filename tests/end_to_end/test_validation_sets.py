@@ -134,6 +134,7 @@ def test_output_report_and_plots_name_both_sets(
     )
     assert "Classes: 3 (ant, bee, cat)" in out
     assert "val loss" in out and "test loss" not in out
+    assert "not calibrated" not in out
     assert out.splitlines()[-1].startswith("test accuracy ") and " at the last epoch (validation " in out
     assert main(["evaluate", "--run", str(run.path)]) == 0
     assert capsys.readouterr().out.startswith(f"test accuracy {run.read_result().eval_accuracy}")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-LOWEST, HIGHEST = 0.05, 20.0
+LOWEST, HIGHEST = 0.01, 100.0
 """The temperatures that are allowed. Those of trained networks are near 1."""
 
 

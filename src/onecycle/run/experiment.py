@@ -212,7 +212,7 @@ def find_rates(config: Config, console: Console) -> RunFolder:
                 folder.discard()
                 raise
         if group.is_main_process:
-            _draw(folder)
+            finished.draw_plots(folder)
         group.wait_for_main_process()
         return folder
 
@@ -228,12 +228,6 @@ def _new_folder(experiment: Experiment, name: str, path: Path | None, stack: Exi
     if experiment.group.is_main_process:
         return setup.create_folder(experiment, name, path)
     return stack.enter_context(scratch())
-
-
-def _draw(folder: RunFolder) -> None:
-    from onecycle.report import plots  # imported late: matplotlib would delay the first step
-
-    plots.draw(folder)
 
 
 def _sweep(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> LRCurve:
@@ -378,7 +372,7 @@ def _conclude(
     )
     if warning := folder.read_result().warning:
         progress.warn(warning)
-    _draw(folder)
+    finished.draw_plots(folder)
     if experiment.config.report:
         predictor = replace(experiment.predictor, temperature=folder.read_result().temperature)
         finished.interpret_run(folder, predictor, experiment.dataset)

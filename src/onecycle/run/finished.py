@@ -43,7 +43,7 @@ def evaluate_run(path: Path, data: str | None = None, *, network: str | None = N
     config, recorded = folder.read_config(), folder.read_result()
     plan = _recorded_plan(folder)
     predictor = Predictor.load(folder.weights, plan, network=network)
-    dataset = _recorded_data(folder, config, data)
+    dataset = recorded_data(folder, config, data)
     now = _evaluate(predictor, dataset, batch_size=config.batch_size, tta=config.test_time_augmentation)
     then = recorded.eval_accuracy, recorded.eval_loss, recorded.tta_accuracy
     split = recorded.evaluated_on
@@ -112,7 +112,7 @@ def report_run(path: Path, data: str | None = None, *, network: str | None = Non
         try:
             with locked(folder.path):
                 predictor = Predictor.load(folder.weights, _recorded_plan(folder), network=network)
-                interpret_run(folder, predictor, _recorded_data(folder, folder.read_config(), data))
+                interpret_run(folder, predictor, recorded_data(folder, folder.read_config(), data))
         except OnecycleError as error:
             raise InputError(f"{write_report(folder)} is written without the interpretation: {error}") from error
     return write_report(folder)
@@ -126,6 +126,13 @@ def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> 
     margins = folder.read_training_margins()
     results.write_image_names(folder, dataset)  # older runs did not record them
     folder.write_arrays(folder.interpretation, **interpret(predictor, dataset, logits, margins).to_arrays())
+
+
+def draw_plots(folder: RunFolder) -> None:
+    """Draw the plots of the run in `folder`, with everything that is recorded so far."""
+    from onecycle.report import plots  # imported late: matplotlib would delay the first step
+
+    plots.draw(folder)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -143,7 +150,12 @@ def _recorded_plan(folder: RunFolder) -> ComputePlan:
     return plan
 
 
-def _recorded_data(folder: RunFolder, config: Config, data: str | None) -> Dataset:
+def recorded_data(folder: RunFolder, config: Config, data: str | None) -> Dataset:
+    """The data of the run in `folder`. If the data has moved, `data` is its new location.
+
+    Raises:
+        InputError: when the data is missing, or differs from that of the run.
+    """
     config = config if data is None else replace(config, data=data)
     environment.require_data(folder, config)
     dataset = load_data(config)

@@ -14,7 +14,7 @@ MOST_PROBABILITIES = 5_000_000  # a table with more, about 45 MB, has only the p
 _AT_ONCE = 1000  # rows
 
 
-def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temperature: float) -> None:
+def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temperature: float = 1.0) -> None:
     """Write a row for each evaluated image, from logits `[N,C]` in the order of the images.
 
     Its columns are the file, the label, the predicted class, and the probability of this class and of each class. Names

@@ -106,6 +106,7 @@ class RunFolder:
         self.plots = path / "plots"
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
+        self.calibration = path / "calibration"
 
     @property
     def is_complete(self) -> bool:
