@@ -46,7 +46,7 @@ def calibrate_run(
     """
     folder = RunFolder.open(path)
     if not folder.is_complete:
-        raise InputError(f"{path} is not complete; `{folder.resume_command}` continues it")
+        raise InputError(f"{path} is not complete; `{folder.resume_command(folder.read_config())}` continues it")
     second = RunFolder(folder.calibration)
     fitted = folder.read_result().calibration
     if fitted is None or second.is_complete:  # the second network is removed last
