@@ -10,12 +10,15 @@ import sys
 import tarfile
 from pathlib import Path
 
+import cifar10_c
+import corruptions
 import numpy as np
 import pytest
 from PIL import Image
 from scaling_model import Model, fit, placed, prediction
 
 from onecycle import report
+from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.storage.run_folder import RunFolder
 
 SHARED = {"contenders.py", "cpu_classes.py", "hosts.py", "local_ray_nodes.py", "other_frameworks.py"}  # not scripts
@@ -293,6 +296,63 @@ def test_record_keeps_only_the_images_that_plots_need(tmp_path: Path) -> None:
     assert not kept.weights.exists() and not kept.report.exists()
     assert (kept.path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "Incorrect predictions" in report.write(kept).read_text(), "the report cannot be written from the record"
+
+
+def test_a_missing_library_of_corruptions_is_named_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    with pytest.raises(SystemExit, match="pip install --no-deps imagecorruptions-imaug"):
+        cifar10_c.library()
+
+
+def with_strengths_of_imagenet(value: float, severity: int = 1) -> float:
+    factors = [1, 2, 3]
+    c = [10, 20, 30, 40, 50][severity - 1]
+    return value * c * factors[0]
+
+
+def without_strengths(value: float, severity: int = 1) -> float:
+    return value * severity
+
+
+def test_a_function_of_the_library_gets_the_strengths_of_cifar_10() -> None:
+    function = cifar10_c._with_strengths(with_strengths_of_imagenet, (0.1, 0.2, 0.3, 0.4, 0.5))
+    assert [function(1, severity) for severity in range(1, 6)] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert with_strengths_of_imagenet(1, 3) == 30
+    with pytest.raises(SystemExit, match="has changed without_strengths"):
+        cifar10_c._with_strengths(without_strengths, (1, 2, 3, 4, 5))
+
+
+def test_every_corruption_has_five_strengths_and_the_mean_is_over_fifteen() -> None:
+    assert len(cifar10_c.STRENGTHS) == 19 and all(len(each) == 5 for each in cifar10_c.STRENGTHS.values())
+    assert len(cifar10_c.STRENGTHS.keys() - set(cifar10_c.EXTRA)) == 15
+
+
+def test_a_corruption_depends_on_seed_strength_and_image_alone() -> None:
+    images = np.random.default_rng(0).integers(256, size=(4, 32, 32, 3), dtype=np.uint8)
+    found = cifar10_c.corrupt(images, "elastic_transform", 2, seed=0)
+    assert (found.dtype, found.shape) == (np.uint8, images.shape)
+    assert (cifar10_c.corrupt(images[:2], "elastic_transform", 2, seed=0) == found[:2]).all()
+    for other in (
+        cifar10_c.corrupt(images, "elastic_transform", 2, seed=1),
+        cifar10_c.corrupt(images, "elastic_transform", 3, seed=0),
+    ):
+        assert (other != found).any(axis=(1, 2, 3)).all()
+
+
+def test_the_figures_of_corrupted_images_are_those_of_the_probabilities() -> None:
+    images = np.random.default_rng(0).integers(256, size=(20, 32, 32, 3), dtype=np.uint8)
+    predictor = Predictor.load(SHIPPED)
+    probabilities = np.array([prediction.probabilities for prediction in predictor.predict_images(images)])
+    found = corruptions.figures(predictor, images, probabilities.argmax(axis=1))
+    assert found["accuracy"] == 1
+    assert found["log_loss"] == pytest.approx(-np.log(probabilities.max(axis=1)).mean(), rel=1e-3)
+    assert corruptions.as_jpeg(images, 75).shape == images.shape
+    assert corruptions.mean([{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 1.0}]) == {"a": 1.5, "b": 0.5}
+
+
+def test_a_network_that_has_seen_all_training_images_is_not_measured_on_validation_images() -> None:
+    with pytest.raises(SystemExit, match="the network has seen all training images"):
+        corruptions.load_images(None, None, validation=True)
 
 
 @pytest.mark.long

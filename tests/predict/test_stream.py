@@ -1,6 +1,7 @@
 """`onecycle predict` on many files, and the network that comes with the package."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from onecycle.predict import stream
 from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.predict.stream import NamedFile, files_of, predict_files
 from onecycle.report.model_card import write_card
+from onecycle.report.page import percent
 from onecycle.run import environment
 from onecycle.run.finished import evaluate_shipped
 from onecycle.train.loop import evaluate
@@ -77,8 +79,25 @@ def test_half_precision_keeps_the_recorded_accuracy() -> None:
 
 def test_its_card_is_that_of_the_recorded_run(predictor: Predictor, tmp_path: Path) -> None:
     footnote = "762 of the 60,000 images are JPEG copies"
-    card = write_card(RECORD, predictor, tmp_path / SHIPPED.name, footnote=footnote)
+    corruptions = json.loads((RECORD.path.parent / "corruptions.json").read_text())
+    assert corruptions["weights"] == hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    card = write_card(RECORD, predictor, tmp_path / SHIPPED.name, footnote=footnote, corruptions=corruptions)
     assert (SHIPPED.parent / "README.md").read_text() == card.read_text()
+
+
+def test_its_card_has_the_figures_of_every_corruption_and_quality() -> None:
+    card = (SHIPPED.parent / "README.md").read_text()
+    record = json.loads((RECORD.path.parent / "corruptions.json").read_text())
+    assert (record["evaluated_on"], len(record["corruptions"])) == ("test", 19)
+    assert set(record["jpeg"]) == {"95", "75", "50"}
+    rows = {"clean": [record["clean"]], "mean over corruptions": [record["mean_over_corruptions"]]}
+    rows |= {f"JPEG of quality {quality}": [found] for quality, found in record["jpeg"].items()}
+    rows |= {kind.replace("_", " "): found for kind, found in record["corruptions"].items()}
+    for name, figures in rows.items():
+        (row,) = (line for line in card.splitlines() if line.startswith((f"| {name} |", f"| {name},")))
+        for found, cell in zip(figures, row.split("|")[2:-1], strict=True):
+            error = 100 * found["expected_calibration_error"]
+            assert cell.strip(" ") == f"{percent(found['accuracy'], 1)} ({error:.1f})"
 
 
 def test_predict_takes_files_arrays_and_pillow_images(predictor: Predictor, photographs: Path) -> None:
