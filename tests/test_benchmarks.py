@@ -444,6 +444,36 @@ def test_fitted_recipes_measures_chosen_values_and_goes_on_where_it_stopped(tmp_
 
 
 @pytest.mark.long
+def test_calibration_measures_runs_and_recorded_logits_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "calibration.json"
+    options = ["--data", "digits", "--limit", "200", "--epochs", "2", "--runs", tmp_path / "runs", "--out", out]
+    for _ in range(2):
+        done = run("calibration", *options, "--seeds", "1", "2")
+        assert done.returncode == 0, done.stderr
+        record = json.loads(out.read_text())
+        assert [(cell["recipe"], cell["seed"]) for cell in record["cells"]] == [("quick", 1), ("quick", 2)]
+    assert "epoch" not in done.stdout, "the runs are in the record already"
+    for cell in record["cells"]:
+        assert cell["held_out_images"] == 20 and cell["images"] == 200
+        for measured in (cell, cell["with_tta"]):
+            assert measured["after"]["log_loss"] < measured["before"]["log_loss"]
+    assert record["summary"]["quick"]["temperature"]["values"] == [cell["temperature"] for cell in record["cells"]]
+    done = run(
+        "calibration",
+        *options,
+        "--seeds",
+        "--recorded",
+        tmp_path / "runs" / "quick-2",
+        "--fitted-by",
+        tmp_path / "runs" / "quick-1",
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text())["recorded"]
+    assert found["temperature"] == record["cells"][0]["temperature"]
+    assert found["before"] == record["cells"][1]["before"] != found["after"]
+
+
+@pytest.mark.long
 def test_on_ray_kills_nodes_and_counts_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "on_ray.json"
     study = "--recipe quick --widths 8 8 8 --data digits --limit 60 --batch-size 20 --epochs 40 --device cpu"
