@@ -15,6 +15,7 @@ from onecycle.core.config import Config
 from onecycle.core.recipes import BASELINE, FAST
 from onecycle.data import ImageSet
 from onecycle.data.augment.batched import BatchedAugmentation
+from onecycle.data.augment.degradation import Degradation
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import CustomResNet
@@ -25,7 +26,10 @@ from onecycle.train.loop import training_steps
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
 
-def test_a_training_step_reads_nothing_from_the_device(tiny: tuple[ImageSet, ImageSet]) -> None:
+@pytest.mark.parametrize("degrade", [None, Degradation(0.5)], ids=["as they are", "degraded"])
+def test_a_training_step_reads_nothing_from_the_device(
+    tiny: tuple[ImageSet, ImageSet], degrade: Degradation | None
+) -> None:
     preprocessing = Preprocessing.of(tiny[0].images)
     batches = Batches(
         tiny[0],
@@ -33,6 +37,7 @@ def test_a_training_step_reads_nothing_from_the_device(tiny: tuple[ImageSet, Ima
         batch_size=16,
         shuffle=True,
         augment_batch=BatchedAugmentation(32, [0, 0, 0]),
+        degrade=degrade,
         device="meta",
     )
     model = CustomResNet().to("meta")
@@ -58,7 +63,9 @@ def waiting_forbidden() -> Iterator[None]:
 
 @needs_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-@pytest.mark.parametrize("recipe", [BASELINE, FAST], ids=["baseline", "fast"])
+@pytest.mark.parametrize(
+    "recipe", [BASELINE, FAST, replace(FAST, degraded=0.5)], ids=["baseline", "fast", "fast, degraded"]
+)
 def test_an_epoch_on_a_gpu_never_waits_for_it(recipe: Config) -> None:
     config = replace(recipe, data="digits", device="cuda", augmentation="batched", batch_size=64)
     experiment = assemble(config, ComputePlan(device="cuda", precision="bfloat16", channels_last=True))
