@@ -19,6 +19,7 @@ from onecycle.cli.options import (
 )
 from onecycle.core.errors import InputError
 from onecycle.core.formatting import percent
+from onecycle.core.own_network import option_of
 from onecycle.distributed import job
 
 SavedConfig = Annotated[Path | None, Parameter(name="--config")]
@@ -66,9 +67,9 @@ def train(
     if not folder.is_complete:
         return 0  # only the main process prints the result
     result = folder.read_result()
-    calibrates = f"onecycle calibrate --run {shlex.quote(str(folder.path))}"
     if not result.calibration:
-        console.out(f"Its probabilities are not calibrated; `{calibrates}` does that", highlight=False)
+        command = f"onecycle calibrate --run {shlex.quote(str(folder.path))}{option_of(folder.read_config().network)}"
+        console.out(f"Its probabilities are not calibrated; `{command}` does that", highlight=False)
     tta = "" if result.tta_accuracy is None else f"{percent(result.tta_accuracy)} with test-time augmentation, "
     validation = "" if result.validation_accuracy is None else f"validation {percent(result.validation_accuracy)}, "
     console.out(
