@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from onecycle import report
 from onecycle.cli import main
 from onecycle.core.errors import InputError
 from onecycle.core.statistics import accuracy_interval
+from onecycle.report import page_galleries
 from onecycle.report.page import Page, counted
 from onecycle.report.templating import file_name
-from onecycle.storage.records import Interpretation
+from onecycle.storage.records import FittedTemperature, Interpretation
 from onecycle.storage.run_folder import RunFolder
 
 BASELINE = Path(__file__).parents[2] / "results" / "baseline-cifar10"
@@ -232,3 +234,19 @@ def test_a_run_that_an_error_ends_gets_a_page_that_says_so(tmp_path: Path, monke
     assert "It ended with an error: MemoryError: out of memory." in text_of(run.report)
     assert main(["train", "--resume", str(path)]) == 0
     assert "It ended with an error" not in text_of(run.report) and not run.stopped.exists()
+
+
+def test_the_most_confident_incorrect_predictions_come_first_at_any_temperature(
+    copy_of: RunFolder,
+) -> None:
+    assert "The probabilities are not calibrated; onecycle calibrate does that." in text_of(report.write(copy_of))
+    for temperature in (0.2, 5.0):
+        fitted = FittedTemperature(temperature=temperature, images=30, source="second network")
+        copy_of.write_json(copy_of.result, replace(copy_of.read_result(), calibration=fitted).to_json())
+        page = Page(copy_of)
+        gallery = page_galleries.misclassified(page)
+        assert gallery
+        shown = [float(tile.lines[0].rpartition(" ")[2].rstrip("%").rstrip()) for tile in gallery.tiles]
+        assert shown == sorted(shown, reverse=True)
+        wrong = page.probabilities[page.predictions != page.labels].max(axis=1)
+        assert shown[0] == pytest.approx(100 * wrong.max(), abs=0.06)
