@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 
 from onecycle.core.config import SMALLEST_SIZE, Config, FromData
 from onecycle.core.recipes import (
+    BASELINE,
     ENOUGH_STEPS,
+    FAST,
     MADE_FOR_IMAGES,
     RECIPES,
     SMALLEST_LAST_BATCH,
     SMALLEST_SHARD,
+    changed_options,
     explained,
     fitted,
 )
@@ -134,3 +137,14 @@ def test_a_job_that_starts_again_takes_the_recorded_values_and_its_own_place_of_
     assert config.resolved_as(recorded) == replace(recorded, workers=3, data="elsewhere")
     other = replace(recorded, seed=1)
     assert config.resolved_as(other) == config
+
+
+def test_changed_options_are_those_of_the_command_line_that_leads_from_the_recipe_to_the_configuration() -> None:
+    included = replace(FAST, widths=(64, 256, 288), residual=True, epochs=32, degraded=0.5, seed=3, data="x", workers=9)
+    assert changed_options(included) == "--epochs 32 --widths 64 256 288 --residual --degraded 0.5"
+    assert changed_options(replace(FAST, dirac=False, test_time_augmentation=False)) == (
+        "--no-test-time-augmentation --no-dirac"
+    )
+    own = replace(BASELINE, network="my nets.py:small", network_sha256="0" * 64)
+    assert changed_options(own) == "--network 'my nets.py:small'"
+    assert all(changed_options(recipe) == "" for recipe in RECIPES.values())

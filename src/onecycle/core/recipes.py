@@ -1,9 +1,11 @@
 """The recipes: named configurations, and the rule that fits them to the data."""
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
-from onecycle.core.config import SMALLEST_SIZE, Config
+from onecycle.core.config import SMALLEST_SIZE, Config, OpenConfig
 
 BASELINE = Config()
 """The recipe of docs/specification.md: custom ResNet, CIFAR-10, batch size 512, 24 epochs with the peak at epoch 5."""
@@ -128,5 +130,23 @@ def explained(asked: Config, config: Config, images: int) -> str | None:
     )
 
 
-def _in_words(value: int | tuple[int, ...]) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def changed_options(config: Config) -> str:
+    """The options that lead from the recipe of `config` to `config`, as on the command line. Empty without changes.
+
+    Options without effect on the result, and the seed, are left out.
+    """
+    recipe = RECIPES[config.recipe].defining_values()
+    left_out = {"recipe", "seed", *(field.name for field in fields(OpenConfig))}
+    changed = {
+        name.replace("_", "-"): value
+        for name, value in config.defining_values().items()
+        if name not in left_out and value != recipe[name]
+    }
+    return " ".join(
+        f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {_in_words(value)}"
+        for name, value in changed.items()
+    )
+
+
+def _in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else shlex.quote(str(value))

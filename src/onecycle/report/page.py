@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onecycle.core import formatting, metrics
 from onecycle.core.config import Config
 from onecycle.core.files import printable, reading
+from onecycle.core.recipes import changed_options
 from onecycle.core.statistics import accuracy_interval
 from onecycle.data.readers.image_names import ImageNames
 from onecycle.report import visualizations
@@ -119,6 +120,11 @@ class Page:
         self.probabilities = np.empty((0, 0))
         if self.result:
             self.probabilities = metrics.probabilities_of(self.logits, self.result.temperature)
+
+    @property
+    def changed_options(self) -> str:
+        """The options that were changed from those of the recipe."""
+        return changed_options(self.config)
 
     @property
     def dataset(self) -> str:
