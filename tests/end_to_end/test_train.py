@@ -21,6 +21,7 @@ from PIL import Image
 
 from onecycle.cli import main
 from onecycle.compute.plan import ComputePlan
+from onecycle.core.out_of_distribution import energy_scores_of
 from onecycle.core.recipes import FAST
 from onecycle.data import ImageSet, load_dataset
 from onecycle.models import Architecture
@@ -419,6 +420,16 @@ def test_the_fast_recipe_trains_to_the_end_and_resumes_after_a_kill(tmp_path: Pa
     assert killed.read_result().tta_accuracy == result.tta_accuracy
     assert onecycle("evaluate", "--run", run.path).code == 0
     assert Predictor.load(run.weights).architecture == Architecture.of(replace(FAST, widths=(8, 8, 8)))
+
+
+def test_the_energy_threshold_keeps_95_percent_of_the_evaluated_images(run: RunFolder) -> None:
+    result, scores = run.read_result(), energy_scores_of(run.read_predictions().logits)
+    assert result.energy_threshold is not None and result.energy_threshold in scores
+    below = int((scores < result.energy_threshold).sum())
+    assert below == int(0.05 * (result.eval_images - 1))
+    assert Predictor.load(run.weights).energy_threshold == result.energy_threshold
+    sentence = f"Of the {result.eval_images} test images, {below} have a lower score"
+    assert sentence in run.report.read_text()
 
 
 @pytest.fixture

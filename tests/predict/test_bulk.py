@@ -23,7 +23,7 @@ from onecycle.data.store.decode import Unreadable
 from onecycle.predict import chunks
 from onecycle.predict.bulk import ChunkPredictor
 from onecycle.predict.chunks import read_images, split_into_chunks
-from onecycle.predict.predictor import SHIPPED
+from onecycle.predict.predictor import SHIPPED, Prediction
 from onecycle.predict.stream import predict_files
 
 
@@ -75,9 +75,13 @@ def test_the_tables_equal_the_printed_predictions_to_the_last_bit(
     rows = pq.read_table(tmp_path / "out" / "predictions").to_pylist()
     expected = dict(predict_files(onecycle.load(), [str(images)]))
     for row in rows:
-        best = expected.pop(Path(row["file"])).top(2)  # type: ignore[union-attr]
+        prediction = expected.pop(Path(row["file"]))
+        assert isinstance(prediction, Prediction)
+        best = [(name, np.float32(probability)) for name, probability in prediction.top(2)]
         assert [(each["class_name"], each["probability"]) for each in row["predictions"]] == best
         assert (row["member"], row["class_name"], row["probability"]) == (None, *best[0])
+        assert row["in_distribution"] is prediction.in_distribution
+        assert row["energy_score"] == np.float32(prediction.energy_score)
     unreadable = pq.read_table(tmp_path / "out" / "unreadable").to_pylist()
     assert {Path(row["file"]): Unreadable(row["reason"]) for row in unreadable} == expected
 

@@ -33,9 +33,9 @@ WITHOUT_TORCH = """
 import json, sys
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-(probabilities,) = session.run(None, {"images": np.load(sys.argv[2])})
-np.save(sys.argv[3], probabilities)
 metadata = session.get_modelmeta().custom_metadata_map
+probabilities, scores = session.run(None, {"images": np.load(sys.argv[2])})
+np.savez(sys.argv[3], probabilities=probabilities, scores=scores, threshold=metadata["energy_threshold"])
 shapes = [[value.name, value.shape, value.type] for value in (*session.get_inputs(), *session.get_outputs())]
 print(json.dumps([sorted(sys.modules.keys() & {"torch", "onecycle"}), json.loads(metadata["classes"]), shapes]))
 """
@@ -72,27 +72,38 @@ def test_onnxruntime_alone_predicts_like_the_network(
         WITHOUT_TORCH,
         exported[0],
         tmp_path / "images.npy",
-        tmp_path / "probabilities.npy",
+        tmp_path / "outputs.npz",
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     imported, classes, shapes = json.loads(done.stdout)
     assert imported == []
     assert classes == list(predictor.classes)
-    assert shapes == [["images", ["N", 32, 32, 3], "tensor(uint8)"], ["probabilities", ["N", 10], "tensor(float)"]]
-    expected = [prediction.probabilities for prediction in predictor.predict_images(images)]
-    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-5)
+    outputs = [["probabilities", ["N", 10], "tensor(float)"], ["energy_scores", ["N"], "tensor(float)"]]
+    assert shapes == [["images", ["N", 32, 32, 3], "tensor(uint8)"], *outputs]
+    predictions = predictor.predict_images(images)
+    found = np.load(tmp_path / "outputs.npz")
+    probabilities = [prediction.probabilities for prediction in predictions]
+    np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-5)
+    np.testing.assert_allclose(found["scores"], [prediction.energy_score for prediction in predictions], rtol=1e-5)
+    assert float(found["threshold"]) == predictor.energy_threshold
 
 
 def test_the_returned_difference_is_within_the_tolerance(exported: tuple[Path, float]) -> None:
     assert 0 <= exported[1] <= onnx.TOLERANCE
 
 
+@pytest.mark.parametrize("difference", [(2, 0), (0, 1000)], ids=["probabilities", "energy scores"])
 def test_a_file_that_differs_is_an_error_and_is_not_kept(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    difference: tuple[int, int],
 ) -> None:
     class Wrong(onnx.Deployed):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return super().forward(images) + 2 * onnx.TOLERANCE
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            probabilities, scores = super().forward(images)
+            return probabilities + difference[0] * onnx.TOLERANCE, scores + difference[1] * onnx.TOLERANCE
 
     monkeypatch.setattr(onnx, "Deployed", Wrong)
     assert main(["export", "--run", str(run.path), "--to", "onnx", "--out", str(tmp_path)]) == 2
@@ -109,7 +120,7 @@ def certain(run: RunFolder) -> tuple[Predictor, bytes]:
         head.weight.mul_(1e4)
     images = np.random.default_rng(2).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     assert min(prediction.probability for prediction in predictor.predict_images(images)) > 0.999
-    content = onnx._exported(onnx.Deployed(predictor).eval(), 32, predictor.classes, "certain")
+    content = onnx._exported(predictor, "certain")
     return predictor, content
 
 
@@ -143,9 +154,10 @@ def test_the_temperature_is_inside_the_file(run: RunFolder, tmp_path: Path, monk
     assert onnx.write_onnx(calibrated, tmp_path / "model.onnx", "calibrated") <= onnx.TOLERANCE
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     images = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-    (probabilities,) = session.run(None, {"images": images})
-    expected = [prediction.probabilities for prediction in calibrated.predict_images(images)]
-    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    probabilities, scores = session.run(None, {"images": images})
+    predictions = calibrated.predict_images(images)
+    np.testing.assert_allclose(probabilities, [prediction.probabilities for prediction in predictions], atol=1e-5)
+    np.testing.assert_allclose(scores, [prediction.energy_score for prediction in predictions], rtol=1e-5)
     assert not np.allclose(probabilities, [p.probabilities for p in Predictor.load(run.weights).predict_images(images)])
 
 
@@ -266,7 +278,7 @@ def test_export_without_a_run_exports_the_shipped_network(
     assert (file, card) == (str(Path("onnx", "model.onnx")), str(Path("onnx", "README.md")))
     assert 0 <= float(difference.rpartition(" ")[2]) <= onnx.TOLERANCE
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(None, {"images": PHOTOGRAPHS})
+    probabilities, _ = session.run(None, {"images": PHOTOGRAPHS})
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     assert [classes[best] for best in probabilities.argmax(axis=1)] == SHOWN
     text, shipped = Path(card).read_text(), (SHIPPED.parent / "README.md").read_text()

@@ -16,6 +16,7 @@ from torch.optim import Adam
 
 from onecycle.core.errors import InputError
 from onecycle.core.metrics import probabilities_of
+from onecycle.core.out_of_distribution import energy_scores_of
 from onecycle.data import ImageSet
 from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
@@ -280,6 +281,51 @@ def test_test_time_augmentation_with_a_temperature_predicts_the_same_classes(
         strict=True,
     ):
         assert [name for name, _ in plain.top(10)] == [name for name, _ in scaled.top(10)]
+
+
+# Images unlike those of the training set
+
+
+def test_the_energy_threshold_is_saved_with_the_weights(trained: tuple[Predictor, Evaluation], tmp_path: Path) -> None:
+    for half in (False, True):
+        replace(trained[0], energy_threshold=-1.25).save(tmp_path / "weights", half=half)
+        assert Predictor.load(tmp_path / "weights").energy_threshold == -1.25
+
+
+def test_weights_of_earlier_versions_do_not_say_whether_an_image_is_in_distribution(
+    weights: Path, tmp_path: Path, tiny: tuple[ImageSet, ImageSet]
+) -> None:
+    tensors, metadata = load_tensors(weights)
+    del metadata["energy_threshold"]
+    save_tensors(tmp_path / "weights", tensors, metadata)
+    for prediction in Predictor.load(tmp_path / "weights").predict_images(tiny[1].images):
+        assert prediction.in_distribution is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 3.0])
+def test_images_below_the_energy_threshold_are_out_of_distribution_at_every_temperature(
+    trained: tuple[Predictor, Evaluation], predictor: Predictor, tiny: tuple[ImageSet, ImageSet], temperature: float
+) -> None:
+    scores = energy_scores_of(trained[1].logits.numpy())
+    middle = float(np.median(scores))
+    strict = replace(predictor, energy_threshold=middle, temperature=temperature)
+    predictions = strict.predict_images(tiny[1].images)
+    assert [prediction.energy_score for prediction in predictions] == scores.tolist()
+    assert [prediction.in_distribution for prediction in predictions] == (scores >= middle).tolist()
+    assert 0 < sum(scores < middle) < len(scores)
+
+
+def test_test_time_augmentation_scores_the_averaged_logits(
+    predictor: Predictor, tiny: tuple[ImageSet, ImageSet]
+) -> None:
+    images = tiny[1].images
+    model = TestTimeAugmentation(predictor.model)
+    augmented = replace(predictor, model=model, energy_threshold=0.0).predict_images(images)
+    with torch.no_grad():
+        logits = model.eval()(predictor.preprocessing.normalize(torch.from_numpy(images)))
+    expected = energy_scores_of(logits.numpy())
+    np.testing.assert_allclose([prediction.energy_score for prediction in augmented], expected, rtol=1e-5)
+    assert [prediction.in_distribution for prediction in augmented] == (expected >= 0).tolist()
 
 
 # Damaged weights

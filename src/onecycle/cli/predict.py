@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -19,6 +19,9 @@ from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable
 from onecycle.core.formatting import percent, without_controls
+
+if TYPE_CHECKING:
+    from onecycle.predict.predictor import Prediction
 
 Form = Literal["text", "csv", "json"]
 
@@ -37,6 +40,7 @@ def predict(
 ) -> int:
     """Predict the classes of images: one line per file with the most likely classes and their probabilities.
 
+    A line ends with "unlike anything it was trained on" if the image is.
     The exit code is 2 if a file cannot be read; all other files are predicted.
     With --out, repeat the command to resume after an interruption.
 
@@ -95,7 +99,7 @@ def _predict(images: tuple[str, ...], run: Path | None, network: str | None, *, 
             print(f"onecycle: {prediction.reason}", file=sys.stderr)
             failed += 1
         else:
-            write(path, prediction.top(top))
+            write(path, prediction)
     _print_left_out(left_out.lines())
     if failed:
         print(f"onecycle: {failed:,} of {files:,} files could not be read", file=sys.stderr)
@@ -143,26 +147,33 @@ class _CsvRows:
         sys.stdout.write(row.removesuffix("\r\n") + "\n")
 
 
-def _writer(form: Form, top: int) -> Callable[[Path, list[tuple[str, float]]], None]:
-    """A function that prints one line per file: the most likely classes and their probabilities."""
+def _writer(form: Form, top: int) -> Callable[[Path, "Prediction"], None]:
+    """A function that prints one line per file: the `top` most likely classes and their probabilities.
+
+    The line also says whether the image is like those that the network was trained on.
+    """
     table = csv.writer(_CsvRows())
     if form == "csv":
         numbers = range(1, top + 1)
-        table.writerow(["file", *(name for n in numbers for name in (f"class_{n}", f"probability_{n}"))])
+        ranks = (name for n in numbers for name in (f"class_{n}", f"probability_{n}"))
+        table.writerow(["file", *ranks, "in_distribution", "energy_score"])
 
-    def text(path: Path, ranked: list[tuple[str, float]]) -> None:
-        print(printable(path), *(f"{name}\t{percent(probability)}" for name, probability in ranked), sep="\t")
+    def text(path: Path, prediction: "Prediction") -> None:
+        ranked = (f"{name}\t{percent(probability)}" for name, probability in prediction.top(top))
+        unlike = ["unlike anything it was trained on"] if prediction.in_distribution is False else []
+        print(printable(path), *ranked, *unlike, sep="\t")
 
-    def row(path: Path, ranked: list[tuple[str, float]]) -> None:
+    def row(path: Path, prediction: "Prediction") -> None:
         # A program that reads the table needs the exact name.
         name_of_file = without_controls(str(path)) if sys.stdout.isatty() else path
-        table.writerow(
-            [name_of_file, *(value for name, probability in ranked for value in (name, f"{probability:.6f}"))]
-        )
+        ranked = (value for name, probability in prediction.top(top) for value in (name, f"{probability:.6f}"))
+        known = "" if prediction.in_distribution is None else json.dumps(prediction.in_distribution)
+        table.writerow([name_of_file, *ranked, known, f"{prediction.energy_score:.6f}"])
 
-    def line(path: Path, ranked: list[tuple[str, float]]) -> None:
-        predictions = [{"class_name": name, "probability": round(probability, 6)} for name, probability in ranked]
-        print(json.dumps({"file": str(path), "predictions": predictions}))
+    def line(path: Path, prediction: "Prediction") -> None:
+        ranked = [{"class_name": name, "probability": round(share, 6)} for name, share in prediction.top(top)]
+        scores = {"in_distribution": prediction.in_distribution, "energy_score": round(prediction.energy_score, 6)}
+        print(json.dumps({"file": str(path), "predictions": ranked, **scores}))
 
     return {"text": text, "csv": row, "json": line}[form]
 

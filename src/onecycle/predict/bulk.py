@@ -38,7 +38,7 @@ from onecycle.predict.predictor import Prediction, Predictor, load_file
 from onecycle.predict.stream import predict_each
 from onecycle.storage.checkpoint import MOST_TENSOR_BYTES
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Counts(NamedTuple):

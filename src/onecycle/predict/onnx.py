@@ -19,6 +19,7 @@ from torch import nn
 
 from onecycle.core.errors import InputError
 from onecycle.core.files import replacing
+from onecycle.core.out_of_distribution import energy_scores_of
 from onecycle.data.preprocessing import to_gray
 from onecycle.predict.predictor import Predictor
 
@@ -33,7 +34,7 @@ _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and
 class Deployed(nn.Module):
     """The network with normalization, temperature and softmax.
 
-    It maps uint8 images `[N,S,S,3]` to float32 probabilities `[N,C]`.
+    It maps uint8 images `[N,S,S,3]` to float32 probabilities `[N,C]` and energy scores `[N]`.
     """
 
     mean: torch.Tensor
@@ -47,15 +48,15 @@ class Deployed(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(predictor.preprocessing.mean))
         self.register_buffer("scale", 255 * torch.tensor(predictor.preprocessing.std))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = to_gray(images.float()) if self.gray else images.float()
         normalized = (pixels - self.mean) / self.scale
         logits: torch.Tensor = self.model(normalized.permute(0, 3, 1, 2))  # [N,S,S,3] -> [N,3,S,S]
-        return (logits / self.temperature).softmax(dim=1)
+        return (logits / self.temperature).softmax(dim=1), logits.logsumexp(dim=1)
 
 
 def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
-    """Export the network of `predictor` to the ONNX file `path`, which maps images to probabilities like `Deployed`.
+    """Export the network of `predictor` to the ONNX file `path`, which has the inputs and outputs of `Deployed`.
 
     The network must be on the CPU in float32. The file is compared with the network on 1,000 synthetic images. Logits
     are compared, because the probabilities of a confident network are 0 and 1 whatever the file computes. Returns the
@@ -65,17 +66,19 @@ def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
         InputError: when the export fails, or the difference is larger than `TOLERANCE`. Nothing is written then.
         StorageError: when the file cannot be written.
     """
-    size = predictor.preprocessing.input_size
     images = list(_verified_images(predictor))
     try:
-        content = _exported(Deployed(predictor).eval(), size, predictor.classes, description)
-        probabilities, logits = _run(content, images)
+        content = _exported(predictor, description)
+        probabilities, logits, scores = _run(content, images)
     except Exception as error:  # torch, onnx and onnxruntime raise many kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be exported: {type(error).__name__}: {reason}; {_ADVICE}") from error
     expected = _logits(predictor, images, torch.float32)
     of_probabilities = float((probabilities - expected.softmax(dim=1)).abs().max())
-    difference = float(np.maximum(_difference(logits, expected), of_probabilities))  # unlike max(), propagates NaN
+    expected_scores = torch.from_numpy(energy_scores_of((expected * predictor.temperature).numpy()))
+    of_scores = float((scores - expected_scores).abs().max() / predictor.temperature / (expected.std() or 1))
+    # Unlike max(), np.max propagates NaN.
+    difference = float(np.max([_difference(logits, expected), of_probabilities, of_scores]))
     if not difference <= TOLERANCE:  # unlike `difference > TOLERANCE`, also true for NaN
         rounding = _difference(_logits(predictor, images, torch.float64), expected)
         advice = _ADVICE
@@ -93,13 +96,14 @@ def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
     return difference
 
 
-def _exported(deployed: Deployed, size: int, classes: Sequence[str], description: str) -> bytes:
+def _exported(predictor: Predictor, description: str) -> bytes:
+    size = predictor.preprocessing.input_size
     with _quiet():
         program = torch.onnx.export(
-            deployed,
+            Deployed(predictor).eval(),
             (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
             input_names=["images"],
-            output_names=["probabilities"],
+            output_names=["probabilities", "energy_scores"],
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},
             opset_version=_OPSET,
             verbose=False,
@@ -107,7 +111,9 @@ def _exported(deployed: Deployed, size: int, classes: Sequence[str], description
     assert program, "exporting with dynamic shapes returns a program"
     model = program.model_proto
     model.doc_string = description
-    metadata = {"classes": json.dumps(classes), "input_size": str(size), "description": description}
+    metadata = {"classes": json.dumps(predictor.classes), "input_size": str(size), "description": description}
+    if predictor.energy_threshold is not None:
+        metadata["energy_threshold"] = str(predictor.energy_threshold)
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
@@ -124,16 +130,20 @@ def _verified_images(predictor: Predictor) -> Iterator[NDArray[np.uint8]]:
         left -= min(most, left)
 
 
-def _run(content: bytes, batches: Sequence[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The probabilities and scaled logits of the ONNX file `content` for all images, both float32 `[N,C]`."""
+def _run(content: bytes, batches: Sequence[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The outputs of the ONNX file `content` for all images.
+
+    They are the probabilities and scaled logits, both float32 `[N,C]`, and the energy scores `[N]`.
+    """
     model = onnx.load_from_string(content)
     (softmax,) = (node for node in model.graph.node if "probabilities" in node.output)
     logits_name = softmax.input[0]
     model.graph.output.append(onnx.helper.make_tensor_value_info(logits_name, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    outputs = [session.run(["probabilities", logits_name], {"images": images}) for images in batches]
-    probabilities, logits = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
-    return probabilities, logits
+    names = ["probabilities", logits_name, "energy_scores"]
+    outputs = [session.run(names, {"images": images}) for images in batches]
+    probabilities, logits, scores = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
+    return probabilities, logits, scores
 
 
 @torch.no_grad()

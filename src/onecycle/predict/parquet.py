@@ -24,6 +24,8 @@ PREDICTIONS = pa.schema(
         pa.field("class_name", pa.string(), nullable=False),
         pa.field("probability", pa.float32(), nullable=False),
         pa.field("predictions", pa.list_(_CLASS), nullable=False),
+        pa.field("in_distribution", pa.bool_()),  # null if the network has no energy threshold
+        pa.field("energy_score", pa.float32(), nullable=False),
     ]
 )
 UNREADABLE = pa.schema([*_SOURCE, pa.field("reason", pa.string(), nullable=False)])
@@ -50,6 +52,8 @@ def predictions_table(rows: Sequence[tuple[ChunkImage, Prediction]], top: int) -
         "class_name": [best[0][0] for best in ranked],
         "probability": [best[0][1] for best in ranked],
         "predictions": [[{"class_name": name, "probability": value} for name, value in best] for best in ranked],
+        "in_distribution": [prediction.in_distribution for _, prediction in rows],
+        "energy_score": [prediction.energy_score for _, prediction in rows],
     }
     return _parquet(columns, PREDICTIONS)
 

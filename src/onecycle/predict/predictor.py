@@ -22,6 +22,7 @@ from onecycle.core.class_names import require_class_names
 from onecycle.core.errors import InputError
 from onecycle.core.files import printable, reading
 from onecycle.core.metrics import probabilities_of
+from onecycle.core.out_of_distribution import energy_scores_of, require_energy_threshold
 from onecycle.core.own_network import require_consent
 from onecycle.core.temperature import require_temperature
 from onecycle.data.image_files import LARGEST_FILE, open_image, to_square
@@ -41,10 +42,16 @@ ImageInput = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The prediction for one image: the probability of every class, in the order of `classes`."""
+    """The prediction for one image: the probability of every class, in the order of `classes`.
+
+    `in_distribution` is False if the image is unlike anything the network was trained on, by its energy score: see
+    `core.out_of_distribution`. It is None if the network has no energy threshold.
+    """
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    energy_score: float
+    in_distribution: bool | None
 
     @property
     def class_name(self) -> str:
@@ -72,10 +79,13 @@ class Predictor:
     classes: tuple[str, ...]
     temperature: float = 1.0
     """The logits are divided by it before the softmax. 1 for a network that is not calibrated."""
+    energy_threshold: float | None = None
+    """Images with a lower energy score are unlike anything the network was trained on. None in older files."""
     plan: ComputePlan = EAGER
 
     def save(self, path: Path, *, half: bool = False) -> None:
-        """Write the weights with class names, input size, normalization and temperature to `path`.
+        """Write the weights with class names, input size, normalization, temperature and energy threshold to
+        `path`.
 
         With `half`, weights are float16 and the file is half as large. Batch norm stays float32, because its statistics
         need that precision.
@@ -89,6 +99,7 @@ class Predictor:
             "preprocessing": self.preprocessing.to_json(),
             "architecture": self.architecture.to_json(),
             "temperature": self.temperature,
+            "energy_threshold": self.energy_threshold,
         }
         tensors = self.model.state_dict()
         if half:
@@ -116,6 +127,7 @@ class Predictor:
             classes = require_class_names(metadata["classes"])
             architecture = Architecture.from_json(metadata["architecture"])
             temperature = require_temperature(metadata.get("temperature", 1.0))  # missing in older files
+            energy_threshold = require_energy_threshold(metadata.get("energy_threshold"))
         if network is None:
             require_consent(architecture.network, None, str(path))
             with torch.device("meta"), warnings.catch_warnings():
@@ -133,6 +145,7 @@ class Predictor:
             classes=classes,
             architecture=architecture,
             temperature=temperature,
+            energy_threshold=energy_threshold,
             plan=plan,
         )
 
@@ -190,9 +203,27 @@ class Predictor:
             InputError: when the network gives probabilities that are not finite.
         """
         return [
-            Prediction(classes=self.classes, probabilities=tuple(row.tolist()))
+            prediction
             for batch in torch.split(torch.from_numpy(images), self.batch_size)
-            for row in self.to_probabilities(self._logits(batch))
+            for prediction in self.to_predictions(self._logits(batch))
+        ]
+
+    def to_predictions(self, logits: torch.Tensor) -> list[Prediction]:
+        """The predictions for images from the network's `logits` `[N,C]`.
+
+        Raises:
+            InputError: when the probabilities are not finite.
+        """
+        probabilities = self.to_probabilities(logits).tolist()
+        scores = energy_scores_of(logits.float().cpu().numpy()).tolist()
+        return [
+            Prediction(
+                classes=self.classes,
+                probabilities=tuple(row),
+                energy_score=score,
+                in_distribution=None if self.energy_threshold is None else score >= self.energy_threshold,
+            )
+            for row, score in zip(probabilities, scores, strict=True)
         ]
 
     def to_probabilities(self, logits: torch.Tensor) -> NDArray[np.float64]:

@@ -14,6 +14,10 @@ CARD = "README.md"
 _KNOWN = ("cifar10", "digits")  # data sets whose license is known
 
 
+Auroc = Mapping[str, tuple[float, float]]
+"""For each kind of images of something else: the AUROC, and the fraction below the energy threshold."""
+
+
 def write_card(
     folder: RunFolder,
     predictor: Predictor,
@@ -21,10 +25,12 @@ def write_card(
     *,
     footnote: str = "",
     corruptions: Mapping[str, Any] | None = None,
+    auroc: Auroc | None = None,
 ) -> Path:
     """Write the model card of a complete run as README.md beside `file`, which holds the run's network.
 
-    `footnote` is an additional note about the data. `corruptions` is a record of benchmarks/corruptions.py. The front
+    `footnote` is an additional note about the data. `corruptions`, a record of benchmarks/corruptions.py, adds tables
+    about images of lower quality, and `auroc` one about images of something else. The front
     matter follows the format of the Hugging Face Hub.
 
     Raises:
@@ -44,6 +50,8 @@ def write_card(
         classes=predictor.classes,
         size=predictor.preprocessing.input_size,
         corruptions=corruptions,
+        threshold=predictor.energy_threshold,
+        auroc=auroc,
         reliability=page.calibration(),
     )
     path = file.parent / CARD
@@ -60,7 +68,8 @@ def write_card_of_included(predictor: Predictor, weights: Path, file: Path) -> P
     Raises:
         StorageError: when the card cannot be written.
     """
-    use = render("card_use.md", file=file, classes=predictor.classes, size=predictor.preprocessing.input_size)
+    size, threshold = predictor.preprocessing.input_size, predictor.energy_threshold
+    use = render("card_use.md", file=file, classes=predictor.classes, size=size, threshold=threshold)
     head, _, rest = (weights.parent / CARD).read_text(encoding="utf-8").partition("## Use\n")
     card = f"{head}## Use\n\n{use}\n## {rest.partition('## ')[2]}"
     path = file.parent / CARD

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onecycle.core import formatting, metrics
 from onecycle.core.config import Config
 from onecycle.core.files import printable, reading
+from onecycle.core.out_of_distribution import energy_scores_of
 from onecycle.core.recipes import changed_options
 from onecycle.core.statistics import accuracy_interval
 from onecycle.data.readers.image_names import ImageNames
@@ -243,6 +244,10 @@ class Page:
             log_loss=metrics.log_loss(self.probabilities, self.labels),
             log_loss_before=None if plain is None else metrics.log_loss(plain, self.labels),
         )
+
+    def below(self, energy_threshold: float) -> int:
+        """The number of evaluated images with an energy score below `energy_threshold`."""
+        return int((energy_scores_of(self.logits) < energy_threshold).sum())
 
     @property
     def counts(self) -> NDArray[np.int64]:

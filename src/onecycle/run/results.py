@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from onecycle.compute import hardware
 from onecycle.core.metrics import misclassified_by_confidence, probabilities_of
+from onecycle.core.out_of_distribution import energy_threshold_of
 from onecycle.core.temperature import fit_temperature
 from onecycle.data import Dataset, ImageSet
 from onecycle.run import predictions_table
@@ -69,7 +70,9 @@ def write(
     write_image_names(folder, experiment.dataset)
     write_probabilities(folder, logits, experiment.dataset, temperature)
     folder.write_arrays(folder.training_margins, margins=margins.cpu().numpy() / len(history))
-    replace(experiment.predictor, temperature=temperature).save(folder.weights)
+    energy_threshold = energy_threshold_of(logits)
+    predictor = replace(experiment.predictor, temperature=temperature, energy_threshold=energy_threshold)
+    predictor.save(folder.weights)
     config, dataset = experiment.config, experiment.dataset
     best = max(history, key=lambda record: record.eval_accuracy)
     result = RunResult(
@@ -100,6 +103,7 @@ def write(
         validation_images=0 if dataset.validation is None else len(dataset.validation),
         validation_accuracy=None if dataset.validation is None else history[-1].eval_accuracy,
         calibration=calibration,
+        energy_threshold=energy_threshold,
     )
     folder.write_json(folder.result, result.to_json())
 

@@ -24,6 +24,14 @@ class ImagePrediction(BaseModel):
 
     file: str = Field(description="The file name as it was sent.")
     predictions: list[ClassProbability] = Field(description="The most likely classes, most likely first.")
+    in_distribution: bool | None = Field(
+        description="Whether the image is like those that the network was trained on. If false, it may show none of "
+        "the classes. Null if the network has no energy threshold, or if there is an error."
+    )
+    energy_score: float | None = Field(
+        description="The logsumexp of the logits (Liu et al. 2020). It is low if the network finds little evidence of "
+        "any class. Null if there is an error."
+    )
     error: str | None = Field(description="Why the image cannot be read. If there is an error, `predictions` is empty.")
     explanation: Explanation | None = Field(description="Present if it was requested.")
 

@@ -178,7 +178,14 @@ class _Service:
                     image = await self._decode(upload)
                 answer = await self.batcher.submit(Question(image, explain))
         except OnecycleError as error:
-            return ImagePrediction(file=upload.name, predictions=[], error=str(error), explanation=None)
+            return ImagePrediction(
+                file=upload.name,
+                predictions=[],
+                in_distribution=None,
+                energy_score=None,
+                error=str(error),
+                explanation=None,
+            )
         except (BusyError, TimeoutError) as error:
             raise busy() from error
         return ImagePrediction(
@@ -187,6 +194,8 @@ class _Service:
                 ClassProbability(class_name=name, probability=min(probability, 1.0))
                 for name, probability in answer.prediction.top(top)
             ],
+            in_distribution=answer.prediction.in_distribution,
+            energy_score=answer.prediction.energy_score,
             error=None,
             explanation=None if answer.heatmap is None else _explanation(image, answer.heatmap),
         )

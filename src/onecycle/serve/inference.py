@@ -49,7 +49,7 @@ class Inference:
                 logits = self._prepared.classify(features)
             else:
                 logits = self._prepared(normalized)
-        probabilities = predictor.to_probabilities(logits)  # [B,C]
+        predictions = predictor.to_predictions(logits)
         explained = [place for place, question in enumerate(questions) if question.explain and has_features]
         heatmaps: dict[int, NDArray[np.float32]] = {}
         if explained:
@@ -57,7 +57,4 @@ class Inference:
             heatmaps = dict(
                 zip(explained, grad_cam(predictor.model, features[explained], most_likely).numpy(), strict=True)
             )
-        return [
-            Answer(Prediction(classes=predictor.classes, probabilities=tuple(row)), heatmaps.get(place))
-            for place, row in enumerate(probabilities.tolist())
-        ]
+        return [Answer(prediction, heatmaps.get(place)) for place, prediction in enumerate(predictions)]

@@ -129,6 +129,8 @@ class RunResult:
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
     calibration: FittedTemperature | None = None  # None: the probabilities are not calibrated
+    # At least 95 % of the images in the split `evaluated_on` have this energy score; None with fewer than 20 images.
+    energy_threshold: float | None = None
 
     @property
     def temperature(self) -> float:

@@ -49,11 +49,17 @@ async function predict(files) {
   }
 }
 
+function inWords(image) {
+  const doubt = image.in_distribution === false ? ", but unlike anything the network was trained on" : "";
+  return image.predictions[0].class_name + doubt;
+}
+
 function summary(images) {
-  if (images.length === 1) return `${images[0].file}: ${images[0].error || images[0].predictions[0].class_name}`;
+  if (images.length === 1) return `${images[0].file}: ${images[0].error || inWords(images[0])}`;
   const unreadable = images.filter((image) => image.error).length;
   const predicted = images.length - unreadable;
-  return `${predicted} image${predicted === 1 ? "" : "s"} predicted${unreadable ? `, ${unreadable} could not be read` : ""}.`;
+  const unlike = images.filter((image) => image.in_distribution === false).length;
+  return `${predicted} image${predicted === 1 ? "" : "s"} predicted${unreadable ? `, ${unreadable} could not be read` : ""}${unlike ? `, ${unlike} unlike anything the network was trained on` : ""}.`;
 }
 
 function show(added) {
@@ -73,6 +79,7 @@ function card(image, file) {
     error.hidden = false;
   } else {
     showVersions(made, image, file);
+    made.querySelector(".unlike").hidden = image.in_distribution !== false; // null if it is unknown
     made.querySelector(".bars").append(...image.predictions.map(bar));
   }
   return made;

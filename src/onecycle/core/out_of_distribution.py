@@ -1,0 +1,43 @@
+"""Energy scores: tell images like those of the training set from images of something else.
+
+The energy score of an image is the logsumexp of its logits. It is high if the network finds strong evidence of any
+class. It is computed from the logits as they are, so it does not depend on the temperature.
+
+Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", section 3, where it is the negative free energy.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEPT = 0.95  # fraction of the evaluated images that the threshold takes for images like those of the training set
+FEWEST = 20  # of fewer images, 5 % is less than one image
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def energy_scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The energy score of each image, float64 `[N]`, from its logits `[N,C]`."""
+    scores: NDArray[np.float64] = np.logaddexp.reduce(logits.astype(np.float64), axis=1)
+    return scores
+
+
+def energy_threshold_of(logits: NDArray[np.float32]) -> float | None:
+    """The energy score that at least `KEPT` of the images with the logits `[N,C]` reach, and no higher one of theirs.
+
+    It is None for fewer than `FEWEST` images.
+    """
+    if len(logits) < FEWEST:
+        return None
+    return float(np.quantile(energy_scores_of(logits), 1 - KEPT, method="lower"))
+
+
+def require_energy_threshold(value: object) -> float | None:
+    """The threshold `value`, after checking that it is None or a number.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"the energy threshold is {repr(value)[:60]}; it must be a number")
+    return float(value)
