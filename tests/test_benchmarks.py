@@ -75,6 +75,33 @@ def test_step_time_names_a_package_that_is_missing(
     assert capsys.readouterr().err == message
 
 
+def test_out_of_distribution_names_a_package_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["out_of_distribution.py", "--kinds", "digits", "textures"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPTS[0].parent / "out_of_distribution.py"), run_name="__main__")
+    assert ended.value.code == 2
+    message = "skimage is not installed; pip install scikit-image, or use --kinds without textures"
+    assert capsys.readouterr().err == f"out_of_distribution: {message}\n"
+
+
+@pytest.mark.long
+def test_out_of_distribution_chooses_on_other_images_than_it_reports(tmp_path: Path, real_data: Path) -> None:
+    out = tmp_path / "out_of_distribution.json"
+    kinds = ["digits", "uniform noise", "Gaussian noise", "smooth noise"]  # these need no scikit-image
+    few = ["--images", "40", "--known", "100", "--data", real_data]
+    done = run("out_of_distribution", *few, "--kinds", *kinds, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert list(record["auroc"]) == kinds and not record["auroc"].keys() & record["chosen_on"]["auroc"].keys()
+    assert record["chosen"] in record["chosen_on"]["mean_auroc"]
+    for kind, areas in record["auroc"].items():
+        assert {"energy", "maximum logit", "maximum probability", "feature norm"} < areas.keys()
+        assert areas["energy"] > 0.9 and 0.5 < record["called_unlike"][kind] <= 1
+
+
 @pytest.mark.long
 def test_roofline_measures_every_layer_and_pass_and_draws_them(tmp_path: Path) -> None:
     out = tmp_path / "roofline.json"

@@ -474,6 +474,19 @@ def test_the_figures_of_prediction_are_recorded() -> None:
     assert shipped["megabytes"] <= 14 and prediction["files"] == 10_000
 
 
+def test_the_figures_of_images_of_something_else_are_recorded() -> None:
+    record = recorded("out_of_distribution")
+    area = {kind: areas["energy"] for kind, areas in record["auroc"].items()}
+    noise = [area[kind] for kind in area if kind.endswith("noise")]
+    assert record["chosen"] == "energy" and area["textures"] < 0.9
+    for figures in (
+        f"is {area['digits']:.3f} for handwritten digits, {area['photographs']:.3f} for photographs",
+        f"{min(noise):.3f} to {max(noise):.3f} for noise, but only {area['textures']:.3f} for textures",
+        f"Of the textures it calls {100 * record['called_unlike']['textures']:.0f} % unlike",
+    ):
+        assert figures in WORDS
+
+
 def test_the_figures_of_the_service_are_recorded() -> None:
     record = recorded("serving")
     for clients, found in record["clients"].items():

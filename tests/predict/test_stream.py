@@ -8,16 +8,19 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from out_of_distribution import auroc_in
 from photographs import PHOTOGRAPHS, RECORD, SHOWN
 from PIL import Image
 
 import onecycle
 from onecycle.cli import main
 from onecycle.core.errors import InputError
+from onecycle.core.out_of_distribution import energy_scores_of
 from onecycle.data import image_files, load_dataset
 from onecycle.data.batches import Batches
 from onecycle.data.readers.left_out import LeftOut
@@ -81,7 +84,11 @@ def test_its_card_is_that_of_the_recorded_run(predictor: Predictor, tmp_path: Pa
     footnote = "762 of the 60,000 images are JPEG copies"
     corruptions = json.loads((RECORD.path.parent / "corruptions.json").read_text())
     assert corruptions["weights"] == hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
-    card = write_card(RECORD, predictor, tmp_path / SHIPPED.name, footnote=footnote, corruptions=corruptions)
+    auroc = auroc_in(RECORD.path.parent / "out_of_distribution.json", Predictor.load(SHIPPED))
+    assert auroc, "it was measured for these weights"
+    card = write_card(
+        RECORD, predictor, tmp_path / SHIPPED.name, footnote=footnote, corruptions=corruptions, auroc=auroc
+    )
     assert (SHIPPED.parent / "README.md").read_text() == card.read_text()
 
 
@@ -98,6 +105,12 @@ def test_its_card_has_the_figures_of_every_corruption_and_quality() -> None:
         for found, cell in zip(figures, row.split("|")[2:-1], strict=True):
             error = 100 * found["expected_calibration_error"]
             assert cell.strip(" ") == f"{percent(found['accuracy'], 1)} ({error:.1f})"
+
+
+def test_its_energy_threshold_keeps_95_percent_of_the_test_images(predictor: Predictor) -> None:
+    scores = energy_scores_of(RECORD.read_predictions().logits)
+    assert predictor.energy_threshold is not None and len(scores) == 10_000
+    assert 9500 <= (scores >= predictor.energy_threshold).sum() <= 9501
 
 
 def test_predict_takes_files_arrays_and_pillow_images(predictor: Predictor, photographs: Path) -> None:
@@ -160,7 +173,9 @@ def test_text_output_has_one_line_per_file_with_the_most_likely_classes(
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == [str(photographs / f"{number}.png") for number in range(8)]
     assert [line[1] for line in lines] == SHOWN
-    assert all(len(line) == 7 and line[2].endswith("%") for line in lines)
+    for line in lines:
+        assert len(line) == 7 or line[7:] == ["unlike anything it was trained on"]
+        assert line[2].endswith("%")
     assert err.startswith("onecycle: using the included network (airplane, ") and err.count("\n") == 1
 
 
@@ -171,11 +186,14 @@ def test_predict_works_without_a_run_or_a_checkout(photographs: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_json_output_has_one_object_per_line(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_has_one_object_per_line(
+    predictor: Predictor, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", "--json", "--top", "2", str(photographs / "*.png")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sorted(line["file"] for line in lines) == [str(photographs / f"{number}.png") for number in range(8)]
     assert all(len(line["predictions"]) == 2 and line["predictions"][0]["probability"] > 0.3 for line in lines)
+    assert all(line["in_distribution"] is (line["energy_score"] >= predictor.energy_threshold) for line in lines)
 
 
 def test_csv_output_has_a_header_and_quotes_names(
@@ -184,8 +202,39 @@ def test_csv_output_has_a_header_and_quotes_names(
     (tmp_path / 'a, "b".png').write_bytes((photographs / "2.png").read_bytes())
     assert main(["predict", "--csv", "--top", "1", str(tmp_path)]) == 0
     header, row = csv.reader(io.StringIO(capsys.readouterr().out))
-    assert header == ["file", "class_1", "probability_1"]
+    assert header == ["file", "class_1", "probability_1", "in_distribution", "energy_score"]
     assert row[:2] == [str(tmp_path / 'a, "b".png'), "truck"] and 0.9 < float(row[2]) < 1
+    assert row[3] == "true" and float(row[4]) > 3
+
+
+def test_noise_is_printed_as_unlike_anything_that_the_network_was_trained_on(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    for options in ([], ["--tta"]):
+        assert main(["predict", *options, "--top", "1", str(tmp_path), str(photographs / "4.png")]) == 0
+        first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+        assert len(first) == 4 and first[-1] == "unlike anything it was trained on"
+        assert len(second) == 3 and second[1] == "cat"
+    assert main(["predict", "--json", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["in_distribution"] is False
+    assert main(["predict", "--csv", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split(",")[-2] == "false"
+
+
+def test_a_network_without_a_threshold_says_nothing_about_it(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "black.png")
+    older = replace(predictor, energy_threshold=None)
+    monkeypatch.setattr("onecycle.predict.predictor.load", lambda *_, **__: older)
+    assert main(["predict", "--top", "1", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.split("\t")) == 3
+    assert main(["predict", "--json", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["in_distribution"] is None
+    assert main(["predict", "--csv", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split(",")[-2] == ""
 
 
 UNPRINTABLE = ["\x1b[31mred.png", "\x1b]0;title\x07.png", "a\u202egnp.png", "\x9b31m.png"]

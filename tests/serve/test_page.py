@@ -4,9 +4,11 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from photographs import SHOWN
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from .conftest import Service
@@ -67,6 +69,22 @@ def test_a_chosen_image_gets_five_bars_and_a_heatmap(page: Page, image_files: li
     expect(page.locator("#status")).to_have_text("photo 4.png: cat")
 
 
+def test_an_image_unlike_those_of_the_training_set_gets_a_warning(
+    page: Page, image_files: list[Path], tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    page.set_input_files("#files", tmp_path / "noise.png")
+    warning = page.locator("#cards .unlike")
+    expect(warning).to_be_visible()
+    expect(warning).to_contain_text("Unlike anything the network was trained on")
+    expect(page.locator("#status")).to_contain_text(", but unlike anything the network was trained on")
+    page.set_input_files("#files", [tmp_path / "noise.png", image_files[4]])
+    expect(page.locator("#status")).to_have_text("2 images predicted, 1 unlike anything the network was trained on.")
+    expect(warning).to_have_count(3)
+    assert [each.is_visible() for each in warning.all()] == [True, False, True]
+
+
 def test_the_file_field_has_keyboard_focus_and_a_button(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
@@ -89,7 +107,7 @@ def test_five_dropped_images_are_side_by_side_and_later_ones_come_first(page: Pa
     transfer(page, "drop", *((path.name, path.read_bytes(), "image/png") for path in image_files[:5]))
     titles = page.locator("#cards h3")
     expect(titles).to_have_text([f"{SHOWN[number]}: photo {number}.png" for number in range(5)])
-    expect(page.locator("#status")).to_have_text("5 images predicted.")
+    expect(page.locator("#status")).to_have_text("5 images predicted, 1 unlike anything the network was trained on.")
     places = [card.bounding_box() for card in page.locator("#cards > li").all()]
     assert places[0] and places[1] and places[0]["y"] == places[1]["y"] and places[0]["x"] < places[1]["x"]
     transfer(page, "drop", *((path.name, path.read_bytes(), "image/png") for path in image_files))

@@ -45,8 +45,18 @@ def test_one_or_many_images_get_the_predictions_of_the_library(service: Service,
     expected = onecycle.load().predict(image_files)
     for answer, prediction in zip(answers, expected, strict=True):
         assert answer["predictions"][0]["probability"] == pytest.approx(prediction.probability, abs=0.02)
+        assert answer["energy_score"] == pytest.approx(prediction.energy_score, abs=0.05)
+        assert answer["in_distribution"] is prediction.in_distribution
     (single,) = post(service, image_files[4].read_bytes(), top=1).json()["images"]
     assert [one["class_name"] for one in single["predictions"]] == ["cat"]
+
+
+def test_noise_is_out_of_distribution(service: Service) -> None:
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(noise, "PNG")
+    noisy, unreadable = post(service, noise.getvalue(), b"plain text").json()["images"]
+    assert noisy["in_distribution"] is False and noisy["predictions"]
+    assert (unreadable["in_distribution"], unreadable["energy_score"]) == (None, None)
 
 
 def test_an_explanation_has_the_input_pixels_and_the_heatmap(service: Service, image_files: list[Path]) -> None:
