@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import onecycle
 from onecycle import cli
 from onecycle.core.config import FromData
 from onecycle.core.older_records import with_current_names
@@ -263,6 +264,17 @@ def test_the_statistics_of_batch_norm_take_less_than_two_percent_of_a_run() -> N
         share = statistics.median(cell["share_of_training"] for cell in recorded(f"batch_norm/{recipe}")["cells"])
         assert f"{100 * share:.1f} % of the training time of `quick` and of `fast`" in WORDS
         assert share * times["seconds"][recipe] / times["wall_seconds"][recipe] < 0.02
+
+
+def test_the_calibration_of_the_included_network_is_recorded() -> None:
+    (found,) = (each for each in recorded("calibration")["recorded"] if each["run"] == "fast-cifar10")
+    before, after = found["before"], found["after"]
+    errors = [each["calibration_error_points"] for each in (after, before)]
+    assert f"Its temperature, {found['temperature']:.3f}, comes from" in WORDS
+    assert "expected calibration error is {:.1f} points instead of {:.1f}".format(*errors) in WORDS
+    assert f"log loss {after['log_loss']:.3f} instead of {before['log_loss']:.3f}" in WORDS
+    assert errors[0] <= 1.5
+    assert onecycle.load().temperature == pytest.approx(found["temperature"], abs=1e-4)
 
 
 def test_the_cost_of_data_and_the_start_times_are_recorded() -> None:
