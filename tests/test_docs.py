@@ -266,6 +266,16 @@ def test_the_statistics_of_batch_norm_take_less_than_two_percent_of_a_run() -> N
         assert share * times["seconds"][recipe] / times["wall_seconds"][recipe] < 0.02
 
 
+def test_what_degraded_training_images_cost_and_bring_is_recorded() -> None:
+    for options, name in (("fast", "corruptions_fast"), ("fast --degraded 0.5", "corruptions_fast_degraded")):
+        record = recorded(name)
+        assert (record["evaluated_on"], record["images"]) == ("validation", 1000)
+        jpeg = [record["jpeg"][quality] for quality in ("95", "75", "50")]
+        figures = [record["clean"], *jpeg, record["mean_over_corruptions"]]
+        cells = " | ".join(f"{100 * found['accuracy']:.1f} %" for found in figures)
+        assert f"| [`{options}`](../results/{name}.json) | {cells} |" in WORDS
+
+
 def test_the_calibration_of_the_included_network_is_recorded() -> None:
     (found,) = (each for each in recorded("calibration")["recorded"] if each["run"] == "fast-cifar10")
     before, after = found["before"], found["after"]

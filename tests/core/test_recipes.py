@@ -139,7 +139,7 @@ def test_a_job_that_starts_again_takes_the_recorded_values_and_its_own_place_of_
     assert config.resolved_as(other) == config
 
 
-def test_changed_options_are_those_of_the_command_line_that_leads_from_the_recipe_to_the_configuration() -> None:
+def test_changed_options_are_those_that_differ_from_the_recipe() -> None:
     included = replace(FAST, widths=(64, 256, 288), residual=True, epochs=32, degraded=0.5, seed=3, data="x", workers=9)
     assert changed_options(included) == "--epochs 32 --widths 64 256 288 --residual --degraded 0.5"
     assert changed_options(replace(FAST, dirac=False, test_time_augmentation=False)) == (
@@ -147,4 +147,7 @@ def test_changed_options_are_those_of_the_command_line_that_leads_from_the_recip
     )
     own = replace(BASELINE, network="my nets.py:small", network_sha256="0" * 64)
     assert changed_options(own) == "--network 'my nets.py:small'"
+    started = replace(BASELINE, init="runs/mine/weights.safetensors", init_sha256="0" * 64)
+    assert changed_options(started) == "--init weights.safetensors"
+    assert changed_options(replace(FAST, sizes=())) == "--sizes none"
     assert all(changed_options(recipe) == "" for recipe in RECIPES.values())

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onecycle.core.errors import InputError
 from onecycle.models import CustomResNet, ModelComposite
-from onecycle.models.custom_resnet import residual
+from onecycle.models.custom_resnet import residual_block
 
 # The specification's table: layer, output shape, number of parameters.
 TABLE = [
@@ -108,7 +108,7 @@ def test_it_computes_what_the_specification_defines(network: CustomResNet) -> No
 
 
 def test_a_residual_adds_its_branch_to_its_input() -> None:
-    block = residual(4).eval()
+    block = residual_block(4).eval()
     features = torch.randn(2, 4, 5, 5)
     assert torch.equal(block(features), features + block.branch(features))
     last_norm = block.branch[1][1]

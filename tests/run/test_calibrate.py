@@ -294,6 +294,31 @@ def test_a_run_without_weights_is_refused_before_anything_is_trained(run: RunFol
     assert not run.calibration.exists()
 
 
+def test_it_runs_in_one_process(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(InputError, match="calibrate runs in one process; start it without torchrun"):
+        calibrate_run(run.path, QUIET)
+
+
+def test_weights_of_other_classes_are_refused_before_anything_is_trained(run: RunFolder) -> None:
+    predictor = Predictor.load(run.weights)
+    replace(predictor, classes=tuple(f"other {number}" for number in range(10))).save(run.weights)
+    with pytest.raises(InputError, match="its classes are not those of the run's data"):
+        calibrate_run(run.path, QUIET)
+    assert not run.calibration.exists()
+
+
+def test_a_run_of_an_earlier_version_gets_its_energy_threshold(run: RunFolder, calibrated: RunFolder) -> None:
+    result = json.loads(run.result.read_text())
+    threshold = result.pop("energy_threshold")
+    run.result.write_text(json.dumps(result))
+    replace(Predictor.load(run.weights), energy_threshold=None).save(run.weights)
+    shutil.copytree(calibrated.path, run.calibration)
+    calibrate_run(run.path, QUIET)
+    assert run.read_result().energy_threshold == Predictor.load(run.weights).energy_threshold == threshold
+
+
 def test_logits_of_other_images_are_refused(
     run: RunFolder, calibrated: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """Start runs from the weights of a trained network."""
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from onecycle.core.errors import InputError
 from onecycle.core.recipes import FAST
 from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.run.build import Experiment, assemble
+from onecycle.run.initial_weights import digest_of
 from onecycle.storage.run_folder import RunFolder
 
 SMALL = replace(NARROW_CONFIG, limit=20, batch_size=10, epochs=2, augmentation="batched", lr_min=1e-5, lr_max=1e-3)
@@ -69,7 +69,7 @@ def test_with_the_same_classes_all_weights_and_the_normalization_are_loaded(weig
     for name, tensor in experiment.model.state_dict().items():
         torch.testing.assert_close(tensor, source.model.state_dict()[name], rtol=0, atol=0)
     assert experiment.preprocessing == source.preprocessing
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digest = digest_of(weights)
     assert experiment.config.init_sha256 == digest
     assert line_of(experiment) == (
         f"Starts from {weights} (SHA-256 {digest[:12]}…) with all weights; the normalization is that of its training "
@@ -169,6 +169,12 @@ def test_weights_that_have_changed_since_are_refused(weights: Path) -> None:
         assemble(config, EAGER)
 
 
+def test_calibrating_a_network_does_not_change_the_runs_that_started_from_it(weights: Path) -> None:
+    config = started(weights).config
+    replace(Predictor.load(weights), temperature=1.7, energy_threshold=0.5).save(weights)
+    assert assemble(config, EAGER).config.init_sha256 == config.init_sha256 == digest_of(weights)
+
+
 def test_a_run_starts_from_another_run_records_that_and_is_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +189,7 @@ def test_a_run_starts_from_another_run_records_that_and_is_repeated(
     first = run("first", *options)
     second = run("second", *options, "--init", str(first.path))
     assert f"Starts from {first.path} (SHA-256 " in " ".join(capsys.readouterr().out.split())
-    digest = hashlib.sha256(first.weights.read_bytes()).hexdigest()
+    digest = digest_of(first.weights)
     config = second.read_config()
     assert (config.init, config.init_sha256) == (str(first.path), digest)
     assert any(note.startswith("Starts from ") for note in second.read_result().notes)
@@ -192,7 +198,7 @@ def test_a_run_starts_from_another_run_records_that_and_is_repeated(
     assert "so the result has the same bits" in " ".join(capsys.readouterr().out.split())
     assert third.weights.read_bytes() == second.weights.read_bytes()
     fourth = run("fourth", "--config", str(second.config), "--init", str(second.path))
-    assert fourth.read_config().init_sha256 == hashlib.sha256(second.weights.read_bytes()).hexdigest()
+    assert fourth.read_config().init_sha256 == digest_of(second.weights)
 
 
 def test_a_configuration_with_open_weights_leads_to_one_with_weights_only() -> None:

@@ -146,7 +146,7 @@ def study(
 
 @app.command
 def calibrate(*, run: Path, network: OwnNetwork = None, data: str | None = None) -> int:
-    """Make the probabilities of a finished run say how often its network is right; no prediction changes.
+    """Calibrate the probabilities of a finished run. Its predictions stay the same.
 
     Trains a second network, on nine tenths of the training images, and fits a temperature to the others.
     This takes about as long as the run. Repeat the command to resume after an interruption.

@@ -320,7 +320,7 @@ class OpenConfig(_Group):
     """Options that nobody has set, whose values follow from the data: see `recipes.fitted`."""
 
     init_sha256: str | None = None
-    """The SHA-256 of the weights file that `init` leads to."""
+    """The SHA-256 of the weights that `init` leads to."""
 
     network_sha256: str | None = None
     """The SHA-256 of the source file of an own network."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 KEPT = 0.95  # fraction of the evaluated images that the threshold takes for images like those of the training set
 FEWEST = 20  # of fewer images, 5 % is less than one image
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+"""The largest score and threshold that are allowed."""
 
 
 def energy_scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -21,9 +22,9 @@ def energy_scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def energy_threshold_of(logits: NDArray[np.float32]) -> float | None:
-    """The energy score that at least `KEPT` of the images with the logits `[N,C]` reach, and no higher one of theirs.
+    """The 5 % quantile of the energy scores of images with the logits `[N,C]`, rounded down to one of the scores.
 
-    It is None for fewer than `FEWEST` images.
+    At least the fraction `KEPT` of the images have this score or a higher one. None for fewer than `FEWEST` images.
     """
     if len(logits) < FEWEST:
         return None
@@ -38,6 +39,6 @@ def require_energy_threshold(value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_SCORE:
         raise ValueError(f"the energy threshold is {repr(value)[:60]}; it must be a number")
     return float(value)

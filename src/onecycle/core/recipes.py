@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from onecycle.core.config import SMALLEST_SIZE, Config, OpenConfig
@@ -131,7 +132,7 @@ def explained(asked: Config, config: Config, images: int) -> str | None:
 
 
 def changed_options(config: Config) -> str:
-    """The options that lead from the recipe of `config` to `config`, as on the command line. Empty without changes.
+    """The options in which `config` differs from its recipe, with their values. Empty without changes.
 
     Options without effect on the result, and the seed, are left out.
     """
@@ -142,6 +143,8 @@ def changed_options(config: Config) -> str:
         for name, value in config.defining_values().items()
         if name not in left_out and value != recipe[name]
     }
+    if config.init:
+        changed["init"] = Path(config.init).name  # where it lies is nobody else's concern
     return " ".join(
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {_in_words(value)}"
         for name, value in changed.items()
@@ -149,4 +152,4 @@ def changed_options(config: Config) -> str:
 
 
 def _in_words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else shlex.quote(str(value))
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else shlex.quote(str(value))

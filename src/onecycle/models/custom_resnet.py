@@ -5,6 +5,7 @@ from torch import nn
 
 from onecycle.core.errors import InputError
 from onecycle.models.model_composite import ModelComposite
+from onecycle.models.residual import Residual
 
 SMALLEST_INPUT = 8  # pixels; the network halves the map three times
 
@@ -31,9 +32,9 @@ class CustomResNet(ModelComposite):
             )
         self.input_size = input_size
         self.preparation = convolution(3, 64)
-        self.layer1 = nn.Sequential(convolution(64, 128, pool=True), residual(128))
+        self.layer1 = nn.Sequential(convolution(64, 128, pool=True), residual_block(128))
         self.layer2 = convolution(128, 256, pool=True)
-        self.layer3 = nn.Sequential(convolution(256, 512, pool=True), residual(512))
+        self.layer3 = nn.Sequential(convolution(256, 512, pool=True), residual_block(512))
         self.pool = nn.MaxPool2d(input_size // 8)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(512, classes, bias=False)
@@ -59,19 +60,7 @@ class CustomResNet(ModelComposite):
         return logits
 
 
-class Residual(nn.Module):
-    """A skip connection: adds the output of `branch` to its input `[B,channels,H,W]`, which has the same shape."""
-
-    def __init__(self, branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        branch: torch.Tensor = self.branch(features)
-        return features + branch
-
-
-def residual(channels: int) -> Residual:
+def residual_block(channels: int) -> Residual:
     """Two 3×3 convolutions whose output is added to their input `[B,channels,H,W]`."""
     return Residual(nn.Sequential(convolution(channels, channels), convolution(channels, channels)))
 

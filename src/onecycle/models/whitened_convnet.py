@@ -12,8 +12,8 @@ from torch import nn
 
 from onecycle.core.config import SMALLEST_SIZE, Activation
 from onecycle.core.errors import InputError
-from onecycle.models.custom_resnet import Residual
 from onecycle.models.model_composite import ModelComposite
+from onecycle.models.residual import Residual
 from onecycle.models.whitening import whitening_filters
 
 ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}

@@ -227,7 +227,7 @@ class Predictor:
         ]
 
     def to_probabilities(self, logits: torch.Tensor) -> NDArray[np.float64]:
-        """The probabilities of all classes, `[N,C]`, from the network's `logits` `[N,C]`: the only way to them.
+        """The probabilities of all classes, `[N,C]`, from the network's `logits` `[N,C]`.
 
         Raises:
             InputError: when they are not finite.

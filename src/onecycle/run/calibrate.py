@@ -14,10 +14,12 @@ from rich.console import Console
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.files import locked, reading
+from onecycle.core.out_of_distribution import energy_threshold_of
 from onecycle.core.own_network import require_consent
 from onecycle.core.signals import Interrupted
 from onecycle.data import Dataset
 from onecycle.data.batches import Batches
+from onecycle.distributed import job
 from onecycle.predict.predictor import Predictor
 from onecycle.run import experiment, finished, results
 from onecycle.run.expected_time import duration
@@ -35,7 +37,7 @@ def calibrate_run(
 
     A run with validation images is evaluated on them. For another run, a second network is trained in the folder
     `calibration` of the run. An interrupted call can be repeated, and then resumes this training. The folder is removed
-    at the end, because the temperature is all that is needed of it. A calibrated run stays as it is.
+    at the end, because only its temperature is needed. A calibrated run stays as it is.
 
     If the data has moved, `data` is its new location. `network` names the code of an own network.
 
@@ -44,14 +46,17 @@ def calibrate_run(
             training images can be held out, or when the training fails.
         Interrupted: on SIGINT or SIGTERM. Another call then goes on.
     """
+    if job.is_part():
+        raise InputError("calibrate runs in one process; start it without torchrun")
     folder = RunFolder.open(path)
     if not folder.is_complete:
         raise InputError(f"{path} is not complete; `{folder.resume_command(folder.read_config())}` continues it")
     second = RunFolder(folder.calibration)
-    fitted = folder.read_result().calibration
-    if fitted is None or second.is_complete:  # the second network is removed last
-        fitted = _fit(folder, second, console, data, network)
-    second.discard()
+    with locked(folder.path):
+        fitted = folder.read_result().calibration
+        if fitted is None or second.is_complete:  # the second network is removed last
+            fitted = _fit(folder, second, console, data, network)
+        second.discard()
     return fitted
 
 
@@ -62,6 +67,9 @@ def _fit(
     require_consent(config.network, network, str(folder.path))
     predictor = Predictor.load(folder.weights, network=network)  # on the CPU, whatever the run was trained on
     dataset = finished.recorded_data(folder, config, data)
+    with reading(folder.weights):
+        if predictor.classes != dataset.train.classes:
+            raise ValueError("its classes are not those of the run's data")
     if dataset.epoch_evaluated_on == "validation":
         fitted = _fitted_on_validation(predictor, dataset, config)
     else:
@@ -69,8 +77,7 @@ def _fit(
         del dataset  # the second network loads the data again
         fitted = _fitted_on_second_network(second, smaller, result, console, network)
         dataset = finished.recorded_data(folder, config, data)
-    with locked(folder.path):
-        _save(folder, predictor, dataset, fitted)
+    _save(folder, predictor, dataset, fitted)
     return fitted
 
 
@@ -151,9 +158,13 @@ def _save(folder: RunFolder, predictor: Predictor, dataset: Dataset, fitted: Fit
     with reading(folder.predictions):
         if logits.shape != (len(dataset.evaluation), len(dataset.evaluation.classes)):
             raise ValueError(f"its logits have the shape {list(logits.shape)}")
-    replace(predictor, temperature=fitted.temperature).save(folder.weights)
+    threshold = predictor.energy_threshold
+    if threshold is None:  # earlier versions recorded none
+        threshold = energy_threshold_of(logits)
+    replace(predictor, temperature=fitted.temperature, energy_threshold=threshold).save(folder.weights)
     results.write_probabilities(folder, logits, dataset, fitted.temperature)
-    folder.write_json(folder.result, replace(folder.read_result(), calibration=fitted).to_json())
+    result = replace(folder.read_result(), calibration=fitted, energy_threshold=threshold)
+    folder.write_json(folder.result, result.to_json())
     finished.draw_plots(folder)
     if folder.report.exists():
         finished.write_report(folder)

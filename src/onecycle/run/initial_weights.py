@@ -1,6 +1,7 @@
 """Start a run from the weights of a trained network: `--init`."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,14 +9,12 @@ import torch
 
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
-from onecycle.core.files import reading
 from onecycle.core.own_network import is_own_network
 from onecycle.core.recipes import RECIPES
-from onecycle.core.regular_files import read_regular
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Architecture, ModelComposite, OwnNetwork
 from onecycle.predict.predictor import SHIPPED, Predictor, weights_of
-from onecycle.storage.checkpoint import MOST_TENSOR_BYTES, load_weights
+from onecycle.storage.checkpoint import load_tensors, load_weights
 
 SHIPPED_NAME = "shipped"
 
@@ -29,14 +28,30 @@ def with_digest(config: Config) -> Config:
     if config.init is None:
         return config
     path = _path(config.init)
-    with reading(path):
-        digest = hashlib.sha256(read_regular(path, MOST_TENSOR_BYTES)).hexdigest()
+    digest = digest_of(path)
     if config.init_sha256 not in (None, digest):
         raise InputError(
             f"{path} has the SHA-256 {digest[:12]}…, and the run started from weights with {config.init_sha256[:12]}…; "
             "give the original weights with --init"
         )
     return replace(config, init_sha256=digest)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of what a run takes from the weights file `path`: everything but the temperature and the threshold.
+
+    `onecycle calibrate` changes these, and not the runs that started from the network before.
+
+    Raises:
+        InputError: when the file is missing or damaged.
+    """
+    tensors, metadata = load_tensors(path)
+    taken = {name: metadata.get(name) for name in ("architecture", "classes", "preprocessing")}
+    found = hashlib.sha256(json.dumps(taken, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _path(init: str) -> Path:

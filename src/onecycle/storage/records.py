@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.class_names import require_class_names
+from onecycle.core.out_of_distribution import LARGEST_SCORE
 from onecycle.core.temperature import HIGHEST, LOWEST
 from onecycle.core.validated import AtLeastOne, Between, Count, Fraction, Shape, validated
 
 Split = Literal["test", "validation"]
+
+MOST_SECONDS = 1e9  # of a run, which is 30 years
 """A set on which a network is evaluated."""
 
 SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
@@ -117,20 +120,22 @@ class RunResult:
     eval_accuracy: Fraction
     best_eval_accuracy: Fraction
     best_epoch: Count
-    seconds: float  # duration of the whole run: LR finder, training, evaluation
+    seconds: Annotated[float, Between(0, MOST_SECONDS)]  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
     # of the final network on a sample of the training images, without augmentation
     train_sample_accuracy: Fraction | None = None
     train_sample_images: Count = 0
     tta_accuracy: Fraction | None = None  # with test-time augmentation, if configured
-    tta_seconds: float | None = None  # duration of the evaluation with test-time augmentation
+    tta_seconds: Annotated[float, Between(0, MOST_SECONDS)] | None = (
+        None  # duration of the evaluation with test-time augmentation
+    )
     # of the validation set, if the data has one beside the test set: its size, and the accuracy at the last epoch
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
     calibration: FittedTemperature | None = None  # None: the probabilities are not calibrated
     # At least 95 % of the images in the split `evaluated_on` have this energy score; None with fewer than 20 images.
-    energy_threshold: float | None = None
+    energy_threshold: Annotated[float, Between(-LARGEST_SCORE, LARGEST_SCORE)] | None = None
 
     @property
     def temperature(self) -> float:

@@ -46,8 +46,8 @@ class Views:
 
     def to_json(self) -> dict[str, Any]:
         """All values that the views of an image depend on."""
-        degraded = self._degrade.share if self._degrade else 0
-        return {"views": self.count, "degraded": degraded, **vars(self._augmentation)}
+        degraded = {"degraded": self._degrade.share} if self._degrade else {}
+        return {"views": self.count, **degraded, **vars(self._augmentation)}
 
 
 def digest_of(image: NDArray[np.uint8]) -> bytes:
