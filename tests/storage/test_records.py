@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as arrays
 from onecycle.core.errors import InputError
 from onecycle.core.validated import AtLeastOne, Count, Fraction
 from onecycle.data import ImageSet
-from onecycle.storage.records import EpochRecord, LayerSummary, LRCurve, Misclassified, NetworkSummary, RunResult
+from onecycle.storage.records import (
+    EpochRecord,
+    LayerSummary,
+    LRCurve,
+    Misclassified,
+    NetworkSummary,
+    RunResult,
+    Seconds,
+)
 from onecycle.storage.run_folder import RunFolder
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -50,6 +58,7 @@ def number_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
         AtLeastOne: st.integers(1, 2**53),
         float: numbers,
         Fraction: st.floats(0, 1),
+        Seconds: st.floats(0, 1e9),
     }
     return {name: strategies[type] for name, type in types.items() if type in strategies}
 

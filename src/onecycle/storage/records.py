@@ -14,7 +14,7 @@ from onecycle.core.validated import AtLeastOne, Between, Count, Fraction, Shape,
 
 Split = Literal["test", "validation"]
 
-MOST_SECONDS = 1e9  # of a run, which is 30 years
+Seconds = Annotated[float, Between(0, 1e9)]  # up to 30 years
 """A set on which a network is evaluated."""
 
 SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
@@ -120,16 +120,14 @@ class RunResult:
     eval_accuracy: Fraction
     best_eval_accuracy: Fraction
     best_epoch: Count
-    seconds: Annotated[float, Between(0, MOST_SECONDS)]  # duration of the whole run: LR finder, training, evaluation
+    seconds: Seconds  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
     # of the final network on a sample of the training images, without augmentation
     train_sample_accuracy: Fraction | None = None
     train_sample_images: Count = 0
     tta_accuracy: Fraction | None = None  # with test-time augmentation, if configured
-    tta_seconds: Annotated[float, Between(0, MOST_SECONDS)] | None = (
-        None  # duration of the evaluation with test-time augmentation
-    )
+    tta_seconds: Seconds | None = None  # duration of the evaluation with test-time augmentation
     # of the validation set, if the data has one beside the test set: its size, and the accuracy at the last epoch
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
