@@ -284,6 +284,9 @@ def test_the_calibration_of_the_included_network_is_recorded() -> None:
     assert "expected calibration error is {:.1f} points instead of {:.1f}".format(*errors) in WORDS
     assert f"log loss {after['log_loss']:.3f} instead of {before['log_loss']:.3f}" in WORDS
     assert errors[0] <= 1.5
+    quick = [cell for cell in recorded("calibration")["cells"] if cell["recipe"] == "quick"]
+    points = (cell[when]["calibration_error_points"] for when in ("before", "after") for cell in quick)
+    assert "had errors of {:.1f}, {:.1f} and {:.1f} points, and have {:.1f}, {:.1f} and {:.1f}".format(*points) in WORDS
     assert onecycle.load().temperature == pytest.approx(found["temperature"], abs=1e-4)
 
 
