@@ -2,8 +2,8 @@
 
 For each seed, a run is trained and calibrated, as `onecycle train` and `onecycle calibrate` do. Interrupted runs in
 --runs are resumed, and a seed in the record is not measured again. With --recorded, a temperature is also applied to
-recorded logits, such as those of results/fast-cifar10. It is the mean of the recipe's temperatures in the record, or
-that of the run --fitted-by, which may have been trained with --validation.
+recorded logits, such as those of results/fast-cifar10. It is the mean of the recipe's temperatures in the record. With
+--fitted-by RUN it is the temperature of this run, for example of one that was trained with --validation.
 
 The record has, for each network, the expected calibration error in points (15 bins) and the log loss (the mean of the
 cross entropy), with and without test-time augmentation. The temperature was fitted without it.

@@ -3,8 +3,8 @@
 Weights become float16, except those of batch norm. The written file is evaluated on the test images of the run. Its
 energy threshold keeps 95 % of them. If the run has no weights, as a record in results/, those in --network are kept.
 
-The temperature is that of the run. --fitted-by RUN records another one in it: that of a run of the same recipe that was
-trained with --validation, so that its network has not seen the images which the temperature fits.
+The run has a temperature if it is calibrated. Otherwise --fitted-by OTHER takes the temperature of another run of the
+same recipe, which was trained with --validation, and records it in the run.
 
 The model card has the figures of --corruptions and --out-of-distribution, if they were measured for the written file.
 So for a new network or temperature run this, then corruptions.py and out_of_distribution.py, then this again.

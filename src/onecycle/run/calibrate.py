@@ -44,7 +44,7 @@ def calibrate_run(
     Raises:
         OnecycleError: when there is no such run, when it is not complete, when its data is missing or differs, when no
             training images can be held out, or when the training fails.
-        Interrupted: on SIGINT or SIGTERM. Another call then goes on.
+        Interrupted: on SIGINT or SIGTERM. Another call then resumes the training.
     """
     if job.is_part():
         raise InputError("calibrate runs in one process; start it without torchrun")
@@ -90,7 +90,7 @@ def _fitted_on_validation(predictor: Predictor, dataset: Dataset, config: Config
 def _with_held_out_images(
     config: Config, result: RunResult, dataset: Dataset, folder: RunFolder, data: str | None
 ) -> Config:
-    """The configuration of the second network: that of the run, with a tenth of the training images held out.
+    """The configuration of the run, changed for the second network: a tenth of the training images is held out.
 
     Raises:
         InputError: when a class has only one training image.

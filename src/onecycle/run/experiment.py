@@ -380,7 +380,7 @@ def _conclude(
 
 
 def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
-    """The evaluation of the result, and that of the validation images, if there are any.
+    """The evaluation for the result, and the evaluation of the validation images, if there are any.
 
     `last` is the evaluation of the last epoch. It is None if the run was interrupted in that epoch.
     """
