@@ -1,9 +1,10 @@
 """Measure each 3×3 convolution of the custom ResNet against the limits of the CPU, and draw a roofline plot.
 
 For each layer and pass (output, input gradient, weight gradient), the script measures the rate of PyTorch's convolution
-(oneDNN) and of the Winograd kernels, both in float32 and channels-last. A rate counts the operations of a direct
-convolution, so Winograd's algorithm, which needs fewer, may exceed the peak. The peak is the rate of a large float32
-matrix product. The memory bandwidth is that of a large copy. Measurements alternate, and the median counts.
+(oneDNN) and of the Winograd kernels, both channels-last: on float32 maps and, where the CPU has instructions for
+bfloat16, on bfloat16 maps, too. A rate counts the operations of a direct convolution, so Winograd's algorithm, which
+needs fewer, may exceed the peak. The peak is the rate of a large float32 matrix product. The memory bandwidth is that
+of a large copy. Measurements alternate, and the median counts.
 
 --cpu limits PyTorch and the kernels to older instructions, as in step_time.py.
 """
@@ -30,6 +31,12 @@ from onecycle.run import environment
 
 LAYERS = [(64, 128, 32), (128, 128, 16), (128, 256, 16), (256, 512, 8), (512, 512, 4)]  # inputs, outputs, map size
 PASSES = ("output", "input gradient", "weight gradient")
+COLORS = {
+    "oneDNN": "tab:orange",
+    "Winograd": "tab:blue",
+    "oneDNN, bfloat16": "tab:red",
+    "Winograd, bfloat16": "tab:cyan",
+}  # of the libraries
 ROUNDS = 5
 
 
@@ -41,9 +48,9 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.batch_size)))
+        print(json.dumps(measure(options.batch_size, bfloat16=cpu_classes.detect(options.cpu).fast_bfloat16)))
         return 0
-    command = [sys.executable, __file__, "--child", "--batch-size", str(options.batch_size)]
+    command = [sys.executable, __file__, "--child", "--batch-size", str(options.batch_size), "--cpu", options.cpu]
     limits = {**os.environ, **cpu_classes.ENVIRONMENT[options.cpu]}
     done = subprocess.run(command, env=limits, stdout=subprocess.PIPE, text=True, check=True)
     plan = ComputePlan(channels_last=True, threads=hardware.usable_cores())
@@ -54,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def measure(batch_size: int) -> dict[str, Any]:
+def measure(batch_size: int, *, bfloat16: bool) -> dict[str, Any]:
     """Rates in GFLOP/s of each layer and pass by each library, and the limits of the CPU."""
     ComputePlan(threads=hardware.usable_cores()).apply()
     assert native.compiled() is not None, "the kernels need a C compiler"
@@ -75,7 +82,11 @@ def measure(batch_size: int) -> dict[str, Any]:
         )
         gflop = 2e-9 * 9 * inputs * outputs * size**2 * batch_size
         megabytes = (images.nbytes + weight.nbytes + gradient.nbytes) / 1e6
-        for name, works in passes(images, weight, gradient).items():
+        works_by_pass = passes(images, weight, gradient)
+        if bfloat16:
+            for name, works in passes(images.bfloat16(), weight.bfloat16(), gradient.bfloat16()).items():
+                works_by_pass[name] |= {f"{library}, bfloat16": work for library, work in works.items()}
+        for name, works in works_by_pass.items():
             rates = {library: rounded(gflop / seconds) for library, seconds in median_seconds(works).items()}
             layer = f"{inputs}→{outputs} on {size}×{size}"
             intensity = rounded(1000 * gflop / megabytes)
@@ -138,8 +149,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     for name, marker in zip(PASSES, "osD", strict=True):
         points = [point for point in record["points"] if point["pass"] == name]
         x = [point["flop_per_byte"] for point in points]
-        for library, color in (("oneDNN", "tab:orange"), ("Winograd", "tab:blue")):
-            y = [point["gflop_per_second"][library] for point in points]
+        for library in points[0]["gflop_per_second"]:
+            y, color = [point["gflop_per_second"][library] for point in points], COLORS[library]
             axes.scatter(x, y, marker=marker, color=color, label=f"{library}, {name}", s=40)
     by_layer = {point["layer"]: point["flop_per_byte"] for point in record["points"]}
     top = max(max(point["gflop_per_second"].values()) for point in record["points"])
@@ -151,7 +162,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         ylim=(0, top * 1.5),
         xlabel="operations of a direct convolution for each byte of maps and filters",
         ylabel="GFLOP/s, operations of a direct convolution",
-        title=f"Convolutions of the custom ResNet in float32, {record['cpu']}, batch size {record['batch_size']}",
+        title=f"Convolutions of the custom ResNet, {record['cpu']}, batch size {record['batch_size']}",
     )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=8, loc="upper left")

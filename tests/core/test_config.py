@@ -102,7 +102,7 @@ def test_a_configuration_is_frozen_and_replace_makes_a_variant() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("recipe", "fastest", "one of baseline, quick, fast, transfer"),
+        ("recipe", "fastest", "one of baseline, quick, fast, accurate, transfer"),
         ("device", "tpu", "one of auto, cpu, cuda, mps"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
         ("epochs", 0, "at least 1"),

@@ -127,6 +127,9 @@ def test_the_relative_times_of_the_recipes_are_within_20_percent_of_the_measured
     file: str, cpu: str, expected: dict[str, float]
 ) -> None:
     record = json.loads((Path(__file__).parents[2] / "results" / f"{file}.json").read_text())["classes"][cpu]
-    seconds = {name: fmean(record[name]["seconds_per_step"].values()) / RECIPES[name].batch_size for name in expected}
-    for name, relative in expected.items():
-        assert relative == pytest.approx(seconds[name] / seconds["baseline"], rel=0.2)
+    seconds = {
+        name: fmean(measured["seconds_per_step"].values()) / RECIPES[name].batch_size
+        for name, measured in record.items()
+    }
+    for name in expected.keys() & record.keys():
+        assert expected[name] == pytest.approx(seconds[name] / seconds["baseline"], rel=0.2)

@@ -26,7 +26,7 @@ SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
 _BACKBONE = re.compile(rf"{EFFICIENTNET_LITE0}|timm:[\w.]+")
 
-RecipeName = Literal["baseline", "quick", "fast", "transfer"]
+RecipeName = Literal["baseline", "quick", "fast", "accurate", "transfer"]
 IncludedNetwork = Literal["custom_resnet", "whitened_convnet", "pretrained"]
 Activation = Literal["relu", "hardswish"]
 OptimizerName = Literal["adam", "muon", "sgd"]

@@ -16,8 +16,8 @@ LONG_SECONDS = 20 * 60  # of a run for which the times of the other recipes are 
 FEWEST_SECONDS = 30  # the time of a shorter run is not printed
 # The time of training with an image by each recipe, relative to the baseline. results/recipe_time.json and
 # results/recipe_time_avx2.json have the measurements. Winograd's algorithm saves most in the baseline.
-RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25}
-WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43}
+RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25, "accurate": 1.4}
+WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43, "accurate": 2.2}
 
 
 class ExpectedTime:
