@@ -16,9 +16,10 @@ IMAGES = ImageSet(PIXELS, np.arange(COUNT) % 2, ("a", "b"))
 
 
 def numbered(images: NDArray[np.uint8], views: Views) -> torch.Tensor:
-    """Features [N,V,2]: the number of the image in `PIXELS`, and the number of the view."""
+    """Features bfloat16 [N,V,2,1,1]: the number of the image in `PIXELS`, and the number of the view."""
     numbers = [int((image == PIXELS).all(axis=(1, 2, 3)).argmax()) for image in images]
-    return torch.tensor([[[number, view] for view in range(views.count)] for number in numbers]).float()
+    features = [[[number, view] for view in range(views.count)] for number in numbers]
+    return torch.tensor(features, dtype=torch.bfloat16)[..., None, None]
 
 
 def batches(*, seed: int = 0, shuffle: bool = True) -> FeatureBatches:
@@ -32,8 +33,9 @@ def epoch(of: FeatureBatches, number: int) -> list[tuple[int, int]]:
     """The image and the view of each row of an epoch. The labels are checked."""
     rows = []
     for features, labels in of.epoch(number):
-        assert labels.tolist() == [int(image) % 2 for image in features[:, 0]]
-        rows += [(int(image), int(view)) for image, view in features]
+        assert features.dtype == torch.float32 and features.shape[1:] == (2, 1, 1)
+        assert labels.tolist() == [int(image) % 2 for image in features[:, 0, 0, 0]]
+        rows += [(int(image), int(view)) for image, view in features.flatten(1)]
     return rows
 
 
@@ -50,7 +52,7 @@ def test_an_epoch_has_each_image_once_and_consecutive_epochs_show_all_views() ->
 def test_the_draw_is_a_function_of_seed_and_epoch() -> None:
     assert epoch(batches(), 5) == epoch(batches(), 5) != epoch(batches(seed=1), 5)
     whole = epoch(batches(), 2)
-    rest = [row for features, _ in batches().epoch(2, first=1) for row in features.tolist()]
+    rest = [row for features, _ in batches().epoch(2, first=1) for row in features.flatten(1).tolist()]
     assert [tuple(map(int, row)) for row in rest] == whole[4:]
 
 

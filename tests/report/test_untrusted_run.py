@@ -210,6 +210,21 @@ def test_arrays_of_another_shape_or_meaning_are_refused(
     assert str(path) in line and line.isprintable()
 
 
+@pytest.mark.parametrize("more", [1, -1])
+@pytest.mark.parametrize("name", ["predictions", "training_margins"])
+def test_arrays_of_other_images_than_those_of_the_data_are_refused(
+    copy_of: RunFolder, refused: Refused, name: str, more: int
+) -> None:
+    path: Path = getattr(copy_of, name)
+    arrays = copy_of.read_arrays(path)
+    copy_of.write_arrays(
+        path, **{key: np.resize(values, (len(values) + more, *values.shape[1:])) for key, values in arrays.items()}
+    )
+    copy_of.interpretation.unlink()
+    line = refused("report", "--run", copy_of.path)
+    assert f"{path} is not of this run: it holds values of shape [" in line and line.isprintable()
+
+
 def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(copy_of: RunFolder, refused: Refused) -> None:
     packed = zipfile.ZipFile(copy_of.predictions, "w", zipfile.ZIP_DEFLATED)
     with packed as archive, archive.open("logits.npy", "w") as file:

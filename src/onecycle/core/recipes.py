@@ -72,8 +72,13 @@ TRANSFER = Config(
     flip="alternating",
     brightness=0.1,
     contrast=0.2,
+    lr_max=1e-3,
+    lr_min=0.0,
 )
-"""A new head for a network that is pretrained on ImageNet, for a few hundred photographs of one's own."""
+"""A network that is pretrained on ImageNet, with a new head, for a few hundred photographs of one's own.
+
+The LR finder looks for rates of a new network. The pretrained layers need lower ones.
+"""
 
 RECIPES: Mapping[str, Config] = {
     "baseline": BASELINE,

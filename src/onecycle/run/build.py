@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from onecycle.data.augment.degradation import Degradation
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
-VIEWS = 4  # of each training image, whose features a pretrained network's head is trained on
+VIEWS = 8  # of each training image, on whose features a pretrained network's head is trained
+MOST_FEATURES = 2**28  # values of all these views; a larger training set has fewer views
 WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
@@ -148,7 +149,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             return FeatureBatches(
                 train,
                 preprocessing,
-                Views(augment_batch, VIEWS, degrade),
+                Views(augment_batch, _views(model, preprocessing.input_size, len(train)), degrade),
                 batch_size=config.batch_size,
                 shuffle=True,
                 epochs=config.epochs,
@@ -249,6 +250,14 @@ def _trained(model: ModelComposite) -> ModelComposite:
     return model.head if isinstance(model, BackboneClassifier) else model
 
 
+def _views(model: ModelComposite, size: int, images: int) -> int:
+    """The number of views of each of `images` training images of `size`×`size` that a pretrained network is shown."""
+    assert isinstance(model, BackboneClassifier), "only its batches have views"
+    with torch.no_grad():
+        values = model.inputs_of_head(torch.zeros(1, 3, size, size)).numel()
+    return min(VIEWS, max(1, MOST_FEATURES // (values * images)))
+
+
 def _preprocessing(train: ImageSet, backbone: Backbone | None) -> Preprocessing:
     """Normalize with the mean and standard deviation of the training images, or of those of the `backbone`."""
     size = train.images.shape[1]
@@ -269,7 +278,7 @@ def _network(
 ) -> ModelComposite:
     classes = len(dataset.train.classes)
     if backbone:
-        model: ModelComposite = BackboneClassifier(backbone.network, backbone.channels, classes)
+        model: ModelComposite = BackboneClassifier(backbone.frozen, backbone.tuned, backbone.channels, classes)
     else:
         model = Architecture.of(config).build(classes, preprocessing.input_size, own)
     if isinstance(model, WhitenedConvNet):

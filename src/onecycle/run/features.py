@@ -11,7 +11,6 @@ from onecycle.data.augment.views import Views
 from onecycle.data.feature_batches import FeatureBatches
 from onecycle.data.store.features import Compute, FeatureCache
 from onecycle.models import BackboneClassifier
-from onecycle.models.backbone_classifier import pooled
 from onecycle.models.backbones import fingerprint
 from onecycle.run import environment
 from onecycle.run.build import Experiment
@@ -49,7 +48,7 @@ def _computing(experiment: Experiment, model: BackboneClassifier) -> Compute:
     @torch.no_grad()
     def compute(images: torch.Tensor) -> torch.Tensor:
         with plan.autocast():
-            return pooled(prepared.features(preprocessing.normalize(images.to(plan.device)))).float().cpu()
+            return prepared.inputs_of_head(preprocessing.normalize(images.to(plan.device))).cpu()
 
     return compute
 
@@ -58,7 +57,7 @@ def _key(experiment: Experiment, model: BackboneClassifier) -> dict[str, object]
     """Everything besides the views that the bits of features depend on."""
     machine = hardware.detect()
     return {
-        "backbone": fingerprint(experiment.config.backbone, model.backbone),
+        "backbone": fingerprint(experiment.config.backbone, model.frozen),
         "preprocessing": experiment.preprocessing.to_json(),
         "compute_plan": experiment.plan.to_json(),
         "machine": [machine.cpu, machine.cpu_features, machine.gpu, environment.kernels_of(experiment.plan)],

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onecycle.compute import hardware
 from onecycle.compute.plan import ComputePlan
 from onecycle.core.config import Config
@@ -119,13 +122,27 @@ def report_run(path: Path, data: str | None = None, *, network: str | None = Non
 
 
 def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> None:
-    """Compute and save the interpretation of a complete run: heatmaps, label issues and near-duplicates."""
+    """Compute and save the interpretation of a complete run: heatmaps, label issues and near-duplicates.
+
+    Raises:
+        InputError: when the recorded predictions or margins are not those of the images in `dataset`.
+    """
     from onecycle.predict.explain import interpret
 
     logits = folder.read_predictions().logits
     margins = folder.read_training_margins()
+    _require_shape(folder.predictions, logits, (len(dataset.evaluation), len(dataset.train.classes)))
+    _require_shape(folder.training_margins, margins, (len(dataset.train),))
     results.write_image_names(folder, dataset)  # older runs did not record them
     folder.write_arrays(folder.interpretation, **interpret(predictor, dataset, logits, margins).to_arrays())
+
+
+def _require_shape(path: Path, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        raise InputError(
+            f"{path} is not of this run: it holds values of shape {list(values.shape)}, and the data of the run needs "
+            f"{list(shape)}; restore the file"
+        )
 
 
 def draw_plots(folder: RunFolder) -> None:

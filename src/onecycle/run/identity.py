@@ -28,11 +28,11 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def _of_backbone(experiment: Experiment) -> dict[str, str]:
-    """The pretrained backbone. It comes from outside the run, and the checkpoints do not hold it."""
+    """The frozen layers. They come from outside the run, and the checkpoints do not hold them."""
     model = experiment.model
     if not isinstance(model, BackboneClassifier):
         return {}
-    return {"backbone_weights": fingerprint(experiment.config.backbone, model.backbone)}
+    return {"backbone_weights": fingerprint(experiment.config.backbone, model.frozen)}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,21 @@ def test_the_caller_is_told_how_many_images_are_computed(own_cache: Path) -> Non
     assert (started, len(advanced)) == ([3], 3)
     FeatureCache(Counting(), KEY).of(IMAGES, VIEWS, start=started.append)
     assert started == [3], "nothing is missing"
+
+
+def test_the_features_that_were_used_longest_ago_are_removed_when_all_are_too_large(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in enumerate("cba"):
+        compute(key={"backbone": name})
+        newest = max(own_cache.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        os.utime(newest, (1000 + age, 1000 + age))  # "c" is the oldest
+    assert compute(key={"backbone": "c"}) == 0, "now it is the newest"
+    size = sum(file.stat().st_size for file in newest.iterdir())
+    monkeypatch.setattr(features, "MOST_BYTES", 3 * size)
+    assert compute(key={"backbone": "d"}) == 5
+    assert [compute(key={"backbone": name}) for name in "dca"] == [0, 0, 0]
+    assert compute(key={"backbone": "b"}) == 5, "it was removed"
+    monkeypatch.setattr(features, "MOST_BYTES", 0)
+    assert compute(key={"backbone": "e"}) == 5
+    assert len(list(own_cache.iterdir())) == 1, "the features in use are kept"

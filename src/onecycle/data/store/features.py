@@ -2,11 +2,13 @@
 
 A folder holds the features of one backbone, computed in one way. Each of its files holds the features of a few images,
 by the hash of their pixels. A file is complete and has a checksum, or it does not exist. So a process that is killed
-keeps what it has computed so far.
+keeps what it has computed so far. The folders that were used longest ago are removed when all are too large together.
 """
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,9 +25,10 @@ from onecycle.data.augment.views import Views, digest_of
 from onecycle.storage.checkpoint import load_tensors, save_tensors
 
 IMAGES_PER_FILE = 64
+MOST_BYTES = 4 * 2**30  # of all folders; the one in use may be larger
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
-"""Computes the features float32 `[V,channels]` of uint8 images `[V,S,S,3]`."""
+"""Computes the features `[V,c,h,w]` of uint8 images `[V,S,S,3]`."""
 
 
 class FeatureCache:
@@ -47,7 +50,7 @@ class FeatureCache:
         start: Callable[[int], object] = lambda missing: None,
         advance: Callable[[], object] = lambda: None,
     ) -> tuple[torch.Tensor, str | None]:
-        """The features float32 `[N,V,channels]` of the `views` of `images`, uint8 `[N,S,S,3]`.
+        """The features `[N,V,c,h,w]` of the `views` of `images`, uint8 `[N,S,S,3]`.
 
         `start` is called with the number of images whose features must be computed, and `advance` after each of them.
         If the cache cannot be written, the features are returned all the same, with the reason.
@@ -57,6 +60,8 @@ class FeatureCache:
         found = _read(folder, set(digests))
         first = {digest: row for row, digest in reversed(list(enumerate(digests)))}  # an image may occur twice
         missing = sorted(row for digest, row in first.items() if digest not in found)
+        with suppress(OSError):
+            os.utime(folder)  # it is the last to be removed
         if missing:
             start(len(missing))
         problem: str | None = None
@@ -71,11 +76,23 @@ class FeatureCache:
                     _write(folder, computed)
                 except StorageError as error:
                     problem = str(error)
+        if missing:
+            _remove_oldest(folder)
         return torch.stack([found[digest] for digest in digests]), problem
 
     def _folder(self, views: Views) -> Path:
         key = json.dumps({**self._key, **views.to_json()}, sort_keys=True)
         return cache_folder() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _remove_oldest(used: Path) -> None:
+    """Remove the folders beside `used` that were used longest ago, until all have at most `MOST_BYTES` together."""
+    with suppress(OSError):  # another process may remove them, too
+        total = 0
+        for folder in sorted(used.parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True):
+            total += sum(file.stat().st_size for file in folder.iterdir())
+            if total > MOST_BYTES and folder != used:
+                shutil.rmtree(folder)
 
 
 def _read(folder: Path, wanted: set[bytes]) -> dict[bytes, torch.Tensor]:
@@ -103,5 +120,5 @@ def _write(folder: Path, computed: Mapping[bytes, torch.Tensor]) -> None:
         create_folder(folder)
     digests = torch.tensor([list(digest) for digest in computed], dtype=torch.uint8)  # [n,32]
     name = hashlib.sha256(b"".join(computed)).hexdigest()[:16]
-    features = torch.stack(list(computed.values()))  # [n,V,channels]
+    features = torch.stack(list(computed.values()))  # [n,V,c,h,w]
     save_tensors(folder / f"{name}.safetensors", {"digests": digests, "features": features}, {})
