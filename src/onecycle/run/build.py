@@ -142,6 +142,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes, own)))
     augment, augment_batch = _augmentation(config, preprocessing)
     degrade = _degradation(config)
+    views = _views(model, preprocessing.input_size, len(train)) if isinstance(model, BackboneClassifier) else 0
 
     def training_batches(device: str) -> Batches:
         if backbone:
@@ -149,7 +150,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             return FeatureBatches(
                 train,
                 preprocessing,
-                Views(augment_batch, _views(model, preprocessing.input_size, len(train)), degrade),
+                Views(augment_batch, views, degrade),
                 batch_size=config.batch_size,
                 shuffle=True,
                 epochs=config.epochs,
@@ -250,9 +251,8 @@ def _trained(model: ModelComposite) -> ModelComposite:
     return model.head if isinstance(model, BackboneClassifier) else model
 
 
-def _views(model: ModelComposite, size: int, images: int) -> int:
-    """The number of views of each of `images` training images of `size`×`size` that a pretrained network is shown."""
-    assert isinstance(model, BackboneClassifier), "only its batches have views"
+def _views(model: BackboneClassifier, size: int, images: int) -> int:
+    """The number of views of each of `images` training images of `size`×`size` whose features are computed."""
     with torch.no_grad():
         values = model.inputs_of_head(torch.zeros(1, 3, size, size)).numel()
     return min(VIEWS, max(1, MOST_FEATURES // (values * images)))
