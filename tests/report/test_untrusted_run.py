@@ -225,6 +225,13 @@ def test_arrays_of_other_images_than_those_of_the_data_are_refused(
     assert f"{path} is not of this run: it holds values of shape [" in line and line.isprintable()
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f8", "g", ">f4"])
+def test_logits_of_another_precision_or_byte_order_are_converted(copy_of: RunFolder, dtype: str) -> None:
+    arrays = copy_of.read_arrays(copy_of.predictions)
+    copy_of.write_arrays(copy_of.predictions, **{**arrays, "logits": arrays["logits"].astype(dtype)})
+    assert main(["report", "--run", str(copy_of.path)]) == 0
+
+
 def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(copy_of: RunFolder, refused: Refused) -> None:
     packed = zipfile.ZipFile(copy_of.predictions, "w", zipfile.ZIP_DEFLATED)
     with packed as archive, archive.open("logits.npy", "w") as file:

@@ -121,7 +121,8 @@ def _array(value: Any, dtype: Any, where: str) -> Any:
     expected = np.dtype(get_args(dtype)[0])
     if not isinstance(value, np.ndarray) or value.dtype.kind != expected.kind:
         raise ValueError(f"{where} is not an array of {expected}")
-    return value
+    with np.errstate(over="ignore"):  # a number that is too large becomes infinite
+        return value.astype(expected, copy=False)  # it may have another size or byte order
 
 
 def _require_shape(value: Any, shape: Shape, where: str, sizes: dict[str, int]) -> None:
