@@ -211,31 +211,38 @@ def test_the_speeds_of_a_cpu_with_only_avx2_are_recorded() -> None:
     assert f"{factors[0]:.1f} to {factors[-1]:.1f} times as fast as oneDNN" in WORDS
 
 
+def test_the_speeds_of_a_cpu_with_avx512_are_recorded() -> None:
+    record = recorded("step_time_avx512")
+    assert record["environment"]["hardware"]["cpu"] == "AMD EPYC"
+    usual, channels_last = (f"{record['ratios'][name]:.1f} times" for name in ("usual", "channels_last"))
+    assert f"a step takes {record['seconds']['onecycle']:.1f} seconds. The usual script takes {usual} as long" in WORDS
+    assert f"the same in channels-last memory {channels_last} ([" in WORDS
+    layers: dict[str, list[dict[str, float]]] = {}
+    for point in recorded("roofline_avx512")["points"]:
+        layers.setdefault(point["layer"], []).append(point["gflop_per_second"])
+    assert len(layers) == 5
+    for layer, passes in layers.items():
+        libraries = ("oneDNN", "Winograd", "oneDNN, bfloat16", "Winograd, bfloat16")
+        rates = [statistics.harmonic_mean([rates[library] for rates in passes]) for library in libraries]
+        assert f"| {layer} | {' | '.join(f'{rate:.0f}' for rate in rates)} |" in TEXT
+
+
 def test_the_times_of_the_recipes_are_recorded() -> None:
-    record = recorded("recipe_time")["classes"]
-    amx, avx512 = record["AMX bfloat16"], record["AVX-512 bfloat16"]
+    amx = recorded("recipe_time")["classes"]["AMX bfloat16"]
+    avx512 = recorded("recipe_time_avx512")["classes"]["this CPU"]
     avx2 = recorded("recipe_time_avx2")["classes"]["AVX2"]
     for recipe in ("quick", "fast", "baseline"):
-        assert f"| `{recipe}` | {amx[recipe]['minutes']:.1f} | {avx2[recipe]['minutes']:.1f} |" in TEXT
-    simulated = avx512["baseline"]["seconds_per_step"]["32"]
-    real = recorded("earlier_commit")
-    assert real["environment"]["hardware"]["cpu"].startswith("AMD EPYC")
-    assert f"the Xeon takes {simulated:.1f} seconds for a step" in WORDS
-    assert f"an EPYC took {real['seconds']['now']:.1f} seconds" in WORDS
-    fast, baseline = (recorded(f"{run}/result")["seconds"] / 60 for run in ("fast-cifar10", "baseline-cifar10-shards"))
-    for run in ("fast-cifar10", "baseline-cifar10-shards"):
-        assert recorded(f"{run}/environment")["hardware"]["cpu"].startswith("AMD EPYC")
-    assert f"took {fast:.1f} minutes with `fast`, and {baseline:.1f} minutes with `baseline` in two processes" in WORDS
-    times = (
-        (amx["quick"]["minutes"], "1.2 minutes | not measured | 7 minutes", avx2["quick"]["minutes"]),
-        (amx["fast"]["minutes"], f"4.2 minutes | {fast:.0f} minutes | 27 minutes", avx2["fast"]["minutes"]),
-        (amx["baseline"]["minutes"], f"34 minutes | {baseline:.0f} minutes | 2.3 hours", avx2["baseline"]["minutes"]),
-    )
-    for first, row, last in times:
-        assert row in README
-        shown = row.split(" | ")
-        assert float(shown[0].split()[0]) == pytest.approx(first, rel=0.05)
-        assert float(shown[2].split()[0]) * (60 if "hours" in shown[2] else 1) == pytest.approx(last, rel=0.05)
+        minutes = [f"{times[recipe]['minutes']:.1f}" for times in (amx, avx512, avx2)]
+        assert f"| `{recipe}` | {' | '.join(minutes)} |" in TEXT
+    assert f"| `accurate` | not measured | {avx512['accurate']['minutes']:.0f} | not measured |" in TEXT
+    assert recorded("recipe_time_avx512")["environment"]["hardware"]["cpu"] == "AMD EPYC"
+    assert recorded("fast-cifar10/environment")["hardware"]["cpu"] == "AMD EPYC"
+    assert f"`fast` took {recorded('fast-cifar10/result')['seconds'] / 60:.1f} minutes when it was recorded" in WORDS
+    for recipe in ("quick", "fast", "baseline"):
+        (row,) = re.findall(rf"^\| `{recipe}`.*$", README, flags=re.MULTILINE)
+        for shown, times in zip(row.strip("|").split("|")[2:], (amx, avx512, avx2), strict=True):
+            number, unit = shown.split()
+            assert float(number) * (60 if unit == "hours" else 1) == pytest.approx(times[recipe]["minutes"], rel=0.05)
 
 
 def test_the_accuracy_of_the_fastest_plan_is_recorded() -> None:

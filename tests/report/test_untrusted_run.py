@@ -222,14 +222,35 @@ def test_arrays_of_other_images_than_those_of_the_data_are_refused(
     )
     copy_of.interpretation.unlink()
     line = refused("report", "--run", copy_of.path)
-    assert f"{path} is not of this run: it holds values of shape [" in line and line.isprintable()
+    assert f"{path} does not belong to this run: its shape is [" in line and line.isprintable()
+
+
+@pytest.mark.parametrize("name", ["predictions", "training_margins"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_arrays_that_are_not_finite_are_refused(copy_of: RunFolder, refused: Refused, name: str, value: float) -> None:
+    path: Path = getattr(copy_of, name)
+    arrays = copy_of.read_arrays(path)
+    arrays["logits" if name == "predictions" else "margins"].flat[3] = value
+    copy_of.write_arrays(path, **arrays)
+    copy_of.interpretation.unlink()
+    line = refused("report", "--run", copy_of.path)
+    assert str(path) in line and "has values that are not finite" in line
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8", "g", ">f4"])
-def test_logits_of_another_precision_or_byte_order_are_converted(copy_of: RunFolder, dtype: str) -> None:
+def test_logits_of_another_precision_or_byte_order_are_refused(
+    copy_of: RunFolder, refused: Refused, dtype: str
+) -> None:
     arrays = copy_of.read_arrays(copy_of.predictions)
     copy_of.write_arrays(copy_of.predictions, **{**arrays, "logits": arrays["logits"].astype(dtype)})
-    assert main(["report", "--run", str(copy_of.path)]) == 0
+    assert "logits is not an array of float32" in refused("report", "--run", copy_of.path)
+
+
+def test_a_header_of_an_array_that_is_not_python_is_refused(copy_of: RunFolder, refused: Refused) -> None:
+    header = b"{'descr': (\n"
+    with zipfile.ZipFile(copy_of.predictions, "w") as archive:
+        archive.writestr("logits.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    assert str(copy_of.predictions) in refused("report", "--run", copy_of.path)
 
 
 def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(copy_of: RunFolder, refused: Refused) -> None:

@@ -163,7 +163,7 @@ def misclassified(draw: st.DrawFn) -> Misclassified:
         images=draw(arrays.arrays(np.uint8, (count, 4, 4, 3))),
         labels=draw(labels),
         predictions=draw(labels),
-        probabilities=draw(arrays.arrays(np.float32, (count, len(classes)))),
+        probabilities=draw(arrays.arrays(np.float32, (count, len(classes)), elements=st.floats(0, 1, width=32))),
         classes=classes,
     )
 

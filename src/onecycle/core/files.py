@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tokenize import TokenError
 
 from onecycle.core.errors import InputError, OnecycleError, StorageError
 from onecycle.core.regular_files import open_regular
@@ -20,6 +21,7 @@ _DAMAGE_ERRORS = (
     AttributeError,
     LookupError,
     RuntimeError,  # from zipfile and torch, and, as RecursionError, from deeply nested JSON
+    TokenError,  # from the header of an array
     TypeError,
     ValueError,
     zipfile.BadZipFile,

@@ -119,10 +119,11 @@ def _array(value: Any, dtype: Any, where: str) -> Any:
     import numpy as np  # imported late, because it would delay the start of every command
 
     expected = np.dtype(get_args(dtype)[0])
-    if not isinstance(value, np.ndarray) or value.dtype.kind != expected.kind:
+    if not isinstance(value, np.ndarray) or value.dtype != expected:
         raise ValueError(f"{where} is not an array of {expected}")
-    with np.errstate(over="ignore"):  # a number that is too large becomes infinite
-        return value.astype(expected, copy=False)  # it may have another size or byte order
+    if expected.kind == "f" and not np.isfinite(value).all():
+        raise ValueError(f"{where} has values that are not finite")
+    return value
 
 
 def _require_shape(value: Any, shape: Shape, where: str, sizes: dict[str, int]) -> None:

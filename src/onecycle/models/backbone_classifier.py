@@ -1,4 +1,4 @@
-"""A pretrained backbone with a new head: the network of the recipe `transfer`."""
+"""A pretrained backbone with a new last layer: the network of the recipe `transfer`."""
 
 from typing import Self
 
@@ -13,9 +13,9 @@ from onecycle.models.model_composite import ModelComposite
 class Head(ModelComposite):
     """What is trained: the last layers of a backbone, which are `tuned`, and a new linear layer on their pooled map.
 
-    Maps the output of the frozen layers `[B,c,h,w]` to logits `[B,classes]`. `tuned` gives a map `[B,channels,h,w]`,
-    and `nn.Identity()` tunes nothing. The tuned layers stay in evaluation mode, so their batch norm keeps the
-    statistics of the images that the backbone was trained on: a few images would give bad ones.
+    Maps the output of the frozen layers `[B,c,h,w]` to logits `[B,classes]`. `tuned` gives a map `[B,channels,h,w]`. It
+    is `nn.Identity()` if only the linear layer is trained. The tuned layers stay in evaluation mode, so their batch
+    norm keeps the statistics of the images that the backbone was trained on: a few images would give bad ones.
     """
 
     def __init__(self, tuned: nn.Module, channels: int, classes: int) -> None:
@@ -74,7 +74,7 @@ class BackboneClassifier(ModelComposite):
     def inputs_of_head(self, images: torch.Tensor) -> torch.Tensor:
         """The output of the frozen layers for `images` `[B,3,S,S]`: `[B,c,h,w]`, or `[B,c,1,1]` if nothing is tuned."""
         maps: torch.Tensor = self.frozen(images)
-        return maps if any(True for _ in self.head.tuned.parameters()) else pooled(maps)
+        return pooled(maps) if isinstance(self.head.tuned, nn.Identity) else maps
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:

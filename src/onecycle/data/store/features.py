@@ -2,7 +2,7 @@
 
 A folder holds the features of one backbone, computed in one way. Each of its files holds the features of a few images,
 by the hash of their pixels. A file is complete and has a checksum, or it does not exist. So a process that is killed
-keeps what it has computed so far. The folders that were used longest ago are removed when all are too large together.
+keeps what it has computed so far.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from onecycle.data.augment.views import Views, digest_of
 from onecycle.storage.checkpoint import load_tensors, save_tensors
 
 IMAGES_PER_FILE = 64
-MOST_BYTES = 4 * 2**30  # of all folders; the one in use may be larger
+MOST_BYTES = 4 * 2**30  # of all folders; those in use may be larger
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 """Computes the features `[V,c,h,w]` of uint8 images `[V,S,S,3]`."""
@@ -57,18 +57,19 @@ class FeatureCache:
         """
         folder = self._folder(views)
         digests = [digest_of(image) for image in images]
+        with suppress(OSError):
+            os.utime(folder)  # now it is the last to be removed
         found = _read(folder, set(digests))
         first = {digest: row for row, digest in reversed(list(enumerate(digests)))}  # an image may occur twice
         missing = sorted(row for digest, row in first.items() if digest not in found)
-        with suppress(OSError):
-            os.utime(folder)  # it is the last to be removed
         if missing:
             start(len(missing))
         problem: str | None = None
         for place in range(0, len(missing), IMAGES_PER_FILE):
             computed: dict[bytes, torch.Tensor] = {}
             for row in missing[place : place + IMAGES_PER_FILE]:
-                computed[digests[row]] = self._compute(views.of(images[row]))
+                # Contiguous, as they are read again: in another layout, convolutions would round differently.
+                computed[digests[row]] = self._compute(views.of(images[row])).contiguous()
                 advance()
             found |= computed
             if problem is None:
@@ -76,8 +77,6 @@ class FeatureCache:
                     _write(folder, computed)
                 except StorageError as error:
                     problem = str(error)
-        if missing:
-            _remove_oldest(folder)
         return torch.stack([found[digest] for digest in digests]), problem
 
     def _folder(self, views: Views) -> Path:
@@ -85,13 +84,17 @@ class FeatureCache:
         return cache_folder() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _remove_oldest(used: Path) -> None:
-    """Remove the folders beside `used` that were used longest ago, until all have at most `MOST_BYTES` together."""
+def remove_oldest(*, kept: int) -> None:
+    """Remove the features that were used longest ago, until all have at most `MOST_BYTES`. Keep the last `kept` sets."""
     with suppress(OSError):  # another process may remove them, too
-        total = 0
-        for folder in sorted(used.parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True):
-            total += sum(file.stat().st_size for file in folder.iterdir())
-            if total > MOST_BYTES and folder != used:
+        left = MOST_BYTES
+        folders = [path for path in (cache_folder() / "features").iterdir() if path.is_dir()]
+        newest_first = sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for place, folder in enumerate(newest_first):
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            if size <= left or place < kept:
+                left -= size
+            else:
                 shutil.rmtree(folder)
 
 
