@@ -14,10 +14,11 @@ MEASURED_STEPS = 5
 FORWARD_SHARE = 1 / 3  # evaluating an image takes about this part of the time of training with it
 LONG_SECONDS = 20 * 60  # of a run for which the times of the other recipes are printed
 FEWEST_SECONDS = 30  # the time of a shorter run is not printed
-# The time of training with an image by each recipe, relative to the baseline. results/recipe_time.json and
-# results/recipe_time_avx2.json have the measurements. Winograd's algorithm saves most in the baseline.
+# The time of training with an image by each recipe, relative to the baseline. In results/, recipe_time.json,
+# recipe_time_avx512.json and, for float32 with Winograd's algorithm, recipe_time_avx2.json have the measurements.
+# Winograd's algorithm saves most in the baseline. `accurate` was not measured with it.
 RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25, "accurate": 1.4}
-WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43, "accurate": 2.2}
+WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43}
 
 
 class ExpectedTime:
@@ -29,7 +30,7 @@ class ExpectedTime:
 
     def __init__(self, experiment: Experiment) -> None:
         self._config = experiment.config
-        self._by_winograd = bool(experiment.plan.winograd)
+        self._by_winograd = bool(experiment.plan.winograd) and experiment.plan.precision == "float32"
         self._train = experiment.train
         self._swept = batches_of_sweep(experiment.train)
         self._evaluated_pixels = len(experiment.dataset.epoch_evaluation) * experiment.preprocessing.input_size**2
@@ -79,7 +80,7 @@ class ExpectedTime:
 def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool) -> dict[str, float]:
     """The seconds that each faster recipe would take, if `config` takes `seconds`.
 
-    `by_winograd` says whether the compute plan uses Winograd's algorithm.
+    `by_winograd` says whether the compute plan uses Winograd's algorithm in float32.
 
     Empty if `config` changes a setting of its recipe that the time of an image depends on.
     """

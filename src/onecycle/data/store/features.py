@@ -85,7 +85,7 @@ class FeatureCache:
 
 
 def remove_oldest(*, kept: int) -> None:
-    """Remove the features that were used longest ago, until all have at most `MOST_BYTES`. Keep the last `kept` sets."""
+    """Remove the features that were used longest ago, until all have at most `MOST_BYTES`. The newest `kept` stay."""
     with suppress(OSError):  # another process may remove them, too
         left = MOST_BYTES
         folders = [path for path in (cache_folder() / "features").iterdir() if path.is_dir()]
