@@ -463,6 +463,21 @@ def test_the_figures_of_your_own_images_are_recorded() -> None:
     assert (jpegs["recipe"], jpegs["train_images"], jpegs["eval_images"]) == ("quick", 50_000, 10_000)
 
 
+def test_the_accuracies_of_transfer_on_few_photographs_are_recorded() -> None:
+    summary = recorded("transfer")["summary"]
+    for data, shown in (
+        ("signs 5", "hand signs, 5 of each"),
+        ("signs 20", "hand signs, 20 of each"),
+        ("cats and dogs", "cats and dogs, 96 of each"),
+    ):
+        variants = [summary[f"{data}, {variant}"] for variant in ("transfer", "quick at 32 pixels")]
+        means = " | ".join(f"{100 * variant['mean accuracy']:.1f} %" for variant in variants)
+        assert f"| {shown} | {means} |" in TEXT
+        assert [len(variant["accuracies"]) for variant in variants] == [2, 1 if data == "cats and dogs" else 2]
+    seconds = [variant["median seconds"] for variant in summary.values()]
+    assert f"took {min(seconds):.0f} to {max(seconds):.0f} seconds from the command to the report" in WORDS
+
+
 def test_the_figures_of_fitted_recipes_are_recorded() -> None:
     names = {
         "two classes of CIFAR-10": "cifar10-automobile-horse",
