@@ -2,8 +2,8 @@
 
 For each layer and pass (output, input gradient, weight gradient), the script measures the rate of PyTorch's convolution
 (oneDNN) and of the Winograd kernels, both channels-last: on float32 maps and, where the CPU has instructions for
-bfloat16, on bfloat16 maps, too. A rate counts the operations of a direct convolution, so Winograd's algorithm, which
-needs fewer, may exceed the peak. The peak is the rate of a large float32 matrix product. The memory bandwidth is that
+bfloat16, on bfloat16 maps, too. A rate counts the operations of a direct convolution. Winograd's algorithm needs
+fewer, so it may exceed the peak. The peak is the rate of a large float32 matrix product. The memory bandwidth is that
 of a large copy. Measurements alternate, and the median counts.
 
 --cpu limits PyTorch and the kernels to older instructions, as in step_time.py.

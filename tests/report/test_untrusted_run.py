@@ -222,7 +222,7 @@ def test_arrays_of_other_images_than_those_of_the_data_are_refused(
     )
     copy_of.interpretation.unlink()
     line = refused("report", "--run", copy_of.path)
-    assert f"{path} does not belong to this run: its shape is [" in line and line.isprintable()
+    assert f"{path} does not belong to this run: it has the shape [" in line and line.isprintable()
 
 
 @pytest.mark.parametrize("name", ["predictions", "training_margins"])

@@ -140,8 +140,8 @@ def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> 
 def _require_shape(path: Path, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise InputError(
-            f"{path} does not belong to this run: its shape is {list(values.shape)}, and that of the run's data is "
-            f"{list(shape)}; restore the file"
+            f"{path} does not belong to this run: it has the shape {list(values.shape)} instead of {list(shape)}; "
+            "restore the file"
         )
 
 
