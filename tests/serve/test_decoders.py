@@ -190,6 +190,16 @@ def test_an_image_that_takes_too_long_does_not_affect_other_requests(impatient: 
     assert requests.get(impatient.url + "health", timeout=10).json()["requests"] == 0
 
 
+def test_processes_that_are_ended_again_while_they_end_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async def end() -> None:
+        for _ in range(5):
+            async with running() as decoders:
+                await asyncio.gather(*(decoders.stop() for _ in range(200)))
+
+    run(end())
+    assert caplog.messages == []
+
+
 def test_a_signal_stops_the_service_while_an_image_is_decoded() -> None:
     def post() -> None:
         with suppress(requests.ConnectionError):

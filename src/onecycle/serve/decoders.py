@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
@@ -15,6 +16,7 @@ from onecycle.serve.decoder import READY, REQUEST, RESPONSE
 from onecycle.serve.limits import Limits
 
 PROCESSES = 2
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only the second, which ends a process as well
 
 
 class Decoders:
@@ -134,5 +136,7 @@ class Decoders:
 def _end(process: Process) -> None:
     assert process.stdin
     process.stdin.close()
-    with suppress(ProcessLookupError):  # it has already ended
-        process.kill()
+    if process.returncode is None:
+        # Not `process.kill()`, which would take the exit status of an ended process away from asyncio's watcher.
+        with suppress(OSError):  # it has already ended
+            os.kill(process.pid, SIGKILL)
