@@ -1,4 +1,7 @@
-"""Tests of Muon. Its orthogonalized steps are compared with a singular value decomposition, and the others with SGD."""
+"""Tests of Adam against PyTorch's, and of Muon against a singular value decomposition and SGD."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from onecycle.train.optimizers import Muon, orthogonalized
+from onecycle.train.optimizers import Adam, Muon, orthogonalized
 
 
 def with_singular_values(rows: int, columns: int, values: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -73,3 +76,38 @@ def test_parameters_without_a_gradient_do_not_change() -> None:
     parameter = nn.Parameter(torch.ones(2))
     Muon([{"params": [parameter]}], lr=0.1).step()
     assert torch.equal(parameter, torch.ones(2))
+
+
+def test_adam_takes_the_same_steps_as_pytorchs_and_reads_its_state() -> None:
+    def step(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, seed: int) -> None:
+        optimizer.zero_grad()
+        (parameter * torch.randn(7, 5, generator=torch.Generator().manual_seed(seed))).sum().backward()
+        optimizer.step()
+
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 35).view(7, 5)) for _ in range(2))
+    adam, reference = Adam([ours]), torch.optim.Adam([theirs])
+    for seed in range(3):
+        step(adam, ours, seed)
+        step(reference, theirs, seed)
+        assert torch.equal(ours, theirs)
+    assert str(adam.state_dict()) == str(reference.state_dict())
+    restored = Adam([theirs])
+    restored.load_state_dict(reference.state_dict())
+    step(adam, ours, 3)
+    step(restored, theirs, 3)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_training_does_not_import_pytorchs_compiler(optimizer: str) -> None:
+    program = (
+        "import sys; from onecycle.core.config import Config; from onecycle.run.build import assemble\n"
+        "from onecycle.train.loop import fit\n"
+        "e = assemble(Config(data='digits', limit=200, network='whitened_convnet', widths=(8, 8, 8), epochs=2,\n"
+        f"    batch_size=50, optimizer='{optimizer}', augmentation='batched', lr_min=0.001, lr_max=0.01))\n"
+        "fit(e.model, e.optimizer, e.train, e.evaluation, epochs=1, lr_min=0.001, lr_max=0.01, plan=e.plan)\n"
+        "e.optimizer.load_state_dict(e.optimizer.state_dict())\n"
+        "print({'torch._dynamo', 'sympy'} & sys.modules.keys())"
+    )
+    completed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert completed.stdout == "set()\n"

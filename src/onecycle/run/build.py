@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from onecycle.compute import autotune, hardware
 from onecycle.compute.autotune import Choice
@@ -34,7 +34,7 @@ from onecycle.models import (
 from onecycle.models.backbones import Backbone, build
 from onecycle.predict.predictor import Predictor
 from onecycle.run.initial_weights import InitialWeights, with_digest
-from onecycle.train.optimizers import Muon
+from onecycle.train.optimizers import Adam, Muon
 from onecycle.train.single_images import require_trainable
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
-"""Muon for convolution filters, with SGD for all other parameters."""
+"""Adam, and Muon for convolution filters, with SGD for all other parameters."""
 
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -30,7 +31,30 @@ def orthogonalized(matrix: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
     return x.T if tall else x
 
 
-class Muon(Optimizer):
+class EagerOptimizer(Optimizer):
+    """An optimizer that is never compiled.
+
+    PyTorch wraps the methods of its optimizers so that its compiler leaves them alone. The wrappers import the
+    compiler, which takes three seconds. Here the methods are not wrapped.
+    """
+
+    add_param_group = unwrap(Optimizer.add_param_group)
+    zero_grad = unwrap(Optimizer.zero_grad)
+    state_dict = unwrap(Optimizer.state_dict)
+    load_state_dict = unwrap(Optimizer.load_state_dict)
+
+
+class Adam(EagerOptimizer, torch.optim.Adam):
+    """PyTorch's Adam, never compiled. The numbers are the same."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients."""
+        assert closure is None, "closures are not supported"
+        unwrap(torch.optim.Adam.step)(self)
+
+
+class Muon(EagerOptimizer):
     """SGD with Nesterov momentum. Parameter groups with `orthogonalize` take orthogonalized steps.
 
     `orthogonalize` is the precision of the orthogonalization, "bfloat16" or "float32". In these groups a parameter
