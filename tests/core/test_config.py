@@ -66,6 +66,7 @@ def test_quick_and_fast_end_at_learning_rate_zero_and_augment_whole_batches() ->
         ("padding", -1, "at least 0"),
         ("cutout", -1, "at least 0"),
         ("bias_lr_scale", 0.0, "a positive number"),
+        ("network_sha256", "a" * 64, "unset without a network of your own"),
     ],
 )
 def test_wrong_values_of_options_of_the_other_recipes_are_refused(field: str, value: object, allowed: str) -> None:

@@ -380,6 +380,8 @@ class Config(  # in reverse order: the fields of the last base class come first 
             self._require("augmentation", self.augmentation == "batched", "batched with a pretrained network")
         else:
             self._require_defaults("a network that is not pretrained", PretrainedNetworkConfig())
+        if not is_own_network(self.network):
+            self._require("network_sha256", self.network_sha256 is None, "unset without a network of your own")
         is_last = not self.sizes or self.sizes[-1] == self.size or "sizes" in self.from_data
         self._require("sizes", is_last, f"sizes that end with --size; use --sizes {self.size}, or several")
         if self.optimizer == "adam":
