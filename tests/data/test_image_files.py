@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,3 +228,13 @@ def test_a_webp_whose_decoder_would_need_too_much_memory_is_refused() -> None:
     Image.new("L", (8000, 8000)).save(buffer, "WEBP", quality=0, method=0)
     with pytest.raises(InputError, match="8000×8000 pixels; the limit is 60,000,000 pixels"):
         open_image(buffer.getvalue(), "image.webp")
+
+
+def test_decoders_of_formats_that_are_not_read_are_not_even_imported() -> None:
+    program = (
+        "import sys; from onecycle.data.image_files import InputError, open_image, suffixes\n"
+        "try:\n    open_image(b'%!PS-Adobe', 'a.eps')\nexcept InputError as error:\n    print(error)\n"
+        "print({'.jpg', '.tif', '.webp'} <= suffixes() and 'PIL.EpsImagePlugin' not in sys.modules)"
+    )
+    completed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert completed.stdout == "a.eps: not an image (10 bytes); replace or remove it\nTrue\n"

@@ -5,6 +5,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from onecycle.data.decoding_cost import require_few_passes, require_few_values, 
 # runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care:
 # a megabyte of JPEG 2000 may take minutes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+# Pillow's modules that read them. A JPEG with several images is an MPO.
+_PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Pcx", "Png", "Ppm", "Psd", "Qoi", "Sgi", "Tga", "Tiff", "WebP")
 HEIF = "HEIF"  # the format of phones, which `pillow_heif` reads if it is installed
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "needs pillow-heif: run pip install 'onecycle[heic]'"
@@ -49,6 +52,8 @@ SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholde
 @functools.cache
 def formats() -> tuple[str, ...]:
     """The image formats that are read with the installed packages, by Pillow's names."""
+    for plugin in _PLUGINS:  # otherwise Pillow would import all of its plugins, which takes longer
+        import_module(f"PIL.{plugin}ImagePlugin")
     if find_spec("pillow_heif") is None:
         return FORMATS
     import pillow_heif
@@ -62,7 +67,7 @@ def formats() -> tuple[str, ...]:
 def suffixes() -> frozenset[str]:
     """The suffixes of supported image files, in lower case, with the dot."""
     read = {*formats(), "MPO"}  # Pillow registers no reader for MPO, because it opens MPO files as JPEG
-    return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in read)
+    return frozenset(suffix for suffix, format in Image.EXTENSION.items() if format in read)
 
 
 def has_image_suffix(name: str) -> bool:
@@ -227,7 +232,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
 
     The crop to the center is reported if it removes more than half of the image.
     """
-    expected = Image.registered_extensions().get(Path(name).suffix.lower())  # a row of a table has no suffix
+    expected = Image.EXTENSION.get(Path(name).suffix.lower())  # a row of a table has no suffix
     format = "JPEG" if image.format == "MPO" else image.format
     transparent = image.has_transparency_data and image.mode not in _DEEP
     hides_all = transparent and _hides_all(image)
