@@ -1,10 +1,10 @@
 """Compare the duration of a training step of the current code with its duration at an earlier commit.
 
 The current code and the earlier commit each run in one process. Both train the custom ResNet on real batches, which a
-worker augments, with the compute plan that is fastest on this machine. In every round, each takes one turn. Which goes
-first alternates from round to round. A ratio is the duration of a step now divided by its duration at the earlier
-commit, in the same round. The script needs git and a checkout of the repository. Each commit runs its own version of
-this script, so the earlier commit must have the script.
+worker augments, with the compute plan that is fastest on this machine, without kernels that the earlier commit does not
+have. In every round, each takes one turn. Which goes first alternates from round to round. A ratio is the duration of a
+step now divided by its duration at the earlier commit, in the same round. The script needs git and a checkout of the
+repository. Each commit runs its own version of this script, so the earlier commit must have the script.
 """
 
 import argparse
@@ -36,6 +36,7 @@ LR = 1e-4
 HERE = Path(__file__).resolve().parents[1]
 SCRIPT = Path("benchmarks/earlier_commit.py")
 OLDER_FIELDS = {"im2col_gemm": "small_map_products", "amx": "matrix_unit"}  # names up to commit 91a7a1f
+PLANS = ("compute/plan.py", "acceleration.py")  # the module of the compute plan, now and up to commit 85575b8
 
 
 def main() -> int:
@@ -60,6 +61,8 @@ def main() -> int:
             print(f"earlier_commit: {options.commit} has no {SCRIPT}; give a later --commit", file=sys.stderr)
             return 2
         plan = assemble(replace(BASELINE, data=options.data, batch_size=options.batch_size)).plan
+        if "winograd:" not in code_of_plan(Path(folder)):
+            plan = replace(plan, winograd=())
         seconds = take_turns({"earlier": Path(folder), "now": HERE}, plan, options)
     ratios = [now / earlier for earlier, now in zip(seconds["earlier"], seconds["now"], strict=True)]
     interval = estimate(ratios).interval_95
@@ -100,9 +103,14 @@ def take_turns(trees: dict[str, Path], plan: ComputePlan, options: argparse.Name
 
 def plan_for(tree: Path, plan: ComputePlan) -> dict[str, Any]:
     """`plan` as JSON, with the field names of the package in `tree`."""
-    has_current_names = "class ComputePlan" in (tree / "src" / "onecycle" / "compute" / "plan.py").read_text()
-    older = {} if has_current_names else OLDER_FIELDS
-    return {older.get(name, name): value for name, value in plan.to_json().items()}
+    older = {} if "class ComputePlan" in code_of_plan(tree) else OLDER_FIELDS
+    return {older.get(name, name): value for name, value in plan.to_json().items()}  # without `winograd` if it is empty
+
+
+def code_of_plan(tree: Path) -> str:
+    """The source code of the compute plan in `tree`."""
+    paths = (tree / "src" / "onecycle" / name for name in PLANS)
+    return next(path for path in paths if path.exists()).read_text()
 
 
 def serve(plan: ComputePlan, options: argparse.Namespace) -> None:
