@@ -641,6 +641,13 @@ def test_the_cost_of_shards_is_recorded() -> None:
     assert record["ratio"] <= 1.01 and record["interval_95"][1] <= 1.01
 
 
+def test_the_step_before_and_after_the_rooms_is_recorded() -> None:
+    record = recorded("step_before_rooms")
+    assert f"A step takes {record['ratio']:.2f} times as long as before" in WORDS
+    low, high = record["interval_95"]
+    assert 0.99 <= low <= high <= 1.01
+
+
 def test_the_figures_of_killed_nodes_are_recorded() -> None:
     record = recorded("on_ray")
     study, images = record["study"], record["images"]
