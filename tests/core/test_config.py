@@ -224,6 +224,13 @@ def test_a_value_of_the_wrong_type_is_refused_naming_field_and_value(field: str,
         Config.from_json({field: value})
 
 
+@pytest.mark.parametrize("field", ["out", "data", "labels", "init", "network"])
+@pytest.mark.parametrize("value", ["a\0b", "a\ud800b.py:c"])
+def test_text_that_no_path_can_have_is_refused(field: str, value: str) -> None:
+    with pytest.raises(InputError, match=f"--{field} is .*; it must be without characters that no path can have"):
+        Config.from_json({field: value})
+
+
 def test_a_value_of_the_right_type_must_be_allowed_too() -> None:
     with pytest.raises(InputError, match="--epochs is 0; it must be at least 1"):
         Config.from_json({"epochs": 0})

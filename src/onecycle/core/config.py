@@ -1,6 +1,7 @@
 """The configuration of a run, in groups of options. `recipes` defines the named configurations."""
 
 import json
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -42,6 +43,13 @@ def is_backbone(name: str) -> bool:
     return _BACKBONE.fullmatch(name) is not None
 
 
+def _can_be_in_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can have
+        return False
+
+
 # Groups are neither compared nor printed, and creating methods for that would delay the start of every command.
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class _Group:
@@ -49,8 +57,10 @@ class _Group:
 
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
-            if not fits(getattr(self, field), hint):
+            value = getattr(self, field)
+            if not fits(value, hint):
                 self._require(field, False, in_words(hint))
+            self._require(field, _can_be_in_path(str(value)), "without characters that no path can have")
 
     def _require(self, field: str, holds: bool, allowed: str) -> None:
         if not holds:
