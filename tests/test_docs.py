@@ -14,8 +14,8 @@ from PIL import Image
 
 import onecycle
 from onecycle import cli
-from onecycle.core.config import FromData
 from onecycle.core.older_records import with_current_names
+from onecycle.core.option_groups import FromData
 from onecycle.core.recipes import QUICK, fitted
 from onecycle.data import load_dataset
 from onecycle.data.readers.entries import MOST_ENTRIES

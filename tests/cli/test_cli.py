@@ -11,17 +11,16 @@ import pytest
 from rich.console import Console
 
 from onecycle.cli import app, main
-from onecycle.core.config import (
-    GROUPS,
+from onecycle.core.config import GROUPS, Config
+from onecycle.core.errors import InputError
+from onecycle.core.option_groups import (
     BatchedAugmentationConfig,
-    Config,
     OpenConfig,
     OptimizationConfig,
     PretrainedNetworkConfig,
     RobustnessConfig,
     WhitenedNetworkConfig,
 )
-from onecycle.core.errors import InputError
 from onecycle.core.recipes import QUICK
 from onecycle.core.signals import Interrupted
 

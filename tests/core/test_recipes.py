@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecycle.core.config import SMALLEST_SIZE, Config, FromData
+from onecycle.core.config import Config
+from onecycle.core.option_groups import SMALLEST_SIZE, FromData
 from onecycle.core.recipes import (
     BASELINE,
     ENOUGH_STEPS,

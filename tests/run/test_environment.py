@@ -11,8 +11,8 @@ import pytest
 
 from onecycle.compute import hardware
 from onecycle.compute.plan import ComputePlan
-from onecycle.core.config import DataConfig
 from onecycle.core.errors import InputError
+from onecycle.core.option_groups import DataConfig
 from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 

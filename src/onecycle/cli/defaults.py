@@ -9,8 +9,9 @@ from typing import Any, get_args
 from cyclopts import App
 from cyclopts.config import Dict
 
-from onecycle.core.config import Config, FromData
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.option_groups import FromData
 from onecycle.core.own_network import require_consent
 from onecycle.core.recipes import BASELINE, RECIPES
 from onecycle.distributed import job

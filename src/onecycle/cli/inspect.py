@@ -11,7 +11,7 @@ from rich.table import Table
 
 from onecycle.cli.app import app
 from onecycle.cli.options import OwnNetwork, Run
-from onecycle.core.config import RecipeName
+from onecycle.core.option_groups import RecipeName
 from onecycle.core.recipes import RECIPES
 
 

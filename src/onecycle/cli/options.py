@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from onecycle.core.config import (
+from onecycle.core.config import Config
+from onecycle.core.errors import InputError
+from onecycle.core.option_groups import (
     AugmentationConfig,
     BatchedAugmentationConfig,
     ComputeConfig,
-    Config,
     DataConfig,
     NetworkConfig,
     OpenConfig,
@@ -21,7 +22,6 @@ from onecycle.core.config import (
     TrainingConfig,
     WhitenedNetworkConfig,
 )
-from onecycle.core.errors import InputError
 
 _GROUPS = {
     name: Group(name, sort_key=number)

@@ -21,9 +21,9 @@ from onecycle.compute.kernels import amx, native
 from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
 from onecycle.compute.plan import ChannelPairs, ComputePlan, release_memory, require_device
 from onecycle.core.cache import cache_folder, create_folder
-from onecycle.core.config import Device, Precision
 from onecycle.core.errors import StorageError
 from onecycle.core.files import InUseError, locked, replacing
+from onecycle.core.option_groups import Device, Precision
 from onecycle.models import ModelComposite
 
 BUDGET_SECONDS = 5.0  # for all measurements on a CPU, unless a pass over `MOST_IMAGES` takes longer

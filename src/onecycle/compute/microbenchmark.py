@@ -102,7 +102,8 @@ class Microbenchmark:
         with plan.autocast():
             output: torch.Tensor = layer(images)
         if output.requires_grad:  # not if the convolution is frozen and the first layer
-            # With `output.backward(gradient)`, PyTorch would import its compiler, which takes seconds.
+            # The product makes the gradient dense, as in training. `output.backward(gradient)` would do so, too, but
+            # PyTorch would then import its compiler, which takes seconds.
             (output * torch.ones_like(output)).sum().backward()  # type: ignore[no-untyped-call]
         return time.perf_counter() - started
 

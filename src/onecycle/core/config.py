@@ -1,340 +1,32 @@
-"""The configuration of a run, in groups of options. `recipes` defines the named configurations."""
+"""The configuration of a run: all groups of options in one object. `recipes` defines the named configurations."""
 
 import json
-import os
-import re
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.older_records import with_current_names
+from onecycle.core.option_groups import (
+    AugmentationConfig,
+    BatchedAugmentationConfig,
+    ComputeConfig,
+    DataConfig,
+    NetworkConfig,
+    OpenConfig,
+    OptimizationConfig,
+    OutputConfig,
+    PretrainedNetworkConfig,
+    RobustnessConfig,
+    TrainingConfig,
+    WhitenedNetworkConfig,
+)
 from onecycle.core.own_network import is_own_network
 from onecycle.core.regular_files import read_regular
-from onecycle.core.validated import fits, in_words
+from onecycle.core.validated import OptionGroup
 
-PADDING = 4  # pixels
-CUTOUT = 8  # pixels
 _MOST_BYTES = 2**20  # of a saved configuration, which has less than 2**11
-LARGEST_SIZE = 1024  # pixels; a network of larger images would need many GiB
-WIDEST = 4096  # channels
-MOST_WORKERS = 1024
-MOST_STEPS = 1_000_000  # epochs, and images per step
-SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
-
-EFFICIENTNET_LITE0 = "efficientnet_lite0"
-_BACKBONE = re.compile(rf"{EFFICIENTNET_LITE0}|timm:[\w.]+")
-
-RecipeName = Literal["baseline", "quick", "fast", "accurate", "transfer"]
-IncludedNetwork = Literal["custom_resnet", "whitened_convnet", "pretrained"]
-Activation = Literal["relu", "hardswish"]
-OptimizerName = Literal["adam", "muon", "sgd"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "float32", "bfloat16"]
-AugmentationKind = Literal["albumentations", "batched"]
-Flip = Literal["random", "alternating"]
-FromData = Literal["batch_size", "epochs", "sizes"]
-
-
-def is_backbone(name: str) -> bool:
-    """Whether `name` has the form of a backbone's name. A network of timm cannot be a path or an address."""
-    return _BACKBONE.fullmatch(name) is not None
-
-
-def _can_be_in_path(text: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can have
-        return False
-
-
-# Groups are neither compared nor printed, and creating methods for that would delay the start of every command.
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class _Group:
-    """Base class of the option groups. It checks that every value has the type of its field."""
-
-    def __post_init__(self) -> None:
-        for field, hint in typing.get_type_hints(type(self)).items():
-            value = getattr(self, field)
-            if not fits(value, hint):
-                self._require(field, False, in_words(hint))
-            self._require(field, _can_be_in_path(str(value)), "without characters that no path can have")
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            option = "--" + field.replace("_", "-")
-            raise InputError(f"{option} is {getattr(self, field)!r}; it must be {allowed}")
-
-    def _require_at_most(self, most: int, *names: str) -> None:
-        for field in names:
-            value = getattr(self, field)
-            values = value if isinstance(value, tuple) else (value,)
-            self._require(field, all(each <= most for each in values), f"at most {most:,}")
-
-    def _require_positive(self, *names: str) -> None:
-        for field in names:
-            self._require(field, getattr(self, field) >= 1, "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class DataConfig(_Group):
-    """The data set and its splits."""
-
-    data: str = "cifar10"
-    """cifar10, another name, auto (else digits), or a path."""
-
-    coarse: bool = False
-    """Use the 20 coarse classes of CIFAR-100."""
-
-    labels: str | None = None
-    """CSV file with the label of each image; none reads the folders."""
-
-    size: int = 32
-    """Height and width to which images are resized."""
-
-    validation: int = 0
-    """Evaluate on this many training images, not on the test set."""
-
-    limit: int | None = None
-    """Use only this many images of each split."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_positive("size")
-        self._require_at_most(LARGEST_SIZE, "size")
-        self._require("validation", self.validation >= 0, "at least 0")
-        self._require("limit", self.limit is None or self.limit >= 1, "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class TrainingConfig(_Group):
-    """The recipe, the schedule and the seed."""
-
-    recipe: RecipeName = "baseline"
-    """Sets the defaults of all other options."""
-
-    epochs: int = 24
-    """Passes over the training set."""
-
-    batch_size: int = 512
-    """Images per step."""
-
-    lr_max: float | None = None
-    """Learning rate at the peak; by default from the LR finder."""
-
-    lr_min: float | None = None
-    """Lowest learning rate; by default from the LR finder."""
-
-    class_weights: bool = False
-    """Weight the loss to balance the classes."""
-
-    seed: int = 0
-    """Seed of all random numbers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_positive("epochs", "batch_size")
-        self._require_at_most(MOST_STEPS, "epochs", "batch_size")
-        infinity = float("inf")
-        self._require("lr_max", self.lr_max is None or 0 < self.lr_max < infinity, "a positive number")
-        self._require("lr_min", self.lr_min is None or 0 <= self.lr_min < infinity, "a number of at least 0")
-        if self.lr_min is not None and self.lr_max is not None:
-            self._require("lr_min", self.lr_min <= self.lr_max, f"at most --lr-max, which is {self.lr_max}")
-        self._require("seed", 0 <= self.seed < 2**64, "from 0 to below 2**64")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class OptimizationConfig(_Group):
-    """Details of the optimizer, the schedule and the loss."""
-
-    optimizer: OptimizerName = "adam"
-    """The optimizer; muon uses SGD for all parameters but filters, and the custom ResNet needs adam."""
-
-    bias_lr_scale: float = 1
-    """Learning rate of the norms' biases, relative to that of the other parameters that SGD trains."""
-
-    peak_fraction: float = 5 / 24
-    """Fraction of all steps before the learning rate peaks."""
-
-    label_smoothing: float = 0
-    """Fraction of each label that is spread over all classes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("bias_lr_scale", 0 < self.bias_lr_scale < float("inf"), "a positive number")
-        self._require("peak_fraction", 0 <= self.peak_fraction < 1, "from 0 to below 1")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to below 1")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class NetworkConfig(_Group):
-    """Which network is trained, and how it is evaluated at the end."""
-
-    network: str = "custom_resnet"
-    """custom_resnet, whitened_convnet, or your own: module:function or file.py:function."""
-
-    init: str | None = None
-    """Start from the weights of a run, of a file, or shipped."""
-
-    test_time_augmentation: bool = False
-    """Also evaluate with test-time augmentation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        included = typing.get_args(IncludedNetwork)
-        is_network = self.network in included or is_own_network(self.network)
-        self._require("network", is_network, f"{', '.join(included)}, or your own as module:function")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class PretrainedNetworkConfig(_Group):
-    """Options of the pretrained network only."""
-
-    backbone: str = EFFICIENTNET_LITE0
-    """The pretrained backbone: efficientnet_lite0, or timm:NAME for a network of timm."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(
-            "backbone", is_backbone(self.backbone), f"{EFFICIENTNET_LITE0}, or timm:NAME for a network of timm"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class WhitenedNetworkConfig(_Group):
-    """Options of the whitened network only."""
-
-    widths: tuple[int, ...] = (64, 256, 256)
-    """Channels of the three groups of the network."""
-
-    whitening: bool = True
-    """Whiten images with frozen filters in the first layer; otherwise train its filters."""
-
-    whitening_epochs: int | None = None
-    """Train the first layer's biases for this many epochs; all epochs by default."""
-
-    activation: Activation = "relu"
-    """The activation after each convolution."""
-
-    residual: bool = False
-    """Add a third convolution to each group, and a skip connection around the last two."""
-
-    dirac: bool = True
-    """Initialize convolutions as the identity (Dirac) instead of at random."""
-
-    sizes: tuple[int, ...] = ()
-    """Train on images of these sizes in turn, each for an equal number of steps; the last must equal --size."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("widths", len(self.widths) == 3 and min(self.widths) >= 1, "three numbers of channels")
-        self._require_at_most(WIDEST, "widths")
-        self._require_at_most(LARGEST_SIZE, "sizes")
-        self._require("whitening_epochs", self.whitening_epochs is None or self.whitening_epochs >= 0, "at least 0")
-        is_large = all(size >= SMALLEST_SIZE for size in self.sizes)
-        self._require("sizes", is_large, f"sizes of at least {SMALLEST_SIZE} pixels")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class AugmentationConfig(_Group):
-    """How training images are augmented."""
-
-    augmentation: AugmentationKind = "albumentations"
-    """Augment each image in worker processes, or whole batches."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class BatchedAugmentationConfig(_Group):
-    """Options of the batched augmentation. With albumentations, only the defaults are allowed."""
-
-    padding: int = PADDING
-    """Pixels added on each side before the random crop."""
-
-    cutout: int = CUTOUT
-    """Side of the square that is filled with the mean color; 0 fills none."""
-
-    flip: Flip = "random"
-    """Mirror half of the images at random, or every image in alternating epochs."""
-
-    brightness: float = 0
-    """Largest change of brightness, as a fraction of the full range."""
-
-    contrast: float = 0
-    """Largest relative change of contrast."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("padding", "cutout"):
-            self._require(field, getattr(self, field) >= 0, "at least 0")
-        self._require_at_most(LARGEST_SIZE, "padding", "cutout")
-        for field in ("brightness", "contrast"):
-            self._require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class RobustnessConfig(_Group):
-    """How training images resemble the images that the network will meet."""
-
-    degraded: float = 0
-    """Fraction of the training images to degrade in each epoch: by JPEG compression, blur or noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("degraded", 0 <= self.degraded <= 1, "from 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class ComputeConfig(_Group):
-    """Where and how a run computes: device, precision, processes and shards."""
-
-    device: Device = "auto"
-    """auto is the GPU, if any."""
-
-    precision: Precision = "auto"
-    """auto is the faster one."""
-
-    workers: int = 1
-    """Processes that run albumentations."""
-
-    shards: int = 1
-    """Split each batch into this many shards, which processes share."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("workers", self.workers >= 0, "at least 0")
-        self._require_at_most(MOST_WORKERS, "workers")
-        self._require_positive("shards")
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class OutputConfig(_Group):
-    """What a run writes, and where."""
-
-    report: bool = True
-    """Write an HTML report at the end."""
-
-    tensorboard: bool = False
-    """Write TensorBoard files while training."""
-
-    out: Path = Path("runs")
-    """Where to create the run folder."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class OpenConfig(_Group):
-    """What a run works out before it starts. The configuration in a run folder leaves nothing open."""
-
-    from_data: tuple[FromData, ...] = ()
-    """Options that nobody has set, whose values follow from the data: see `recipes.fitted`."""
-
-    init_sha256: str | None = None
-    """The SHA-256 of the weights that `init` leads to."""
-
-    network_sha256: str | None = None
-    """The SHA-256 of the source file of an own network."""
-
 
 GROUPS = (
     DataConfig,
@@ -398,7 +90,7 @@ class Config(  # in reverse order: the fields of the last base class come first 
             self._require("bias_lr_scale", self.bias_lr_scale == 1, "1 with adam")
             self._require("whitening_epochs", self.whitening_epochs is None, "unset with adam")
 
-    def _require_defaults(self, reason: str, defaults: _Group) -> None:
+    def _require_defaults(self, reason: str, defaults: OptionGroup) -> None:
         for field, value in vars(defaults).items():
             self._require(field, getattr(self, field) == value, f"{value} with {reason}")
 

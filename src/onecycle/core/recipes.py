@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from onecycle.core.config import SMALLEST_SIZE, Config, OpenConfig
+from onecycle.core.config import Config
+from onecycle.core.option_groups import SMALLEST_SIZE, OpenConfig
 
 BASELINE = Config()
 """The recipe of docs/specification.md: custom ResNet, CIFAR-10, batch size 512, 24 epochs with the peak at epoch 5."""

@@ -11,6 +11,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
+from onecycle.core.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -140,3 +142,38 @@ def _require_shape(value: Any, shape: Shape, where: str, sizes: dict[str, int]) 
 def _shortened(value: object) -> str:
     text = repr(value)  # escapes what cannot be printed
     return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+# Groups are neither compared nor printed, and creating methods for that would delay the start of every command.
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class OptionGroup:
+    """Base class of the option groups. It checks that every value has the type of its field."""
+
+    def __post_init__(self) -> None:
+        for field, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, field)
+            if not fits(value, hint):
+                self._require(field, False, in_words(hint))
+            self._require(field, _can_be_in_path(str(value)), "without characters that a path cannot have")
+
+    def _require(self, field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            option = "--" + field.replace("_", "-")
+            raise InputError(f"{option} is {getattr(self, field)!r}; it must be {allowed}")
+
+    def _require_at_most(self, most: int, *names: str) -> None:
+        for field in names:
+            value = getattr(self, field)
+            values = value if isinstance(value, tuple) else (value,)
+            self._require(field, all(each <= most for each in values), f"at most {most:,}")
+
+    def _require_positive(self, *names: str) -> None:
+        for field in names:
+            self._require(field, getattr(self, field) >= 1, "at least 1")
+
+
+def _can_be_in_path(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can have
+        return False

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from onecycle.core.config import LARGEST_SIZE
+from onecycle.core.option_groups import LARGEST_SIZE
 from onecycle.core.validated import Between, Fraction, validated
 
 # At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Self, get_args
 
 import torch
 
-from onecycle.core.config import EFFICIENTNET_LITE0, WIDEST, Activation, Config, IncludedNetwork
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.option_groups import EFFICIENTNET_LITE0, WIDEST, Activation, IncludedNetwork
 from onecycle.core.own_network import is_own_network
 from onecycle.core.validated import Between, validated
 from onecycle.models import backbones

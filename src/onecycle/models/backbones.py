@@ -14,8 +14,8 @@ from torch import nn
 
 from onecycle.core import extras
 from onecycle.core.cache import cache_folder, create_folder
-from onecycle.core.config import EFFICIENTNET_LITE0, is_backbone
 from onecycle.core.errors import InputError, OnecycleError
+from onecycle.core.option_groups import EFFICIENTNET_LITE0, is_backbone
 from onecycle.models.efficientnet_lite import CHANNELS, MEAN, STD, EfficientNetLite0
 from onecycle.storage.checkpoint import load_tensors, save_tensors, weights_digest
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from onecycle.core.config import SMALLEST_SIZE, Activation
 from onecycle.core.errors import InputError
+from onecycle.core.option_groups import SMALLEST_SIZE, Activation
 from onecycle.models.model_composite import ModelComposite
 from onecycle.models.residual import Residual
 from onecycle.models.whitening import whitening_filters

@@ -11,8 +11,9 @@ from onecycle.compute import autotune, hardware
 from onecycle.compute.autotune import Choice
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.plan import ComputePlan, require_device
-from onecycle.core.config import ComputeConfig, Config, DataConfig, RobustnessConfig, TrainingConfig
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError
+from onecycle.core.option_groups import ComputeConfig, DataConfig, RobustnessConfig, TrainingConfig
 from onecycle.core.own_network import is_own_network
 from onecycle.core.recipes import fitted
 from onecycle.data import Dataset, ImageSet, load_dataset

@@ -16,9 +16,9 @@ from typing import Any
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import native
 from onecycle.compute.plan import ComputePlan
-from onecycle.core.config import DataConfig
 from onecycle.core.errors import InputError
 from onecycle.core.files import reading
+from onecycle.core.option_groups import DataConfig
 from onecycle.data import Dataset
 from onecycle.data.readers.loading import is_path
 from onecycle.distributed import job

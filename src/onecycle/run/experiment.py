@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from onecycle.compute import hardware
-from onecycle.core.config import Config, OutputConfig
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked
+from onecycle.core.option_groups import OutputConfig
 from onecycle.core.own_network import require_consent
 from onecycle.core.signals import Interruption, watched
 from onecycle.distributed import consistency, process_group

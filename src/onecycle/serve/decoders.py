@@ -137,6 +137,6 @@ def _end(process: Process) -> None:
     assert process.stdin
     process.stdin.close()
     if process.returncode is None:
-        # Not `process.kill()`, which would take the exit status of an ended process away from asyncio's watcher.
+        # In Python 3.11 and 3.12, `process.kill()` takes the exit status of an ended process away from asyncio.
         with suppress(OSError):  # it has already ended
             os.kill(process.pid, SIGKILL)

@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.core.config import Config, NetworkConfig
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError, StorageError
 from onecycle.core.files import locked, reading, replacing, writing
 from onecycle.core.older_records import existing, with_current_names
+from onecycle.core.option_groups import NetworkConfig
 from onecycle.core.own_network import option_of
 from onecycle.core.regular_files import make_folder, open_regular, read_regular
 from onecycle.core.validated import validated

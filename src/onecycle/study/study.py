@@ -14,10 +14,11 @@ from typing import Any, Self, get_args
 from rich.console import Console
 
 from onecycle.compute import hardware
-from onecycle.core.config import Config, FromData
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
+from onecycle.core.option_groups import FromData
 from onecycle.core.own_network import option_of, require_consent
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular

@@ -32,10 +32,10 @@ def orthogonalized(matrix: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
 
 
 class EagerOptimizer(Optimizer):
-    """An optimizer that is never compiled.
+    """An optimizer for eager code. Do not use it inside `torch.compile`.
 
-    PyTorch wraps the methods of its optimizers so that its compiler leaves them alone. The wrappers import the
-    compiler, which takes three seconds. Here the methods are not wrapped.
+    PyTorch wraps the methods of its optimizers for its compiler. The wrappers import the compiler, which takes seconds.
+    Here the methods are not wrapped.
     """
 
     add_param_group = unwrap(Optimizer.add_param_group)
@@ -45,7 +45,7 @@ class EagerOptimizer(Optimizer):
 
 
 class Adam(EagerOptimizer, torch.optim.Adam):
-    """PyTorch's Adam, never compiled. The numbers are the same."""
+    """PyTorch's Adam, for eager code. The numbers are the same."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.core.config import CUTOUT, PADDING
+from onecycle.core.option_groups import CUTOUT, PADDING
 from onecycle.data.augment.image_random import ImageRandom
 
 # One image is too little work for several threads, and OpenCV's threads would compete with training for the cores.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onecycle.core.config import CUTOUT, PADDING, Flip
+from onecycle.core.option_groups import CUTOUT, PADDING, Flip
 from onecycle.data.preprocessing import constant
 
 # Constants in the seeds of this module's random streams. They make these streams differ from each other and from the
