@@ -197,7 +197,7 @@ def test_processes_that_are_ended_again_while_they_end_cause_no_warning(caplog: 
                 await asyncio.gather(*(decoders.stop() for _ in range(200)))
 
     run(end())
-    assert caplog.messages == []
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_a_signal_stops_the_service_while_an_image_is_decoded() -> None:
