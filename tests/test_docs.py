@@ -643,7 +643,7 @@ def test_the_cost_of_shards_is_recorded() -> None:
 
 def test_the_step_before_and_after_the_rooms_is_recorded() -> None:
     record = recorded("step_before_rooms")
-    assert f"A step takes {record['ratio']:.2f} times as long as before" in WORDS
+    assert f"neither slower nor faster: it takes {record['ratio']:.2f} times as long" in WORDS
     low, high = record["interval_95"]
     assert 0.99 <= low <= high <= 1.01
 
