@@ -140,7 +140,7 @@ def _batch_size(recipe: Config, images: int, size: int, *, shards: int) -> int:
 
 
 def explained(asked: Config, config: Config, images: int) -> str | None:
-    """One line that says what `fitted` changed when it made `config` of `asked`, and why. None if nothing changed."""
+    """One line that says how `config`, the result of `fitted`, differs from `asked`, and why. None if they agree."""
     values = ((field, getattr(config, field), getattr(RECIPES[config.recipe], field)) for field in asked.from_data)
     changes = [
         f"--{field.replace('_', '-')} {_in_words(value)} instead of {_in_words(usual)}"

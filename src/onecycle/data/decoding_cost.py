@@ -44,10 +44,10 @@ def require_few_values(content: bytes) -> None:
 
 
 def require_small_parts(content: bytes, most_pixels: int) -> None:
-    """Check the sizes of all images in a HEIC file, of which a picture may be a part.
+    """Check the size of every image in a HEIC file. A picture may be one of them, or a part of one.
 
     Raises:
-        ValueError: when one has more than `most_pixels`.
+        ValueError: when an image has more than `most_pixels` pixels.
     """
     for width, height in _EXTENTS.findall(content):
         pixels = int.from_bytes(width, "big") * int.from_bytes(height, "big")

@@ -54,7 +54,8 @@ def calibrate_run(
     second = RunFolder(folder.calibration)
     with locked(folder.path):
         fitted = folder.read_result().calibration
-        if fitted is None or second.is_complete:  # the second network is removed last
+        # The second network is removed last. If it is still there, an earlier call was interrupted.
+        if fitted is None or second.is_complete:
             fitted = _fit(folder, second, console, data, network)
         second.discard()
     return fitted

@@ -44,5 +44,5 @@ def test_names_change_no_fingerprint_and_must_be_as_many_as_images() -> None:
     named = ImageSet(pixels, labels, ("a", "b"), names=ImageNames.of(["x", "y"]))
     assert named.fingerprint == ImageSet(pixels, labels, ("a", "b")).fingerprint
     assert list(named.subset(np.array([1])).names or ()) == ["y"]
-    with pytest.raises(ValueError, match="3 names of 2 images"):
+    with pytest.raises(ValueError, match="3 names, but 2 images"):
         ImageSet(pixels, labels, ("a", "b"), names=ImageNames.of("xyz"))

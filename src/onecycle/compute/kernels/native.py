@@ -35,7 +35,7 @@ _FLAGS = [*FLAGS, "-shared", "-march=native"]
 if platform.machine() == "x86_64":
     _FLAGS.append("-mprefer-vector-width=512")
 if platform.system() == "Darwin":
-    # Apple's clang has no OpenMP library. When they are loaded, the kernels find the library that comes with PyTorch.
+    # Apple's clang has no OpenMP library. The loaded kernels find the library that comes with PyTorch.
     _FLAGS = ["-O3", "-fPIC", "-shared", "-mcpu=native", "-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
 
 

@@ -39,7 +39,7 @@ class ImageNames(Sequence[str]):
         text.tobytes().decode(*_ENCODING)
         names = cls(text)
         if len(names) != count:
-            raise ValueError(f"it has {len(names)} names of {count} images")
+            raise ValueError(f"it has {len(names)} names, but {count} images")
         return names
 
     @cached_property

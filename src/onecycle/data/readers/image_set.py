@@ -50,7 +50,7 @@ class ImageSet:
                 f"they must be int64 [{len(self.images)}], one for each image"
             )
         if self.names is not None and len(self.names) != len(self.images):
-            raise ValueError(f"there are {len(self.names)} names of {len(self.images)} images")
+            raise ValueError(f"there are {len(self.names)} names, but {len(self.images)} images")
         require_class_names(self.classes)
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(

@@ -145,7 +145,7 @@ def decode_square(file: Encoded, size: int) -> NDArray[np.uint8] | Unreadable:
 
 
 def unusable(source: Path, problems: Sequence[str], images: int) -> InputError:
-    """The error that `problems` are those of the `images` images of `source`."""
+    """The error to raise for the data set `source` of `images` images, some of which have `problems`."""
     more = f", and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
     return InputError(
         f"{source}: {len(problems)} of {images:,} images cannot be used: {'; '.join(problems[:_LISTED])}{more}; "

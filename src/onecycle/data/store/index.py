@@ -178,7 +178,11 @@ def _splits_below(listing: Listing, top: Parts) -> set[str | None]:
 
 
 def _single_top(listing: Listing, around: set[Parts]) -> Parts:
-    """The only one of the folders `around` the splits."""
+    """The folder with the splits, if `around` has only this one.
+
+    Raises:
+        InputError: when there are several, or images outside of it.
+    """
     if len(around) > 1:
         tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
         raise InputError(f"{listing.source}: train/ and test/ occur in several places ({tops}); keep one pair")

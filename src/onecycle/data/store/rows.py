@@ -54,7 +54,7 @@ class RowSets:
     files: Sequence[Path]  # all files that are read
     classes: tuple[str, ...]
     by_split: Mapping[str, Rows]
-    name: str | None = None  # as in `Sets`, like the next two
+    name: str | None = None  # this and the next two fields are those of `Sets`
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
