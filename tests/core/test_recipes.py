@@ -116,7 +116,7 @@ def test_the_last_batch_is_one_that_the_lr_finder_uses() -> None:
 def test_one_line_says_what_was_chosen_and_why() -> None:
     config = asked("quick", ("batch_size", "sizes"), size=64, epochs=3)
     assert explained(config, fitted(config, 1_650), 1_650) == (
-        "The values of quick are for 50,000 images of 32 pixels; for 1,650 of 64, this run takes "
+        "The values of quick are for 50,000 images of 32 pixels; for 1,650 images of 64 pixels, this run uses "
         "--batch-size 124 instead of 1000, --sizes 48 56 64 instead of 24 28 32"
     )
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.stats import binomtest
 
 from onecycle.core.statistics import (
     accuracy_by_class,
@@ -86,11 +87,11 @@ def test_the_interval_of_an_accuracy_contains_the_accuracy(images: int, data: st
     assert 0 <= low <= correct / images <= high <= 1
 
 
-def test_the_interval_of_an_accuracy_is_wilsons() -> None:
-    share, images, z = 0.9295, 10_000, 1.959964
-    center = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
-    assert accuracy_interval(9295, images) == pytest.approx((center - half, center + half))
+@given(st.integers(1, 20_000), st.data())
+def test_the_interval_of_an_accuracy_is_wilsons(images: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, images))
+    expected = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    assert accuracy_interval(correct, images) == pytest.approx((expected.low, expected.high))
 
 
 def test_two_networks_that_are_right_on_the_same_images_do_not_differ() -> None:

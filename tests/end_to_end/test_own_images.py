@@ -89,8 +89,8 @@ def test_values_that_nobody_names_fit_the_images_and_are_recorded(
     options = "--recipe quick --widths 8 8 8 --size 16 --epochs 2 --no-report"
     assert main(["train", "--data", str(photos), *options.split(), "--out", str(tmp_path / "first")]) == 0
     line = (
-        "The values of quick are for 50,000 images of 32 pixels; for 67 of 16, this run takes --batch-size 34 instead "
-        "of 1000, --sizes 12 14 16 instead of 24 28 32"
+        "The values of quick are for 50,000 images of 32 pixels; for 67 images of 16 pixels, this run uses "
+        "--batch-size 34 instead of 1000, --sizes 12 14 16 instead of 24 28 32"
     )
     assert line in " ".join(capsys.readouterr().out.split())
     (run,) = map(RunFolder, (tmp_path / "first").iterdir())

@@ -563,7 +563,7 @@ def test_an_interrupted_run_with_the_same_configuration_is_mentioned(tmp_path: P
     killed = killed_after_its_first_epoch(tmp_path / "out")
     outcome = onecycle("train", *OPTIONS, *RATES, "--out", tmp_path / "out")
     assert outcome.code == 0
-    mention = f"This run was interrupted earlier; `onecycle train --resume {killed.path}` continues it."
+    mention = f"An identical run was interrupted earlier; `onecycle train --resume {killed.path}` continues it."
     assert mention in outcome.out
     assert killed.checkpoint.exists(), "the interrupted run is unchanged"
     other = onecycle("train", *OPTIONS, *RATES, "--seed", "1", "--out", tmp_path / "out")

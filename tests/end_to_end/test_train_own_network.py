@@ -180,7 +180,7 @@ def test_a_run_whose_code_is_missing_or_changed_says_so_in_one_line(
         ):
             assert main([*command, "--network", network]) == 2
             (line,) = capsys.readouterr().err.splitlines()
-            expected = "restore this code" if change == "changed" else f"there is no file {file}; check the name"
+            expected = "restore that code" if change == "changed" else f"there is no file {file}; check the name"
             assert line.endswith(expected)
     finally:
         file.write_text(original)

@@ -185,7 +185,7 @@ def test_with_a_validation_set_only_everything_says_validation(
     assert folder.read_result().evaluated_on == folder.read_result().epoch_evaluated_on == "validation"
     report = folder.report.read_text()
     assert "of 12 validation images were classified correctly" in report and "test images" not in report
-    assert "The diagram shows the same images, so the error on others may be larger." in report
+    assert "The diagram shows the same images, so the error on other images may be larger." in report
 
 
 def test_the_report_of_a_run_without_recorded_splits_is_as_before(run: RunFolder, tmp_path: Path) -> None:

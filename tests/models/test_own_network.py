@@ -149,7 +149,7 @@ def test_an_architecture_of_an_own_network_needs_its_code(code: Path) -> None:
     with pytest.raises(InputError, match="the code of anything:small is missing; add --network anything:small"):
         architecture.build(10, 16)
     code.write_text(CODE + "# changed\n")
-    with pytest.raises(InputError, match="and the network was trained with .*; restore this code"):
+    with pytest.raises(InputError, match="and the network was trained with .*; restore that code"):
         architecture.build(10, 16, OwnNetwork.load(f"{code}:small"))
 
 

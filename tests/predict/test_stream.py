@@ -317,7 +317,7 @@ def test_files_in_folders_that_are_not_images_are_named_on_standard_error(
         "onecycle: left out 2 files .cr2, not an image format that is read "
         f"({tmp_path}/IMG_2.CR2, {tmp_path}/a/IMG_1.CR2)",
         f"onecycle: left out 1 file without a suffix such as .jpg ({tmp_path}/no)",
-        f"onecycle: left out 1 link to a folder around it ({tmp_path}/a/around)",
+        f"onecycle: left out 1 link to a folder that contains it ({tmp_path}/a/around)",
         f"onecycle: left out 1 link without a target ({tmp_path}/a/gone)",
     ]
 

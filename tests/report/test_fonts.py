@@ -88,7 +88,7 @@ def test_one_line_names_the_letters_that_no_font_has(
         save_png(matrix(*classes), tmp_path / "matrix.png")
     assert capfd.readouterr().err == (
         "plots show boxes for 猫, because no installed font has these letters; install one that has them, for example "
-        "of the Noto fonts\n"
+        "a Noto font\n"
     )
     assert caplog.records == []
 

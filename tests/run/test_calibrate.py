@@ -132,7 +132,7 @@ def test_train_names_the_command_that_calibrates(tmp_path: Path, capsys: pytest.
     options = ["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "my runs")]
     assert main(["train", *options]) == 0
     (path,) = (tmp_path / "my runs").iterdir()
-    line = f"Its probabilities are not calibrated; `onecycle calibrate --run '{path}'` does that"
+    line = f"The probabilities are not calibrated; `onecycle calibrate --run '{path}'` calibrates them"
     assert line in capsys.readouterr().out.splitlines()
 
 

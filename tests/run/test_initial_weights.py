@@ -73,7 +73,7 @@ def test_with_the_same_classes_all_weights_and_the_normalization_are_loaded(weig
     assert experiment.config.init_sha256 == digest
     assert line_of(experiment) == (
         f"Starts from {weights} (SHA-256 {digest[:12]}…) with all weights; the normalization is that of its training "
-        "images, which converts every image to gray"
+        "images, and every image is converted to gray"
     )
 
 

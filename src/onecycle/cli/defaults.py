@@ -1,4 +1,4 @@
-"""Fill in the options that the command line does not give: from a recipe, a saved configuration or a run."""
+"""Fill in missing options from a recipe, a saved configuration or a run."""
 
 import os
 import re
@@ -49,7 +49,8 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     elif "--config" in given:
         if "--recipe" in given:
             raise InputError("--config includes the recipe; remove --recipe")
-        start = Config.load(Path(os.path.realpath(given["--config"])))  # the user may give a link
+        # `load` refuses links, but the user may give one.
+        start = Config.load(Path(os.path.realpath(given["--config"])))
         if "--init" in given:
             start = replace(start, init_sha256=None)
         if given.get("--network", start.network) != start.network:

@@ -40,7 +40,7 @@ def predict(
 ) -> int:
     """Predict the classes of images: one line per file with the most likely classes and their probabilities.
 
-    A line ends with "unlike anything it was trained on" if the image is.
+    A line ends with "unlike anything it was trained on" if the image does not resemble the training images.
     The exit code is 2 if a file cannot be read; all other files are predicted.
     With --out, repeat the command to resume after an interruption.
 
@@ -137,10 +137,9 @@ def _print_left_out(lines: Iterable[str]) -> None:
 
 
 class _CsvRows:
-    """Writes the rows of a csv writer to standard output.
+    r"""Writes the rows of a csv writer to standard output, with "\n" instead of "\r\n" at the end.
 
-    A row ends with a line feed. The csv writer must end it with a carriage return, too, because before Python 3.13 it
-    quotes a name with a carriage return only then.
+    The csv writer itself must use "\r\n". With "\n", before Python 3.13, it would not quote a name that contains "\r".
     """
 
     def write(self, row: str) -> None:
@@ -164,7 +163,7 @@ def _writer(form: Form, top: int) -> Callable[[Path, "Prediction"], None]:
         print(printable(path), *ranked, *unlike, sep="\t")
 
     def row(path: Path, prediction: "Prediction") -> None:
-        # A program that reads the table needs the exact name.
+        # Escape control characters only on a terminal: a program that reads the table needs the exact name.
         name_of_file = without_controls(str(path)) if sys.stdout.isatty() else path
         ranked = (value for name, probability in prediction.top(top) for value in (name, f"{probability:.6f}"))
         known = "" if prediction.in_distribution is None else json.dumps(prediction.in_distribution)

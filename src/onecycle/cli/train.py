@@ -44,23 +44,23 @@ def train(
     resume
         Resume the interrupted run in this folder.
     allow_code_changes
-        Resume it although onecycle's code has changed.
+        Resume although onecycle's code has changed.
     processes
-        Processes on this machine, which share the --shards.
+        Processes on this machine; they share the --shards.
     """
     if processes != 1 and not job.is_part():
         from onecycle.distributed.launch import launch
 
         return launch(processes, settings.config().shards)
     if allow_code_changes and not resume:
-        raise InputError("--allow-code-changes is for resuming a run; add --resume RUN, or leave it out")
+        raise InputError("--allow-code-changes is for resuming a run; add --resume RUN, or remove --allow-code-changes")
     from onecycle.run import experiment
 
     console = Console()
     if resume:
         # If the run folder is on another machine, that machine provides the configuration.
         given = settings.config() if resume.exists() else None
-        network = settings.network.network  # `cli.defaults` has made sure that the user has named an own network
+        network = settings.network.network  # for the user's own network, `cli.defaults` has checked this name
         folder = experiment.resume(resume, console, given, network=network, allow_code_changes=allow_code_changes)
     else:
         folder = experiment.run(settings.config(), console, repeated=config and config.parent)
@@ -69,7 +69,7 @@ def train(
     result = folder.read_result()
     if not result.calibration:
         command = f"onecycle calibrate --run {shlex.quote(str(folder.path))}{option_of(folder.read_config().network)}"
-        console.out(f"Its probabilities are not calibrated; `{command}` does that", highlight=False)
+        console.out(f"The probabilities are not calibrated; `{command}` calibrates them", highlight=False)
     tta = "" if result.tta_accuracy is None else f"{percent(result.tta_accuracy)} with test-time augmentation, "
     validation = "" if result.validation_accuracy is None else f"validation {percent(result.validation_accuracy)}, "
     console.out(
@@ -129,7 +129,7 @@ def study(
     cores
         CPU cores for each run; by default all cores of this machine.
     resume
-        Resume the study in this folder; allows no other option but --engine, --address and --network.
+        Resume the study in this folder. Add only --engine, --address or --network.
     """
     from onecycle.study import study as studies
     from onecycle.study.ray import RayStudyEngine
@@ -148,7 +148,7 @@ def study(
 def calibrate(*, run: Path, network: OwnNetwork = None, data: str | None = None) -> int:
     """Calibrate the probabilities of a finished run. Its predictions stay the same.
 
-    Trains a second network, on nine tenths of the training images, and fits a temperature to the others.
+    Trains a second network on nine tenths of the training images, and fits a temperature to the other tenth.
     This takes about as long as the run. Repeat the command to resume after an interruption.
     A run with validation images has a temperature already.
 

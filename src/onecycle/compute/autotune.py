@@ -26,24 +26,32 @@ from onecycle.core.files import InUseError, locked, replacing
 from onecycle.core.option_groups import Device, Precision
 from onecycle.models import ModelComposite
 
-BUDGET_SECONDS = 5.0  # for all measurements on a CPU, unless a pass over `MOST_IMAGES` takes longer
-MOST_IMAGES = 512  # in one timed pass on a CPU
-FEWEST_IMAGES = 32  # in one timed pass on a CPU; with fewer, fixed costs such as transforming filters would dominate
+# The time limit for all measurements on a CPU. If one pass over `MOST_IMAGES` takes longer, its time is the limit.
+BUDGET_SECONDS = 5.0
+MOST_IMAGES = 512  # a timed pass on a CPU has at most this many images
+# A timed pass of a slow model on a CPU is not cut below this many images. With fewer images, fixed costs such as
+# transforming filters would dominate.
+FEWEST_IMAGES = 32
 PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
-LENIENCY = 0.93  # times `ADVANTAGE` is enough for the native kernels, because they need less memory
+# `ADVANTAGE` is multiplied by this factor if the new plan adds the native kernels. They need less memory, so such a
+# plan is allowed to be slightly slower than the best plan so far.
+LENIENCY = 0.93
 # Measurements are disturbed if the median pass of a plan takes more than this many times as long as its fastest pass.
-# Alone on a machine, the ratio is usually below 1.1. Beside several busy processes it is 1.5 or more, and a good plan
-# may seem hopeless because of one slow pass.
+# On an otherwise idle machine, this ratio is usually below 1.1. Beside several busy processes, the ratio is 1.5 or
+# more, and one slow pass may make a good plan seem hopeless.
 DISTURBED = 1.25
-DISTURBED_SECONDS = 600  # a disturbed choice is reused this long, so that runs that start together compute alike
-# A function of the best plan so far. Its second argument is called with a plan and finds the convolutions that
-# Winograd's algorithm computes faster than this plan.
+DISTURBED_SECONDS = 600  # a disturbed choice is reused this long, so that runs that start together use the same plan
+# A function that returns a changed plan. The first argument is the best plan so far. The second argument is a function
+# that takes a plan and returns the convolutions that Winograd's algorithm computes faster than this plan.
 Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]
 
 
 def _with_winograd(best: ComputePlan, faster_by_winograd: Callable[[ComputePlan], ChannelPairs]) -> ComputePlan:
-    """`best` with Winograd's algorithm for the convolutions where it is faster. Its kernels need channels-last maps."""
+    """`best`, changed to compute a convolution by Winograd's algorithm where this is faster.
+
+    The changed plan is channels-last, because the kernels of Winograd's algorithm need channels-last maps.
+    """
     channels_last = replace(best, channels_last=True)
     winograd = faster_by_winograd(channels_last)
     return replace(channels_last, winograd=winograd) if winograd else best
@@ -114,7 +122,7 @@ class Choice:
 
     @property
     def seconds_per_image(self) -> float:
-        """The time of the chosen plan's forward and backward pass in the last round, for each of its images."""
+        """The time per image of the chosen plan's forward and backward pass, as measured in the last round."""
         last = self.rounds[-1]
         return last.milliseconds[last.best] / 1000 / last.images
 
@@ -193,7 +201,7 @@ def _start(hardware: Hardware, device: Device, precision: Precision) -> tuple[Co
 
 @contextmanager
 def _measuring_alone(folder: Path) -> Iterator[None]:
-    """Inside the block, no other process measures. Of runs that start together, one measures for all.
+    """Inside the block, no other process measures. If several runs start together, one measures for all of them.
 
     If the cache cannot be written, each process measures for itself.
     """
@@ -223,7 +231,10 @@ def _is_possible(plan: ComputePlan, precisions: Sequence[str]) -> bool:
 
 
 def _faster_by_winograd(benchmark: Microbenchmark, plan: ComputePlan, *, images: int) -> ChannelPairs:
-    """The convolutions that are faster by Winograd's algorithm than by `plan`. Where AMX can be used, it is faster."""
+    """The convolutions that Winograd's algorithm computes faster than `plan`.
+
+    Empty if `plan` can use AMX, which is faster than Winograd's algorithm.
+    """
     with_amx = plan.precision == "bfloat16" and amx.is_available()
     if plan.device != "cpu" or not plan.channels_last or with_amx or native.compiled() is None:
         return ()
@@ -260,7 +271,7 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
             except Exception as error:
                 failed[str(challenger)] = type(error).__name__
                 continue
-            # Scaled to the speed of the machine when the round's first plan was measured.
+            # Correct the time for changes in the machine's speed since the round's first plan was measured.
             measured[str(challenger)] = seconds * best_seconds / at_the_same_time
             if wins:
                 best, best_seconds = challenger, measured[str(challenger)]

@@ -94,7 +94,7 @@ def _memory_bytes() -> int:
 
 
 def peak_memory_gib() -> float:
-    """The peak memory of this process so far, in GiB, to about 0.01. 0 if the system does not report it."""
+    """The peak memory of this process so far, in GiB, accurate to about 0.01. 0 if the system does not report it."""
     try:
         # On Linux `getrusage` starts with the peak of the parent process; VmHWM does not.
         status = Path("/proc/self/status").read_text()

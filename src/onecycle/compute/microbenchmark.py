@@ -17,14 +17,15 @@ PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturba
 PASSES_SECONDS = 0.2  # no further pass starts after this time
 HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the time to beat
 IMAGES_COMPARED = 16
-FEWEST_PIXELS = 128 * 4 * 4  # of the maps with which a convolution is timed: 128 tiles of Winograd's algorithm
-MOST_IMAGES = 256  # with which a convolution is timed because its maps are small
+# If `MOST_IMAGES` allows, a convolution is timed on at least this many pixels: 128 tiles of Winograd's algorithm.
+FEWEST_PIXELS = 128 * 4 * 4
+MOST_IMAGES = 256  # a convolution on small maps is timed on at most this many images to reach `FEWEST_PIXELS`
 IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
 # The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
 # because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1
 # or more.
 LARGEST_ERROR = 0.5
-# As a fraction of the largest gradient. Smaller gradients, as of a bias before a norm, are rounding noise.
+# Gradients below this fraction of the largest gradient are rounding noise, for example those of a bias before a norm.
 SMALLEST_GRADIENT = 1e-3
 
 
@@ -41,14 +42,14 @@ class Microbenchmark:
 
     @property
     def spread(self) -> float:
-        """The largest ratio, over plans and numbers of images, of the median timed pass to the fastest. At least 1."""
+        """The largest ratio of median to fastest timed pass, over all plans and numbers of images. At least 1."""
         return max((statistics.median(passes) / min(passes) for passes in self._passes.values()), default=1.0)
 
     def seconds(self, images: int, *plans: ComputePlan) -> list[float]:
         """Time forward and backward passes over `images` images. Returns the seconds of the fastest pass of each plan.
 
-        The plans take turns, so that other load on the machine slows all of them alike. On a CPU, a plan whose first
-        pass takes `HOPELESS` times as long as that of the first plan gets no second pass.
+        The plans take turns, so that other load on the machine slows all of them alike. On a CPU, a plan gets no
+        second pass if its first pass takes more than `HOPELESS` times as long as the first pass of the first plan.
         """
         prepared = [self._prepare(plan) for plan in plans]
         batch = self._batch(images, plans[0].device)
@@ -70,9 +71,9 @@ class Microbenchmark:
     def faster_by_winograd(self, plan: ComputePlan, images: int, *, advantage: float) -> ChannelPairs:
         """The 3×3 convolutions that are more than `advantage` times as fast by Winograd's algorithm as by `plan`.
 
-        Each convolution is timed by itself, forward and backward, on `images` images, or more if its maps are small:
-        on few tiles, transforming the filters would take most of the time. Convolutions with the same channels are
-        added up.
+        Each convolution is timed by itself, forward and backward, on `images` images. If its maps are small, it is
+        timed on more images, because transforming the filters would otherwise take most of the time. The times of
+        convolutions with the same channels are added up.
         """
         totals: dict[tuple[int, int], list[float]] = {}
         for layer, example in self._inputs(plan):
@@ -87,7 +88,7 @@ class Microbenchmark:
         return tuple(pair for pair, (theirs, ours) in totals.items() if ours * advantage < theirs)
 
     def _inputs(self, plan: ComputePlan) -> list[tuple[nn.Conv2d, torch.Tensor]]:
-        """The 3×3 convolutions of the model prepared by `plan`, each with an input of two images."""
+        """Prepare the model with `plan`, and return its 3×3 convolutions. Each comes with its input for two images."""
         prepared, inputs, hooks = self._prepare(plan), [], []
         for layer in prepared.modules():
             if isinstance(layer, FastConv2d) or FastConv2d.replaces(layer):
@@ -101,7 +102,7 @@ class Microbenchmark:
         started = time.perf_counter()
         with plan.autocast():
             output: torch.Tensor = layer(images)
-        if output.requires_grad:  # not if the convolution is frozen and the first layer
+        if output.requires_grad:  # False if the convolution is the first layer and frozen
             # The product makes the gradient dense, as in training. `output.backward(gradient)` would do so, too, but
             # PyTorch would then import its compiler, which takes seconds.
             (output * torch.ones_like(output)).sum().backward()  # type: ignore[no-untyped-call]

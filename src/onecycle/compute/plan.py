@@ -34,11 +34,11 @@ class ComputePlan:
     """
 
     device: str = "cpu"
-    precision: str = "float32"  # of the forward and backward pass; parameters and optimizer are float32
+    precision: str = "float32"  # precision of the forward and backward pass; parameters and optimizer are float32
     channels_last: bool = False
     im2col_gemm: bool = False  # compute convolutions on small maps by im2col and a matrix product
-    native_kernels: bool = False  # batch norm with activation, and max-pooling, in C compiled for this CPU
-    amx: bool = False  # convolutions in C for AMX, the matrix extensions of some x86 CPUs
+    native_kernels: bool = False  # C compiled for this CPU computes max-pooling, and batch norm with activation
+    amx: bool = False  # compute convolutions in C with AMX, the matrix extensions of some x86 CPUs
     winograd: ChannelPairs = ()  # the 3×3 convolutions to compute by Winograd's algorithm, in C
     torch_compile: bool = False
     threads: Annotated[int, Between(1, MOST_THREADS)] | None = None  # None: PyTorch's default
@@ -133,7 +133,7 @@ class ComputePlan:
     def to_json(self) -> dict[str, Any]:
         values = {**asdict(self), "winograd": [list(pair) for pair in self.winograd]}
         if not self.winograd:
-            del values["winograd"]  # as in the plans of runs that began before this field existed
+            del values["winograd"]  # so the plan equals plans that were recorded before this field existed
         return values
 
     @classmethod

@@ -1,1 +1,1 @@
-"""What all other packages use: configuration, recipes, errors, files, signals, caches, metrics and statistics."""
+"""Code that all subpackages share: configuration, recipes, errors, files, signals, caches, metrics and statistics."""

@@ -12,7 +12,7 @@ def cache_folder() -> Path:
     """onecycle's folder in the user's cache. The folder may not exist yet.
 
     Raises:
-        InputError: when the user has no home folder, such as a container's user without a name.
+        InputError: when the user has no home folder, for example in a container whose user ID has no account.
     """
     try:
         folder = platformdirs.user_cache_path("onecycle")
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def create_folder(folder: Path) -> None:
-    """Create `folder`, which is in the cache, and the folders around it. Only this user can open new folders.
+    """Create `folder`, a folder in the cache, and its missing parents. Only this user can open the new folders.
 
     Raises:
         OSError: when a folder cannot be created.
@@ -35,7 +35,7 @@ def create_folder(folder: Path) -> None:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether no other user can write to `folder`, which is in the cache, or replace it.
+    """Whether `folder`, a folder in the cache, is private: no other user can write to it or replace it.
 
     Raises:
         OSError: when `folder` does not exist.

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-# In lower case, not case-folded: "Maße" and "Masse" are two words.
+# Names are compared in lower case. Case folding would make "Maße" and "Masse" equal, but they are two words.
 _IGNORED: Mapping[str, Callable[[str], str]] = {
     "Unicode form": lambda name: unicodedata.normalize("NFC", name),
     "case": str.lower,
@@ -15,7 +15,7 @@ _IGNORED: Mapping[str, Callable[[str], str]] = {
 def require_class_names(names: Iterable[object]) -> tuple[str, ...]:
     """The class names `names`, after checking that they are one or more unique, printable, non-empty strings.
 
-    Printable names have no control characters, which could change a terminal, and no marks that reverse text.
+    Printable names have no control characters and no marks that reverse text. Both could change what a terminal shows.
 
     Raises:
         ValueError: when they are not.
@@ -33,14 +33,14 @@ def require_class_names(names: Iterable[object]) -> tuple[str, ...]:
 
 
 class Alike(NamedTuple):
-    """Two names that look alike, and the words for what they differ in."""
+    """Two names that look alike, and what they differ in, such as "case and spaces"."""
 
     names: tuple[str, str]
     difference: str
 
 
 def find_alike(names: Iterable[str]) -> Alike | None:
-    """Two of the different `names` that look alike, or None."""
+    """Two names in `names` that differ but look alike, or None."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(_looks(name), name)
@@ -51,7 +51,7 @@ def find_alike(names: Iterable[str]) -> Alike | None:
 
 
 def _looks(name: str, but: str | None = None) -> str:
-    """`name` without the differences that are hard to see, except for `but`."""
+    """`name` with all features in `_IGNORED` normalized, except for `but`. Names that look alike become equal."""
     for what, ignore in _IGNORED.items():
         if what != but:
             name = ignore(name)

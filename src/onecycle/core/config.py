@@ -26,7 +26,7 @@ from onecycle.core.own_network import is_own_network
 from onecycle.core.regular_files import read_regular
 from onecycle.core.validated import OptionGroup
 
-_MOST_BYTES = 2**20  # of a saved configuration, which has less than 2**11
+_MOST_BYTES = 2**20  # limit for the size of a saved configuration; a usual one has less than 2**11 bytes
 
 GROUPS = (
     DataConfig,
@@ -44,7 +44,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(  # in reverse order: the fields of the last base class come first in a dataclass
+class Config(  # the groups are in reverse order, because a dataclass puts the fields of its last base first
     OpenConfig,
     OutputConfig,
     ComputeConfig,
@@ -103,7 +103,11 @@ class Config(  # in reverse order: the fields of the last base class come first 
         return {name: value for name, value in self.to_json().items() if name not in _WITHOUT_EFFECT}
 
     def leads_to(self, recorded: "Config") -> bool:
-        """Whether a run that starts with this configuration may be the run that has recorded the other one."""
+        """Whether a run that starts with this configuration can record the configuration `recorded`.
+
+        A run determines open values before it records them: the options in `from_data`, and missing SHA-256 digests.
+        All other values that the result depends on must be equal in both configurations.
+        """
         theirs = recorded.defining_values()
         names: list[str] = list(self.from_data)
         if self.init and not self.init_sha256:
@@ -115,9 +119,9 @@ class Config(  # in reverse order: the fields of the last base class come first 
         return has_same_start and self.defining_values() | worked_out == theirs
 
     def resolved_as(self, recorded: "Config") -> "Config":
-        """`recorded`, which a run of this configuration has recorded, with the values of this one that have no effect.
+        """A copy of `recorded`. Fields that do not change the result have the values of this configuration.
 
-        Other configurations stay as they are.
+        Returns this configuration unchanged if `leads_to(recorded)` is false.
         """
         if not self.leads_to(recorded):
             return self
@@ -166,8 +170,8 @@ class Config(  # in reverse order: the fields of the last base class come first 
             raise InputError(f"{path}: {error}") from error
 
 
-_LISTS = ("widths", "sizes", "from_data")  # in JSON; tuples in a configuration
+_LISTS = ("widths", "sizes", "from_data")  # these fields are lists in JSON, and tuples in a configuration
 
 # These fields do not change the result of a run. `data`, `labels` and `init` only tell where the data set and the
-# weights are: their content is compared by fingerprint and by `init_sha256`.
+# weights are. A fingerprint identifies the content of the data set, and `init_sha256` identifies the weights.
 _WITHOUT_EFFECT = ("data", "labels", "init", "workers", "out", "report", "tensorboard")

@@ -20,8 +20,8 @@ _DAMAGE_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    RuntimeError,  # from zipfile and torch, and, as RecursionError, from deeply nested JSON
-    TokenError,  # from the header of an array
+    RuntimeError,  # zipfile and torch raise it; deeply nested JSON raises its subclass RecursionError
+    TokenError,  # raised when the header of an array is damaged
     TypeError,
     ValueError,
     zipfile.BadZipFile,
@@ -45,10 +45,11 @@ def printable(name: str | Path) -> str:
 
 
 def file_identity(path: Path) -> list[int | str]:
-    """Values that differ after the file at `path` was written or replaced, even by one of equal size and time.
+    """Values that change when the file at `path` is written or replaced, even by a file of equal size and time.
 
     These are its size, modification time, inode and change time. Programs can set the modification time, but not the
-    change time. Windows records no change time, so there it is the sha256 of the content. A link stands for its target.
+    change time. Windows records no change time, so there the only value is the SHA-256 of the content. If `path` is a
+    link, the values are those of its target.
 
     Raises:
         OSError: when the file cannot be read.
@@ -83,7 +84,8 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path, *, keep: Path | None = None, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Yield the path of an empty temporary file beside `path`. If the block succeeds, that file replaces `path`.
 
-    Its name is random, so that no link can wait there. If `path` is a link, the link is replaced, not its target.
+    The temporary name is random, so that nobody can create a link there in advance. If `path` is a link, the link is
+    replaced, not its target.
 
     If the block fails, the temporary file is removed. The content is flushed to disk before the rename. So even after a
     power failure, `path` is either the complete old file or the complete new file. `check` is called with the temporary
@@ -182,8 +184,8 @@ def locked(folder: Path) -> Iterator[None]:
 def waiting_for_lock(path: Path, before_waiting: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`. Wait while another process holds the lock.
 
-    `before_waiting` is called before such a wait. Processes that are forked inside the block share the lock, and it is
-    released when all of them have ended.
+    `before_waiting` is called before such a wait. Processes that are forked inside the block share the lock. If this
+    process is killed, the lock is held until the last forked process has ended.
 
     Raises:
         OSError: when the file cannot be created.

@@ -10,8 +10,9 @@ def percent(share: float, decimals: int = 2, *, unit: str = "%") -> str:
 
 
 def without_controls(text: str) -> str:
-    """`text` with every character that cannot be printed as an escape, such as control characters and marks that
-    reverse text. In a terminal, they could change what is on the screen.
+    """`text` with an escape in place of every character that is not printable.
+
+    Such characters, for example control characters and marks that reverse text, could change what a terminal shows.
     """
     if text.isprintable():
         return text

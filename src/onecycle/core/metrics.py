@@ -9,9 +9,10 @@ CALIBRATION_BINS = 15  # as in Guo et al. 2017
 
 
 def probabilities_of(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """The softmax of logits `[N,C]` divided by `temperature`.
+    """The softmax of `logits / temperature`, for logits `[N,C]`.
 
-    The most likely class is the same at every temperature. In float32, two close probabilities could become equal.
+    The most likely class is the same at every temperature. Only float64 ensures this: in float32, two close
+    probabilities could become equal.
     """
     exponentials = np.exp((logits.astype(np.float64) - logits.max(axis=1, keepdims=True)) / temperature)
     shares: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -30,7 +31,10 @@ def margins_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArra
 def misclassified_by_confidence(
     logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0
 ) -> NDArray[np.int64]:
-    """The indices of incorrect predictions, most confident first, from logits `[N,C]` and labels `[N]`."""
+    """The indices of the misclassified images. The image with the most confident prediction comes first.
+
+    `logits` are `[N,C]`, and `labels` are `[N]`.
+    """
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     return wrong[np.argsort(-probabilities_of(logits[wrong], temperature).max(axis=1), kind="stable")]
 
@@ -91,14 +95,20 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def log_loss(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """The mean of -log of the probability of the label, from probabilities `[N,C]` and labels `[N]`."""
+    """The mean of -log(p) over the images, where p is the probability that the network gives the label.
+
+    `probabilities` are `[N,C]`, and `labels` are `[N]`.
+    """
     of_labels = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(of_labels, np.finfo(np.float64).tiny)).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Mean confidence and accuracy in bins of equal width, from confidence 0 to 1. Both are NaN in empty bins."""
+    """The mean confidence and the accuracy in each bin. Both are NaN in empty bins.
+
+    The bins divide the confidences from 0 to 1 into intervals of equal width.
+    """
 
     counts: NDArray[np.int64]  # [bins]
     confidences: NDArray[np.float64]  # [bins]

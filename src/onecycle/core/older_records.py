@@ -47,6 +47,6 @@ def _with_current_names_in(field: str, value: Any) -> Any:
 
 
 def existing(path: Path) -> Path:
-    """`path`. If no file is there, but one with its older name exists, the path of that file."""
+    """`path`. But if the file exists only under its older name, the path with that name."""
     older = path.with_name(_OLDER_FILES.get(path.name, path.name))
     return older if not path.exists() and older.exists() else path

@@ -1,4 +1,4 @@
-"""The options of a run, in groups with their defaults, and the values that are allowed. `config` puts them together."""
+"""The options of a run in groups, with their defaults and allowed values. `config` combines the groups."""
 
 import re
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Literal, get_args
 from onecycle.core.own_network import is_own_network
 from onecycle.core.validated import OptionGroup
 
-PADDING = 4  # pixels
-CUTOUT = 8  # pixels
-LARGEST_SIZE = 1024  # pixels; a network of larger images would need many GiB
-WIDEST = 4096  # channels
+PADDING = 4  # pixels added on each side of an image
+CUTOUT = 8  # side of the square that is cut out, in pixels
+LARGEST_SIZE = 1024  # pixels; a network for larger images would need many GiB
+WIDEST = 4096  # limit for each number of channels in `widths`
 MOST_WORKERS = 1024
-MOST_STEPS = 1_000_000  # epochs, and images per step
+MOST_STEPS = 1_000_000  # limit for the number of epochs, and for the images per step
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
@@ -31,7 +31,7 @@ FromData = Literal["batch_size", "epochs", "sizes"]
 
 
 def is_backbone(name: str) -> bool:
-    """Whether `name` has the form of a backbone's name. A network of timm cannot be a path or an address."""
+    """Whether `name` has the form of a backbone's name. In `timm:NAME`, NAME cannot be a path or an address."""
     return _BACKBONE.fullmatch(name) is not None
 
 
@@ -40,13 +40,13 @@ class DataConfig(OptionGroup):
     """The data set and its splits."""
 
     data: str = "cifar10"
-    """cifar10, another name, auto (else digits), or a path."""
+    """cifar10, auto (cifar10 or digits), a name, or a path."""
 
     coarse: bool = False
     """Use the 20 coarse classes of CIFAR-100."""
 
     labels: str | None = None
-    """CSV file with the label of each image; none reads the folders."""
+    """CSV file with the label of each image; default: class folders."""
 
     size: int = 32
     """Height and width to which images are resized."""
@@ -133,7 +133,7 @@ class NetworkConfig(OptionGroup):
     """custom_resnet, whitened_convnet, or your own: module:function or file.py:function."""
 
     init: str | None = None
-    """Start from the weights of a run, of a file, or shipped."""
+    """Start from weights: a run, a file, or the word shipped."""
 
     test_time_augmentation: bool = False
     """Also evaluate with test-time augmentation."""
@@ -232,7 +232,7 @@ class BatchedAugmentationConfig(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RobustnessConfig(OptionGroup):
-    """How training images resemble the images that the network will meet."""
+    """How training images are degraded, so that they resemble the images that the network will meet."""
 
     degraded: float = 0
     """Fraction of the training images to degrade in each epoch: by JPEG compression, blur or noise."""
@@ -281,13 +281,13 @@ class OutputConfig(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class OpenConfig(OptionGroup):
-    """What a run works out before it starts. The configuration in a run folder leaves nothing open."""
+    """Open values, which a run determines before it starts. The configuration in a run folder has no open values."""
 
     from_data: tuple[FromData, ...] = ()
-    """Options that nobody has set, whose values follow from the data: see `recipes.fitted`."""
+    """Options that the user has not set. Their values follow from the data: see `recipes.fitted`."""
 
     init_sha256: str | None = None
-    """The SHA-256 of the weights that `init` leads to."""
+    """The SHA-256 of the weights that `init` names."""
 
     network_sha256: str | None = None
-    """The SHA-256 of the source file of an own network."""
+    """The SHA-256 of the source file of the user's own network."""

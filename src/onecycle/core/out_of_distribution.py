@@ -1,16 +1,17 @@
-"""Energy scores: tell images like those of the training set from images of something else.
+"""Energy scores, which distinguish images like those of the training set from images of something else.
 
 The energy score of an image is the logsumexp of its logits. It is high if the network finds strong evidence of any
 class. It is computed from the logits as they are, so it does not depend on the temperature.
 
-Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", section 3, where it is the negative free energy.
+Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", section 3. There it is
+called the negative free energy.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-KEPT = 0.95  # fraction of the evaluated images that the threshold takes for images like those of the training set
-FEWEST = 20  # of fewer images, 5 % is less than one image
+KEPT = 0.95  # fraction of the evaluated images whose energy scores must reach the threshold
+FEWEST = 20  # a threshold needs this many images; 5 % of fewer images would be less than one image
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 """The largest score and threshold that are allowed."""
 
@@ -22,8 +23,9 @@ def energy_scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def energy_threshold_of(logits: NDArray[np.float32]) -> float | None:
-    """The 5 % quantile of the energy scores of images with the logits `[N,C]`, rounded down to one of the scores.
+    """The 5 % quantile of the energy scores of images with the logits `[N,C]`.
 
+    The quantile is rounded down to one of the scores.
     At least the fraction `KEPT` of the images have this score or a higher one. None for fewer than `FEWEST` images.
     """
     if len(logits) < FEWEST:

@@ -1,6 +1,6 @@
-"""The names of networks of the user's own: module:function or file.py:function.
+"""The names of the user's own networks: module:function or file.py:function.
 
-`models.own_network` imports the code that such a name leads to.
+`models.own_network` imports the code that such a name refers to.
 """
 
 import re
@@ -12,7 +12,7 @@ _NAME = re.compile(r"[^\0]{1,300}:[A-Za-z_][\w.]{0,100}")
 
 
 def is_own_network(network: str) -> bool:
-    """Whether `network` names a function of the user's."""
+    """Whether `network` names a function in the user's code."""
     return bool(_NAME.fullmatch(network)) and network.isprintable()
 
 
@@ -22,12 +22,13 @@ def option_of(network: str) -> str:
 
 
 def require_consent(network: str, named: str | None, where: str) -> None:
-    """Check that the user has named the own network that `where`, a run or a file, names, before its code is imported.
+    """Check that the user agrees to import the code of `network`, the network of a run or a file.
 
-    The file may come from someone else, so the name in it is not enough.
+    The run or the file may come from someone else. So the user must give the name of the network, too: `named` is the
+    name that the user gave. The error message calls the run or the file `where`.
 
     Raises:
-        InputError: when `network` is an own network, and not the `named` one.
+        InputError: when `network` is not an included network, and differs from `named`.
     """
     if is_own_network(network) and network != named:
         raise InputError(

@@ -78,7 +78,7 @@ TRANSFER = Config(
 )
 """A network that is pretrained on ImageNet, with a new last layer, for a few hundred photographs of one's own.
 
-Its learning rate is fixed: the LR finder's suits new layers, and is too high for pretrained ones.
+Its learning rate is fixed. The learning rate of the LR finder suits new layers, but is too high for pretrained layers.
 """
 
 RECIPES: Mapping[str, Config] = {
@@ -90,24 +90,31 @@ RECIPES: Mapping[str, Config] = {
 }
 
 MADE_FOR_IMAGES = 50_000  # the training set of CIFAR-10, for which all recipes but `transfer` were made
-MOST_HALVINGS = 3  # of the batch size; a step on still fewer images costs little less and teaches less
-SMALLEST_SHARD = 16  # images of each shard; batch norm needs some
-SMALLEST_LAST_BATCH = 0.25  # of the images of the other batches; the LR finder leaves out a smaller one
-ENOUGH_STEPS = 300  # three times those of the LR finder; half of the recipe's own steps are enough, too
+# The batch size is halved at most this often. With still fewer images, a step takes almost as long, and improves the
+# network less.
+MOST_HALVINGS = 3
+SMALLEST_SHARD = 16  # images per shard; batch norm needs several
+SMALLEST_LAST_BATCH = 0.25  # least size relative to the other batches; the LR finder leaves out a smaller last batch
+ENOUGH_STEPS = 300  # three times the steps of the LR finder
 
 
 def fitted(config: Config, images: int) -> Config:
-    """`config` with values for the options in `from_data` that fit a training set of `images` images.
+    """`config`, with its options in `from_data` fitted to a training set of `images` images.
 
-    A recipe needs steps, so smaller training sets have smaller batches, and very small ones more epochs:
+    A recipe needs enough steps. So smaller training sets get smaller batches, and very small training sets get more
+    epochs:
 
-    - Each time that the images are halved, from `MADE_FOR_IMAGES` on, the batch size is halved, too, but at most
+    - For each halving of the number of images below `MADE_FOR_IMAGES`, the batch size is halved, but at most
       `MOST_HALVINGS` times.
-    - The epochs are doubled until there are more steps than `ENOUGH_STEPS`, or than half of the recipe's own.
-    - A batch of images larger than those of the recipe has no more pixels than one of the recipe. The sizes are scaled.
-    - An epoch has two batches or more. The last has at least `SMALLEST_LAST_BATCH` of the images of the others.
+    - The epochs are doubled until the run has more than `ENOUGH_STEPS` steps, or more than half of the recipe's own
+      steps.
+    - If the images are larger than those of the recipe, a batch has no more pixels than a batch of the recipe. The
+      training sizes (`sizes`) are scaled.
+    - In both reductions of the batch size, each shard keeps at least `SMALLEST_SHARD` images.
+    - An epoch has two batches or more. If the batch size differs from the recipe's, the last batch has at least the
+      fraction `SMALLEST_LAST_BATCH` of the batch size.
 
-    `transfer` was made for few images, so the first two points are not for it.
+    `transfer` was made for few images, so the first two points do not apply to it.
 
     The LR finder takes as many steps as always, but its batches are smaller, too. The number of classes has no
     influence. results/fitted_recipes.json has the measurements.
@@ -122,7 +129,7 @@ def fitted(config: Config, images: int) -> Config:
             epochs *= 2
     if "sizes" in config.from_data:
         scaled = (round(size * config.size / recipe.size) for size in recipe.sizes)
-        sizes = tuple(size for size in scaled if size >= SMALLEST_SIZE)  # others are too small for the network
+        sizes = tuple(size for size in scaled if size >= SMALLEST_SIZE)  # the network cannot take smaller images
     return replace(config, batch_size=batch_size, epochs=epochs, sizes=sizes, from_data=())
 
 
@@ -140,7 +147,10 @@ def _batch_size(recipe: Config, images: int, size: int, *, shards: int) -> int:
 
 
 def explained(asked: Config, config: Config, images: int) -> str | None:
-    """One line that says how `config`, the result of `fitted`, differs from `asked`, and why. None if they agree."""
+    """One line that lists the values that `fitted` changed, with the reason. None if all values are the recipe's own.
+
+    `fitted` was called with `asked`, and returned `config`.
+    """
     values = ((field, getattr(config, field), getattr(RECIPES[config.recipe], field)) for field in asked.from_data)
     changes = [
         f"--{field.replace('_', '-')} {_in_words(value)} instead of {_in_words(usual)}"
@@ -151,8 +161,8 @@ def explained(asked: Config, config: Config, images: int) -> str | None:
         return None
     made_for = "more images" if config.recipe == "transfer" else f"{MADE_FOR_IMAGES:,} images"
     return (
-        f"The values of {config.recipe} are for {made_for} of {RECIPES[config.recipe].size} pixels; for {images:,} of "
-        f"{config.size}, this run takes {', '.join(changes)}"
+        f"The values of {config.recipe} are for {made_for} of {RECIPES[config.recipe].size} pixels; for {images:,} "
+        f"images of {config.size} pixels, this run uses {', '.join(changes)}"
     )
 
 
@@ -169,7 +179,7 @@ def changed_options(config: Config) -> str:
         if name not in left_out and value != recipe[name]
     }
     if config.init:
-        changed["init"] = Path(config.init).name  # where it lies is nobody else's concern
+        changed["init"] = Path(config.init).name  # only the file name, because the path may be private
     return " ".join(
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {_in_words(value)}"
         for name, value in changed.items()

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-# Windows has neither flag. There, only the check before opening remains.
+# Windows has neither O_NOFOLLOW nor O_NONBLOCK. There, only `_refuse_link` protects against links.
 _SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -42,7 +42,7 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes; the limit is {most_bytes:,}")
-        return file.read(size)  # `read(most_bytes)` would allocate that many
+        return file.read(size)  # `read(most_bytes)` would allocate `most_bytes`, even for a small file
 
 
 def make_folder(path: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-FORWARDED_SECONDS = 2.0  # a second signal within this time is ignored: a launcher may have forwarded the first
+# With several processes, a second signal within this time is ignored: a launcher may have forwarded the first.
+FORWARDED_SECONDS = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,7 +51,7 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop: a signal has arrived, or, with several processes, all have agreed to stop."""
+        """Whether to stop. One process stops when a signal has arrived, several processes when all have agreed."""
         return (self._agreed if self._together else self._number) is not None
 
     def check(self) -> None:
@@ -96,7 +97,7 @@ def watched() -> Iterator[Interruption]:
     before = {
         number: signal.signal(number, _watching._take)
         for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN  # background jobs of a shell ignore SIGINT
+        if signal.getsignal(number) is not signal.SIG_IGN  # a background job ignores SIGINT, and must go on ignoring it
     }
     try:
         yield _watching

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest
-from scipy.stats import t as student
 
 FEWEST_FOR_INTERVAL = 5  # with fewer values, an estimate has no interval
 
@@ -43,6 +41,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     std = statistics.stdev(values) if len(values) > 1 else None
     interval = None
     if std is not None and len(values) >= FEWEST_FOR_INTERVAL:
+        from scipy.stats import t as student  # loaded here: it takes a second, and training does not need it
+
         half = float(student.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5
         interval = mean - half, mean + half
     return Estimate(values=tuple(values), mean=mean, std=std, interval_95=interval)
@@ -95,8 +95,13 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
 
     Source: Wilson 1927, "Probable Inference".
     """
-    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = statistics.NormalDist().inv_cdf(0.975)
+    accuracy = correct / images
+    center = accuracy + z**2 / (2 * images)
+    half = z * ((accuracy * (1 - accuracy) + z**2 / (4 * images)) / images) ** 0.5
+    scale = 1 + z**2 / images
+    low, high = (center - half) / scale, (center + half) / scale
+    return (low if correct else 0.0), (high if correct < images else 1.0)  # exact at the ends, in spite of rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ class DifferenceByImage:
 def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
     """Compare two networks by McNemar's exact test. Both arguments are bool `[N]`: which predictions are correct.
 
-    The test uses only the images that exactly one network gets right. The number of those that our network gets right
+    The test uses only the images that exactly one network gets right. Of these, the number that our network gets right
     follows a binomial distribution. Its Clopper-Pearson interval gives the interval of the difference.
 
     Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
@@ -132,6 +137,8 @@ def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> D
     differing, images = only_ours + only_theirs, len(ours)
     interval, p_value = (0.0, 0.0), 1.0
     if differing:
+        from scipy.stats import binom, binomtest  # loaded here: it takes a second, and training does not need it
+
         share = binomtest(only_ours, differing).proportion_ci(0.95, method="exact")
         low, high = ((2 * float(end) - 1) * differing / images for end in (share.low, share.high))
         interval = low, high

@@ -27,8 +27,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     """The temperature at which `labels` `[N]` are most likely, given `logits` `[N,C]` of images not trained on.
 
     It minimizes the mean cross entropy, which is convex in the inverse of the temperature. A share of 1/(N+2) of each
-    label is spread over the other classes. Otherwise the temperature would be 0 if all predictions were correct, and
-    the network would be certain, whatever the number of images.
+    label is spread over the other classes. Otherwise, if all predictions were correct, the temperature would be 0 and
+    the network would be certain, however few the images are.
     Source of the share: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2.
 
     Returns a number from `LOWEST` to `HIGHEST`, or 1 if the logits of each image are equal, as with a single class.

@@ -1,7 +1,7 @@
-"""Validate what a file says, against the type hints of the record that it becomes.
+"""Validate the values in a file against the type hints of a record. A record is a dataclass.
 
-A run folder or a network may come from someone else. So each record states its types, bounds and array shapes in its
-type hints, and `validated` is the only way from values to a record.
+A run folder or a network may come from someone else, so its values cannot be trusted. Each record therefore states its
+types, bounds and array shapes in its type hints, and only `validated` turns values into a record.
 """
 
 import types
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Between:
-    """Bounds of a number, both allowed. NaN is never allowed."""
+    """The lowest and the highest allowed value of a number. NaN is never allowed."""
 
     low: float
     high: float
@@ -26,7 +26,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of an array, such as "M H W 3". Equal letters in one record are equal sizes."""
+    """The shape of an array, such as "M H W 3". In one record, sides with the same letter have the same size."""
 
     sides: str
 
@@ -37,10 +37,12 @@ Fraction = Annotated[float, Between(0, 1)]
 
 
 def validated(record: type[T], values: object) -> T:
-    """An instance of the dataclass `record` from `values`, the fields as JSON values or arrays. Lists become tuples.
+    """Create an instance of the dataclass `record` from `values`. Lists become tuples.
+
+    `values` maps the names of the fields to JSON values or arrays.
 
     Raises:
-        ValueError: when a field is missing, unknown, or of another type, size or shape than its type hint says.
+        ValueError: when a field is missing or unknown, or when its type, size or shape differs from its type hint.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"it holds {_shortened(values)}; it must hold an object")
@@ -59,7 +61,7 @@ def validated(record: type[T], values: object) -> T:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether `value` is of the type that `hint` says. Numbers may be whole where the hint is `float`."""
+    """Whether `value` has the type `hint`. An int is also allowed where the hint is `float`."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if isinstance(hint, types.UnionType):
@@ -72,7 +74,7 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def in_words(hint: Any) -> str:
-    """What `fits` allows, in words."""
+    """The values that `fits` allows for `hint`, in words."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
     if isinstance(hint, types.UnionType):
@@ -83,7 +85,7 @@ def in_words(hint: Any) -> str:
 
 
 def _converted(value: Any, hint: Any, where: str, sizes: dict[str, int]) -> Any:
-    """`value` as `hint` says. `sizes` collects the sizes of the letters in the record's shapes."""
+    """`value`, checked against `hint` and converted to its type. `sizes` collects the size of each letter in shapes."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         value = _converted(value, parts[0], where, sizes)
@@ -175,5 +177,5 @@ class OptionGroup:
 def _can_be_in_path(text: str) -> bool:
     try:
         return b"\0" not in text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can have
+    except UnicodeEncodeError:  # JSON allows half of a surrogate pair, but UTF-8 does not
         return False

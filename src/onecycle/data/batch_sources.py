@@ -1,4 +1,4 @@
-"""Sources of batches before normalization: images that are all on the device, or worker processes."""
+"""Sources of batches before normalization. They take images from the device, or from worker processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -61,7 +61,7 @@ class BatchSource(Protocol):
 class ResidentSource:
     """Batches of images that are all on the device. Each epoch, the host sends order, labels and random parameters.
 
-    If there are `steps`, each image goes through them on the host, which sends the images batch by batch.
+    With `steps`, the images stay on the host instead. The host applies the steps to each image and sends each batch.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ResidentSource:
 
 
 class WorkerSource:
-    """Batches that worker processes augment image by image. Without `workers`, this process does."""
+    """Batches that worker processes augment image by image. Without `workers`, this process augments them."""
 
     def __init__(self, batches: "AugmentedBatches", *, workers: int, device: str) -> None:
         self._batches = batches
@@ -118,8 +118,9 @@ class WorkerSource:
         self._workers: BatchWorkers[Place, tuple[Pixels, Labels]] | None = None
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # Workers are started once, before the first step, and share little memory with this process. Workers that were
-        # forked in every epoch would each keep a copy of all memory that training changes after the fork.
+        # Start the workers once, before the first step, when this process has little memory that training will change.
+        # Workers that were forked in every epoch would each keep a copy of all memory that training changes after the
+        # fork.
         if self._count and not self._workers:
             self._workers = BatchWorkers(self._batches, self._count)
         places = [(epoch, part) for part in parts]
@@ -135,7 +136,7 @@ class WorkerSource:
 
 
 class AugmentedBatches:
-    """Batches by their place (epoch, positions). Each image goes through all of `steps`, with its key."""
+    """Computes the batch at a place (epoch, positions). Applies all `steps` to each image, with the image's key."""
 
     def __init__(self, images: ImageSet, order: Order, steps: Sequence[Augment], *, seed: int) -> None:
         self.images = images

@@ -35,11 +35,11 @@ class BatchWorkers(Generic[Task, Result]):
     def __init__(self, compute: Callable[[Task], Result], count: int) -> None:
         self._workers = [_Worker(compute) for _ in range(count)]
         self._awaited: deque[_Worker] = deque()  # the worker of each result that was not received yet
-        # At the end of a program, this happens before multiprocessing waits for its processes.
+        # At the end of a program, this closes the workers before multiprocessing waits for its processes.
         Finalize(self, _close, args=(self._workers,), exitpriority=0)
 
     def results(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """The results of `tasks`, in their order. A new iteration drops the results that an earlier one left.
+        """The results of `tasks`, in their order. A new iteration drops the remaining results of an earlier one.
 
         Raises:
             PeerError: when a worker has ended.
@@ -73,7 +73,7 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(compute, theirs, self._connection), daemon=True)
         self._process.start()
-        theirs.close()  # so that receiving fails when the worker has ended
+        theirs.close()  # with this copy open, `receive` would wait forever after the worker has ended
 
     def send(self, task: object) -> None:
         try:
@@ -82,7 +82,7 @@ class _Worker:
             raise self._ended() from error
 
     def receive(self) -> tuple[Any, str | None]:
-        """The result of the earliest task whose result was not received, or None and a traceback."""
+        """Receive the result of the oldest pending task: (result, None), or (None, traceback) if `compute` failed."""
         try:
             result: tuple[Any, str | None] = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -109,7 +109,7 @@ def _close(workers: Iterable[_Worker]) -> None:
 
 
 def _work(compute: Callable[[Any], Any], connection: Connection, other_end: Connection) -> None:
-    """Call `compute` with each task from `connection`, until the other end is closed or its process has ended."""
+    """Call `compute` with each task from `connection`, until the main process closes its end or has ended."""
     other_end.close()  # a forked worker has a copy of it, which would keep the connection open
     # The threads of a training step wait for each other, so a worker that occupies one core would delay all threads.
     # Batches are computed ahead, so idle CPU time is enough for the workers.
@@ -132,7 +132,7 @@ def _work(compute: Callable[[Any], Any], connection: Connection, other_end: Conn
 
 
 def _send_all(results: "SimpleQueue[tuple[Any, str | None]]", connection: Connection) -> None:
-    """Send all `results`. A thread does this, because sending a batch takes until the other process receives it."""
+    """Send all `results`. This needs a thread, because sending a batch blocks until the main process receives it."""
     try:
         while True:
             connection.send(results.get())

@@ -36,14 +36,15 @@ class Batches:
 
     `augment` is called with a uint8 image `[H,W,3]` and its key (seed, epoch, position), in `workers` processes.
     Batches do not depend on the number of workers. `augment_batch` is called on the device with a batch of uint8 images
-    `[B,H,W,3]` and the random parameters drawn for them. `degrade` is called with images and keys as `augment` is, and
-    before both. Without `augment` and `degrade`, all images stay on the device. The last batch is not dropped, but may
-    be shorter.
+    `[B,H,W,3]` and the random parameters drawn for them. `degrade` takes the same arguments as `augment`, and is
+    called before `augment` or `augment_batch`. If neither `augment` nor `degrade` is given, all images stay on the
+    device. The last batch is not dropped, but may be shorter.
 
-    If `shards` is more than 1, each process of `group` gets only the images of its own shards of every batch.
+    If `shards` is more than 1, every batch is split into shards. Each process of `group` gets only the images of its
+    own shards.
 
-    With `sizes`, the image size changes during training. The steps of all `epochs` are divided equally among the sizes,
-    in their order.
+    With `sizes`, the image size changes during training: it takes the values of `sizes` in order, each for an equal
+    share of the steps of all `epochs`.
 
     Raises:
         ValueError: when both `augment` and `augment_batch` are given, or when `batch_size`, `epochs` or `shards` is
@@ -107,7 +108,7 @@ class Batches:
         return self._sizes[min(step * len(self._sizes) // (self.epochs * len(self)), len(self._sizes) - 1)]
 
     def sizes_of_single_images(self) -> set[int]:
-        """The sizes, in pixels, of the images that are the only image of a batch or a shard."""
+        """The image sizes, in pixels, of the steps in which a batch or a shard has only one image."""
         single = [number for number in range(len(self)) if self.size(number) < 2 * self.shards]
         return {self.image_size(epoch * len(self) + number) for epoch in range(self.epochs) for number in single}
 
@@ -138,7 +139,7 @@ class Batches:
         return self.preprocessing.normalize(drawn)
 
     def local_shards(self, number: int) -> list[Shard]:
-        """The shards of batch `number` (0-based) of an epoch that this process computes."""
+        """The shards that this process computes for batch `number` (0-based) of an epoch."""
         images = self.size(number)
         mine = self.group.shard_range(self.shards) if self.shards > 1 else range(1)
         return [Shard(shard, images * shard // self.shards, images * (shard + 1) // self.shards) for shard in mine]
@@ -149,7 +150,7 @@ class Batches:
         return range(start + mine[0].start, start + mine[-1].stop)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The indices into `images`, int64 `[N]`, in the order of the batches of `epoch` (0-based)."""
+        """The order of the images in the batches of `epoch` (0-based), as indices into `images`, int64 `[N]`."""
         return self._order.of_epoch(epoch)
 
     def at_last_size(self) -> Self:

@@ -56,7 +56,7 @@ class DataCheck:
     repeated: tuple[tuple[NamedImage, ...], ...] = ()  # groups of images with identical pixels at the training size
 
     def shared(self) -> dict[str, int]:
-        """The number of images of each set for evaluation that are also in the training set."""
+        """For each split except train, the number of its images that are also in the training set."""
         both = [group for group in self.repeated if any(image.split == "train" for image in group)]
         return {
             split: sum(image.split == split for group in both for image in group)
@@ -128,7 +128,7 @@ class DataCheck:
 def check(
     data: str | os.PathLike[str], *, labels: str | None = None, input_size: int = 32, coarse: bool = False
 ) -> DataCheck:
-    """Decode and check every image of the data set `data`, a name or path, with the options of `load_dataset`.
+    """Decode and check every image of a data set. `data` is its name or path. The options are those of `load_dataset`.
 
     Raises:
         InputError: when there is no such data set, or its structure is wrong.
@@ -177,7 +177,7 @@ class _Findings:
         self.digested.append(image)
 
     def groups(self) -> Iterator[NDArray[np.int64]]:
-        """The images of each group with identical pixels."""
+        """Yield the image numbers of each group of images with identical pixels."""
         return (np.asarray(self.digested)[group] for group in _groups(self.digests))
 
 
@@ -224,7 +224,7 @@ def _check_rows(rows: RowSets, size: int) -> DataCheck:
     names = ImageNames.of(itertools.chain.from_iterable(of_split.names() for of_split in rows.by_split.values()))
     labels = np.concatenate([of_split.labels for of_split in rows.by_split.values()])
     splits = np.repeat(list(rows.by_split), [len(of_split.labels) for of_split in rows.by_split.values()])
-    if len(rows.by_split) == 1:  # as in training
+    if len(rows.by_split) == 1:  # training draws the same test set
         splits[drawn_for_test(labels)] = "test"
 
     def named(images: NDArray[np.int64]) -> tuple[NamedImage, ...]:
@@ -287,7 +287,7 @@ def _counts(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[int, ...
 
 
 def _groups(digests: bytes | bytearray) -> list[NDArray[np.int64]]:
-    """The indices of each digest (16 bytes) that occurs more than once, as groups in the order of their first index."""
+    """Groups of the indices of equal digests (16 bytes each), ordered by first index. Groups of one are left out."""
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort(halves.T)
     starts = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1

@@ -1,4 +1,7 @@
-"""Convert colors from the ICC profile of an image to sRGB. Without torch, so that processes start quickly."""
+"""Convert colors from the ICC profile of an image to sRGB.
+
+This module does not import torch, so that processes that use it start quickly.
+"""
 
 import functools
 import io
@@ -7,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-MOST_BYTES = 2**22  # of a profile; those of cameras and screens have a few thousand
-_LEVELS = 6  # of each channel, for the colors that tell whether a profile is sRGB
-_SAME = 3  # difference in 8-bit levels; the profiles called sRGB differ by as much
-_KEPT = 32  # transforms; the images of one device have the same profile
+MOST_BYTES = 2**22  # limit for the size of a profile; profiles of cameras and screens have a few thousand bytes
+_LEVELS = 6  # levels of each channel in the test colors that show whether a profile is sRGB
+_SAME = 3  # accepted difference in 8-bit levels; profiles called sRGB differ by up to this much
+_KEPT = 32  # transforms kept in memory; a few suffice, because all images of a device have the same profile
 
 
 class ProfileError(ValueError):
@@ -18,7 +21,7 @@ class ProfileError(ValueError):
 
 
 def profile_of(image: Image.Image) -> bytes | None:
-    """The ICC profile of an image with RGB colors. None if it has no profile, or other colors."""
+    """The ICC profile of an image with RGB colors. None if it has no profile or its colors are not RGB."""
     profile: Any = image.info.get("icc_profile")
     return profile if profile and image.mode in ("RGB", "RGBA", "RGBX", "P", "PA") else None
 
@@ -26,7 +29,7 @@ def profile_of(image: Image.Image) -> bytes | None:
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The RGB `image`, converted from `profile` to sRGB.
 
-    It is returned as it is if its profile is sRGB, or cannot be used.
+    Returns `image` unchanged if `profile` is None, is sRGB or cannot be used.
     """
     try:
         transform = profile and transform_of(profile)
@@ -37,9 +40,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(_KEPT)
 def transform_of(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The transform from `profile` to sRGB. None if it is sRGB: then colors do not change.
+    """The transform from `profile` to sRGB. None if `profile` is sRGB, because then colors do not change.
 
-    The many profiles called sRGB differ in their bytes and their names, so colors decide.
+    Profiles of sRGB differ in their bytes and names. So test colors are compared before and after conversion.
 
     Raises:
         ProfileError: when the profile is damaged, is larger than `MOST_BYTES`, or is not of RGB colors.

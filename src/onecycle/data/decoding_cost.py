@@ -4,17 +4,19 @@ import re
 import struct
 from contextlib import suppress
 
-MOST_VALUES = 2**18  # in the tables of a TIFF: Pillow needs microseconds and several hundred bytes for each
-MOST_PASSES = 1_000  # over all pixels of an image
-MOST_PASSED = 2_000_000_000  # pixels in all passes together: they take about two seconds
+# Limit for the values in the tables of a TIFF. Pillow needs microseconds and several hundred bytes for each value.
+MOST_VALUES = 2**18
+MOST_PASSES = 1_000  # limit for the number of passes over all pixels of an image
+MOST_PASSED = 2_000_000_000  # limit for the pixels of all passes together; decoding that many takes about two seconds
 
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a JPEG segment; the others stand in compressed data
+# The marker that starts a JPEG segment. The excluded codes also occur in compressed data.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # The box with width and height of an image in a HEIC file. Source: ISO/IEC 23008-12, section 6.5.3.
 _EXTENTS = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(....)(....)", re.DOTALL)
 _SOS, _EOI = 0xDA, 0xD9
 _TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # Pillow accepts them all
-_BIG_TIFF = 43  # in the third byte
-# In bytes, by type, of the values for which Pillow creates an object each.
+_BIG_TIFF = 43  # Pillow reads a file with this third byte as a BigTIFF
+# Size of a value in bytes, by TIFF type. For values of these types, Pillow creates one object each.
 _VALUE_SIZES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
@@ -22,7 +24,7 @@ def require_few_values(content: bytes) -> None:
     """Check the first table of a TIFF file, or of EXIF data, which have the same format. Accept other content.
 
     Raises:
-        ValueError: when it has too many values. A value needs only two bytes in the file.
+        ValueError: when the table has too many values. A value needs only one or two bytes in the file.
     """
     tiff = content.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
     if not tiff.startswith(_TIFF):
@@ -31,7 +33,7 @@ def require_few_values(content: bytes) -> None:
     formats = ("8xQ", "Q", "HHQ8x") if tiff[2] == _BIG_TIFF else ("4xI", "H", "HHI4x")
     first, count, entry = (struct.Struct(order + format) for format in formats)
     values = 0
-    with suppress(struct.error, OverflowError):  # truncated; Pillow uses the entries before
+    with suppress(struct.error, OverflowError):  # the table is truncated; Pillow uses the entries before the cut
         (position,) = first.unpack_from(tiff)
         (entries,) = count.unpack_from(tiff, position)
         for number in range(entries):
@@ -44,7 +46,7 @@ def require_few_values(content: bytes) -> None:
 
 
 def require_small_parts(content: bytes, most_pixels: int) -> None:
-    """Check the size of every image in a HEIC file. A picture may be one of them, or a part of one.
+    """Check the size of every image in a HEIC file. A small picture may be a part of a larger image.
 
     Raises:
         ValueError: when an image has more than `most_pixels` pixels.

@@ -12,7 +12,7 @@ _PRODUCTS = 25_000_000  # similarities in memory at a time: 100 MB
 
 
 def most_similar(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The index of the most similar image in `theirs` for each image in `ours`, int64 `[N]`, and their similarity.
+    """For each image in `ours`, the index of the most similar image in `theirs`, int64 `[N]`, and the similarity.
 
     Images are uint8 `[N,S,S,3]` and `[M,S,S,3]`. They are averaged to 8×8 pixels. The similarity, float32 `[N]`, is the
     correlation of these pixels, from -1 to 1. It is computed with and without mirroring, and the larger value counts.

@@ -1,4 +1,4 @@
-"""Batches of features: what the frozen layers of a backbone have computed from the views of images."""
+"""Batches of features, which the frozen layers of a backbone have computed from the views of images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,15 +13,15 @@ from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-# Last element of the seed of the first views. It differs from those of `batch_sources` and `augment.batched`.
+# Last element of the seed that draws the first views. `batch_sources` and `augment.batched` use other values.
 _VIEWS = 2**36
 
 
 class FeatureBatches(Batches):
-    """The batches of `images` as features float32 `[B,c,h,w]`, which take the place of the images.
+    """Batches with features of `images`, float32 `[B,c,h,w]`, instead of the images.
 
-    When shuffled, an image shows its views in turn, one in each epoch, and the seed chooses the first. Otherwise it
-    shows its first view, the image itself.
+    If `shuffle` is true, each epoch uses the next view of an image, and the seed chooses the view of the first epoch.
+    If `shuffle` is false, all epochs use the first view, which is the image itself.
 
     Call `fill` before the first epoch.
     """
@@ -111,7 +111,7 @@ class FeatureSource:
         return torch.stack(shown).numpy()
 
     def _views_of(self, epoch: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The numbers of the views that the images at `order` `[n]` show in `epoch`."""
+        """For each image in `order` `[n]`, the number of the view that `epoch` uses."""
         if self._seed is None:
             return np.zeros(len(order), np.int64)
         starts = np.random.default_rng((self._seed, _VIEWS)).integers(self._views.count, size=len(self._images))

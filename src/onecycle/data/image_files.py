@@ -1,4 +1,7 @@
-"""Open image files, and convert images to the network's size. Without torch, so that processes start quickly."""
+"""Open image files, and convert images to the network's size.
+
+This module does not import torch, so that processes that use it start quickly.
+"""
 
 import functools
 import io
@@ -18,11 +21,11 @@ from onecycle.core.errors import InputError
 from onecycle.data.color_profiles import ProfileError, profile_of, to_srgb, transform_of
 from onecycle.data.decoding_cost import require_few_passes, require_few_values, require_small_parts
 
-# The image formats that are read, by Pillow's names. Others are left out for safety: EPS needs an interpreter, which
-# runs code from the file; IPTC and others open what lies inside with any decoder; rare decoders get little care:
-# a megabyte of JPEG 2000 may take minutes.
+# The image formats that are read, by Pillow's names. Others are left out for safety. EPS needs an interpreter, which
+# runs code from the file. IPTC and some others contain an image, which Pillow opens with any decoder. Rare decoders are
+# poorly maintained: a megabyte of JPEG 2000 may take minutes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
-# Pillow's modules that read them. A JPEG with several images is an MPO.
+# Pillow's modules that read these formats. A JPEG with several images is an MPO.
 _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Pcx", "Png", "Ppm", "Psd", "Qoi", "Sgi", "Tga", "Tiff", "WebP")
 HEIF = "HEIF"  # the format of phones, which `pillow_heif` reads if it is installed
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -31,7 +34,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
 
-# By EXIF orientation. `ImageOps.exif_transpose` would also write all EXIF data again.
+# The operation for each EXIF orientation. `ImageOps.exif_transpose` would also write all EXIF data again.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,16 +45,16 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-LARGEST_FILE = 2**26  # bytes, because a file is read as a whole; an image needs far less
-_STRIP_PIXELS = 2**22  # converted at a time
-MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; it warns, and refuses twice as many
-MOST_WEBP_PIXELS = 60_000_000  # its decoder needs 16 bytes for each
+LARGEST_FILE = 2**26  # limit in bytes, because a file is read into memory as a whole; an image needs far less
+_STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
+MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs; Pillow itself only warns up to twice as many
+MOST_WEBP_PIXELS = 60_000_000  # the WebP decoder needs 16 bytes for each pixel
 SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholder
 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The image formats that are read with the installed packages, by Pillow's names."""
+    """Pillow's names of the image formats that the installed packages can read."""
     for plugin in _PLUGINS:  # otherwise Pillow would import all of its plugins, which takes longer
         import_module(f"PIL.{plugin}ImagePlugin")
     if find_spec("pillow_heif") is None:
@@ -83,8 +86,9 @@ def open_image(
     For an animation, this is the first frame. `only` restricts the accepted formats to those that it names.
 
     Raises:
-        InputError: when the content is empty, damaged or not an image, is smaller than 2×2 pixels, has float pixels,
-            has so many pixels that it may be a decompression bomb, or would take very long to decode.
+        InputError: when the content is empty, damaged or not an image, or when decoding it would take very long. Also
+            when the image is smaller than 2×2 pixels, has float pixels, or has so many pixels that it may be a
+            decompression bomb.
     """
     if not content:
         raise InputError(f"{where}: the file is empty; replace or remove it")
@@ -168,7 +172,7 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     image = _to_rgb(image)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
-    # After resizing, because a conversion of all pixels of a photograph would take as long as decoding them.
+    # Convert the colors after resizing. Converting all pixels of a photograph would take as long as decoding them.
     return np.asarray(to_srgb(image, profile))
 
 
@@ -189,7 +193,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
-    """Yield `image` in strips, with their places, because some conversions need several times its memory."""
+    """Yield horizontal strips of `image`, each with its box (left, top, right, bottom).
+
+    The strips are converted one by one, because some conversions need several times the memory of their input.
+    """
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
@@ -217,7 +224,7 @@ def _rgba(image: Image.Image) -> Image.Image:
 
 
 def _hides_all(image: Image.Image) -> bool:
-    """Whether alpha is 0 everywhere, but the colors vary: a program that has no alpha may write zeros."""
+    """Whether alpha is 0 everywhere, but the colors vary. A program that does not use alpha may write zeros."""
     lowest, highest = np.full(3, 255), np.zeros(3, int)
     for _, part in _strips(image):
         lows, highs = np.array(_rgba(part).getextrema()).T  # [4]
@@ -232,7 +239,7 @@ def conversions(image: Image.Image, name: str) -> tuple[str, ...]:
 
     The crop to the center is reported if it removes more than half of the image.
     """
-    expected = Image.EXTENSION.get(Path(name).suffix.lower())  # a row of a table has no suffix
+    expected = Image.EXTENSION.get(Path(name).suffix.lower())  # None for a row of a table, which has no suffix
     format = "JPEG" if image.format == "MPO" else image.format
     transparent = image.has_transparency_data and image.mode not in _DEEP
     hides_all = transparent and _hides_all(image)

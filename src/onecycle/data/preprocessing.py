@@ -16,7 +16,7 @@ from onecycle.core.validated import Between, Fraction, validated
 # At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.
 _SUMMED = 4096
 _SUMMED_BYTES = 2**23
-_Std = Annotated[float, Between(1e-9, 1)]  # smaller than that of any set of images, and its inverse is finite
+_Std = Annotated[float, Between(1e-9, 1)]  # 1e-9 is below the std of any set of images, and its inverse is finite
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def are_gray(images: NDArray[np.uint8], sums: NDArray[np.int64]) -> bool:
     """Whether the three channels of all `images`, uint8 `[N,H,W,3]`, are equal. `sums` are their `channel_sums`."""
-    if (sums != sums[:, :1]).any():  # usual for images with colors, so their pixels are not read
+    if (sums != sums[:, :1]).any():  # true for most color images, whose pixels then need not be read
         return False
     at_once = max(1, min(_SUMMED, _SUMMED_BYTES // max(images[:1].size, 1)))
     parts = (images[start : start + at_once] for start in range(0, len(images), at_once))
@@ -62,9 +62,9 @@ def are_gray(images: NDArray[np.uint8], sums: NDArray[np.int64]) -> bool:
 
 
 def to_gray(pixels: torch.Tensor) -> torch.Tensor:
-    """Convert float32 `pixels` `[B,H,W,3]` with integer values 0..255 to gray, as Pillow does. Gray pixels stay equal.
+    """Convert float32 `pixels` `[B,H,W,3]` with integer values 0..255 to gray, as Pillow does.
 
-    The weights are those of ITU-R BT.601 in 65536ths. Float32 represents all sums exactly.
+    Gray pixels do not change. The weights are those of ITU-R BT.601 in 65536ths. Float32 represents all sums exactly.
     """
     red, green, blue = pixels.unbind(dim=-1)
     gray = ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()  # [B,H,W]
@@ -92,7 +92,10 @@ class Preprocessing:
 
     @classmethod
     def of_sums(cls, sums: NDArray[np.int64], *, images: int, input_size: int, gray: bool) -> Self:
-        """Like `of`, but from `sums`, the `channel_sums` of a set with `images` images, and whether they are `gray`."""
+        """Like `of`, but from `sums`, the `channel_sums` of the images.
+
+        `images` is the number of images, and `gray` says whether all images are gray.
+        """
         n = images * input_size**2
         totals = list(zip(*sums.tolist(), strict=True))
         mean = [total / (255 * n) for total, _ in totals]

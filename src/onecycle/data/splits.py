@@ -14,18 +14,21 @@ _DRAWN_SEED = 0
 def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0, leave: int = 0) -> NDArray[np.int64]:
     """Choose `size` of the `labels`, int64 `[N]`, with the class proportions of all labels. Returns sorted indices.
 
-    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one. At least `keep`
-    of each class are chosen, and at least `leave` are not, whatever the proportions.
+    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one. From each
+    class, at least `keep` are chosen and at least `leave` are not, even if the proportions would ask for less.
 
     Raises:
-        ValueError: unless 0 <= size <= N, and each class has enough images for `keep` and `leave`.
+        ValueError: when `size` is not from 0 to N, or `keep` and `leave` cannot both be met.
     """
     if not 0 <= size <= len(labels):
         raise ValueError(f"size is {size}; it must be from 0 to {len(labels)}")
     classes, counts = np.unique(labels, return_counts=True)
     most = counts - leave
     if (most < keep).any() or not keep * len(classes) <= size <= most.sum():
-        raise ValueError(f"cannot choose {size} of {len(labels)}, with {keep} of each class chosen and {leave} left")
+        raise ValueError(
+            f"cannot choose {size} of {len(labels)} so that of each class at least {keep} are chosen and at least "
+            f"{leave} are not"
+        )
     # With integer arithmetic, equal shares compare equal.
     shares = np.clip(counts * size // max(len(labels), 1), keep, most)
     while missing := size - int(shares.sum()):
@@ -40,7 +43,10 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0
 
 
 def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.int64]:
-    """Choose the fraction `share` of each class in `labels`, int64 `[N]`, but at least one. Returns sorted indices."""
+    """Choose the fraction `share` of each class in `labels`, int64 `[N]`, but at least one label of each class.
+
+    Returns sorted indices.
+    """
     rng = np.random.default_rng(seed)
     by_class = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
     return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in by_class]))

@@ -12,7 +12,7 @@ def require_divisible(shards: int, processes: int) -> None:
     """Check that every process gets the same number of shards.
 
     Raises:
-        InputError: unless `shards` is a multiple of `processes`.
+        InputError: when `shards` is not a multiple of `processes`.
     """
     if shards % processes:
         possible = [str(size) for size in range(1, shards + 1) if shards % size == 0]

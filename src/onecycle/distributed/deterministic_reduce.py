@@ -1,4 +1,4 @@
-"""Sum over all shards of a batch in a fixed order, so its bits do not depend on the number of processes."""
+"""Sum over all shards of a batch in a fixed order. The bits of the sum do not depend on the number of processes."""
 
 from collections.abc import Iterable
 from functools import cache, reduce
@@ -16,7 +16,7 @@ class DeterministicSum:
 
     Every process adds up the subtrees of its own shards. An all-to-all then gives each process one slice of every
     subtree's sum. Each process adds up its slices, and an all-gather sends the results to all processes. When the
-    shards of a process form one whole subtree, this transfers no more bytes than an ordinary all-reduce.
+    shards of a process form one whole subtree, the sum transfers no more bytes than an ordinary all-reduce.
     """
 
     def __init__(self, length: int, shards: int, device: torch.device, group: ProcessGroup) -> None:
@@ -38,7 +38,7 @@ class DeterministicSum:
         return torch.zeros(self._length, device=self._device)
 
     def add(self, shard: int, values: torch.Tensor) -> None:
-        """Add the `values` of `shard`. Add shards in ascending order. The sum reuses the memory of `values`."""
+        """Add the `values` of `shard`. Call in ascending order of shards. The sum reuses the memory of `values`."""
         self._subtrees = merged([*self._subtrees, _Subtree(shard, 1, values)])
         if self._group and shard == self._group.shard_range(self._shards)[-1]:
             self._scatter(self._group)

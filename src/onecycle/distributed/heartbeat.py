@@ -27,7 +27,7 @@ from onecycle.distributed.store import StorePlace
 from onecycle.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 2.0
-# A process is lost after this long without a heartbeat. TCP has time to resend a lost packet after 25 s and 51 s.
+# A process is lost after this long without a heartbeat. Before that, TCP can resend a lost packet after 25 s and 51 s.
 SILENT_SECONDS = 55.0
 START_SECONDS = 300.0  # all processes must start within this time
 _POLL_SECONDS = 0.02, 0.5  # the first and the longest pause between two checks of the store
@@ -38,10 +38,10 @@ _KINDS: Mapping[str, type[OnecycleError]] = {kind.__name__: kind for kind in (In
 class Heartbeat:
     """Connects this process to the other processes of the torchrun job, and tracks which of them are alive.
 
-    A thread increments this process's heartbeat counter in the store and reads the counters of the other processes.
-    Only this thread uses the store, because a call to the store blocks forever when the network link is cut. The main
-    thread waits for its answers, and raises an error when they do not come. The watchdog detects when the main thread
-    has stalled. The heartbeat thread then tells the other processes.
+    The heartbeat thread increments this process's heartbeat counter in the store, and reads the counters of the other
+    processes. Only the heartbeat thread uses the store, because a call to the store blocks forever when the network
+    link is cut. The main thread waits for answers from the heartbeat thread, and raises an error when none come. The
+    watchdog detects when the main thread has stalled. The heartbeat thread then tells the other processes.
     """
 
     def __init__(self) -> None:
@@ -216,8 +216,8 @@ class Heartbeat:
     def wait_for_end_of(self, main_rank: int, seconds: float) -> bool:
         """Wait at most `seconds` for the main process to announce its end. Returns whether it has announced its end.
 
-        The wait also ends when the main process has stalled or sends no heartbeats. A process that did not
-        wait would end first, and the launcher would then end the main process, too.
+        The wait also ends when the main process has stalled or sends no heartbeats. Without this wait, this process
+        would end first, and the launcher would then end the main process, too.
         """
         deadline = time.monotonic() + seconds
         with suppress(OnecycleError):
@@ -233,7 +233,7 @@ class Heartbeat:
 
     def leave(self, exit_code: int) -> None:
         """Stop the heartbeats, because this process is about to end with `exit_code`."""
-        if self.place.is_hosted_here:  # the store ends with this process, and others may still have to read the error
+        if self.place.is_hosted_here:  # the store ends with this process; other processes may still read the error
             time.sleep(1.5 * HEARTBEAT_SECONDS)
         self._ended.set()
         self._requests.put((lambda store: None, queue.Queue()))  # wakes the heartbeat thread

@@ -3,7 +3,7 @@
 import os
 
 STORE_FILE = "ONECYCLE_STORE_FILE"
-"""The environment variable with the file through which processes of one machine find each other, without a port."""
+"""The environment variable that names a file. Processes of one machine find each other through the file, not a port."""
 
 
 def is_part() -> bool:
@@ -19,4 +19,4 @@ def name() -> str | None:
 def may_have_started_before() -> bool:
     """Whether this job may have run before: torchrun restarted it, or the user gave it a name."""
     was_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return was_restarted or name() not in (None, "none")  # torchrun calls a job without a name "none"
+    return was_restarted or name() not in (None, "none")  # torchrun names a job "none" if the user does not name it

@@ -22,10 +22,12 @@ _POLL_SECONDS = 0.1  # pause between two checks whether the processes still run
 
 
 def launch(processes: int, shards: int) -> int:
-    """Run this command in `processes` processes, which share the cores and the `shards` shards. Returns the exit code.
+    """Run this command in several processes, and return the exit code.
+
+    The `processes` processes share the cores, and each of them gets an equal part of the `shards` shards.
 
     Raises:
-        InputError: unless `processes` is positive and divides `shards`.
+        InputError: when `processes` is less than 1 or does not divide `shards`.
         PeerError: when a signal ended a process.
     """
     if processes < 1:

@@ -25,7 +25,8 @@ from onecycle.distributed import heartbeat, job
 from onecycle.distributed.heartbeat import Heartbeat
 from onecycle.distributed.network_interfaces import interface_towards
 
-SAVING_SECONDS = 25.0  # longest wait until the main process has saved; launchers send SIGKILL 30 s after SIGTERM
+# Other processes wait this long for the main process to save. Launchers send SIGKILL 30 s after SIGTERM.
+SAVING_SECONDS = 25.0
 LONGEST_SECONDS = 300.0  # timeout of a collective
 
 T = TypeVar("T")
@@ -170,7 +171,7 @@ class GlooProcessGroup(ProcessGroup):
         shapes = self.all_gather_object(list(values.shape))
         counts = [shape[0] for shape in shapes]
         padded = values.new_zeros(next(shape for shape in shapes if shape[0] == max(counts)))
-        if len(values):  # an empty `values` may have rows of another shape
+        if len(values):  # if `values` is empty, its `shape[1:]` may differ from that of `padded`
             padded[: len(values)] = values
         rows = [torch.empty_like(padded) for _ in counts]
         self.wait(distributed.all_gather(rows, padded, group=self.channels[0], async_op=True))
@@ -198,7 +199,7 @@ class GlooProcessGroup(ProcessGroup):
         """
         with self._heartbeat.watchdog.paused():
             while not work.is_completed():
-                with suppress(RuntimeError):  # the collective is not complete after a second
+                with suppress(RuntimeError):  # `wait` raises it if the collective is not complete after a second
                     work.wait(timedelta(seconds=1))
                 self._heartbeat.require_alive()
             try:

@@ -11,12 +11,12 @@ from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 
 _ANSWER_SECONDS = 10  # how long to wait for the answer of a cluster
-_OBJECT_STORE_BYTES = 200_000_000  # enough for Ray on this machine alone, which stores very little
+_OBJECT_STORE_BYTES = 200_000_000  # for a Ray that starts on this machine; it stores very little
 
 # Ray reads these environment variables on import. Variables that the user has set keep their values.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray must not send usage statistics to its makers
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; without a value, Ray prints a warning
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # 0 will be the default; Ray prints a warning if the variable is unset
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # onecycle draws its own progress bar
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # connect only once; the next line sets the timeout
     "RAY_py_gcs_connect_timeout_s": str(_ANSWER_SECONDS),
@@ -64,7 +64,11 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Describe an error from Ray in one line: the start of the error that a task raised, or the end of Ray's text."""
+    """Describe an error from Ray in one line.
+
+    If a task raised an error, the line contains the start of the task's message. Otherwise it contains the end of Ray's
+    message.
+    """
     cause = getattr(error, "cause", None)
     text = " ".join(str(cause or error).split())
     return f"{type(cause or error).__name__} ({text[:200] if cause else text[-200:]})"
@@ -75,7 +79,7 @@ def _require_listener(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if "://" in address:
         raise InputError(
-            f"--address is {address}; give host:port of the cluster's head, and run this on one of its nodes"
+            f"--address is {address}; give host:port of the cluster's head, and run this command on a cluster node"
         )
     if not colon:  # "local" or "auto"
         return

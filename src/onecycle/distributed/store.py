@@ -1,4 +1,4 @@
-"""Where the processes of a run find each other and exchange small values: a store of torch.distributed."""
+"""The store of torch.distributed through which the processes of a run find each other and exchange small values."""
 
 import errno
 import ipaddress
@@ -15,9 +15,9 @@ from onecycle.distributed.job import STORE_FILE
 
 @dataclass(frozen=True, kw_only=True)
 class StorePlace:
-    """The file of the store, or its address and whether this process hosts it.
+    """The place of the store: a file, or the address of the process that hosts the store.
 
-    The process `launcher` made the file, and removes it at its end.
+    The process with the id `launcher` created the file's folder. It removes the folder when it ends.
     """
 
     file: str | None = None
@@ -44,7 +44,7 @@ class StorePlace:
         return self.file is not None and os.getppid() != self.launcher
 
     def connect(self, *, size: int, timeout: timedelta, is_server: bool = False) -> Any:
-        """Connect to the store of `size` processes. With `is_server`, the store lives as long as the returned object.
+        """Connect to the store of `size` processes. With `is_server`, host it until the returned object is deleted.
 
         Raises:
             RuntimeError: when the store does not answer within `timeout`, or cannot be started.
@@ -65,8 +65,11 @@ class StorePlace:
     def listener(self) -> socket.socket | None:
         """A socket that listens at the address of the host only, or None if the store must listen at all addresses.
 
-        It must if this machine finds the host at an address that is not its own, such as a router's, or at the loopback
-        address, which /etc/hosts may give to a machine's own name.
+        The store must listen at all addresses if the name of the host resolves to
+
+        - no address,
+        - an address that this machine does not have, such as a router's, or
+        - the loopback address, although the name is not "localhost". /etc/hosts may map a machine's own name to it.
 
         Raises:
             RuntimeError: when the port is in use.

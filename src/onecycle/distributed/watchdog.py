@@ -11,8 +11,8 @@ _LEAST_CPU_SECONDS = 0.01  # a thread has made progress once it has used more CP
 class Watchdog:
     """Watches the thread that creates it. Another thread calls `has_stalled` from time to time.
 
-    Inside a block `with armed()`, the watchdog is armed. Inside `with paused()`, where the thread waits for other
-    processes, it is not armed.
+    Inside a block `with armed()`, the watchdog is armed. While the thread waits for other processes, a block
+    `with paused()` disarms the watchdog.
     """
 
     def __init__(self) -> None:

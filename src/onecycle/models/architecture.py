@@ -24,18 +24,18 @@ _Width = Annotated[int, Between(1, WIDEST)]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What is needed to rebuild a network, apart from the number of classes and the input size."""
+    """The settings that define a network, apart from the number of classes and the input size."""
 
-    network: str = "custom_resnet"  # or "whitened_convnet", or the name of an own network
+    network: str = "custom_resnet"  # an included network, or the name of an own network
     widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the whitened network's groups
-    activation: Activation = "relu"  # of the whitened network only
-    residual: bool = False  # of the whitened network only
-    backbone: str = EFFICIENTNET_LITE0  # of the pretrained network only
-    network_sha256: str | None = None  # of the source file of an own network
+    activation: Activation = "relu"  # only for the whitened network
+    residual: bool = False  # only for the whitened network
+    backbone: str = EFFICIENTNET_LITE0  # only for the pretrained network
+    network_sha256: str | None = None  # only for an own network: digest of its source file
 
     def __post_init__(self) -> None:
         if self.is_own != (self.network_sha256 is not None):
-            raise ValueError("network_sha256 is that of an own network")
+            raise ValueError("network_sha256 must be set for an own network, and unset for an included one")
         if not self.is_own and self.network not in get_args(IncludedNetwork):
             raise ValueError(
                 f"network is {self.network[:60]!r}; it must be one of {', '.join(get_args(IncludedNetwork))}"
@@ -43,7 +43,7 @@ class Architecture:
 
     @property
     def is_own(self) -> bool:
-        """Whether the network is one of the user's own, whose code does not belong to onecycle."""
+        """Whether the user's own code builds the network. Otherwise the network is included in onecycle."""
         return is_own_network(self.network)
 
     @classmethod
@@ -60,11 +60,11 @@ class Architecture:
         )
 
     def build(self, classes: int, input_size: int, own: OwnNetwork | None = None) -> ModelComposite:
-        """Build the network with random weights. Only an own network needs its code, `own`.
+        """Build the network with random weights. `own` is the code of an own network. Other networks do not need it.
 
         Raises:
-            InputError: for fewer than two classes, an input size that is too small, a backbone that cannot be built, or
-                other code than that of the network.
+            InputError: for fewer than two classes, an input size that is too small, or a backbone that cannot be built.
+                Also when the code of an own network is missing, fails, or differs from the code it was trained with.
         """
         if self.is_own:
             if own is None:
@@ -72,7 +72,7 @@ class Architecture:
             if own.sha256 != self.network_sha256:
                 raise InputError(
                     f"the code of --network {own.name} has the SHA-256 {own.sha256[:12]}…, and the network was trained "
-                    f"with {str(self.network_sha256)[:12]}…; restore this code"
+                    f"with {str(self.network_sha256)[:12]}…; restore that code"
                 )
             return own.build(classes, input_size)
         if self.network == "pretrained":
@@ -86,7 +86,7 @@ class Architecture:
         """The names of the tensors whose shape depends on the number of classes. Torch's random state stays as it is.
 
         Raises:
-            InputError: as `build`.
+            InputError: in the same cases as `build`.
         """
         with torch.random.fork_rng(devices=[]):
             one, other = (self.build(count, input_size, own).state_dict() for count in (classes, classes + 1))
@@ -103,7 +103,7 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         if not self.is_own:
-            del values["network_sha256"]  # as in the weights of earlier versions
+            del values["network_sha256"]  # keeps the format of earlier versions, which have no such field
         return values
 
     @classmethod

@@ -11,11 +11,13 @@ from onecycle.models.model_composite import ModelComposite
 
 
 class Head(ModelComposite):
-    """What is trained: the last layers of a backbone, which are `tuned`, and a new linear layer on their pooled map.
+    """The trained part of a `BackboneClassifier`: the last layers of a backbone (`tuned`) and a new linear layer.
 
-    Maps the output of the frozen layers `[B,c,h,w]` to logits `[B,classes]`. `tuned` gives a map `[B,channels,h,w]`. It
-    is `nn.Identity()` if only the linear layer is trained. The tuned layers stay in evaluation mode, so their batch
-    norm keeps the statistics of the images that the backbone was trained on: a few images would give bad ones.
+    Maps the output of the frozen layers `[B,c,h,w]` to logits `[B,classes]`. `tuned` gives a map `[B,channels,h,w]`.
+    If only the linear layer is trained, `tuned` is `nn.Identity()`. The input of the linear layer is the mean of each
+    channel.
+    The tuned layers stay in evaluation mode, so their batch norm keeps the statistics of the images that the backbone
+    was trained on. The statistics of a few images would be poor.
     """
 
     def __init__(self, tuned: nn.Module, channels: int, classes: int) -> None:
@@ -30,7 +32,7 @@ class Head(ModelComposite):
         return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The last feature map `[B,channels,h,w]`. The output of the frozen layers takes the place of images."""
+        """The last feature map `[B,channels,h,w]`. Here `images` are the output of the frozen layers."""
         features: torch.Tensor = self.tuned(images)
         return features
 
@@ -41,10 +43,10 @@ class Head(ModelComposite):
 
 
 class BackboneClassifier(ModelComposite):
-    """Maps float images `[B,3,S,S]` to logits `[B,classes]`: the frozen layers of a backbone, and a `Head`.
+    """The frozen layers of a backbone and a `Head`. They map float images `[B,3,S,S]` to logits `[B,classes]`.
 
-    The frozen layers never change. So the head can be trained alone, on their output for each image, which is computed
-    once.
+    The frozen layers never change. So training can compute their output once for each image, and then train the head
+    alone on these outputs.
 
     Raises:
         InputError: for fewer than two classes.

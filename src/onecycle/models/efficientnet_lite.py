@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 CHANNELS = 1280  # of the last feature map
-# How the pretrained network's images were normalized, on the scale 0..1: MEAN_RGB and STDDEV_RGB of the source.
+# MEAN_RGB and STDDEV_RGB of the source, for pixel values from 0 to 1. They normalized the images in pretraining.
 MEAN, STD = 127 / 255, 128 / 255
 # Each stage is (expansion, kernel size, stride of its first block, output channels, blocks).
 STAGES = (

@@ -106,10 +106,13 @@ class TrainingCrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy. Label smoothing and class weights apply in training mode, but not in evaluation mode.
 
     `label_smoothing` is the fraction of each label that is spread evenly over all classes. `weight` `[C]` are the loss
-    weights of the classes. The loss is the mean over images of the smoothed cross entropy times the weight of the
-    image's class. It therefore adds up over shards, and a class has the same share of it at every batch size.
-    `nn.CrossEntropyLoss` differs in both: it weights the smoothed part by each class, which favors rare classes on
-    every image, and it divides by the sum of the weights in the batch.
+    weights of the classes. The loss of an image is its smoothed cross entropy times the weight of its class, and the
+    loss of a batch is the mean over its images. Therefore the losses of shards add up to the loss of the batch, and the
+    share of a class does not depend on the batch size.
+
+    `nn.CrossEntropyLoss` differs in two ways. In the smoothed part, it multiplies the term of each class by the weight
+    of that class, which favors rare classes on every image. It divides the sum of the losses by the sum of the images'
+    weights, not by the number of images.
 
     Source of label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """

@@ -1,6 +1,6 @@
-"""A network of the user's own, which `--network module:function` or `--network file.py:function` names.
+"""The user's own network, given as `--network module:function` or `--network file.py:function`.
 
-Only this module imports code that a name leads to. Callers pass only names that the user has given: see
+Only this module imports the code of such a network. Callers pass only names that the user has given: see
 `core.own_network.require_consent`.
 """
 
@@ -25,9 +25,10 @@ from onecycle.models.model_composite import ModelComposite, as_composite
 
 @dataclass(frozen=True, kw_only=True)
 class OwnNetwork:
-    """A function of the number of classes and the input size that returns an `nn.Module`, and the digest of its file.
+    """The user's function that builds a network, and the SHA-256 digest of its source file.
 
-    The module maps float images `[B,3,S,S]` to logits `[B,classes]`.
+    The function takes the number of classes and the input size. It returns an `nn.Module` that maps float images
+    `[B,3,S,S]` to logits `[B,classes]`.
     """
 
     name: str
@@ -36,9 +37,9 @@ class OwnNetwork:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Import the function that `name` leads to. This runs the code of its module.
+        """Import the function that `name` identifies. This runs the code of its module.
 
-        A module is searched as Python does, and in the current folder.
+        Python looks for a module first in its import path, and then in the current folder.
 
         Raises:
             InputError: when there is no such function, or its module cannot be imported or has no source file.
@@ -62,7 +63,8 @@ class OwnNetwork:
         """Build the network with random weights.
 
         Raises:
-            InputError: when the function fails, or its network does not map images to one logit for each class.
+            InputError: when the function fails, when the network has no trainable parameter, or when the network does
+                not map images to one logit for each class.
         """
         try:
             network = self.function(classes, input_size)
@@ -77,7 +79,7 @@ class OwnNetwork:
         except Exception as error:
             raise InputError(
                 f"--network {self.name} fails: {_in_one_line(error)}; it must take the number of classes and the input "
-                "size, and return an nn.Module from images [B,3,S,S] to logits [B,classes]"
+                "size, and return an nn.Module that maps images [B,3,S,S] to logits [B,classes]"
             ) from error
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if shape != [2, classes]:
@@ -93,12 +95,12 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"--network: there is no file {path}; check the name")
     name = f"onecycle_network_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
-    _search_in(path.resolve().parent)  # for modules beside the file
+    _search_in(path.resolve().parent)  # so that the file can import modules beside it
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec, "a file that ends with .py has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up there
-    # `exec_module` could run the compiled code of an earlier version, if the file was changed within the same second.
+    sys.modules[name] = module  # dataclasses and pickle look up a module in `sys.modules`
+    # `exec_module` could run the cached bytecode of an earlier version of the file, if both are from the same second.
     exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
 

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Residual(nn.Module):
-    """A skip connection: adds the output of `branch` to its input `[B,channels,H,W]`, which has the same shape."""
+    """A skip connection: adds the input of `branch` to its output. Both have the shape `[B,channels,H,W]`."""
 
     def __init__(self, branch: nn.Module) -> None:
         super().__init__()

@@ -8,11 +8,13 @@ from torch.nn import functional
 from onecycle.models import ModelComposite
 
 SHIFTS = [(down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0)]  # pixels
-CONFIDENT = 0.8  # averaging the images with a more probable class left the CIFAR-10 validation accuracy unchanged
+# The network is confident if a class has at least this probability. Averaging for confident images, too, did not change
+# the CIFAR-10 validation accuracy.
+CONFIDENT = 0.8
 
 
 class TestTimeAugmentation(ModelComposite):
-    """For images that `network` is not confident of, averages the logits over 18 shifted and mirrored copies.
+    """Averages the logits over 18 shifted and mirrored copies of each image on which `network` is not confident.
 
     Shifts are up to one pixel, and the border is padded by reflection. The unshifted copies count twice.
 

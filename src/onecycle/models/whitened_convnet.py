@@ -24,8 +24,8 @@ LOGIT_SCALE = 1 / 9  # small initial logits let the filters learn before the net
 class WhitenedConvNet(ModelComposite):
     """Maps float images `[B,3,S,S]`, 9×9 or larger, to logits `[B,classes]`.
 
-    A group has two convolutions, or three with a skip connection if `residual`. The norms have trainable biases but no
-    trainable scales. Call `whiten` and `initialize_as_identity` before training.
+    Each group has two convolutions. With `residual`, it has three convolutions and a skip connection. The norms have
+    trainable biases but no trainable scales. Call `whiten` and `initialize_as_identity` before training.
 
     Raises:
         InputError: for fewer than two classes or images under 9×9.

@@ -2,10 +2,11 @@
 
 import torch
 
-_AT_ONCE = 256  # images; their patches are in memory at the same time
+_AT_ONCE = 256  # the patches of this many images are in memory at the same time
 EPSILON = 5e-4  # limits the scale of filters for directions with little variance
-# A direction with a smaller share of the largest variance is left out. This is a standard deviation of about one of 255
-# gray levels, so such a direction holds rounding and noise. The smallest share in CIFAR-10 is 5.4e-5.
+# A direction is left out if its variance is less than this share of the largest variance. At this limit, the standard
+# deviation is about one of 255 gray levels, so the direction holds only rounding and noise. The smallest share in
+# CIFAR-10 is 5.4e-5.
 SMALLEST_SHARE = 2e-5
 
 
@@ -15,10 +16,11 @@ def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSI
     The filters are the eigenvectors of the patches' covariance. Each is divided by √(eigenvalue + `epsilon`). Without
     `epsilon`, every output would have variance one. `images` must have mean zero.
 
-    A direction whose eigenvalue is less than `SMALLEST_SHARE` of the largest is left out, and another filter takes its
-    place a second time. Gray images, for example, have no variance in their colors. Filters for these directions would
-    amplify the slightest color of a later image, and the network would have learned nothing about their outputs. A
-    filter of zeros instead would have a constant output, which the next batch norm divides by its standard deviation.
+    A direction whose eigenvalue is less than `SMALLEST_SHARE` of the largest is left out. A copy of another filter
+    takes its place. Gray images, for example, have no variance in their colors. Filters for these directions would
+    amplify the slightest color of a later image, and the network would have learned nothing about their outputs.
+    Filters of zeros would not help: their output is constant, and the next batch norm divides it by its standard
+    deviation.
 
     Source: Page 2019, "How to Train Your ResNet 8: Bag of Tricks", as adopted by hlb-CIFAR10 and airbench.
     """
@@ -30,8 +32,8 @@ def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSI
         covariance += rows.T @ rows
         count += len(rows)
     variances, directions = torch.linalg.eigh(covariance / count)  # ascending; directions are columns
-    variances = variances.clamp(min=0)  # rounding
-    left_out = int((variances < SMALLEST_SHARE * variances[-1]).sum())  # the first ones
+    variances = variances.clamp(min=0)  # rounding may make them negative
+    left_out = int((variances < SMALLEST_SHARE * variances[-1]).sum())  # these directions come first
     place = torch.arange(len(variances))
     place[:left_out] = left_out + place[:left_out] % (len(variances) - left_out)
     filters: torch.Tensor = (directions / (variances + epsilon).sqrt()).T[place]

@@ -44,7 +44,7 @@ _FORMAT = 4
 class Counts(NamedTuple):
     """The number of all images and of unreadable images in an output folder.
 
-    `left_out` has a line for each reason why files of the sources are not images.
+    `left_out` has one line for each reason why files of the sources were left out.
     """
 
     images: int
@@ -69,7 +69,7 @@ class ChunkPredictor:
     weights: bytes
     tta: bool
     top: int
-    network: str | None = None  # the code of an own network
+    network: str | None = None  # the value of --network for an own network
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -141,7 +141,8 @@ def predict_into(
     An interrupted call can be repeated, with any engine. The repeated call predicts only the remaining chunks.
 
     Raises:
-        InputError: when `out` holds other files or predictions with other settings, or a chunk cannot be predicted.
+        InputError: when `out` holds unrelated files or predictions with different settings, or when a chunk cannot be
+            predicted.
         StorageError: when `out` cannot be written.
         PeerError: when the cluster fails; repeat the call to go on.
         Interrupted: on SIGINT or SIGTERM; repeat the call to go on.

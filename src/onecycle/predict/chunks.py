@@ -60,7 +60,7 @@ def split_into_chunks(sources: Iterable[str], batch_size: int, left_out: LeftOut
     """Split all images in `sources` into chunks. Sources are files, folders, patterns and archives.
 
     Listing the images reads each archive once. A full chunk of files holds a multiple of `batch_size` files, so that
-    its batches are full. Files in folders and archives that are not images are counted in `left_out`.
+    its batches are full. In folders and archives, files that are not images are counted in `left_out`.
     """
     left_out = LeftOut() if left_out is None else left_out
     chunk_size = batch_size * max(1, CHUNK_IMAGES // batch_size)

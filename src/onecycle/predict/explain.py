@@ -13,8 +13,8 @@ from onecycle.predict.predictor import Predictor
 from onecycle.storage.records import Interpretation
 
 MISCLASSIFIED = 1000  # at most this many misclassified images are saved
-LISTED_FRACTION = 0.05  # fraction of the images that each list contains
-KEPT = 100  # number of images in each list that are saved with their pixels
+LISTED_FRACTION = 0.05  # each list contains this fraction of the images
+KEPT = 100  # at most this many images of each list are saved with their pixels
 
 
 def interpret(

@@ -24,8 +24,8 @@ from onecycle.data.preprocessing import to_gray
 from onecycle.predict.predictor import Predictor
 
 VERIFIED = 1000  # images on which the file is compared with the network
-# The largest accepted difference between two logits, relative to the standard deviation of all logits. Rounding depends
-# on the order of a sum.
+# The largest accepted difference between the file and the network, as `write_onnx` returns it. The two may add numbers
+# in different orders, and then round differently.
 TOLERANCE = 1e-4
 _OPSET = 18
 _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and onnxruntime"
@@ -56,11 +56,13 @@ class Deployed(nn.Module):
 
 
 def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
-    """Export the network of `predictor` to the ONNX file `path`, which has the inputs and outputs of `Deployed`.
+    """Write the network of `predictor` to `path`, as an ONNX file with the inputs and outputs of `Deployed`.
 
-    The network must be on the CPU in float32. The file is compared with the network on 1,000 synthetic images. Logits
-    are compared, because the probabilities of a confident network are 0 and 1 whatever the file computes. Returns the
-    largest difference of two logits, relative to the standard deviation of all logits.
+    The network must be on the CPU in float32. The file is compared with the network on 1,000 synthetic images. The
+    logits are compared, too, because a confident network's probabilities round to 0 and 1, which hides errors.
+
+    Returns the largest difference between the file and the network in any logit, probability or energy score.
+    Differences of logits and energy scores are relative to the standard deviation of all logits.
 
     Raises:
         InputError: when the export fails, or the difference is larger than `TOLERANCE`. Nothing is written then.
@@ -148,14 +150,14 @@ def _run(content: bytes, batches: Sequence[NDArray[np.uint8]]) -> tuple[torch.Te
 
 @torch.no_grad()
 def _logits(predictor: Predictor, batches: Sequence[NDArray[np.uint8]], dtype: torch.dtype) -> torch.Tensor:
-    """The network's logits `[N,C]` for all images, divided by its temperature, computed in `dtype`."""
+    """Compute the network's logits `[N,C]` for all images in `dtype`, and divide them by the temperature."""
     model = copy.deepcopy(predictor.model).eval().to(dtype)
     inputs = (predictor.preprocessing.normalize(torch.from_numpy(images)).to(dtype) for images in batches)
     return torch.cat([model(images) for images in inputs]) / predictor.temperature
 
 
 def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference between two logits, relative to the standard deviation of the `expected` logits."""
+    """The largest difference between `logits` and `expected`, divided by the standard deviation of `expected`."""
     return float((logits - expected).abs().max() / (expected.std() or 1))
 
 

@@ -32,7 +32,7 @@ UNREADABLE = pa.schema([*_SOURCE, pa.field("reason", pa.string(), nullable=False
 _LISTING = pa.schema(
     [
         pa.field("chunk", pa.int32(), nullable=False),
-        pa.field("file", pa.binary(), nullable=False),  # a file name may not be valid text
+        pa.field("file", pa.binary(), nullable=False),  # not every file name is valid text
         pa.field("first", pa.int64(), nullable=False),
         pa.field("length", pa.int64()),
         pa.field("reason", pa.string()),
@@ -92,9 +92,9 @@ def row_count(file: Path) -> int:
 
 
 def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any], left_out: LeftOut) -> None:
-    """Write the listing of all `chunks`, with the `settings` that produced them and what they leave out.
+    """Write the listing of all `chunks`, with the `settings` that produced them and the lines of `left_out`.
 
-    `left_out` may be filled while `chunks` are produced.
+    `left_out` is read after the last chunk, so producing `chunks` may fill it.
 
     Raises:
         StorageError: when the file cannot be written.
@@ -119,7 +119,7 @@ def read_settings(path: Path) -> Any:
 
 
 def read_left_out(path: Path) -> tuple[str, ...]:
-    """What the listing at `path` leaves out: one line for each reason.
+    """The lines of `left_out` in the listing at `path`: one line for each reason.
 
     Raises:
         InputError: when the file is damaged.

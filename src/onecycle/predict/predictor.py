@@ -44,8 +44,8 @@ ImageInput = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 class Prediction:
     """The prediction for one image: the probability of every class, in the order of `classes`.
 
-    `in_distribution` is False if the image is unlike anything the network was trained on, by its energy score: see
-    `core.out_of_distribution`. It is None if the network has no energy threshold.
+    `in_distribution` is False if the energy score indicates that the image is unlike anything the network was trained
+    on: see `core.out_of_distribution`. It is None if the network has no energy threshold.
     """
 
     classes: tuple[str, ...]
@@ -78,14 +78,18 @@ class Predictor:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     temperature: float = 1.0
-    """The logits are divided by it before the softmax. 1 for a network that is not calibrated."""
+    """The logits are divided by the temperature before the softmax. It is 1 if the network is not calibrated."""
     energy_threshold: float | None = None
-    """Images with a lower energy score are unlike anything the network was trained on. None in older files."""
+    """Images with a lower energy score are unlike anything the network was trained on.
+
+    None in older files, and for a network that was evaluated on fewer than 20 images.
+    """
     plan: ComputePlan = EAGER
 
     def save(self, path: Path, *, half: bool = False) -> None:
-        """Write the weights with class names, input size, normalization, temperature and energy threshold to
-        `path`.
+        """Write the network's weights and metadata to `path`.
+
+        The metadata are the class names, architecture, input size, normalization, temperature and energy threshold.
 
         With `half`, weights are float16 and the file is half as large. Batch norm stays float32, because its statistics
         need that precision.
@@ -115,11 +119,12 @@ class Predictor:
     def load(cls, path: Path, plan: ComputePlan = EAGER, *, network: str | None = None) -> Self:
         """Load the predictor that `save` wrote to `path`.
 
-        The file never decides which code is run: an own network is built by the code that `network` names, which must
-        be the code that it was trained with.
+        The file never decides which code is run. `network` names the code that builds an own network. It must be the
+        code that the network was trained with.
 
         Raises:
-            InputError: when the file is missing or damaged, or `network` is missing, not needed or another one.
+            InputError: when the file is missing or damaged, or when `network` is missing, not needed, or not the
+                network in the file.
         """
         tensors, metadata = load_tensors(path)
         with reading(path):
@@ -131,10 +136,11 @@ class Predictor:
         if network is None:
             require_consent(architecture.network, None, str(path))
             with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nothing is copied: this only compares the sizes, and needs no memory
+                # This only compares the sizes, and needs no memory. PyTorch warns that no values are copied.
+                warnings.simplefilter("ignore")
                 load_weights(architecture.build(len(classes), preprocessing.input_size), tensors, path)
         elif not architecture.is_own:
-            raise InputError(f"{path} is a network of onecycle, {architecture}; leave out --network {network}")
+            raise InputError(f"{path} holds an included network ({architecture}); leave out --network {network}")
         own = OwnNetwork.load(network) if network else None
         model = architecture.build(len(classes), preprocessing.input_size, own)
         load_weights(model, tensors, path)
@@ -150,7 +156,7 @@ class Predictor:
         )
 
     def predict(self, images: Iterable[ImageInput]) -> list[Prediction]:
-        """Predict the class of each of `images`, of any size and mode.
+        """Predict the class of each image in `images`. An image may have any size, and any mode except F.
 
         Raises:
             InputError: when a file cannot be read.
@@ -209,7 +215,7 @@ class Predictor:
         ]
 
     def to_predictions(self, logits: torch.Tensor) -> list[Prediction]:
-        """The predictions for images from the network's `logits` `[N,C]`.
+        """Convert the network's `logits` `[N,C]` to predictions, one for each image.
 
         Raises:
             InputError: when the probabilities are not finite.
@@ -230,9 +236,9 @@ class Predictor:
         """The probabilities of all classes, `[N,C]`, from the network's `logits` `[N,C]`.
 
         Raises:
-            InputError: when they are not finite.
+            InputError: when the probabilities are not finite.
         """
-        with np.errstate(invalid="ignore"):  # infinity minus infinity
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which is checked below
             found = probabilities_of(logits.float().cpu().numpy(), self.temperature)
         if not np.isfinite(found).all():
             raise InputError("the network gives no finite probabilities, so it is damaged; use another network")
@@ -256,7 +262,8 @@ class Predictor:
 def _use_one_thread_after_fork() -> None:
     """Let processes that are forked from this one, such as the workers of a web server, predict with one thread.
 
-    The threads of OpenMP do not exist in a forked process, which would wait for them forever.
+    A forked process does not have the OpenMP threads of this one. With more than one thread, it would wait for them
+    forever.
     """
     if hasattr(os, "register_at_fork"):  # Windows cannot fork
         os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
@@ -275,7 +282,7 @@ def load(run: str | os.PathLike[str] | None = None, *, network: str | None = Non
 
 
 def weights_of(run: str | os.PathLike[str] | None) -> Path:
-    """The path of the weights in the run folder `run`, or by default of the weights that come with the package.
+    """The weights file in the run folder `run`. If `run` is None, the weights file that comes with the package.
 
     Raises:
         InputError: when there is no such run.
@@ -284,7 +291,7 @@ def weights_of(run: str | os.PathLike[str] | None) -> Path:
 
 
 def load_file(path: Path, *, network: str | None = None) -> Predictor:
-    """Load the network that `Predictor.save` wrote to `path`, with the compute plan that `load` uses.
+    """Load the network that `Predictor.save` wrote to `path`. The compute plan is the same as in `load`.
 
     Raises:
         InputError: as `Predictor.load`.

@@ -71,7 +71,7 @@ def predict_each(predictor: Predictor, files: Iterator[E]) -> Iterator[tuple[E, 
 def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterator[NamedFile]:
     """Yield the files that `sources` name. A source is the path of a file or folder, or a pattern.
 
-    A folder that matches a pattern is searched like a folder that is named. Files in folders that are not images are
+    A folder that matches a pattern is searched like a folder in `sources`. In folders, files that are not images are
     counted in `left_out`.
     """
     for source in sources:
@@ -96,9 +96,9 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """Yield the paths that match `pattern`, in order, except those inside a folder that matches, too.
+    """Yield the paths that match `pattern`, in order. If a folder matches, the paths inside it are skipped.
 
-    The folder at the start of `pattern`, as far as it exists, is taken literally, because its name may have brackets.
+    The longest start of `pattern` that is an existing folder is taken literally: brackets in it are no wildcards.
     """
     folder = pattern
     while folder and not os.path.isdir(folder):
@@ -114,7 +114,7 @@ def _matches(pattern: str) -> Iterator[str]:
 def _files_below(folder: Path, left_out: LeftOut) -> Iterator[NamedFile]:
     unread: list[OSError] = []
     for entry in folder_entries(folder, unread.append):
-        # A link without a target that has the name of an image is reported as unreadable.
+        # A link with the name of an image, but without a target, is reported as unreadable.
         if not entry.is_folder and has_image_suffix(entry.parts[-1]):
             yield NamedFile(folder.joinpath(*entry.parts))
         else:

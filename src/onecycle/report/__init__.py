@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# matplotlib cannot be imported if $MPLBACKEND names a backend that is not installed. A notebook sets this variable for
-# the programs that it starts. Plots are files, which need no backend.
+# Importing matplotlib fails if $MPLBACKEND names a backend that is not installed. A notebook sets this variable for the
+# programs that it starts. The plots here are files and need no backend, so import matplotlib without the variable.
 if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)):
     import matplotlib
 

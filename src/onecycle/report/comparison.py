@@ -72,8 +72,8 @@ class Comparison:
     def disagreements(self) -> tuple[int, Gallery | None]:
         """The number of images that some runs get right and others wrong, and a gallery of these images.
 
-        The gallery shows the images whose pixels are stored, and is None if there are none. Images that about half of
-        the runs get right come first.
+        The gallery shows the images whose pixels are stored. It is None if no pixels are stored. Images that about half
+        of the runs get right come first.
         """
         right = np.stack([self._is_correct(page) for page in self.pages])  # [runs,N]
         votes = right.sum(axis=0)
@@ -104,7 +104,7 @@ class Comparison:
         )
 
     def _kept(self) -> dict[int, NDArray[np.uint8]]:
-        """The stored pixels of the images that at least one run misclassified, by image index."""
+        """The stored pixels of the images that at least one run misclassified. The keys are the image indices."""
         return {
             int(image): pixels
             for page in self.pages

@@ -15,7 +15,7 @@ _KNOWN = ("cifar10", "digits")  # data sets whose license is known
 
 
 Auroc = Mapping[str, tuple[float, float]]
-"""For each kind of images of something else: the AUROC, and the fraction below the energy threshold."""
+"""For each kind of out-of-distribution images: the AUROC, and the fraction below the energy threshold."""
 
 
 def write_card(
@@ -30,8 +30,8 @@ def write_card(
     """Write the model card of a complete run as README.md beside `file`, which holds the run's network.
 
     `footnote` is an additional note about the data. `corruptions`, a record of benchmarks/corruptions.py, adds tables
-    about images of lower quality, and `auroc` one about images of something else. The front
-    matter follows the format of the Hugging Face Hub.
+    about images of lower quality. `auroc` adds a table about out-of-distribution images. The front matter follows the
+    format of the Hugging Face Hub.
 
     Raises:
         InputError: when a record of the run is missing or damaged.
@@ -61,7 +61,7 @@ def write_card(
 
 
 def write_card_of_included(predictor: Predictor, weights: Path, file: Path) -> Path:
-    """Write the model card of the network that comes with onecycle as README.md beside the exported `file`.
+    """Write README.md beside the exported `file`: the model card of the network that comes with onecycle.
 
     The text is that of the model card beside `weights`, with a new section "Use" for `file`.
 

@@ -22,7 +22,7 @@ from onecycle.storage.run_folder import RunFolder
 from onecycle.train.scheduler import peak_step
 
 MOST_IN_MATRIX = 20  # with more classes, the report shows the confusion matrix as a plot instead of a table
-WORST_CLASSES = 10  # with more than `MOST_IN_MATRIX` classes, the report shows these, and folds the others
+WORST_CLASSES = 10  # with more than `MOST_IN_MATRIX` classes, the report shows this many, and folds the others
 CONFUSIONS = 10  # number of confusions listed, most frequent first
 _NAMES = {
     "cifar10": "CIFAR-10",
@@ -64,7 +64,7 @@ ClassRow = tuple[str, metrics.ClassMetrics, str]
 
 
 class Reliability(NamedTuple):
-    """The calibration and the log loss, now and before temperature scaling. The latter are None without it."""
+    """The calibration and the log loss of a run. If the run has no temperature, the values before scaling are None."""
 
     after: metrics.Calibration
     before: metrics.Calibration | None
@@ -108,7 +108,10 @@ class Page:
             self.interpretation = folder.read_interpretation()
             with reading(folder.predictions):
                 if not self.history or self.logits.shape[1] != len(self.classes):
-                    raise ValueError(f"it has {self.logits.shape[1]} classes after {len(self.history)} epochs")
+                    raise ValueError(
+                        f"the predictions have {self.logits.shape[1]} classes; the run has {len(self.classes)} class "
+                        f"names and {len(self.history)} epochs"
+                    )
             with reading(folder.interpretation):
                 if self.interpretation:
                     images = len(self.labels), self.result.train_images
@@ -124,7 +127,7 @@ class Page:
 
     @property
     def changed_options(self) -> str:
-        """The options that were changed from those of the recipe."""
+        """The options that differ from those of the recipe."""
         return changed_options(self.config)
 
     @property
@@ -162,7 +165,7 @@ class Page:
 
     @property
     def evaluated_on(self) -> str:
-        """The split of the result."""
+        """The name of the split that the result was measured on."""
         return self.environment["dataset"].get("evaluated_on") or ("validation" if self.config.validation else "test")
 
     @property
@@ -230,7 +233,7 @@ class Page:
         return figures
 
     def calibration(self) -> Reliability:
-        """The calibration of the probabilities, and of those before temperature scaling, if the run has a temperature.
+        """The calibration and the log loss of the probabilities, after and before temperature scaling.
 
         Raises:
             ValueError: when the run has no result.
@@ -275,9 +278,9 @@ class Page:
             yield name, found, f"{percent(low, 1)} to {percent(high, 1)}" if found.images else "–"
 
     def worst_classes(self) -> tuple[list[ClassRow], list[ClassRow]]:
-        """The rows of the classes that the report shows, and of those that it folds.
+        """The rows of the classes that the report shows, and the rows of the classes that it folds.
 
-        Many classes are sorted: those with the lowest recall first, then with the lowest F1.
+        If there are more than `MOST_IN_MATRIX` classes, they are sorted by recall and then by F1, lowest first.
         """
         rows = list(self.class_rows())
         if len(rows) <= MOST_IN_MATRIX:

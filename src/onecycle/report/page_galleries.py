@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from onecycle.report.page import Page, percent
 from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
 
-LISTED_IMAGES = 48  # number of images that the report shows of each list
-MOST_NAMED = 5000  # number of images that it names: they suffice for 5 % of 100,000 images
-_MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # maximum per sheet; base64 adds a third
+LISTED_IMAGES = 48  # the report shows at most this many images of each list
+MOST_NAMED = 5000  # the report names at most this many images of each list, enough for 5 % of 100,000 images
+_MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # a sheet has at most this many bytes; base64 adds a third
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Tile:
 class Gallery:
     """Images that a report shows as tiles.
 
-    `listed` has the names or numbers of the first images of the list, including those without a tile, and `length` is
-    the number of images in the list.
+    `listed` has the names or numbers of the first images in the list. Some of these images may have no tile. `length`
+    is the number of images in the whole list.
     """
 
     sheet: Sheet
@@ -45,7 +45,7 @@ def misclassified(page: Page) -> Gallery | None:
     if not (found := page.interpretation) or not len(found.misclassified_images):
         return None
     images = found.misclassified[: len(found.misclassified_images)]
-    # The run may have got its temperature after its interpretation.
+    # Sort again, because a temperature that was fitted after the interpretation changes the order.
     order = np.argsort(-page.probabilities[images].max(axis=1), kind="stable")
     sheet = image_sheet(found.misclassified_images[order], most_bytes=_MISCLASSIFIED_BYTES)
     tiles = _evaluated(page, sheet, images[order])

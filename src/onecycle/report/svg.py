@@ -32,7 +32,8 @@ def inline(figure: Figure, name: str, description: str) -> str:
     body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
     body = re.sub(r'(url\(|href=")#([^"\)]*)', rf"\1#{name}-\2", body)
     body = re.sub(r"#[0-9a-f]{6}\b", lambda found: _COLORS.get(found[0], found[0]), body)
-    # The text gets the font of the page, and the browser's fonts for letters that this font lacks.
+    # Without a font family, the text gets the font of the page. For letters that this font lacks, the browser uses its
+    # own fonts.
     body = re.sub(r"font-family: '[^;\"]*; ", "", body).replace(' xml:space="preserve"', "")
     # Remove matplotlib's stroke style, because it would apply to the whole page.
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)

@@ -13,7 +13,7 @@ _BREAKS = re.compile(r"(?<=[/_.:-])(?=[^/_.:-])")
 
 
 def file_name(name: str) -> Markup:
-    """A file name as HTML, which may be broken after each of its parts. A long name is shortened in the middle."""
+    """A file name as HTML. A line may break after each part of the name. A long name is shortened in the middle."""
     half = _LONGEST_FILE_NAME // 2
     short = name if len(name) <= _LONGEST_FILE_NAME else f"{name[: half - 1]}…{name[-half:]}"
     breakable = Markup("<wbr>").join(_BREAKS.split(short))

@@ -17,7 +17,7 @@ from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import StepReport
 from onecycle.train.nonfinite import NonFiniteError, weights_finite
 
-SAVE_SECONDS = 300.0  # between two checkpoints within an epoch; the end of an epoch is always saved
+SAVE_SECONDS = 300.0  # a checkpoint is saved this often within an epoch, and always at the end of an epoch
 _FORMAT = 3
 
 
@@ -156,7 +156,8 @@ class RunState:
             self._started -= saved["seconds"]
             self.margins.copy_(checkpoint.measured["margins"])
             checkpoint.restore(self._experiment.trained, self._experiment.optimizer)
-        if checkpoint.damaged:  # the next save would replace the intact previous checkpoint with this damaged file
+        if checkpoint.damaged:
+            # Remove the damaged file, or the next save would keep it instead of the intact previous checkpoint.
             with writing(self._folder.checkpoint):
                 self._folder.checkpoint.unlink(missing_ok=True)
         self._folder.write_history(self.history)  # the file may be one epoch ahead of or behind the checkpoint

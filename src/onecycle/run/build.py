@@ -42,14 +42,16 @@ if TYPE_CHECKING:
     from onecycle.data.augment.degradation import Degradation
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
-VIEWS = 8  # of each training image, for a pretrained network
-MOST_FEATURES = 2**28  # values in the features of a training set; a larger set has fewer views
-WHITENING_IMAGES = 5000  # 32×32 images that set the whitening filters; for other sizes, as many pixels in total
+VIEWS = 8  # a pretrained network sees at most this many views of each training image: the image and augmented copies
+MOST_FEATURES = 2**28  # limit on the number of feature values of a training set; a larger set has fewer views per image
+# The whitening filters are computed from this many images of 32×32 pixels, or from as many pixels in images of another
+# size.
+WHITENING_IMAGES = 5000
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
-# learning rate 0.67, where the loss is a sum over the batch, the initial weights have std 1, and the logits are divided
-# by 256. SGD_LR_SCALE is that learning rate, converted to mean losses and to the scale of the linear layer here.
-FILTER_MOMENTUM = 0.6  # for filters, whose steps Muon orthogonalizes
+# learning rate 0.67. There the loss is a sum over the batch, the initial weights have std 1, and the logits are divided
+# by 256. SGD_LR_SCALE converts this learning rate: here the loss is a mean, and the linear layer has another scale.
+FILTER_MOMENTUM = 0.6  # the momentum for filters; Muon orthogonalizes their steps
 MOMENTUM = 0.85
 SGD_LR_SCALE = 0.0035  # SGD learning rate / (Muon learning rate × batch size), for losses averaged over the batch
 
@@ -68,9 +70,10 @@ class Experiment:
     optimizer: Optimizer
     train: Batches
     evaluation: Batches
-    """The set of the result."""
+    """The images on which the result is measured."""
     epoch_evaluation: Batches
-    """The set for `trained` after every epoch: `evaluation`, or the validation set beside it, or features of either."""
+    """The images on which `trained` is evaluated after every epoch: the validation images if there are any, otherwise
+    the images of `evaluation`. For a pretrained network, these batches hold features of the images."""
     plan: ComputePlan
     choice: Choice | None
     """The measurements behind the plan; None if the plan was given."""
@@ -113,12 +116,13 @@ def load_data(config: DataConfig) -> Dataset:
 
 
 def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessGroup = SINGLE_PROCESS) -> Experiment:
-    """Build the parts of the run that `config` describes. Without a compute `plan`, use the fastest on this machine.
+    """Build the parts of the run that `config` describes. Without `plan`, use the fastest compute plan on this machine.
 
     Raises:
-        InputError: when the data, the device, the initial weights or the code of an own network are missing, when these
-            weights are of another network, when there are too few images or steps, when the images are too small for
-            the augmentation, or when the network cannot be trained on a batch or shard of a single image that occurs.
+        InputError: when the data, the device, the initial weights or the code of an own network are missing, when the
+            initial weights are of another network, when there are too few images or steps, when the images are too
+            small for the augmentation, or when a batch or shard has a single image and the network cannot be trained
+            on it.
     """
     machine = hardware.detect()
     if plan is None:
@@ -177,7 +181,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
             group=group,
         )
 
-    require_trainable(_trained(model), training_batches("cpu"))  # before plans are measured, which takes seconds
+    require_trainable(_trained(model), training_batches("cpu"))  # check this first: measuring plans takes seconds
     choice = None
     if plan is None:
         choice = _choose_plan(config, model, preprocessing.input_size, machine, group)
@@ -253,14 +257,14 @@ def _trained(model: ModelComposite) -> ModelComposite:
 
 
 def _views(model: BackboneClassifier, size: int, images: int) -> int:
-    """How many views each of `images` training images of `size`×`size` has: at least one, and at most `VIEWS`."""
+    """The number of views per image, from 1 to `VIEWS`, for `images` training images of `size`×`size` pixels."""
     with torch.no_grad():
         values = model.inputs_of_head(torch.zeros(1, 3, size, size)).numel()
     return min(VIEWS, max(1, MOST_FEATURES // (values * images)))
 
 
 def _preprocessing(train: ImageSet, backbone: Backbone | None) -> Preprocessing:
-    """Normalize with the mean and standard deviation of the training images, or of those of the `backbone`."""
+    """Normalize with the mean and standard deviation of the training images. A `backbone` brings its own values."""
     size = train.images.shape[1]
     if backbone:
         backbone.require_map(size)
@@ -301,12 +305,12 @@ def _network(
 def _class_weights(dataset: Dataset) -> torch.Tensor:
     """The loss weight of each class, float32 `[C]`. All classes have equal total weight. Images weigh 1 on average."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.train.classes))
-    # A class without images has no share; the maximum only avoids a division by zero.
+    # Only classes with images count. The maximum avoids a division by zero for the other classes.
     return torch.from_numpy(len(dataset.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))).float()
 
 
 def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimizer:
-    """Adam for all parameters, or Muon for filters and SGD for the rest, or SGD for all.
+    """The optimizer that `config` names: Adam, SGD or Muon. Muon trains only the filters; SGD trains the rest.
 
     The `lr_scale` of a parameter group is its learning rate relative to the schedule. A group with `epochs` is frozen
     after that many epochs.
@@ -357,6 +361,6 @@ def _augmentation(config: Config, preprocessing: Preprocessing) -> tuple[Augment
 def _degradation(config: RobustnessConfig) -> "Degradation | None":
     if not config.degraded:
         return None
-    from onecycle.data.augment.degradation import Degradation  # imported late: it imports OpenCV
+    from onecycle.data.augment.degradation import Degradation  # imported late: importing OpenCV takes long
 
     return Degradation(config.degraded)

@@ -1,8 +1,8 @@
 """Calibrate a finished run: fit a temperature to images on which its network was not trained.
 
 The network of a run is trained on all training images. So a second network is trained in the same way on nine tenths of
-them, and the temperature is fitted to its logits of the held-out tenth. The temperature depends on the recipe and on
-the data, and hardly on the single network, so it suits the network of the run.
+them, and the temperature is fitted to its logits of the held-out tenth. The temperature depends on the recipe and the
+data. It hardly differs between the two networks, so it suits the network of the run.
 """
 
 from dataclasses import replace
@@ -33,11 +33,11 @@ HELD_OUT_SHARE = 0.1  # of the training images
 def calibrate_run(
     path: Path, console: Console, data: str | None = None, *, network: str | None = None
 ) -> FittedTemperature:
-    """Fit the temperature of a finished run, and save it with its weights and its result. Returns what was fitted.
+    """Fit the temperature of a finished run, and save it in the run's weights and result. Returns the temperature.
 
-    A run with validation images is evaluated on them. For another run, a second network is trained in the folder
-    `calibration` of the run. An interrupted call can be repeated, and then resumes this training. The folder is removed
-    at the end, because only its temperature is needed. A calibrated run stays as it is.
+    If the run has validation images, the temperature is fitted to them. Otherwise, a second network is trained in the
+    run's folder `calibration`. If a call is interrupted, the next call resumes this training. The folder is removed at
+    the end, because only the temperature is needed. A run that is already calibrated stays as it is.
 
     If the data has moved, `data` is its new location. `network` names the code of an own network.
 
@@ -83,7 +83,7 @@ def _fit(
 
 
 def _fitted_on_validation(predictor: Predictor, dataset: Dataset, config: Config) -> FittedTemperature:
-    """The temperature from the validation images of a run that an earlier version of onecycle trained."""
+    """Fit the temperature to the validation images of a run that an earlier version of onecycle trained."""
     batches = Batches(dataset.epoch_evaluation, predictor.preprocessing, batch_size=config.batch_size)
     return results.fitted_temperature(evaluate(predictor.model, batches, evaluated_on="validation"))
 
@@ -143,18 +143,20 @@ def _fitted_on_second_network(
 
 def _train(second: RunFolder, config: Config, console: Console, network: str | None) -> None:
     if not second.config.exists():
-        second.discard()  # a kill may have left its first files
+        second.discard()  # an earlier call that was killed may have left files
         experiment.run(config, console, second.path)
         return
     try:
-        # The bits of the second network do not matter, so its code may have changed.
+        # The second network need not be bit-identical, so the code of onecycle may have changed.
         experiment.resume(second.path, console, config, network=network, allow_code_changes=True)
     except InputError as error:
-        raise InputError(f"{error}; or remove {second.path}, and repeat the command") from error
+        raise InputError(
+            f"{error}; to train the second network anew, remove {second.path} and repeat the command"
+        ) from error
 
 
 def _save(folder: RunFolder, predictor: Predictor, dataset: Dataset, fitted: FittedTemperature) -> None:
-    """Write the temperature into the files of the run that have probabilities. Each file is the old or the new one."""
+    """Write the temperature into the files of the run that depend on it. Each file is replaced as a whole."""
     logits = folder.read_predictions().logits
     with reading(folder.predictions):
         if logits.shape != (len(dataset.evaluation), len(dataset.evaluation.classes)):

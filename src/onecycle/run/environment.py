@@ -55,7 +55,7 @@ def code() -> dict[str, Any]:
 
 @functools.cache
 def code_digest() -> str:
-    """A SHA-256 of the package's source files in Python and C. The same version number may have different code."""
+    """A SHA-256 of the package's source files in Python and C. The version number alone does not identify the code."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for path in sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}")):
@@ -82,7 +82,7 @@ def _version(library: str) -> str:
             raise
         import cv2  # imported late, because it is slow
 
-        return cv2.__version__  # another package provides OpenCV, such as opencv-python
+        return cv2.__version__  # another package, such as opencv-python, provides OpenCV
 
 
 def _program() -> str:
@@ -98,7 +98,8 @@ def _commit() -> str | None:
         return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # an installed package may be inside another project's checkout
+        # This fails if Git does not track this file: an installed package may be inside another project's checkout.
+        git("ls-files", "--error-unmatch", here.name)
         return git("describe", "--always", "--dirty", "--abbrev=40").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -180,7 +181,7 @@ def recorded_processes(folder: RunFolder) -> int:
 
 
 def has_other_code(folder: RunFolder) -> bool:
-    """Whether code other than this package's last trained the run in `folder`. True for records without a digest.
+    """Whether the code that last trained the run in `folder` differs from this code. True for records without a digest.
 
     Raises:
         InputError: when the environment is not recorded.
@@ -192,7 +193,7 @@ def has_other_code(folder: RunFolder) -> bool:
 
 
 def was_changed(folder: RunFolder) -> bool:
-    """Whether the run in `folder` was resumed with other code or on another machine than it started with.
+    """Whether the run in `folder` was ever resumed with other code or on another machine.
 
     Raises:
         InputError: when the environment is not recorded.
@@ -215,9 +216,10 @@ def record_change(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> N
 
 
 def other_machine(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> str | None:
-    """How the machine that last trained the run in `folder` differs from this one, if that may change the last bits.
+    """Describe how the machine that last trained the run in `folder` differs from this machine. None if it does not.
 
-    Returns None without a difference. A value that an older record lacks is not compared.
+    Only differences that may change the last bits of the result count. Values that an older record lacks are not
+    compared.
     """
     with reading(folder.environment):
         recorded = folder.read_json(folder.environment)

@@ -9,14 +9,14 @@ from onecycle.core.recipes import RECIPES
 from onecycle.run.build import Experiment
 from onecycle.train.lr_finder import batches_of_sweep
 
-WARM_UP_STEPS = 2  # the first steps allocate memory
+WARM_UP_STEPS = 2  # the first steps are not measured, because they also allocate memory
 MEASURED_STEPS = 5
-FORWARD_SHARE = 1 / 3  # evaluating an image takes about this part of the time of training with it
-LONG_SECONDS = 20 * 60  # of a run for which the times of the other recipes are printed
+FORWARD_SHARE = 1 / 3  # time for evaluating an image, relative to the time for training with it
+LONG_SECONDS = 20 * 60  # for a longer run, the times of faster recipes are printed, too
 FEWEST_SECONDS = 30  # the time of a shorter run is not printed
-# The time of training with an image by each recipe, relative to the baseline. In results/, recipe_time.json,
-# recipe_time_avx512.json and, for float32 with Winograd's algorithm, recipe_time_avx2.json have the measurements.
-# Winograd's algorithm saves most in the baseline. `accurate` was not measured with it.
+# The training time per image of each recipe, relative to the baseline. The measurements are in results/:
+# recipe_time.json and recipe_time_avx512.json. recipe_time_avx2.json is for float32 with Winograd's algorithm, which
+# saves most in the baseline. `accurate` was not measured with this algorithm.
 RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25, "accurate": 1.4}
 WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43}
 
@@ -35,11 +35,11 @@ class ExpectedTime:
         self._swept = batches_of_sweep(experiment.train)
         self._evaluated_pixels = len(experiment.dataset.epoch_evaluation) * experiment.preprocessing.input_size**2
         self._began = time.perf_counter()
-        self._measured: list[tuple[float, int]] = []  # the end of a step and its pixels
+        self._measured: list[tuple[float, int]] = []  # for each step: when it ended, and its pixels
 
     def after_finder_step(self, step: int, steps: int) -> list[str]:
         """The lines to print after step `step` (0-based) of the LR finder, which takes `steps` steps."""
-        size = self._train.image_size(self._last_step)  # of all images of the finder
+        size = self._train.image_size(self._last_step)  # all images of the LR finder have this size
         step_pixels = [self._swept.size(number % len(self._swept)) * size**2 for number in range(steps)]
         return self._after_step(step_pixels[step], left=sum(step_pixels[step + 1 :]) + self._pixels_from(0))
 
@@ -52,7 +52,7 @@ class ExpectedTime:
         if len(self._measured) != 1 + WARM_UP_STEPS + MEASURED_STEPS:
             return []
         measured = pairwise(self._measured[WARM_UP_STEPS:])
-        # The median ignores steps after which an evaluation took place.
+        # An interval may include an evaluation. The median ignores these few long intervals.
         seconds_per_pixel = statistics.median((end - begin) / pixels for (begin, _), (end, pixels) in measured)
         seconds = time.perf_counter() - self._began + seconds_per_pixel * left
         lines = [f"Expected time: {duration(seconds)}"] if seconds >= FEWEST_SECONDS else []
@@ -71,7 +71,10 @@ class ExpectedTime:
         return self._train.size(step % len(self._train)) * self._train.image_size(step) ** 2
 
     def _pixels_from(self, step: int) -> float:
-        """The pixels of the steps from `step` (0-based) on and of the evaluations after them, in trained pixels."""
+        """The pixels of all steps and evaluations from `step` (0-based) on.
+
+        A pixel of an evaluation counts as only `FORWARD_SHARE` of a pixel.
+        """
         evaluations = self._config.epochs - step // len(self._train)
         training = sum(self._pixels(later) for later in range(step, self._last_step + 1))
         return training + evaluations * self._evaluated_pixels * FORWARD_SHARE
@@ -82,7 +85,8 @@ def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool)
 
     `by_winograd` says whether the compute plan uses Winograd's algorithm in float32.
 
-    Empty if `config` changes a setting of its recipe that the time of an image depends on.
+    The result is empty if the recipe of `config` was not measured, or if `config` changes a setting of its recipe that
+    the time per image depends on.
     """
     recipe = RECIPES[config.recipe]
     relative = WITH_WINOGRAD if by_winograd else RELATIVE_SECONDS_PER_IMAGE

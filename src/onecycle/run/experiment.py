@@ -44,8 +44,8 @@ SWEEP_STEPS = 100
 def run(config: Config, console: Console, path: Path | None = None, *, repeated: Path | None = None) -> RunFolder:
     """Find the learning rates, train, evaluate, and write everything into a run folder.
 
-    The folder is `path`, or a new one in `config.out`. If `config` is that of the run in the folder `repeated`, the
-    compute plan of that run is used again, and what may still change the result is printed.
+    The folder is `path`, or a new one in `config.out`. If the run in the folder `repeated` is complete and has the same
+    configuration, its compute plan is used again. Everything that may still change the result is then printed.
 
     Raises:
         OnecycleError: when the configuration cannot be run (no folder is left behind), or when training fails.
@@ -99,7 +99,7 @@ def resume(
     only if `network` names it.
 
     If onecycle's source code has changed since, the run is resumed only with `allow_code_changes`. The change is then
-    recorded, and the result may have other bits.
+    recorded, and the result may not be bit-identical.
 
     Raises:
         OnecycleError: when there is no such run, when the run is complete or in use, when the configuration, data or
@@ -175,7 +175,7 @@ def _continue(
 
 
 def _begin(experiment: Experiment, progress: RunProgress) -> None:
-    """Check that all processes agree, print what they will do, and compute what training needs."""
+    """Check that all processes agree, announce the run, and compute the features for a pretrained network."""
     _require_consistent(experiment)
     setup.announce(experiment, progress)
     compute_features(experiment, progress)
@@ -274,7 +274,7 @@ def _train(
 ) -> RunFolder:
     config, group = experiment.config, experiment.group
     lr_min, lr_max = rates
-    last: Evaluation | None = None  # of the last epoch
+    last: Evaluation | None = None  # the evaluation of the last epoch
     board = _board(experiment, folder, state)
     plan_check = PlanCheck(experiment)
 
@@ -383,7 +383,7 @@ def _conclude(
 def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
     """The evaluation for the result, and the evaluation of the validation images, if there are any.
 
-    `last` is the evaluation of the last epoch. It is None if the run was interrupted in that epoch.
+    `last` is the evaluation of the last epoch. It is None if the run was interrupted after that epoch and then resumed.
     """
     dataset = experiment.dataset
     if last is None:
@@ -391,7 +391,7 @@ def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evalu
         last = evaluate(experiment.trained, batches, evaluated_on=split, plan=experiment.plan)
     if experiment.epoch_evaluation is experiment.evaluation:
         evaluation = last
-    else:  # of another set, or of features
+    else:  # `last` was computed on the validation images, or from features
         evaluation = _evaluate(experiment, experiment.model, dataset.evaluated_on)
     return evaluation, last if dataset.epoch_evaluated_on == "validation" else None
 

@@ -13,14 +13,16 @@ from onecycle.storage.run_folder import RunFolder
 def export_onnx(run: Path | None, out: Path | None = None, *, network: str | None = None) -> tuple[Path, float]:
     """Export a trained network as ONNX, with a model card, into the folder `out`.
 
-    The network is that of the run folder `run`. Without `run`, it is the network that comes with the package. `out` is
-    by default `onnx/` in the run folder, or in the current folder without `run`. Returns the path of the file, and the
-    largest difference between the file and the network on 1,000 synthetic images: see `write_onnx`. `network` names the
-    code of an own network.
+    If `run` is a run folder, its network is exported, and `out` is by default `onnx/` in this folder. If `run` is None,
+    the network that comes with the package is exported, and `out` is by default `onnx/` in the current folder.
+    `network` names the code of an own network.
+
+    Returns the path of the file, and the largest difference between its outputs and those of the network on 1,000
+    synthetic images (see `write_onnx`).
 
     Raises:
         InputError: when the run is missing or incomplete, a package is missing, the files exist already, or the
-            exported file computes something else than the network. In the last case the file is removed.
+            exported network computes something else than the original. In the last case, no file is written.
         StorageError: when the files cannot be written.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")

@@ -37,7 +37,7 @@ def failure_reported(folder: RunFolder, config: Config, group: ProcessGroup, *, 
     """When training fails, write a report that shows the error.
 
     Raises:
-        InputError: when a loss, a gradient or a logit was not finite. Other errors pass through.
+        InputError: when a loss, gradient, logit, weight or running statistic was not finite. Other errors pass through.
     """
     try:
         yield

@@ -37,9 +37,9 @@ def compute_features(experiment: Experiment, progress: RunProgress) -> None:
         return features
 
     for batches in (experiment.train, experiment.epoch_evaluation):
-        assert isinstance(batches, FeatureBatches), "a pretrained network has such batches"
+        assert isinstance(batches, FeatureBatches), "a pretrained network is trained on features"
         batches.fill(compute)
-    remove_oldest(kept=2)  # those of the training and of the evaluated images
+    remove_oldest(kept=2)  # keep both folders of this run: for training and for evaluation
 
 
 def _computing(experiment: Experiment, model: BackboneClassifier) -> Compute:
@@ -55,7 +55,7 @@ def _computing(experiment: Experiment, model: BackboneClassifier) -> Compute:
 
 
 def _key(experiment: Experiment, model: BackboneClassifier) -> dict[str, object]:
-    """Everything besides the views that the bits of features depend on."""
+    """All values that the bits of the features depend on, except the images and their views."""
     machine = hardware.detect()
     return {
         "backbone": fingerprint(experiment.config.backbone, model.frozen),

@@ -102,12 +102,12 @@ def report_run(path: Path, data: str | None = None, *, network: str | None = Non
 
     If a complete run has no interpretation yet (heatmaps, label issues, near-duplicates), first compute one from the
     weights and the data. If the data has moved, `data` is its new location. `network` names the code of an own network.
-    The report of an unfinished run shows the
-    progress of the run.
+    The report of an unfinished run shows the progress of the run.
 
     Raises:
-        InputError: when there is no such run, or the run cannot be interpreted. For example, its data has changed, or
-            this machine lacks its device. Without an interpretation, the rest of the report is still written.
+        InputError: when there is no such run, or when the run cannot be interpreted, for example because its data
+            has changed or this machine lacks the device of the run. Without an interpretation, the report is written
+            nevertheless.
     """
     folder = RunFolder.open(path)
     missing = [path for path in (folder.weights, folder.training_margins) if not path.exists()]
@@ -160,7 +160,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def _recorded_plan(folder: RunFolder) -> ComputePlan:
-    """The variant of the run's compute plan for evaluation. It is also applied to this process."""
+    """Apply the run's compute plan to this process, in its variant for evaluation. Returns this variant."""
     plan = environment.recorded_plan(folder).for_evaluation()
     plan.require(hardware.detect())
     plan.apply()

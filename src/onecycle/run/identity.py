@@ -28,7 +28,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def _of_backbone(experiment: Experiment) -> dict[str, str]:
-    """The frozen layers. They come from outside the run, and the checkpoints do not hold them."""
+    """The fingerprint of frozen pretrained layers. They come from outside the run and are not in its checkpoints."""
     model = experiment.model
     if not isinstance(model, BackboneClassifier):
         return {}

@@ -20,7 +20,7 @@ SHIPPED_NAME = "shipped"
 
 
 def with_digest(config: Config) -> Config:
-    """`config` with the digest of its initial weights, if it has some.
+    """`config` with the digest of its initial weights. Without initial weights, `config` is returned unchanged.
 
     Raises:
         InputError: when the weights are missing, or have another digest than `config` says.
@@ -40,7 +40,8 @@ def with_digest(config: Config) -> Config:
 def digest_of(path: Path) -> str:
     """The SHA-256 of what a run takes from the weights file `path`: everything but the temperature and the threshold.
 
-    `onecycle calibrate` changes these, and not the runs that started from the network before.
+    `onecycle calibrate` changes only these two values. So the digest stays the same, and runs that started from the
+    file earlier can still be resumed.
 
     Raises:
         InputError: when the file is missing or damaged.
@@ -91,10 +92,11 @@ class InitialWeights:
         return cls(config=config, predictor=predictor)
 
     def preprocessing(self, of_data: Preprocessing) -> Preprocessing:
-        """The preprocessing of the run: the input size of the data, with the normalization of the trained network.
+        """The preprocessing of the run. The data gives the input size, and the trained network gives the normalization.
 
-        The first layer, and the whitening filters above all, were made for inputs that are normalized like that. Images
-        are converted to gray if either network would do so: a network of gray images has no filters for colors.
+        The first layer of the trained network needs inputs with this normalization, above all if it has whitening
+        filters. If the trained network converts images to gray, it has no filters for colors, so this run converts its
+        images, too. Images are also converted if all training images of this run are gray.
         """
         theirs = self.predictor.preprocessing
         return replace(theirs, input_size=of_data.input_size, gray=theirs.gray or of_data.gray)
@@ -102,7 +104,8 @@ class InitialWeights:
     def load_into(self, model: ModelComposite, classes: tuple[str, ...], own: OwnNetwork | None) -> str:
         """Copy the weights into `model`, a network for `classes`. Returns a line that says what was loaded.
 
-        The head stays new if the classes differ. If they are in another order, its rows are put into this order.
+        If the classes differ, the head of `model` keeps its new weights. If only the order of the classes differs, the
+        rows of the loaded head are reordered.
 
         Raises:
             InputError: when the weights of an own network fit only images of another size.
@@ -122,7 +125,7 @@ class InitialWeights:
                 f"{_listed(theirs.classes)}"
             )
         load_weights(model, tensors, _path(str(self.config.init)))
-        gray = ", which converts every image to gray" if theirs.preprocessing.gray else ""
+        gray = ", and every image is converted to gray" if theirs.preprocessing.gray else ""
         return (
             f"Starts from {self.config.init} (SHA-256 {(self.config.init_sha256 or '')[:12]}…) with {what}; "
             f"the normalization is that of its training images{gray}"

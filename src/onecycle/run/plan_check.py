@@ -7,23 +7,23 @@ from onecycle.run.build import Experiment
 from onecycle.run.expected_time import MEASURED_STEPS, WARM_UP_STEPS
 from onecycle.train.loop import StepReport
 
-# A step contradicts the measurements if it takes this many times as long for an image. Smaller differences are usual,
-# because the measurements use fewer images: a batch that does not fit into the caches takes longer for each.
+# A step contradicts the measurements if its time per image is at least this many times the measured time. Smaller
+# differences are usual: the measurements use fewer images, and a batch too large for the caches takes longer per image.
 CONTRADICTION = 2.0
 
 
 class PlanCheck:
-    """Forgets a remembered compute plan whose measurements the first steps of training contradict.
+    """Forgets a remembered compute plan if the first steps of training contradict its measurements.
 
-    The next run then measures again. If the machine is merely busy during this run, that costs seconds, and the plan
-    stays the same. This run keeps its plan. The check needs the plan's time of full batches on one CPU, so it does
-    nothing for batches of fewer images than were measured, for GPUs, and for several processes, which wait for each
-    other.
+    This run keeps its plan, and the next run measures again. If the machine was merely busy during this run, the new
+    measurements cost seconds and choose the same plan. The check compares the times of full batches on one CPU. So it
+    does nothing on a GPU, or if a batch has fewer images than were measured. It also does nothing with several
+    processes, because they wait for each other.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._slower: list[float] = []  # for each step, its time for an image relative to the measured time
+        self._slower: list[float] = []  # for each step: its time per image / the measured time per image
         choice, config = experiment.choice, experiment.config
         self._applies = (
             choice is not None
@@ -39,8 +39,8 @@ class PlanCheck:
         if not self._applies or report.images < config.batch_size:
             return None
         assert choice and report.computing_seconds is not None
-        size = experiment.preprocessing.input_size  # of the images with which the plan was measured
-        images = report.images * (experiment.train.image_size(report.step) / size) ** 2  # of that size
+        size = experiment.preprocessing.input_size  # the plan was measured with images of this size
+        images = report.images * (experiment.train.image_size(report.step) / size) ** 2  # converted to that image size
         self._slower.append(report.computing_seconds / images / choice.seconds_per_image)
         if len(self._slower) < WARM_UP_STEPS + MEASURED_STEPS:
             return None

@@ -10,15 +10,16 @@ from onecycle.core.metrics import probabilities_of
 from onecycle.data import Dataset
 from onecycle.storage.run_folder import RunFolder
 
-MOST_PROBABILITIES = 5_000_000  # a table with more, about 45 MB, has only the probability of the predicted class
-_AT_ONCE = 1000  # rows
+MOST_PROBABILITIES = 5_000_000  # about 45 MB; with more, the table has only the probability of the predicted class
+_AT_ONCE = 1000  # probabilities are computed for this many rows at once
 
 
 def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temperature: float = 1.0) -> None:
     """Write a row for each evaluated image, from logits `[N,C]` in the order of the images.
 
-    Its columns are the file, the label, the predicted class, and the probability of this class and of each class. Names
-    are written as they are, so that programs find the same names again. An image without a name is "test image 12".
+    The columns are the file, the label, the predicted class, its probability, and the probability of each class. Names
+    are written as they are, so that programs find the same names again. An image without a name is listed by its
+    number, such as "test image 12".
 
     Raises:
         StorageError: when the file cannot be written.
@@ -27,7 +28,7 @@ def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temp
     has_all = logits.size <= MOST_PROBABILITIES
     with (
         replacing(folder.predictions_table) as temporary,
-        # As in the output of `onecycle predict --csv`, bytes that are not UTF-8 are escapes.
+        # As in the output of `onecycle predict --csv`, bytes that are not UTF-8 are written as escapes.
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.writer(file, lineterminator="\n")

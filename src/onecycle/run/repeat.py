@@ -28,7 +28,10 @@ class Repetition:
     differences: tuple[str, ...]
 
     def announce(self, fingerprint: str, progress: RunProgress) -> None:
-        """Print whether the result will have the same bits as that of the repeated run, on data with `fingerprint`."""
+        """Print whether the result will be bit-identical to that of the repeated run.
+
+        `fingerprint` is the fingerprint of the data of this run.
+        """
         data = [] if self.fingerprint in (None, fingerprint) else ["the data differs"]
         if differing := [*data, *self.differences]:
             progress.warn(f"This run repeats {self.path}, but its result may differ: {'; '.join(differing)}")
@@ -37,7 +40,7 @@ class Repetition:
 
 
 def find(config: Config, folder: Path | None, group: ProcessGroup) -> Repetition | None:
-    """The complete run in `folder` on the main process, if it was trained with `config`. None without such a run."""
+    """The run in the main process's `folder`, if it is complete and was trained with `config`. Otherwise None."""
     values = group.broadcast_object(lambda: _found(config, RunFolder(folder), group) if folder else None)
     if values is None:
         return None
@@ -62,7 +65,7 @@ def _found(config: Config, run: RunFolder, group: ProcessGroup) -> dict[str, Any
 
 
 def _compared(run: RunFolder, plan: ComputePlan, group: ProcessGroup) -> tuple[ComputePlan | None, list[str]]:
-    """The plan with which to repeat `run`, or None, and what may change the result."""
+    """The plan for repeating `run` (None if this machine cannot carry it out), and what may change the result."""
     machine = hardware.detect()
     differing = differences(environment.recorded_versions(run), environment.versions(environment.COMPUTING))
     if environment.has_other_code(run):

@@ -30,7 +30,7 @@ class TTAResult(NamedTuple):
 
 
 def evaluate_training_sample(experiment: Experiment) -> Evaluation:
-    """Evaluate the network on up to `TRAINING_SAMPLE` training images of all parts of the data set, not augmented.
+    """Evaluate the network on up to `TRAINING_SAMPLE` training images, without augmentation.
 
     With several processes, all must call this function.
     """

@@ -19,7 +19,7 @@ _NOTHING = [-1, 0]
 
 
 def started_by_this_job(config: Config) -> Path | None:
-    """Find the unfinished run with this configuration that this torchrun job began before it was restarted.
+    """Find the unfinished run with this configuration that this torchrun job began before the job was restarted.
 
     Returns the run folder on this machine, or None if there is no such run.
     """

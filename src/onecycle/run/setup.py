@@ -20,12 +20,12 @@ from onecycle.storage.run_folder import RunFolder, interrupted, new_folder
 
 AUGMENTATIONS_SHOWN = 8
 CLASSES_NAMED = 10
-FEW_IMAGES = 100  # for each class on average; with fewer, other recipes are suggested
+FEW_IMAGES = 100  # if classes have at most this many images on average, other recipes are suggested
 IMBALANCE = 2  # classes are imbalanced if the largest is at least this many times the smallest
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
-    """Print the data and what is left out of it, the values that were fitted to it, and the compute plan."""
+    """Print what data is used, notes on it, the settings that were fitted to it, and the compute plan."""
     dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)
@@ -57,7 +57,7 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
 
 
 def _suggestion(config: Config, dataset: Dataset) -> str | None:
-    """A line that suggests another recipe than the default for few images of one's own, or None."""
+    """A line that suggests other recipes if the default recipe is used on few images from a path. Otherwise None."""
     average = len(dataset.train) / len(dataset.train.classes)
     if config.recipe != BASELINE.recipe or not is_path(config.data) or average > FEW_IMAGES:
         return None
@@ -74,7 +74,7 @@ def mention_interrupted(experiment: Experiment, progress: RunProgress) -> None:
             same_configuration = folder.read_config().defining_values() == experiment.config.defining_values()
             if same_configuration and environment.recorded_fingerprint(folder) == experiment.dataset.fingerprint:
                 command = folder.resume_command(experiment.config)
-                progress.say(f"This run was interrupted earlier; `{command}` continues it. This is a new run")
+                progress.say(f"An identical run was interrupted earlier; `{command}` continues it. This is a new run")
                 return
 
 

@@ -18,7 +18,7 @@ PLOTS = ("augmentations", "lr_finder", "confusion_matrix", "incorrect_prediction
 
 
 class TensorBoard:
-    """Writes event files into `folder`. A resumed run writes all files again, starting with its `history`.
+    """Writes event files into `folder`. A resumed run writes new files, beginning with the epochs in `history`.
 
     Raises:
         InputError: when TensorBoard is not installed, or cannot write to the path of the folder.
@@ -33,7 +33,7 @@ class TensorBoard:
         self._evaluated_on = evaluated_on
         with writing(folder):
             with suppress(FileNotFoundError):
-                shutil.rmtree(folder)  # refuses a link
+                shutil.rmtree(folder)  # raises an error for a symbolic link
             make_folder(folder)
             try:
                 self._writer = SummaryWriter(str(folder))

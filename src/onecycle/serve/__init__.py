@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING
 
 from onecycle.core.extras import require
 
-if TYPE_CHECKING:  # the processes that decode images start without torch
+if TYPE_CHECKING:  # decoder processes import this package, but not torch
     from onecycle.predict.predictor import Predictor
 
 
 def serve(predictor: "Predictor", name: str, *, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
     """Serve at `host` and `port` until a signal stops the process. `name` is the title of the page.
 
-    `allowed_hosts` are names of the service in addition to the names of this machine, for example behind a proxy.
+    `allowed_hosts` are further names of the service, for example its public name if it is behind a proxy. The names of
+    this machine are always allowed.
 
     Raises:
         InputError: when a package is missing, the address is not available, or an allowed host is not a host name.

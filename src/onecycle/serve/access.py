@@ -1,4 +1,4 @@
-"""Which requests the service answers: requests for its own host names that do not come from another site's page."""
+"""Refuse requests for other host names, and requests from pages of other sites."""
 
 import ipaddress
 import re
@@ -16,10 +16,10 @@ _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 def host_name(text: str) -> str:
-    """The host name `text` of an option as Host headers have it: in lower case, and other scripts in Punycode.
+    """Convert `text`, a host name from an option, to the form in Host headers: lower case, non-ASCII as Punycode.
 
     Raises:
-        InputError: unless `text` is a host name without scheme and port.
+        InputError: when `text` is not a host name, or has a scheme or a port.
     """
     try:
         name = text.encode("idna").decode().removesuffix(".").lower()
@@ -33,9 +33,10 @@ def host_name(text: str) -> str:
 class AccessControl:
     """Refuses requests for other host names (status 400) and requests from pages of other sites (403).
 
-    Host names prevent DNS rebinding: the page of another site changes the address of its own name to that of this
-    service, and could then read its responses. An IP address in place of the name is always accepted, because a page at
-    an IP address cannot change it. A request without a Host header is accepted, because a browser always sends one.
+    Checking the host name prevents DNS rebinding. In this attack, another site points its own host name to the address
+    of this service. Without the check, the page of that site could then read the responses. An IP address as the host
+    is always accepted, because a site cannot point an IP address to another machine. A request without a Host header
+    is accepted, because a browser always sends one.
 
     `own` are the names of this machine, and `allowed` are further names that the user of the service chose.
     """
@@ -54,12 +55,15 @@ class AccessControl:
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         host = headers.get("host")
         if host is not None and not self._is_own_name(name := _without_port(host)):
-            words = f"the host {name!r} is not a name of this service; start it with --allowed-host NAME if it is"
+            words = (
+                f"the host {name!r} is not a name of this service; if it should be, start the service with "
+                "--allowed-host NAME"
+            )
             return JSONResponse({"detail": words}, 400)
         if self._is_from_another_site(method, headers, host):
             words = (
                 f"this request comes from a page of another site ({headers.get('origin', 'unknown')}); use the page of "
-                "this service, or start it with --allowed-host NAME if that site is its public name"
+                "this service; if that site is the public name of this service, start it with --allowed-host NAME"
             )
             return JSONResponse({"detail": words}, 403)
         return None
@@ -68,20 +72,23 @@ class AccessControl:
         return name in self._names or _is_address(name)
 
     def _is_from_another_site(self, method: str, headers: Headers, host: str | None) -> bool:
-        """Whether a page of another site has sent a request. Programs that are not browsers send none of these headers.
+        """Whether a page of another site has sent a request.
+
+        Programs other than browsers send neither `Sec-Fetch-Site` nor `Origin`.
 
         Source: F. Valsorda 2025, "Cross-Site Request Forgery", whose algorithm is in Go's net/http.
         """
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site in ("same-origin", "none"):  # holds behind any proxy, but browsers send it only over HTTPS or locally
+        # Sec-Fetch-Site is correct behind any proxy, but browsers send it only over HTTPS or locally.
+        if site in ("same-origin", "none"):
             return False
-        if method == "GET" and headers.get("sec-fetch-mode") == "navigate":  # a link to a page of this service
+        if method == "GET" and headers.get("sec-fetch-mode") == "navigate":  # other sites may link to this service
             return False
         return site == "cross-site" or (origin is not None and not self._is_own_origin(origin, host))
 
     def _is_own_origin(self, origin: str, host: str | None) -> bool:
-        # The scheme may differ, because a proxy may receive HTTPS. A proxy may also replace the Host header by an
-        # address of its own; the user has allowed the public name then.
+        # Schemes are not compared: a proxy may receive HTTPS and forward HTTP. A proxy may also replace the Host header
+        # by its own address. In this case, the origin must be a name that the user has allowed.
         place = origin.partition("://")[2].lower()
         return bool(place) and (place == (host or "").lower() or _without_port(place) in self._allowed)
 

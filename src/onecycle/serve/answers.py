@@ -20,7 +20,7 @@ class Explanation(BaseModel):
 
 
 class ImagePrediction(BaseModel):
-    """The prediction for one image, or why it cannot be read."""
+    """The prediction for one image, or the reason why the image cannot be read."""
 
     file: str = Field(description="The file name as it was sent.")
     predictions: list[ClassProbability] = Field(description="The most likely classes, most likely first.")
@@ -33,7 +33,9 @@ class ImagePrediction(BaseModel):
         "any class. Null if there is an error."
     )
     error: str | None = Field(description="Why the image cannot be read. If there is an error, `predictions` is empty.")
-    explanation: Explanation | None = Field(description="Present if it was requested.")
+    explanation: Explanation | None = Field(
+        description="Null if it was not requested, if the network has no heatmaps, or if there is an error."
+    )
 
 
 class Predictions(BaseModel):

@@ -70,9 +70,10 @@ _FORM = {
 def make_app(
     predictor: Predictor, name: str, *, host: str, allowed_hosts: Sequence[str] = (), limits: Limits = LIMITS
 ) -> FastAPI:
-    """The application for `predictor`, which listens at `host`. `name` is the title of the page.
+    """The web application for `predictor`. `name` is the title of the page.
 
-    `allowed_hosts` are names of the service in addition to the names of this machine.
+    `host` is the address that the server listens at. `allowed_hosts` are names of the service in addition to the names
+    of this machine.
     """
     service = _Service(predictor, limits)
 
@@ -157,7 +158,7 @@ class _Service:
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Run the decoders, and the batcher, which predicts queued images, while the application runs."""
+        """Run the decoders and the batcher while the application runs. The batcher predicts queued images."""
         await self.decoders.start()
         work = asyncio.create_task(self.batcher.run())
         try:
@@ -167,7 +168,7 @@ class _Service:
             await self.decoders.stop()
 
     async def predict(self, upload: Upload, turns: asyncio.Semaphore, top: int, explain: bool) -> ImagePrediction:
-        """The prediction for one file. `turns` limits how many files of its request are decoded at a time.
+        """The prediction for one file. `turns` limits how many files of one request are decoded at a time.
 
         Raises:
             HTTPException: when the service is too busy.

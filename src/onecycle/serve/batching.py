@@ -13,7 +13,7 @@ WAIT_SECONDS = 0.003  # time that a batch waits for more items after its first i
 
 
 class BusyError(Exception):
-    """The queue is full."""
+    """The service is too busy for an image, for example because the queue is full."""
 
 
 class Batcher(Generic[T, R]):

@@ -22,15 +22,15 @@ FORMATS = (
     "WEBP",
     "TIFF",
     "AVIF",
-    "HEIF",  # if pillow-heif is installed: phones send it
+    "HEIF",  # phones send HEIF; decoding it needs pillow-heif
 )  # common formats only: decoders of rare formats are less well maintained
 READY = b"ready"
-REQUEST = struct.Struct("!Q")  # the length of an image file, which follows
-RESPONSE = struct.Struct("!?Q")  # whether pixels follow, or an error, and their length
+REQUEST = struct.Struct("!Q")  # the length of the image file that follows
+RESPONSE = struct.Struct("!?Q")  # True for pixels, False for an error message; the length of what follows
 
 
 def serve(requests: BinaryIO, responses: BinaryIO, *, size: int, most_pixels: int) -> None:
-    """Decode the images of `requests`, to `size`×`size` pixels, until it ends."""
+    """Decode images from `requests` to `size`×`size` pixels, until `requests` ends."""
     responses.write(READY)
     responses.flush()
     while head := requests.read(REQUEST.size):
@@ -48,7 +48,7 @@ def serve(requests: BinaryIO, responses: BinaryIO, *, size: int, most_pixels: in
 
 
 def limit_memory(most_bytes: int) -> None:
-    """Let this process have at most `most_bytes` of data. Nothing happens on a system without such a limit."""
+    """Limit the data of this process to `most_bytes`. This does nothing on a system without such a limit."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""A pool of processes that decode images, and that are ended and replaced if an image takes too long."""
+"""A pool of processes that decode images. A process is ended and replaced if its image takes too long."""
 
 import asyncio
 import os
@@ -16,29 +16,30 @@ from onecycle.serve.decoder import READY, REQUEST, RESPONSE
 from onecycle.serve.limits import Limits
 
 PROCESSES = 2
-SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only the second, which ends a process as well
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has no SIGKILL; SIGTERM has the same effect there
 
 
 class Decoders:
-    """Processes that decode images to uint8 `[size,size,3]`, one image at a time each.
+    """Processes that decode images to uint8 `[size,size,3]`. Each process decodes one image at a time.
 
-    Threads could not be ended, and neither their memory nor their time could be limited.
+    They are not threads, because a thread cannot be ended, and its memory and time cannot be limited.
     """
 
     def __init__(self, size: int, limits: Limits) -> None:
         self._size = size
         self._limits = limits
-        # The last process to become free is next, because its code is in the CPU's caches. None: it is to be started.
+        # The process that became free last is used first, because its code is in the CPU's caches. None stands for a
+        # process that must be started before it is used.
         self._free: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
         self._processes: set[Process] = set()  # also those that are ending
         self._waiting = 0  # images
-        self._began: dict[asyncio.Timeout, float] = {}  # when decoding an image began, by its deadline
+        self._began: dict[asyncio.Timeout, float] = {}  # start time of each decoding, by its deadline
 
     async def start(self) -> None:
         """Start the processes.
 
         Raises:
-            BusyError: when one does not start.
+            BusyError: when a process does not start.
         """
         for process in await asyncio.gather(*(self._start() for _ in range(PROCESSES))):
             self._free.put_nowait(process)
@@ -55,7 +56,7 @@ class Decoders:
 
         Raises:
             InputError: when the image cannot be used, or takes too long.
-            BusyError: when the image takes long and others wait.
+            BusyError: when the image takes long while others wait, or when a process does not start.
         """
         if self._free.empty():
             for deadline, began in self._began.items():
@@ -70,7 +71,7 @@ class Decoders:
             if process is None or process.returncode is not None:
                 process = await self._start()
             is_decoded, answer = await self._ask(process, content)
-        except BaseException:  # also if nobody waits for the answer any more
+        except BaseException:  # also after a cancellation: nobody waits any more for what the process is decoding
             if process:
                 _end(process)
             process = None
@@ -94,7 +95,7 @@ class Decoders:
                 stdin=PIPE,
                 stdout=PIPE,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the service, which ends this process
+                start_new_session=True,  # Ctrl-C must reach only the service, which ends this process
             )
         except OSError as error:
             raise BusyError from error
@@ -110,7 +111,7 @@ class Decoders:
         return process
 
     async def _ask(self, process: Process, content: bytes) -> tuple[bool, bytes]:
-        """Whether `process` can decode `content`, and the pixels or the reason."""
+        """Let `process` decode `content`. Returns whether it succeeded, and the pixels or an error message."""
         assert process.stdin and process.stdout
         limits, loop = self._limits, asyncio.get_running_loop()
         began = loop.time()
@@ -119,7 +120,7 @@ class Decoders:
                 limits.busy_decode_seconds if self._waiting else limits.decode_seconds
             ) as deadline:
                 self._began[deadline] = began
-                process.stdin.writelines([REQUEST.pack(len(content)), content])  # at once, to wake the process once
+                process.stdin.writelines([REQUEST.pack(len(content)), content])  # in one call, to wake the process once
                 is_decoded, length = RESPONSE.unpack(await process.stdout.readexactly(RESPONSE.size))
                 return is_decoded, await process.stdout.readexactly(length)
         except TimeoutError:

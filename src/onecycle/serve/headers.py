@@ -18,7 +18,7 @@ _HEADERS = {
 
 
 class SecureHeaders:
-    """Adds security headers, with a policy that forbids inline scripts, to every response of `app`."""
+    """Adds security headers to every response of `app`. The content security policy forbids inline scripts."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

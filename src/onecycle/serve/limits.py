@@ -15,13 +15,13 @@ class Limits:
     header_seconds: float = 5  # longest time to receive the header of a request
     answer_seconds: float = 30  # longest time to decode and predict an image, including the wait in the queue
     decode_seconds: float = 10  # longest time to decode an image
-    busy_decode_seconds: float = 2  # the same, while images of other requests wait for a decoder
-    decoder_bytes: int = 560 * 2**20  # of each of two processes that decode; an image takes up to 20 bytes per pixel
+    busy_decode_seconds: float = 2  # longest time to decode an image while other requests wait for a decoder
+    decoder_bytes: int = 560 * 2**20  # memory of each decoder process; an image takes up to 20 bytes per pixel
     write_seconds: float = 30  # longest wait for a client to accept more of a response
-    requests: int = 256  # at a time, from all clients together
-    waiting_bytes: int = 256 * 2**20  # of all clients together; reading a request takes up to three times its size
-    connections: int = 512  # at a time, from all clients together; above it, the longest idle one is closed
-    waiting_images: int = 512  # in the queue, from all clients together
+    requests: int = 256  # active requests at a time, of all clients together
+    waiting_bytes: int = 256 * 2**20  # total size of active requests; reading one takes up to three times its size
+    connections: int = 512  # open connections of all clients; above this, the connection that is idle longest is closed
+    waiting_images: int = 512  # images in the queue, of all clients together
 
 
 LIMITS = Limits()

@@ -21,10 +21,10 @@ from onecycle.serve.access import host_name
 from onecycle.serve.app import make_app
 from onecycle.serve.limits import LIMITS, Limits
 
-_STOP_SECONDS = 1  # for active requests to finish when the service stops
+_STOP_SECONDS = 1  # active requests have this long to finish when the service stops
 _KEEP_ALIVE_SECONDS = 5
-_LOG_SECONDS = 60  # between two messages that the limit of connections is reached
-_LINGER_SECONDS = 1  # for a client to send the rest of a request that is already answered
+_LOG_SECONDS = 60  # wait this long before the message about the connection limit is printed again
+_LINGER_SECONDS = 1  # a client has this long to send the rest of a request that is already answered
 
 
 def run(
@@ -72,8 +72,10 @@ def run(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to show a log record of uvicorn. Its usual messages at shutdown are hidden, and one for each malformed
-    request, with which a client could fill the disk.
+    """Whether to show a log record of uvicorn.
+
+    uvicorn's usual messages at shutdown are hidden. Messages about malformed requests are also hidden, because a client
+    could fill the disk with them.
     """
     is_end = bool(record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
     return not is_end and not str(record.msg).startswith(("Cancel %s running task(s)", "Invalid HTTP request"))
@@ -112,7 +114,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
     """uvicorn's HTTP protocol with timeouts. Without these timeouts uvicorn waits forever for a client."""
-    idle: dict[H11Protocol, None] = {}  # connections that wait for the header of a request, longest first
+    idle: dict[H11Protocol, None] = {}  # connections that wait for a request's header; the first has waited longest
     logged_at = -math.inf
 
     def log_full() -> None:
@@ -132,7 +134,8 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             self._watch()
             if len(self.connections) > limits.connections:
                 log_full()
-                # Idle connections must not keep out clients that send requests. This one is idle, too, but the newest.
+                # Idle connections must not keep out clients that send requests. The new connection is idle, too, but
+                # it is the last in `idle`.
                 longest_idle = next(iter(idle))
                 del idle[longest_idle]
                 longest_idle.transport.abort()
@@ -142,8 +145,8 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             self._watch()
 
         def send_400_response(self, msg: str) -> None:
-            # The body of a request may turn out to be malformed while the request is answered. uvicorn would send
-            # another response, or a body in response to HEAD, and print a traceback, because h11 refuses both.
+            # The body of a request may turn out to be malformed while the request is answered. uvicorn would then send
+            # another response, or a body in response to HEAD. h11 refuses both, and uvicorn would print a traceback.
             if self.cycle:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()

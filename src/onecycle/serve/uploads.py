@@ -15,11 +15,11 @@ from starlette.requests import ClientDisconnect
 
 from onecycle.serve.limits import Limits
 
-_LINGER_SECONDS = 2  # to read the rest of a refused request: most clients read the response only after sending
+_LINGER_SECONDS = 2  # read the rest of a refused request for this long: most clients read the response only afterwards
 _NAME_LENGTH = 255
-_PARSED_AT_ONCE = 2**16  # bytes
+_PARSED_AT_ONCE = 2**16  # bytes that are parsed before other requests run
 _PARAMETER = re.compile(r';\s*([^=;\s]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')  # of a Content-Disposition header
-_CHARSETS = ("utf-8", "iso-8859-1")  # of RFC 5987; others would let the client choose a slow decoder
+_CHARSETS = ("utf-8", "iso-8859-1")  # the charsets of RFC 5987; with others, a client could choose a slow decoder
 
 
 class Upload(NamedTuple):
@@ -89,7 +89,8 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
     """The files in the form of `request`.
 
     Raises:
-        HTTPException: when the request is not a form with files, is too large or too slow, or the service is busy.
+        HTTPException: when the request is not a form with files, when it is too large or too slow, or when the service
+            is busy.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     # Another charset would let the client choose a slow decoder for file names.
@@ -153,9 +154,9 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's parser, which also accepts the names of files as `filename*`.
+    """Starlette's form parser. It also accepts file names in the parameter `filename*`.
 
-    RFC 7578 forbids this form in uploads, but some clients send it, alone or with `filename`.
+    RFC 7578 forbids this parameter in uploads, but some clients send it, alone or with `filename`.
     """
 
     def on_headers_finished(self) -> None:

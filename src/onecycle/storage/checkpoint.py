@@ -20,7 +20,7 @@ from onecycle.core.files import reading, replacing
 from onecycle.core.regular_files import open_regular, read_regular
 
 MOST_TENSOR_BYTES = 2**32  # a checkpoint of the custom ResNet has less than 2**27
-_MOST_HEADER_BYTES = 2**24  # names, shapes and the history of the run
+_MOST_HEADER_BYTES = 2**24  # the header holds names, shapes and the history of the run
 
 # The checksum comes first in the metadata, which is JSON inside JSON. Hence the backslashes.
 _CHECKSUM = re.compile(rb'\{\\"checksum\\": \\"([0-9a-f]{64})\\"')
@@ -39,7 +39,7 @@ def save_tensors(
     Raises:
         StorageError: when the file cannot be written.
     """
-    # safetensors refuses channels-last tensors, and writes several metadata keys in random order.
+    # safetensors refuses channels-last tensors. It writes several metadata keys in random order, so there is one key.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {"checksum": _NO_CHECKSUM, **json.loads(json.dumps(metadata, sort_keys=True))}
     content = memoryview(safetensors.torch.save(contiguous, {"onecycle": json.dumps(described)}))
@@ -73,7 +73,7 @@ def _checked(path: Path) -> bytes:
     Raises:
         InputError: when the file is damaged.
     """
-    # A small file may claim to be large, with holes that occupy no disk space. It is not read into memory.
+    # A file may claim to be large, with holes that occupy no disk space. The size limit keeps it out of memory.
     content = read_regular(path, min(MOST_TENSOR_BYTES, _size_by_header(path)))
     if not (place := _place_of_checksum(content)):
         raise _without_checksum(path)
@@ -86,7 +86,7 @@ def _checked(path: Path) -> bytes:
 
 
 def _size_by_header(path: Path) -> int:
-    """The size of the safetensors file `path` as its header says it.
+    """The size of the safetensors file `path` according to its header.
 
     Raises:
         InputError: when the file has no such header.

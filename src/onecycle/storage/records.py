@@ -13,13 +13,13 @@ from onecycle.core.temperature import HIGHEST, LOWEST
 from onecycle.core.validated import AtLeastOne, Between, Count, Fraction, Shape, validated
 
 Split = Literal["test", "validation"]
-
-Seconds = Annotated[float, Between(0, 1e9)]  # up to 30 years
 """A set on which a network is evaluated."""
 
-SAMPLE_MARGIN = 0.02  # accuracy by which the training sample may fall short of the training accuracy
+Seconds = Annotated[float, Between(0, 1e9)]  # up to 30 years
 
-_Rate = Annotated[float, Between(1e-30, 1e30)]  # of a sweep, which has a logarithmic axis
+SAMPLE_MARGIN = 0.02  # the accuracy on the training sample may be this much below the training accuracy
+
+_Rate = Annotated[float, Between(1e-30, 1e30)]  # a learning rate of a sweep; positive, because the axis is logarithmic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,11 @@ class LRCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedTemperature:
-    """The temperature of a network, and the images on whose logits it was fitted. No network was trained on them.
+    """The temperature of a network, and the images whose logits were used to fit it.
 
-    The source "validation" are the validation images of the run. "second network" are training images of the run that
-    were held out from a second network, which was trained on the others. The logits are then of the second network.
+    The network that computed the logits was not trained on these images. With the source "validation", they are the
+    validation images of the run. With "second network", they are training images of the run that were held out from a
+    second network. The second network was trained on the other training images, and computed the logits.
     """
 
     temperature: Annotated[float, Between(LOWEST, HIGHEST)]
@@ -123,16 +124,17 @@ class RunResult:
     seconds: Seconds  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
     peak_memory_gib: float  # of the training process
-    # of the final network on a sample of the training images, without augmentation
+    # The accuracy of the final network on a sample of the training images, without augmentation.
     train_sample_accuracy: Fraction | None = None
     train_sample_images: Count = 0
     tta_accuracy: Fraction | None = None  # with test-time augmentation, if configured
     tta_seconds: Seconds | None = None  # duration of the evaluation with test-time augmentation
-    # of the validation set, if the data has one beside the test set: its size, and the accuracy at the last epoch
+    # Set if the data has a validation set beside the test set: its size, and the accuracy on it at the last epoch.
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
     calibration: FittedTemperature | None = None  # None: the probabilities are not calibrated
-    # At least 95 % of the images in the split `evaluated_on` have this energy score; None with fewer than 20 images.
+    # At least 95 % of the images in the split `evaluated_on` have this energy score or a higher one. None with fewer
+    # than 20 images.
     energy_threshold: Annotated[float, Between(-LARGEST_SCORE, LARGEST_SCORE)] | None = None
 
     @property
@@ -147,10 +149,10 @@ class RunResult:
 
     @property
     def warning(self) -> str | None:
-        """A sentence that doubts the result, if the final network is worse on its training images than during training.
+        """A warning if the final network is worse on its training images than it was during training. Otherwise None.
 
-        Without augmentation the images are easier, so the accuracy on them should be at least the training accuracy.
-        The sample may fall short of it by `SAMPLE_MARGIN` and three standard errors.
+        Without augmentation the images are easier, so the final network should reach at least the training accuracy on
+        a sample of them. A shortfall of up to `SAMPLE_MARGIN` plus three standard errors causes no warning.
         """
         if self.train_sample_accuracy is None or not self.train_sample_images:
             return None
@@ -227,7 +229,7 @@ class Misclassified:
     images: Annotated[NDArray[np.uint8], Shape("M H W 3")]
     labels: Annotated[NDArray[np.int64], Shape("M")]  # the true classes
     predictions: Annotated[NDArray[np.int64], Shape("M")]  # the predicted classes
-    probabilities: Annotated[NDArray[np.float32], Shape("M C")]  # calibrated, if the run is
+    probabilities: Annotated[NDArray[np.float32], Shape("M C")]  # calibrated if the run is calibrated
     classes: tuple[str, ...]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -239,7 +241,7 @@ class Misclassified:
         found = validated(cls, {**arrays, "classes": classes})
         _require_below(len(classes), "classes", found.labels, found.predictions)
         if found.probabilities.shape[1] != len(classes):
-            raise ValueError(f"it has probabilities of {found.probabilities.shape[1]} of {len(classes)} classes")
+            raise ValueError(f"it has probabilities for {found.probabilities.shape[1]} classes, not {len(classes)}")
         return found
 
 
@@ -264,13 +266,13 @@ class NamesOfImages:
     The names are in UTF-8, and each is ended by a zero byte.
     """
 
-    evaluated: Annotated[NDArray[np.uint8], Shape("E")]  # of the evaluated split
+    evaluated: Annotated[NDArray[np.uint8], Shape("E")]  # the names of the images in the evaluated split
     train: Annotated[NDArray[np.uint8], Shape("T")]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingMargins:
-    """For each training image, the mean margin of its label. They are stored in `training_margins.npz`."""
+    """The mean margin of each training image's label. The margins are stored in `training_margins.npz`."""
 
     margins: Annotated[NDArray[np.float32], Shape("T")]
 
@@ -293,18 +295,18 @@ class Interpretation:
     """
 
     misclassified: Annotated[NDArray[np.int64], Shape("M")]  # indices of incorrect predictions, most confident first
-    misclassified_images: Annotated[NDArray[np.uint8], Shape("m H W 3")]  # of the first m
+    misclassified_images: Annotated[NDArray[np.uint8], Shape("m H W 3")]  # images of the first m
     heatmaps: Annotated[NDArray[np.uint8], Shape("m h w")]  # Grad-CAM of the predicted class, 255 at the maximum
     label_issues: Annotated[NDArray[np.int64], Shape("S")]  # indices of images whose label may be wrong
     label_issue_images: Annotated[NDArray[np.uint8], Shape("s H W 3")]  # images of the first s label issues
     train_label_issues: Annotated[NDArray[np.int64], Shape("T")]  # indices of training images whose label may be wrong
-    # label logit minus largest other logit, mean over epochs
+    # The mean over epochs of the margin: the logit of the label minus the largest other logit.
     train_label_issue_margins: Annotated[NDArray[np.float32], Shape("T")]
     train_label_issue_labels: Annotated[NDArray[np.int64], Shape("T")]  # the labels that may be wrong
-    # of the first training label issues: the most likely other class, and the image
+    # The most likely other class of the first t training label issues, and the images of the first q.
     train_label_issue_predictions: Annotated[NDArray[np.int64], Shape("t")]
     train_label_issue_images: Annotated[NDArray[np.uint8], Shape("q H W 3")]
-    # indices of an evaluated image and of the most similar training image
+    # Pairs of indices: an evaluated image, and the training image that is most similar to it.
     duplicates: Annotated[NDArray[np.int64], Shape("D 2")]
     duplicate_similarities: Annotated[NDArray[np.float32], Shape("D")]  # correlation of the two images at 8×8 pixels
     duplicate_labels: Annotated[NDArray[np.int64], Shape("D 2")]  # labels of both images
@@ -324,14 +326,14 @@ class Interpretation:
             (found.duplicate_images, len(found.duplicates)),
         ):
             if len(images) > listed:
-                raise ValueError(f"it has {len(images)} images of {listed} entries")
+                raise ValueError(f"it has {len(images)} images for {listed} entries")
         return found
 
     def require_match(self, images: int, train_images: int, classes: int) -> None:
-        """Check that all indices refer to `images` evaluated images, `train_images` and `classes` classes.
+        """Check all indices against the numbers of evaluated `images`, `train_images` and `classes`.
 
         Raises:
-            ValueError: when they do not.
+            ValueError: when an index is negative or too large.
         """
         _require_below(images, "images", self.misclassified, self.label_issues, self.duplicates[:, 0])
         _require_below(train_images, "training images", self.train_label_issues, self.duplicates[:, 1])
@@ -341,18 +343,18 @@ class Interpretation:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """What `environment.json` says of the data, as far as every run has it."""
+    """The values about the data that a report needs from `environment.json`."""
 
     name: str
     fingerprint: str
     notes: tuple[str, ...]
-    evaluated_on: Split | None = None  # None in runs of versions without `epoch_evaluated_on`
+    evaluated_on: Split | None = None  # None in runs of older versions, which wrote neither this field nor the next
     epoch_evaluated_on: Split | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord:
-    """What a report needs of the compute plan in `environment.json`."""
+    """The values of the compute plan that a report needs from `environment.json`."""
 
     device: str
     precision: str
@@ -361,7 +363,7 @@ class PlanRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRecord:
-    """What a report needs of `environment.json`."""
+    """The values that a report needs from `environment.json`."""
 
     command: str
     date: str
@@ -390,6 +392,6 @@ def _require_fields(record: type, values: dict[str, Any]) -> None:
 
 
 def _require_below(end: int, what: str, *indices: NDArray[np.int64]) -> None:
-    """Raise a ValueError unless all `indices` are from 0 to below `end`, the number of `what`."""
+    """Raise a ValueError unless all `indices` are from 0 to `end` - 1. `what` names the `end` things in the error."""
     if any(each.size and not 0 <= each.min() <= each.max() < end for each in indices):
-        raise ValueError(f"it refers to other {what} than the {end} that there are")
+        raise ValueError(f"it has an index outside the {end} {what}")

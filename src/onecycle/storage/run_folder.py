@@ -39,12 +39,13 @@ from onecycle.storage.records import (
 
 MOST_JSON_BYTES = 2**22  # in memory, JSON may need a hundred times as much
 _MOST_HISTORY_BYTES, _MOST_LINE_BYTES = 2**24, 2**16  # a line has less than 2**9
-_ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10  # arrays may have this many bytes, and this many for each byte of the file
-_MOST_ARRAY_BYTES = 2**31  # for a file that claims to be large, with holes that occupy no disk space
+# The arrays in a file may have `_ARRAY_BYTES`, plus `_MOST_SHRINKING` bytes for each byte of the file.
+_ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10
+_MOST_ARRAY_BYTES = 2**31  # the limit for every file; a file may claim to be large, with holes that use no disk space
 
 
 def require_parent(parent: Path) -> None:
-    """Check that `new_folder` can probably create a folder in `parent`, without creating anything.
+    """Check that `new_folder` can probably create a folder in `parent`. This check creates nothing.
 
     Raises:
         InputError: when `parent` is a file or below a file.
@@ -119,7 +120,7 @@ class RunFolder:
         return self.checkpoint.exists() or self.checkpoint_before.exists()
 
     def resume_command(self, config: NetworkConfig) -> str:
-        """The command that resumes the run, which has the configuration `config`, ready to paste into a shell."""
+        """The shell command that resumes the run. `config` is the configuration of the run."""
         return f"onecycle train --resume {shlex.quote(str(self.path))}{option_of(config.network)}"
 
     def is_idle(self) -> bool:
@@ -248,7 +249,7 @@ class RunFolder:
             return EvaluatedLogits.from_arrays(self.read_arrays(self.predictions))
 
     def read_image_names(self) -> NamesOfImages | None:
-        """The file names of the images. None if they have none, and for runs of older versions."""
+        """The file names of the images. None if the images have no names, or an older version wrote the run."""
         if not self.image_names.exists():
             return None
         with reading(self.image_names):
@@ -301,9 +302,9 @@ class RunFolder:
 
 
 def _require_unpacked(file: BinaryIO) -> None:
-    """Check that the arrays in the npz `file` unpack to about as much as onecycle would pack into it.
+    """Check that the arrays in the npz `file` are not much larger than the file.
 
-    Logits and images hardly shrink when they are packed, so a small file with large arrays is not from a run.
+    Compression hardly shrinks logits and images, so a run never writes a small file with large arrays.
 
     Raises:
         ValueError: when an array is too large, or its header claims more than its file holds.
@@ -315,7 +316,9 @@ def _require_unpacked(file: BinaryIO) -> None:
             raise ValueError(f"its arrays have {size:,} bytes; the limit for a file of its size is {most:,}")
         for member in archive.infolist():
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{member.filename} is not compressed by deflate")  # others have no bound on memory
+                raise ValueError(
+                    f"{member.filename} is not compressed by deflate"
+                )  # other methods may need unbounded memory
             with archive.open(member) as array:
                 version = np.lib.format.read_magic(array)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -325,6 +328,6 @@ def _require_unpacked(file: BinaryIO) -> None:
 
 
 def interrupted(parent: Path) -> list[RunFolder]:
-    """The runs in `parent` that have a checkpoint and no process working on them, the newest first."""
+    """The interrupted runs in `parent`, newest first. They have a checkpoint, and no process is working on them."""
     saved = [RunFolder(path) for path in parent.glob("*") if RunFolder(path).has_checkpoint]
     return [folder for folder in sorted(saved, key=lambda folder: folder.path.name, reverse=True) if folder.is_idle()]

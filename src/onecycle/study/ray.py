@@ -62,7 +62,7 @@ class _Driver:
     """What a task needs to know about the process that started it."""
 
     token: Path  # a node that sees this file shares the study's disk
-    folder: Path  # the current folder of that process; relative paths of data sets start here
+    folder: Path  # the current folder of the process that started the task; relative paths of data sets start here
     data: str | None  # the value of $ONECYCLE_DATA
     command: list[str]
     versions: dict[str, str]
@@ -119,7 +119,7 @@ class _Tasks:
                     yield StudyOutcome(task.run, f"an error on {task.node} ended it: {one_line(error)}")
                     continue
                 if task.starts == MOST_STARTS:
-                    yield StudyOutcome(task.run, f"it was lost {MOST_STARTS} times, last by {one_line(error)}")
+                    yield StudyOutcome(task.run, f"it was lost {MOST_STARTS} times; the last error: {one_line(error)}")
                     continue
                 self._print(task.run, f"lost with {task.node}; starts again from its last checkpoint, if any")
                 self.start(task.run, task.starts + 1)
@@ -211,7 +211,7 @@ def _carry_out(run: StudyRun, driver: _Driver) -> Iterator[str | _Ending]:
             for name, version in driver.versions.items()
             if version != here[name]
         )
-        yield _Ending(failure=f"node {node} has other versions: {others}; install the same")
+        yield _Ending(failure=f"node {node} has other versions: {others}; install the same versions")
         return
     if run.config.device != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this task did not request a GPU

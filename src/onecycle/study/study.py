@@ -1,4 +1,4 @@
-"""Plan and carry out a study, which trains a recipe and its variants with several seeds, in one folder."""
+"""Plan and carry out a study: train a recipe and its variants with several seeds. A study has one folder."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from onecycle.storage.run_folder import MOST_JSON_BYTES, RunFolder, new_folder
 from onecycle.study import summary
 from onecycle.study.run import LOCAL_STUDY_ENGINE, StudyEngine, StudyRun
 
-# A variant that changes the recipe keeps the values of the study's configuration in these fields.
+# These fields keep the values of the study's configuration, even if a variant changes the recipe.
 _SHARED = (
     *("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard"),
     *("init", "init_sha256"),
@@ -157,7 +157,8 @@ def plan(
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
         raise InputError("--grid lists a field twice; give all values of a field in one --grid")
-    # All runs start from the same weights, even if their file changes while the study runs.
+    # Record the digest of the initial weights, so that all runs start from the same weights. A run fails if the file
+    # has changed in the meantime.
     return Study.of(with_digest(config), changes, seeds=seeds, threshold=threshold, cores=cores)
 
 
@@ -178,7 +179,10 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
 
 
 def _find_stopped(study: Study, name: str) -> Path | None:
-    """The newest folder of the same study with unfinished runs that no other process uses, or None."""
+    """The newest folder of the same study, or None.
+
+    Only folders with unfinished runs count, and only if no other process uses them.
+    """
     for path in sorted(study.config.out.glob(f"{name}*"), reverse=True):
         with suppress(OnecycleError):  # ignore a folder that cannot be used
             if _read(path) == study and not all(run.is_done() for run in study.runs_in(path)):
@@ -190,7 +194,9 @@ def _find_stopped(study: Study, name: str) -> Path | None:
 def resume(
     path: Path, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE, *, network: str | None = None
 ) -> None:
-    """Carry out the remaining runs of the study in `path`. `network` is the own network whose code may be imported.
+    """Carry out the remaining runs of the study in `path`.
+
+    The code of an own network is imported only if `network` names that code.
 
     Raises:
         OnecycleError: when there is no such study. Also when a run failed, after all runs have ended.
@@ -278,10 +284,10 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
 
 
 def _require_variable(field: str) -> None:
-    """Check that variants may differ in `field`. A path must not differ, because values are in the names of folders.
+    """Check that variants may differ in `field`. Paths must not differ, because folder names contain the values.
 
     Raises:
-        InputError: when they may not.
+        InputError: when variants may not differ in `field`.
     """
     fixed = ("seed", "init", "init_sha256", "from_data", *_SHARED)
     allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in fixed]

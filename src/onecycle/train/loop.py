@@ -51,12 +51,12 @@ class StepReport:
     images: int  # in this step
     lr: float
     totals: EpochTotals
-    seconds: float  # of training in this epoch so far
-    margins: torch.Tensor | None = None  # as in `StepResult`; `to_json` leaves them out
-    computing_seconds: float | None = None  # `seconds` of the `StepResult`; `to_json` leaves them out
+    seconds: float  # training time in this epoch so far
+    margins: torch.Tensor | None = None  # as in `StepResult`; not in `to_json`
+    computing_seconds: float | None = None  # `seconds` of the `StepResult`; not in `to_json`
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint needs of the report, as plain values of full precision. Waits for the device."""
+        """The values that a checkpoint needs, as plain Python values in full precision. Waits for the device."""
         totals = {**self.totals._asdict(), "loss": float(self.totals.loss), "correct": int(self.totals.correct)}
         left_out = ("margins", "computing_seconds")
         return {**{name: value for name, value in vars(self).items() if name not in left_out}, "totals": totals}
@@ -85,7 +85,7 @@ def make_train_step(batches: Batches, plan: ComputePlan) -> TrainStep:
 
 
 def prepare(model: nn.Module, batches: Batches, plan: ComputePlan) -> ModelComposite:
-    """`model`, prepared by `plan`. Its first forward pass raises `ValueError` unless it has logits for all classes."""
+    """`model`, prepared by `plan`. A forward pass raises `ValueError` if the model lacks logits for some classes."""
     classes = len(batches.images.classes)
 
     def require_logits(_: nn.Module, __: object, logits: torch.Tensor) -> None:
@@ -96,16 +96,17 @@ def prepare(model: nn.Module, batches: Batches, plan: ComputePlan) -> ModelCompo
             )
 
     prepared = plan.prepare(as_composite(model))
-    # Without this check, the loss would fail with the index of a class, and on a GPU every later call would fail, too.
+    # Without this check, the loss would fail with an error about a class index. On a GPU, every later call would then
+    # fail, too.
     prepared.register_forward_hook(require_logits)
     return prepared
 
 
 def require_optimized(model: nn.Module, optimizer: Optimizer, *, epochs: int = 1) -> None:
-    """Check that `optimizer` holds a parameter of `model` that is trained in each of the `epochs`.
+    """Check that `optimizer` trains at least one parameter of `model` until the last of the `epochs`.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: when there is no such parameter.
     """
     trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
     if not trainable:
@@ -230,11 +231,11 @@ def fit(
     epoch trained in this call.
 
     Raises:
-        ValueError: before the first step, when there are fewer than two steps, of which one cycle consists at least,
-            when `lr_min` is above `lr_max`, when `optimizer` holds no trainable parameter of `model`, or when `model`
-            does not give one logit for each class.
-        InputError: before the first step, when `model` cannot be trained on a batch of a single image that occurs in
-            `train`.
+        ValueError: before the first step, when the run has fewer than the two steps that one cycle needs, when `lr_min`
+            is above `lr_max`, when `optimizer` holds no trainable parameter of `model`, or when `model` does not give
+            one logit for each class.
+        InputError: before the first step, when `train` has a batch or shard with a single image on which `model` cannot
+            be trained.
         NonFiniteError: when a loss, a gradient or a logit of the evaluation is not finite. On a CPU the parameters are
             then left in the state after the previous step.
     """
@@ -301,7 +302,8 @@ def _require_finite(losses: list[float], logits: torch.Tensor, evaluated_on: str
     """Check the mean loss of each batch and the logits `[N,C]` of an evaluation.
 
     Raises:
-        NonFiniteError: when one of them is infinity or NaN, which `argmax` could count as a class.
+        NonFiniteError: when a loss or a logit is infinity or NaN. Without this error, `argmax` could count such a
+            logit as a class.
     """
     images = int((~logits.isfinite()).any(dim=1).sum())
     if images or not all(map(math.isfinite, losses)):
@@ -314,9 +316,10 @@ def _require_finite(losses: list[float], logits: torch.Tensor, evaluated_on: str
 
 
 def _where_not_finite(prepared: ModelComposite, batch: Batch, plan: ComputePlan, group: ProcessGroup) -> str:
-    """Describe the first layer that computed infinity or NaN: in its output on any rank, or else in its gradient.
+    """Describe the first layer that computed infinity or NaN.
 
-    Outputs differ between ranks, but the gradients are the same on all ranks.
+    An output on any rank takes precedence over a gradient. Outputs differ between ranks, but the gradients are the same
+    on all ranks.
     """
     found = first_not_finite(prepared, batch, plan) if len(batch.labels) else NO_LAYER
     of_ranks: list[str] = group.all_gather_object(found)
@@ -324,9 +327,9 @@ def _where_not_finite(prepared: ModelComposite, batch: Batch, plan: ComputePlan,
 
 
 def _match_memory_layout(optimizer: Optimizer) -> None:
-    """Convert optimizer state that was loaded from a file to the memory layout of its parameter.
+    """Convert loaded optimizer state to the memory layout of its parameter.
 
-    State that was created by a training step already has this layout.
+    State that a training step created already has this layout.
     """
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
@@ -335,7 +338,7 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
 
 
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
-    """Freeze the parameter groups whose "epochs", the number of epochs to train them, is at most `epoch` (0-based)."""
+    """Before `epoch` (0-based), freeze each parameter group that has been trained for its number of "epochs"."""
     for group in optimizer.param_groups:
         if (epochs := group.get("epochs")) is not None and epoch >= epochs:
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""The learning-rate finder: one exponential sweep of the learning rate, and LR min and LR max from the loss curve."""
+"""The learning-rate finder. It raises the learning rate exponentially, and reads LR min and LR max from the losses."""
 
 import copy
 import math
@@ -22,13 +22,14 @@ from onecycle.train.single_images import require_trainable
 SMOOTHING = 0.9  # factor of the exponential moving average of the loss
 DIVERGENCE = 2.0  # the sweep ends when the smoothed loss exceeds this many times its minimum
 FEWEST_POINTS = 10
-# A last batch with less than this fraction of the images of the others is left out of the sweep: its loss has more than
-# twice their standard deviation, and batch norm makes it differ from them. Such losses would decide about divergence.
+# The sweep skips the last batch of an epoch if it has less than this fraction of the images of a full batch. The loss
+# of such a small batch is noisy: its standard deviation is more than twice that of a full batch. It is also shifted,
+# because batch norm computes its statistics from few images. The sweep could take such a loss for divergence, and end.
 SMALLEST_SHARE = 0.25
-START_POINTS = 5  # losses from which the loss at the start is estimated
+START_POINTS = 5  # the loss at the start is estimated from this many losses
 SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls less is flat
-# A fall of less than this many standard deviations of a single loss may be noise. In about 1 of 100 sweeps, losses
-# without a trend fall further: with normal, uniform, log-normal or gamma distributed noise.
+# A fall of less than this many standard deviations of a single loss may be noise. Losses without a trend fall
+# further in about 1 of 100 sweeps. The noise in these sweeps was normal, uniform, log-normal or gamma distributed.
 NOISE_FALL = 2.0
 ONSET = 0.10  # LR min is where the smoothed loss has made this fraction of its total fall
 PLATEAU = 0.95  # LR max is where the smoothed loss has made this fraction of its total fall
@@ -54,8 +55,8 @@ def find_lr(
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
 
     Raises:
-        InputError: when the curve has too few points, or falls too little, or when `model` cannot be trained on a batch
-            of a single image that occurs in `batches`.
+        InputError: when the curve has too few points or falls too little, or when `batches` has a batch or shard with a
+            single image on which `model` cannot be trained.
         ValueError: before the first step, when `optimizer` holds no trainable parameter of `model`, or when `model`
             does not give one logit for each class.
     """
@@ -97,7 +98,7 @@ def find_lr(
 
 
 def batches_of_sweep(batches: Batches) -> Batches:
-    """`batches` without the last batch of each epoch, if it is much smaller than the others."""
+    """Leave out the last batch of each epoch if that batch is much smaller than the others."""
     last = len(batches) - 1
     return batches.without_last() if batches.size(last) < SMALLEST_SHARE * batches.size(0) else batches
 
@@ -106,10 +107,12 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     """Smooth the `losses` of a sweep over ascending `lrs`. Choose LR min, LR max and the other suggestions.
 
     The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has made the fraction `ONSET` of its
-    total fall, and does not rise above that again. At `lr_max` it has made the fraction `PLATEAU`. Neither is in the
-    first tenth of the sweep. The schedule has no
-    annihilation phase: training ends at `lr_min`, so `lr_min` must be a rate at which the weights barely change. The
-    smoothed loss lags about ten steps behind the raw loss. Both thresholds were chosen with this lag included.
+    total fall. From `lr_min` to the minimum, the loss does not rise above that level again. At `lr_max` the
+    smoothed loss has made the fraction `PLATEAU` of its total fall. Neither rate is in the first tenth of the sweep.
+
+    The schedule has no annihilation phase: training ends at `lr_min`, so `lr_min` must be a rate at which the weights
+    barely change. The smoothed loss lags about ten steps behind the raw loss. Both thresholds were chosen with this lag
+    included.
 
     Raises:
         InputError: when there are too few points, or the loss falls so little that noise explains it.
@@ -120,7 +123,7 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
             "set --lr-min and --lr-max, or find out why the loss grows from the start"
         )
     smoothed = smooth(losses)
-    first = max(START_POINTS, len(losses) // 10)  # the smoothed loss is an average of few losses before this step
+    first = max(START_POINTS, len(losses) // 10)  # before this step, the smoothed loss averages only a few losses
     lowest = first + int(smoothed[first:].argmin())
     start = _loss_at_start(losses[:START_POINTS], smoothed[lowest])
     fall = start - smoothed[lowest]
@@ -135,8 +138,9 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
             f"deviation of a batch's loss is {noise:.3f}; use a larger --batch-size, or set --lr-min and --lr-max"
         )
     # After its minimum the loss may jump and fall again, so the part after the minimum is ignored.
-    fallen = (start - smoothed[: lowest + 1]) / fall  # the fraction of its total fall that the loss has made
-    onset = int(np.flatnonzero(fallen < ONSET).max(initial=first - 1)) + 1  # noise may cross the threshold earlier
+    fallen = (start - smoothed[: lowest + 1]) / fall  # the fall so far, as a fraction of the total fall
+    # Take the last crossing of the threshold, because noise may cause earlier ones.
+    onset = int(np.flatnonzero(fallen < ONSET).max(initial=first - 1)) + 1
     slopes = np.gradient(smoothed[: lowest + 1], np.log(lrs[: lowest + 1]))
     return LRCurve(
         lrs=tuple(float(lr) for lr in lrs),
@@ -154,11 +158,11 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
 
 
 def _loss_at_start(losses: Sequence[float], lowest: float) -> float:
-    """The loss before the network learns, from the first `losses` of the sweep and the `lowest` smoothed loss.
+    """Estimate the loss before the network learns. Uses the sweep's first `losses` and its `lowest` smoothed loss.
 
-    The first loss is from a single batch. The median of several is more certain, but some of them may already have
-    fallen. The result is therefore the first loss, if it is close to the median: within half of `ONSET` of the total
-    fall. Otherwise it is the closest value to the first loss within these limits.
+    The first loss is from a single batch. The median of several losses is more certain, but some of them may already
+    have fallen. The result is therefore the first loss, clamped to a range around the median. The range extends
+    by `ONSET` / 2 times the total fall to each side of the median.
     """
     median = float(np.median(losses))
     margin = ONSET / 2 * abs(median - lowest)
@@ -166,7 +170,7 @@ def _loss_at_start(losses: Sequence[float], lowest: float) -> float:
 
 
 def _noise(losses: Sequence[float]) -> float:
-    """The standard deviation of independent noise in `losses`, from their second differences, which hide a trend."""
+    """The standard deviation of independent noise in `losses`. Second differences remove the trend in the losses."""
     return float(np.sqrt(np.mean(np.diff(losses, 2) ** 2) / 6))
 
 
@@ -184,9 +188,9 @@ def smooth(losses: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _valley(smoothed: NDArray[np.float64]) -> int:
-    """The middle of the longest valley of `smoothed` `[N]`: of its longest decreasing subsequence.
+    """The index of the middle of the longest valley, which is the longest decreasing subsequence of `smoothed` `[N]`.
 
-    As in fastai, the subsequence may skip points, but its middle is computed as if it did not.
+    As in fastai, the subsequence may skip points. Its middle is computed as if it skipped none.
     Source: `valley` in `fastai.callback.schedule`.
     """
     lengths = np.ones(len(smoothed), np.int64)  # of the longest decreasing subsequence that ends at each point

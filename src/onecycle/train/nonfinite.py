@@ -12,7 +12,10 @@ NO_LAYER = "no single layer is non-finite; only the combined gradients are"
 
 
 class NonFiniteError(InputError):
-    """`what`, a training step or an evaluation, computed infinity or NaN. `where` says in which part of it."""
+    """A training step, an evaluation or the network has a value that is infinity or NaN.
+
+    `what` names the step, the result or the network. `where` says in which part the value is.
+    """
 
     def __init__(self, what: str, where: str) -> None:
         super().__init__(f"{what} is not finite: {where}")

@@ -1,4 +1,4 @@
-"""Adam, and Muon for convolution filters, with SGD for all other parameters."""
+"""The optimizers: Adam, and Muon. Muon uses SGD for all parameters except convolution filters."""
 
 from collections.abc import Callable
 from inspect import unwrap
@@ -15,10 +15,10 @@ ROUNDS = 3
 
 
 def orthogonalized(matrix: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
-    """Approximately U Vᵀ, where `matrix` `[M,N]` is U S Vᵀ: all singular values move towards one. The dtype is kept.
+    """Approximately U Vᵀ, where U S Vᵀ is the singular value decomposition of `matrix` `[M,N]`. The dtype is kept.
 
-    This is a Newton-Schulz iteration. It needs only matrix products, and bfloat16 is precise enough for it. Each round
-    multiplies small singular values by up to 3.4.
+    This Newton-Schulz iteration moves all singular values toward one. It needs only matrix products, and bfloat16 is
+    precise enough for it. Each round multiplies small singular values by up to 3.4.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
@@ -45,7 +45,7 @@ class EagerOptimizer(Optimizer):
 
 
 class Adam(EagerOptimizer, torch.optim.Adam):
-    """PyTorch's Adam, for eager code. The numbers are the same."""
+    """PyTorch's Adam, for eager code. It computes the same numbers as `torch.optim.Adam`."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -11,22 +11,26 @@ from onecycle.compute.plan import EAGER, ComputePlan
 from onecycle.data.batches import Batches
 from onecycle.models import as_composite
 
-IMAGES = 2000  # after the last epoch
-_FEWEST_IMAGES = 256  # after an earlier epoch
-_SHARE = 0.05  # of the training images, after an earlier epoch
+IMAGES = 2000  # images for the statistics after the last epoch
+_FEWEST_IMAGES = 256  # use at least this many images after an earlier epoch
+_SHARE = 0.05  # after an earlier epoch, use this fraction of the training images, within the two limits above
 
 
 def images_after_epoch(epoch: int, epochs: int, images: int) -> int:
-    """The number of images for the statistics after `epoch` (0-based) of `epochs`, with `images` training images.
+    """How many of the `images` training images to use for the statistics after `epoch` (0-based) of `epochs`.
 
-    The result of a run is that of the last epoch, so this epoch gets `IMAGES`. Earlier epochs get fewer if the training
-    set is small, because `IMAGES` would take up to a third of the time of an epoch.
+    The last epoch gives the result of the run, so it gets `IMAGES`. Earlier epochs get fewer if the training set is
+    small, because `IMAGES` would take up to a third of the time of an epoch.
     """
     return IMAGES if epoch + 1 == epochs else min(IMAGES, max(_FEWEST_IMAGES, int(_SHARE * images)))
 
 
 def drawn_batches(batches: Batches, images: int) -> range:
-    """The numbers of the batches of the first epoch that have at least `images` images together. All are full."""
+    """The indices (0-based) of the first batches of an epoch that together have at least `images` images.
+
+    Only full batches count. If all full batches together have fewer images, the result is all full batches. If no batch
+    is full, the epoch has a single batch, and the result is that batch.
+    """
     full = max(1, len(batches.images) // batches.batch_size)
     return range(min(-(-images // batches.batch_size), full))
 
@@ -37,11 +41,11 @@ def set_batch_norm_statistics(
 ) -> None:
     """Set the running mean and variance of every batch norm in `model` to those of training images.
 
-    Averages over training steps trail behind the weights. After a short run they still contain their initial values,
-    and the last batch of an epoch counts as much as the others, even if it has few images. This function replaces them
-    by the exact mean and variance over at least `images` images: the first full batches of the first epoch, resized to
-    the last training size. The draw is the same in every call. Several processes share the work. Their number does not
-    change the result. A batch norm that `model.train()` leaves in evaluation mode keeps its statistics.
+    Averages over training steps lag behind the weights. After a short run they still contain their initial values. The
+    last batch of an epoch counts as much as the others, even if it has few images. This function replaces the averages
+    with the exact mean and variance over the images of `drawn_batches`, resized to the last training size. Every call
+    uses the same images, augmented in the same way. Several processes share the work. Their number does not change the
+    result. A batch norm that `model.train()` leaves in evaluation mode keeps its statistics.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3, where this is called PreciseBN.
     """
@@ -56,7 +60,7 @@ def set_batch_norm_statistics(
     for norm, of_norm in zip(norms, sums, strict=True):
         norm.train()
         norm.momentum = 1.0  # a forward pass replaces the running statistics by those of its input
-        norm.reset_running_stats()  # otherwise an infinite or NaN value would remain
+        norm.reset_running_stats()  # otherwise infinity or NaN would remain: 0 × NaN is NaN
         norm.register_forward_hook(_adding_to(of_norm))
     of_batches = [torch.empty(0, 3, sum(norm.num_features for norm in norms), dtype=torch.float64)]
     mine = batches.group.shard_range(len(drawn_batches(batches, images)))
@@ -77,7 +81,7 @@ def set_batch_norm_statistics(
 
 
 def _adding_to(sums: torch.Tensor) -> Callable[[_BatchNorm, tuple[torch.Tensor, ...], torch.Tensor], None]:
-    """A hook that adds the values per channel, their sum, and the sum of their squares to `sums` float64 `[3,C]`."""
+    """A hook that adds to `sums` float64 `[3,C]` three values per channel: count, sum, and sum of squares."""
 
     def add(norm: _BatchNorm, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
         assert norm.running_mean is not None

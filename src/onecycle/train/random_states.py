@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def keep_random_states() -> Iterator[None]:
-    """After the block, the random states of Python, NumPy and PyTorch are as before it."""
+    """Restore the random states of Python, NumPy and PyTorch after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):

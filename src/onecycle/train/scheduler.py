@@ -9,7 +9,7 @@ def one_cycle(step: int, *, total_steps: int, peak_step: int, lr_min: float, lr_
     Source: Smith & Topin 2018, "Super-Convergence", section 3.
 
     Raises:
-        ValueError: unless 0 <= step < total_steps and 0 <= peak_step < total_steps - 1.
+        ValueError: when `step` is not from 0 to total_steps - 1, or `peak_step` is not from 0 to total_steps - 2.
     """
     if not 0 <= peak_step < total_steps - 1:
         raise ValueError(f"peak_step is {peak_step}; it must be from 0 to total_steps - 2 = {total_steps - 2}")

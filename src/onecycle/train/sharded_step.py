@@ -138,7 +138,8 @@ class _BatchStatistics:
         share = len(labels) / self._images
         buffer_changes, margins, counts = self._split(self._values)
         for buffer, before, part in zip(self._buffers, self._before, buffer_changes, strict=True):
-            part.copy_((buffer - before) * share)  # sums of changes leave a constant buffer exactly as it is
+            # The shards add up changes, not values, so that a constant buffer stays exactly the same.
+            part.copy_((buffer - before) * share)
         margins[start : start + len(labels)] = margins_of(logits, labels)
         counts[0] = loss * share
         counts[1] = (logits.argmax(dim=1) == labels).sum()

@@ -1,4 +1,4 @@
-"""Check before training that the network can be trained on the batches and shards of a single image."""
+"""Check before training that the network can be trained on batches and shards that have only one image."""
 
 import copy
 
@@ -14,14 +14,15 @@ from onecycle.train.train_step import whole_batch_step
 
 
 def require_trainable(model: nn.Module, batches: Batches) -> None:
-    """Check that `model` can be trained on each batch or shard of `batches` that is a single image.
+    """Check that `model` can be trained on each batch or shard of `batches` that has only one image.
 
-    Batch norm cannot be trained on a single image whose map is one pixel: one value per channel has no variance. The
-    check tries a copy of `model` on one image, and if that fails, on two. A network that fails on both has another
-    fault, which its first step shows. The model and all random states stay unchanged.
+    Batch norm cannot be trained on a single image whose feature map is one pixel, because one value per channel has no
+    variance. The check tries a copy of `model` on one image. If that fails, it tries two images. A network that fails
+    on both has another fault, which its first step shows. The model and all random states stay unchanged.
 
     Raises:
-        InputError: when `model` cannot be trained on a single image. The message proposes another batch size.
+        InputError: when `model` cannot be trained on a single image. The message says how to avoid such batches, for
+            example with another batch size.
     """
     for size in sorted(batches.sizes_of_single_images()):
         problem = _problem(model, size, images=1)
@@ -35,7 +36,7 @@ def require_trainable(model: nn.Module, batches: Batches) -> None:
 
 
 def _problem(model: nn.Module, size: int, *, images: int) -> str | None:
-    """Why a training step of a copy of `model` on black images of `size`×`size` pixels fails. None if it does not."""
+    """Try a training step with a copy of `model` on zeros of `size`×`size` pixels. Returns why it failed, or None."""
     trial = as_composite(copy.deepcopy(model)).train()
     device = next(trial.parameters()).device
     pixels = torch.zeros(images, 3, size, size, device=device)
@@ -56,11 +57,11 @@ def _advice(batches: Batches) -> str:
         return images % size or size
 
     def makes_a_cycle(size: int) -> bool:
-        return batches.epochs * -(-images // size) >= 2  # steps
+        return batches.epochs * -(-images // size) >= 2  # a cycle has at least two steps
 
     possible = [size for size in range(fewest, images + 1) if last(size) >= fewest and makes_a_cycle(size)]
     if not possible:
         return "add images, or use fewer --shards" if shards > 1 else "add images"
-    # A last batch of few images is noisy, so prefer one with at least half of the images of the others.
+    # A last batch of few images is noisy, so prefer a batch size whose last batch is at least half full.
     nearest = min(possible, key=lambda size: (2 * last(size) < size, abs(size - batches.batch_size)))
     return f"use --batch-size {nearest}"

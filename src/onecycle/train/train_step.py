@@ -14,7 +14,7 @@ class StepResult(NamedTuple):
 
     `margins` float32 `[B]` is, for each image, the logit of its label minus the largest other logit. The gradients are
     stored in the parameters. The tensors are on the device, which may still be computing them. `seconds` is the time of
-    the forward and backward pass, or on a GPU the time to start them; `training_steps` sets it.
+    the forward and backward pass. On a GPU, it is only the time to start these passes. `training_steps` sets `seconds`.
     """
 
     loss: torch.Tensor

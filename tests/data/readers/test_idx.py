@@ -104,9 +104,12 @@ def _replaced(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], o
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_replaced(FOUR[0], lambda content: content[:-1]), "does not hold the 6 values of its header; get it again"),
-        (_replaced(FOUR[0], lambda content: content + b"?"), "does not hold the 6 values of its header"),
-        (_replaced(FOUR[1], lambda content: content[:-1]), "does not hold the 6 values of its header"),
+        (
+            _replaced(FOUR[0], lambda content: content[:-1]),
+            "does not hold the 6 entries that its header claims; get it again",
+        ),
+        (_replaced(FOUR[0], lambda content: content + b"?"), "does not hold the 6 entries that its header claims"),
+        (_replaced(FOUR[1], lambda content: content[:-1]), "does not hold the 6 entries that its header claims"),
         (_replaced(FOUR[0], lambda content: content[:10]), "not an IDX file with images: it starts with 00 00 08 03"),
         (
             _replaced(FOUR[0], lambda content: b""),

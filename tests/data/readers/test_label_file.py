@@ -295,7 +295,7 @@ BAD_TABLES: list[tuple[list[str] | bytes, str]] = [
     ([HEADER, "C:\\x\\1.png,a"], "line 2: 'C:\\\\x\\\\1.png' is outside of the data; give its path inside"),
     ([HEADER, "ant-00.png,"], "line 2: the label is empty; fill it in, or remove the line"),
     ([HEADER, " ,a"], "line 2: the file is empty; fill it in, or remove the line"),
-    ([HEADER, "ant-00.png"], "line 2: has another number of cells, 1, than the first line, which has 2; correct it"),
+    ([HEADER, "ant-00.png"], "line 2: the number of cells is 1, but the first line has 2; correct it"),
     (["file,label,split", f"{ROW},holdout"], "line 2: the split is 'holdout'; it must be train, val or test"),
     (["file,label,split", f"{ROW},"], "line 2: the split is ''; it must be train, val or test"),
     (["file,label,split", f"{ROW},val"], "no row has the split train; give it to the training images"),
@@ -307,7 +307,7 @@ BAD_TABLES: list[tuple[list[str] | bytes, str]] = [
     ([HEADER, f"{ROW}\0", "ant-01.png,b"], "the class name 'a\\x00' cannot be printed; rename it"),
     ([HEADER, '"ant-00.png,a'], "is not a line of a CSV file (unexpected end of data); correct it"),
     ([HEADER, ROW + "a" * 200_000], "line 2: is not a line of a CSV file (field larger than field limit"),
-    ([HEADER + ",x" * 1_000_000, ROW], "labels.csv: has 1,000,002 columns, not a file and a label for each image"),
+    ([HEADER + ",x" * 1_000_000, ROW], "labels.csv: has 1,000,002 columns, but an image needs only a file and a label"),
     (b"file,label\nant-00.png,\xff\xfe\n", NOT_TEXT),
     (bytes(range(256)) * 100, NOT_TEXT),
     ("file,label\n".encode("utf-16"), NOT_TEXT),
@@ -327,9 +327,7 @@ def test_a_bad_table_in_an_archive_is_refused_in_one_line(photos: Path, capsys: 
     message = "photos.zip:labels.csv, line 3: '../x.png' is outside of the data; give its path inside"
     assert_refused(_zip(photos), message, "--labels", "labels.csv", capsys=capsys)
     (photos / "labels.csv").write_text("file,label\nant-00.png,\n")
-    message = (
-        "photos.zip:labels.csv, line 2: the label is empty; fill it in, or remove the line; --labels none leaves it"
-    )
+    message = "photos.zip:labels.csv, line 2: the label is empty; fill it in, or remove the line; --labels none ignores"
     assert_refused(_zip(photos), message, capsys=capsys)
 
 
@@ -360,7 +358,7 @@ def test_a_table_here_and_another_one_in_the_data_are_refused(
         table.to_csv(folder / "labels.csv", index=False)
     assert len(load_dataset(photos, labels="labels.csv").train) == 12
     table[:6].to_csv(tmp_path / "labels.csv", index=False)
-    message = f"--labels: labels.csv is a file here, and another one in {photos}; give its full path"
+    message = f"--labels: labels.csv names two different files, one here and one in {photos}; give the full path"
     assert_refused(photos, message, "--labels", "labels.csv", capsys=capsys)
 
 

@@ -146,7 +146,7 @@ def test_arrays_that_cannot_be_used_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("x_test", "y_test"), "has no training images; the arrays must be called train_images and .* x_test, y_test"),
+        (("x_test", "y_test"), "has no training images; it must have arrays called train_images and .* x_test, y_test"),
         (("x_train", "x_test", "y_test"), "has x_train, but no labels beside it"),
         (("y_train",), "has y_train, but no images beside it"),
         ((), "holds no data that is read"),

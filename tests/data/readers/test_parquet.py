@@ -195,7 +195,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_comes_from_the_cache(
         (lambda path: write(path, range(4), [0, 0, 0, 0]), f"{TEST}, row 0 has the label dog, which no image of train"),
         (
             lambda path: write(path, range(4), [0.5, 1, 0, 1]),
-            "has no column with labels; it must have one, of integers",
+            "has no column with labels; it must have one column of labels",
         ),
         (lambda path: write(path, range(0), pa.array([], pa.int64())), "train has no images"),
         (lambda path: write(path, range(4), ["a", "b"] * 2), "other columns or class names|has other"),
@@ -247,7 +247,7 @@ def test_images_that_cannot_be_used_are_listed_with_their_rows(data: Path) -> No
     path = write(data / "data" / TRAIN, range(4), [0, 1, 0, 1], contents=contents)
     reasons = [
         f"{path}, row 1: not an image (12 bytes); replace or remove it",
-        f"{path}, row 2: there is no image, but perhaps a path; embed the images, as push_to_hub does",
+        f"{path}, row 2: there is no image, perhaps only its path; embed the images, as push_to_hub does",
     ]
     with pytest.raises(InputError) as refused:
         load_dataset(data)

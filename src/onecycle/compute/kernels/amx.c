@@ -296,8 +296,8 @@ static void add_band(Sums *sums, int anew, const Tile *gradient, const Tile *inp
 
 /* Compute the weight gradient. `result` is [outputs][tap][inputs]. The images are divided into groups of 32, and the
    groups into parts: one part per thread, or one part per group if there are fewer groups than threads. A part is
-   computed in bands of `rows_at_once` rows. Each part has room for `gradient_size` packed tiles of the gradient, for
-   `input_size` packed tiles of the input, where a band has two more rows, and for its own sums in `sums`. */
+   computed in bands of `rows_at_once` rows. Each part has room for `gradient_size` packed tiles of the gradient and
+   `input_size` packed tiles of the input. In the input, a band has two more rows. Each part has its own sums in `sums`. */
 void amx_weight_gradient_bfloat16(const bfloat16 *input, const bfloat16 *gradient, float *result, Sums *sums, Tile *packed_input,
                      long input_size, Tile *packed_gradient, long gradient_size, long rows_at_once, long images,
                      long height, long width, long inputs, long outputs, int threads) {

@@ -9,10 +9,10 @@ import torch
 
 from onecycle.compute.kernels import native
 
-FEWEST_CHANNELS = 16  # of the input; with fewer channels, tiles would be mostly empty
+FEWEST_CHANNELS = 16  # the input needs this many channels; with fewer, tiles would be mostly empty
 FEWEST_IMAGES = 16  # with fewer images, tiles would be mostly empty
 _SIDE = 16
-_TILE = 1024  # bytes
+_TILE = 1024  # size of a tile in bytes
 _GROUP = 32  # images that are packed together
 _TAPS = 9
 _CACHED_TILES = 1000  # a thread packs about this many tiles at a time, so that they stay in the CPU cache
@@ -26,7 +26,7 @@ def is_available() -> bool:
 
 
 def supports(images: torch.Tensor) -> bool:
-    """Whether the kernels support `images` `[B,C,H,W]` as the input of a convolution. They must be bfloat16."""
+    """Whether the kernels support `images` `[B,C,H,W]` as the input of a convolution. `images` must be bfloat16."""
     return (
         is_available()
         and images.dtype == torch.bfloat16
@@ -51,7 +51,7 @@ def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def weight_gradient(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The weight gradient, float32 `[outputs,C,3,3]`, of a convolution.
+    """The weight gradient of a convolution, as float32 `[outputs,C,3,3]`.
 
     `images` `[B,C,H,W]` are the input of the convolution. `gradient` `[B,outputs,H,W]` is the gradient of its output.
     Both may have any memory layout.

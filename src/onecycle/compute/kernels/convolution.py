@@ -3,7 +3,7 @@
 Winograd's algorithm needs a quarter of the products of a direct convolution. It is the fastest on CPUs without matrix
 extensions. On feature maps up to 8×8, oneDNN's bfloat16 convolution computes the weight gradient far more slowly than a
 matrix product of the same size. On maps up to 4×4, it also computes the output and the input gradient more slowly. A
-matrix product (GEMM) needs the patches unfolded (im2col), but this costs less than the product saves. The AMX kernels
+matrix product (GEMM) needs unfolded patches (im2col), but unfolding costs less than the product saves. The AMX kernels
 do not unfold patches, so they are faster on larger maps, too. docs/performance.md has the measurements.
 """
 

@@ -3,10 +3,10 @@
 PyTorch's batch norm, ReLU and max-pooling take several times as long as reading and writing their memory. Its
 convolutions take several times as long as their arithmetic needs. The C files in this folder are faster: float32.c and
 bfloat16.c compute maps of one data type each, and amx.c is for the matrix extensions of some CPUs. On first use, a C
-compiler with OpenMP compiles these files into the user's cache, in a few seconds. If other users could write there,
-each process compiles them for itself. `$CC` and `$CFLAGS` choose another
-compiler and further options. Without a compiler, variants are used that were compiled when the package was built. If
-there are none, PyTorch's own kernels are used.
+compiler with OpenMP compiles these files into the user's cache, in a few seconds. If the cache is not writable,
+or other users could write to it, each process compiles the files for itself. `$CC` selects another compiler, and
+`$CFLAGS` adds options. Without a compiler, this module loads kernels that were compiled when the package was built. If
+the package has no compiled kernels, PyTorch's own kernels are used.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from onecycle.compute.kernels.variants import FOLDER as PREBUILT
 from onecycle.core.cache import cache_folder, create_folder, is_private
 
 _TIMEOUT_SECONDS = 60
-MOST_CHANNELS = 8192  # each thread keeps two sums per channel on its stack
+MOST_CHANNELS = 8192  # a limit is needed, because each thread keeps two sums per channel on its stack
 _FOLDER = Path(__file__).parent
 _FLAGS = [*FLAGS, "-shared", "-march=native"]
 if platform.machine() == "x86_64":
@@ -43,8 +43,8 @@ if platform.system() == "Darwin":
 def compiled() -> ctypes.CDLL | None:
     """The kernels, compiled for this machine, or else the best variant that came with the package.
 
-    None if both are missing: without a C compiler with OpenMP, if the package was not installed from a wheel with
-    compiled kernels. On macOS, compiling is untested.
+    None if this machine has no C compiler with OpenMP, and the package was installed without compiled kernels for this
+    CPU. Always None on Windows. On macOS, compiling is untested.
     """
     if os.name != "posix":
         return None
@@ -71,7 +71,10 @@ def _compiled_here() -> ctypes.CDLL:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder to which no other user can write: in the cache or, if there is none, a temporary one."""
+    """A folder to which no other user can write.
+
+    The folder is in the user's cache. If the cache is not private or not writable, the folder is temporary.
+    """
     folder, is_usable = cache_folder() / "kernels", False
     with suppress(OSError):
         create_folder(folder)
@@ -84,7 +87,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _prebuilt() -> ctypes.CDLL | None:
-    """The best variant of the kernels in the package that this CPU supports."""
+    """Load the kernels that came with the package: the best variant that this CPU supports. None if there is none."""
     capabilities = torch.cpu.get_capabilities()
     for name, variant in VARIANTS.get(platform.machine(), {}).items():
         path = _FOLDER / PREBUILT / f"{name}.so"
@@ -94,9 +97,10 @@ def _prebuilt() -> ctypes.CDLL | None:
 
 
 def build_id() -> str | None:
-    """The identity of the compiled kernels: a hash of their source code, the compiler and the CPU. None without them.
+    """The identity of the compiled kernels: a hash of their source code, the compiler and the CPU.
 
-    For kernels that came with the package, the identity is the name of their variant and a hash of their code.
+    For kernels that came with the package, the identity is the name of their variant and a hash of their code. None if
+    there are no compiled kernels.
     """
     loaded = compiled()
     if loaded is None:
@@ -128,10 +132,10 @@ def _compile(command: list[str], path: Path) -> None:
 
 
 def call(name: str, *arguments: torch.Tensor | int) -> None:
-    """Call the kernel `name` for the data type of the first argument, a tensor.
+    """Call the kernel `name` in its version for the data type of the first argument, which must be a tensor.
 
-    Every kernel takes PyTorch's number of threads as its last argument. Tensors are passed as pointers. The caller
-    ensures their dtype and memory layout.
+    Every kernel takes PyTorch's number of threads as its last argument. Tensors are passed as pointers, so the caller
+    must ensure the dtype and the memory layout of the tensors.
     """
     loaded = compiled()
     assert loaded is not None, "call compiled() first"
@@ -144,7 +148,7 @@ def call(name: str, *arguments: torch.Tensor | int) -> None:
 def supports(images: torch.Tensor) -> bool:
     """Whether the kernels support `images` `[B,C,H,W]`.
 
-    They must be float32 or bfloat16, on the CPU, channels-last and not empty, with at most `MOST_CHANNELS` channels.
+    `images` must be float32 or bfloat16, on the CPU, channels-last, not empty, with at most `MOST_CHANNELS` channels.
     """
     return (
         images.dtype in (torch.float32, torch.bfloat16)

@@ -1,6 +1,6 @@
 """The variants of the kernels that a wheel contains, compiled in advance for machines without a C compiler.
 
-tools/build_kernels.py reads this file when it builds a wheel, so it imports nothing of the package.
+tools/build_kernels.py reads this file when it builds a wheel, so this file imports nothing from the package.
 """
 
 import platform
@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FLAGS = ("-O3", "-fopenmp", "-fPIC")
-FOLDER = "prebuilt"  # of the compiled variants, beside this file
+FOLDER = "prebuilt"  # the folder of the compiled variants, beside this file
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Compiler options, and the names of the CPU's capabilities (as in `torch.cpu.get_capabilities`) they require."""
+    """The compiler options of one variant, and the CPU capabilities that the variant requires.
+
+    `requires` uses the names of `torch.cpu.get_capabilities`.
+    """
 
     options: tuple[str, ...]
     requires: tuple[str, ...]
@@ -41,7 +44,10 @@ VARIANTS: dict[str, dict[str, Variant]] = {
 
 
 def compile_all(folder: Path) -> list[Path]:
-    """Compile the variants for this kind of machine into `folder`. Returns those that the C compiler can compile."""
+    """Compile the variants for this kind of machine into `folder`. Returns the paths of the compiled libraries.
+
+    The function skips variants that the C compiler cannot compile.
+    """
     sources, compiled = sorted(Path(__file__).resolve().parent.glob("*.c")), []
     for name, variant in VARIANTS.get(platform.machine(), {}).items():
         library = folder.resolve() / f"{name}.so"

@@ -1,8 +1,8 @@
-/* Vectors of float32, as long as the CPU's registers. gcc and clang turn operators on them into its instructions. */
+/* Vectors of float32, as long as the CPU's registers. gcc and clang turn operators on them into instructions. */
 #include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* constant arguments leave no branches in loops */
+#define INLINE static inline __attribute__((always_inline)) /* the compiler removes branches on constant arguments */
 
 /* A matrix product adds to `ROWS` rows of `WIDTH` vectors at once, which fill the registers. */
 #if defined(__AVX512F__)

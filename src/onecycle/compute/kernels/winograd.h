@@ -8,8 +8,8 @@
    (inputs × outputs). The products are transformed back to tiles. The weight gradient is the transposed algorithm: at
    each point, a product (inputs × tiles) by (tiles × outputs).
 
-   The points are 0, ±5/8, ±3/2 and infinity in each direction. All their constants but those of the filters are exact
-   in float32, and the rounding errors are less than half of those of the usual points 0, ±1, ±2.
+   The points are 0, ±5/8, ±3/2 and infinity in each direction. All constants are exact in float32, except those of the
+   filters. The rounding errors are less than half as large as with the usual points 0, ±1, ±2.
 
    All threads work on one block of tiles at a time, so that its values stay in the caches. Every sum has one order, so
    the results do not depend on the number of threads. */
@@ -21,7 +21,7 @@ enum {
     PANEL = LANES * WIDTH, /* columns of a product that are computed at once */
     MOST_CHANNELS = 8192,
     FEWEST_TILES = 96,     /* in a block */
-    MOST_SUMMED = 256,     /* values in one sum; longer sums are added up from such sums, to be accurate */
+    MOST_SUMMED = 256,     /* values in one sum; for accuracy, a longer sum is split into sums of this length */
     MOST_TILES = MOST_SUMMED, /* in a block */
     BLOCK_FLOATS = 1 << 20 /* in the windows and the products of a block */
 };
@@ -65,7 +65,7 @@ long NAME(winograd_workspace)(long images, long height, long width, long inputs,
     return window_floats(&s) + product_floats(&s) + filter_floats(&s);
 }
 
-/* The first `count` values, and zeros. */
+/* The first `count` values, followed by zeros. */
 INLINE Vector load(const Value *from, long count) {
     if (count >= LANES) return widen_vector(from);
     Value values[LANES] = {0};

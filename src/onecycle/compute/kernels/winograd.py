@@ -25,7 +25,7 @@ def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def weight_gradient(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The weight gradient, float32 `[outputs,C,3,3]`, of a convolution.
+    """The weight gradient of a convolution, as float32 `[outputs,C,3,3]`.
 
     `images` `[B,C,H,W]` are the input of the convolution. `gradient` `[B,outputs,H,W]` is the gradient of its output.
     """

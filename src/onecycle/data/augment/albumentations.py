@@ -81,9 +81,9 @@ class _OneCutout(albumentations.CoarseDropout):  # type: ignore[misc]
 
 
 class _Stream(ImageRandom, random.Random):
-    """The random numbers of an image, for both generators that albumentations uses.
+    """The random numbers of an image. This one stream replaces both generators that albumentations uses.
 
-    Seeding both with the same number would correlate flips and crops.
+    Two generators with the same seed would correlate flips and crops.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ cv2.setNumThreads(0)
 Pixels = NDArray[np.uint8]
 
 JPEG_QUALITIES = (30, 95)
-SCALES = (0.4, 0.9)  # of height and width
+SCALES = (0.4, 0.9)  # range of the factor that shrinks height and width
 SHRINKING = (cv2.INTER_AREA, cv2.INTER_LINEAR)
 ENLARGING = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_NEAREST)
 READ_NOISE = 0.08  # largest standard deviation in a black area, as a fraction of the full range

@@ -1,4 +1,4 @@
-"""Random numbers of their own for each image and epoch."""
+"""Separate random numbers for each image and epoch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The views of an image: the image itself and augmented copies, which depend on nothing but the image."""
+"""The views of an image: the image itself and augmented copies. The copies depend on nothing but the image."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ _FIRST = np.zeros(1, np.int64)  # the order of a set of one image
 class Views:
     """`count` views of each image: first the image itself, then copies that `degrade` and `augmentation` make.
 
-    The copies of an image are drawn from a seed that is the hash of its pixels. So runs with different seeds, and
-    different data sets, share the views of an image and everything computed from them.
+    The copies of an image are drawn from a seed that is the hash of its pixels. So runs with different seeds or
+    different data sets share the views of an image, and everything computed from the views.
     """
 
     def __init__(self, augmentation: BatchedAugmentation, count: int, degrade: "Degradation | None" = None) -> None:
@@ -28,7 +28,7 @@ class Views:
         self.count = count
 
     def of(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        """The views of `image`, uint8 `[S,S,3]`: uint8 `[count,S,S,3]`."""
+        """Create the views of `image`, uint8 `[S,S,3]`. Returns uint8 `[count,S,S,3]`."""
         seed = int.from_bytes(digest_of(image))
         draws = [self._augmentation.draw(seed, number, _FIRST) for number in range(self.count)]
         original = torch.tensor(image)

@@ -1,4 +1,4 @@
-"""List the members of a zip or tar archive as their writer meant them, and read them in bounded memory."""
+"""List the members of a zip or tar archive under the names that its writer meant. Read them in bounded memory."""
 
 import gzip
 import itertools
@@ -15,12 +15,14 @@ from typing import IO, NamedTuple
 
 from onecycle.core.errors import InputError
 
-# Of a zip: flag bits, and an extra field with the name in UTF-8. Source: PKWARE's APPNOTE.TXT, 4.4.4 and 4.6.9.
+# Parts of a zip: two flag bits, and the type of the extra field that holds a name in UTF-8.
+# Source: PKWARE's APPNOTE.TXT, 4.4.4 and 4.6.9.
 _ENCRYPTED, _UTF_8 = 0x1, 0x800
 _UNICODE_PATH = 0x7075
 
-_MOST_HEADERS = 2**20  # bytes; the headers of one member of a tar are read into memory, and need about a thousand
-_PIECE = 2**16  # bytes
+# Limit in bytes for the headers of one member of a tar, which are read into memory. They need about a thousand bytes.
+_MOST_HEADERS = 2**20
+_PIECE = 2**16  # number of bytes that are read at a time
 
 _INSTEAD = {
     "symbolic link": "put the file itself into the archive (tar --dereference, zip without --symlinks)",
@@ -42,12 +44,12 @@ def zip_members(path: Path) -> Iterator[Member]:
     """Yield the members of the zip `path`.
 
     Raises:
-        InputError: when the archive is encrypted or needs a decompressor without a bound on memory, or a member is
-            neither a file nor a folder.
+        InputError: when the archive is encrypted, when a member is neither a file nor a folder, or when a member is
+            compressed by another method than deflate. The decompressors of other methods have no bound on memory.
     """
     with zipfile.ZipFile(path) as archive:
         # .NET before 4.6.1, for example in PowerShell 5, separates folders by backslashes. But a backslash may also be
-        # the second byte of a Japanese letter.
+        # the second byte of a Japanese letter. So backslashes are separators only if no name has a slash.
         has_slashes = any("/" in _name(info) for info in archive.infolist())
         for info in archive.infolist():
             name = _name(info) if has_slashes else _name(info).replace("\\", "/")
@@ -65,7 +67,9 @@ def zip_members(path: Path) -> Iterator[Member]:
 
 
 def tar_members(path: Path, most_bytes: int, *, compressed: bool) -> Iterator[Member]:
-    """Yield the members of the tar `path`, which may unpack to `most_bytes`. Read a member before the next is yielded.
+    """Yield the members of the tar `path`, which may unpack to at most `most_bytes`.
+
+    Read a member before requesting the next one.
 
     Raises:
         InputError: when the archive unpacks to more, the headers of a member are too large to be read into memory, or a
@@ -78,7 +82,7 @@ def tar_members(path: Path, most_bytes: int, *, compressed: bool) -> Iterator[Me
             while info := archive.next():
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members and their headers
                 stream.headers_end = archive.offset + _MOST_HEADERS
-                # Some headers apply to all members that follow, so tarfile must keep these.
+                # Some headers apply to all members that follow. tarfile must keep these, so their size is limited here.
                 if sum(map(len, itertools.chain.from_iterable(archive.pax_headers.items()))) > _MOST_HEADERS:
                     raise _too_large_headers(path)
                 if not (info.isfile() or info.isdir()):
@@ -110,9 +114,10 @@ def _not_a_file(path: Path, name: str, kind: str) -> InputError:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The name of a member of a zip, which `zipfile` decodes by code page 437 if no flag says that it is UTF-8.
+    """The name of a member of a zip.
 
-    Without this flag, the name may be in an extra field, and macOS's Archive Utility writes UTF-8.
+    If no flag says that a name is UTF-8, `zipfile` decodes it by code page 437. But an extra field may then hold the
+    right name, or the name may still be UTF-8: macOS's Archive Utility does not set the flag.
     """
     name = info.orig_filename
     if not info.flag_bits & _UTF_8:
@@ -123,7 +128,7 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw_name: bytes) -> str | None:
-    """The name in Info-ZIP's extra field, if the extra fields of a member have one that belongs to `raw_name`."""
+    """The name in Info-ZIP's extra field. None if `extra` has no such field with the checksum of `raw_name`."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + length], extra[4 + length :]
@@ -141,7 +146,7 @@ def _decoded(part: bytes) -> str:
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     with archive.open(info) as file:
-        return file.read(info.file_size)  # `read()` would unpack all there is before it keeps as much as is claimed
+        return file.read(info.file_size)  # `read()` would unpack everything before it drops what exceeds this size
 
 
 def _read_from_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

@@ -59,7 +59,7 @@ def _layouts(kind: str) -> tuple[Layout, ...]:
 
 
 _BINARY_FILES = {name for kind in _KINDS for name in _layouts(kind)[0].files}
-_PYTHON_FILES = ("meta", "train", "test")  # other data sets have folders of these names
+_PYTHON_FILES = ("meta", "train", "test")  # all must be files: other data sets have folders of these names
 
 
 class Cifar100(Format):
@@ -82,7 +82,7 @@ class Cifar100(Format):
 
 
 def find_cifar100(folder: Path) -> Path | None:
-    """CIFAR-100 in `folder`: its unpacked files, or an archive or a folder with an official name."""
+    """Find CIFAR-100: `folder` if it has the unpacked files, or an archive or folder in it with an official name."""
     return find_official(folder, OFFICIAL_NAMES, _is_unpacked)
 
 

@@ -51,7 +51,11 @@ class Layout:
 
 
 def find_official(folder: Path, names: Sequence[str], is_unpacked: Callable[[Path], bool]) -> Path | None:
-    """`folder` itself if it `is_unpacked`, or the first archive or folder in it with one of the official `names`."""
+    """Find an official data set in `folder`.
+
+    Returns `folder` itself if it has the unpacked files. Otherwise returns the first archive or folder in `folder` that
+    has one of the official `names`.
+    """
     if is_unpacked(folder):
         return folder
     # `Path.exists` would raise an error for a path that is forbidden or too long.
@@ -59,9 +63,10 @@ def find_official(folder: Path, names: Sequence[str], is_unpacked: Callable[[Pat
 
 
 def read_cifar(path: Path, layouts: Sequence[Layout], *, title: str, name: str, official: Sequence[RemoteFile]) -> Sets:
-    """Read the data set `name` from `path`, an archive or an unpacked folder in the first of `layouts` that it has.
+    """Read the data set `name` from `path`, an archive or an unpacked folder.
 
-    Images are uint8 `[N,32,32,3]` in the official order. An archive that is not `official` has a note.
+    The layout is the first of `layouts` that has a file in `path`. Images are uint8 `[N,32,32,3]` in the official
+    order. A note warns if `path` is not one of the `official` archives.
 
     Raises:
         InputError: when a file is missing, truncated or in another format, or a pickle contains more than plain data.
@@ -98,7 +103,10 @@ def read_cifar(path: Path, layouts: Sequence[Layout], *, title: str, name: str, 
 def _notes(
     path: Path, contents: str, train: int, test: int, title: str, official: Sequence[RemoteFile]
 ) -> Iterator[str]:
-    """What the user should know of `path`, whose files have the sha256 `contents`, and of its numbers of images."""
+    """Yield what the user should know about `path`.
+
+    `contents` is the sha256 of the files that were read. `train` and `test` are the numbers of images in the two sets.
+    """
     if path.is_dir():
         yield f"Unverified: {path.name} is unpacked, so it has no official checksum (its sha256: {contents})"
     elif not any(matches(path, archive) for archive in official):
@@ -144,7 +152,10 @@ def text_names(content: bytes, where: str) -> tuple[str, ...]:
 
 
 def binary_batch(content: bytes, where: str, *, label: int = 0, labels: int = 1) -> Batch:
-    """The records of a binary file. A record starts with a byte for each of `labels` labels; number `label` is read."""
+    """The images of a binary file, each with one of its labels.
+
+    Each record starts with `labels` bytes, one for each label. `label` is the index of the byte to use.
+    """
     record = labels + _PIXELS
     if not content or len(content) % record:
         raise InputError(

@@ -20,22 +20,23 @@ MOST_ENTRIES = 10_000_000
 EXPANSION = 100, 2**28  # an archive may unpack to 100 times its size plus 256 MiB
 
 
-# Operating systems and network storage write these files and folders into the user's. Compared in lower case.
+# Operating systems and network storage write files and folders with these names into the user's folders. Names are
+# compared in lower case.
 _SYSTEM_NAMES = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"),
     *("$recycle.bin", "system volume information", "#recycle", "lost+found"),
 }
 
 BROKEN_LINK = "link without a target"
-LOOP = "link to a folder around it"
+LOOP = "link to a folder that contains it"
 SPECIAL_FILE = "file of a special kind, such as a pipe"
 
 
 def is_ignored(name: str, *, is_folder: bool) -> bool:
     """Whether a file or folder is neither read nor counted as left out, because the user did not put it there.
 
-    These are hidden names, which start with a dot, folders that start with @, which hold the thumbnails of network
-    storage, and names that operating systems use.
+    Hidden names, which start with a dot, are ignored. So are names that operating systems and network storage use, and
+    folders that start with @, in which network storage keeps thumbnails.
     """
     return name.startswith(".") or (is_folder and name.startswith("@")) or name.lower() in _SYSTEM_NAMES
 
@@ -44,7 +45,8 @@ def is_ignored(name: str, *, is_folder: bool) -> bool:
 class Entry:
     """A file or a folder. `parts` is its path, split into names. Call `read` before requesting the next entry.
 
-    `problem` is empty, or a reason for `LeftOut`: the entry is then neither a folder nor a file that can be read.
+    If the entry is neither a folder nor a file that can be read, `problem` is a reason for `LeftOut`. Otherwise it is
+    empty.
     """
 
     parts: tuple[str, ...]
@@ -64,8 +66,8 @@ def entries_of(source: Path) -> Iterator[Entry]:
     Names for which `is_ignored` is true are skipped. In a folder, links are followed.
 
     Raises:
-        InputError: when `source` is unreadable, truncated or not an archive, when it contains too many or too large
-            files, or when an archive is encrypted or contains links, devices or paths that point outside the archive.
+        InputError: when `source` is unreadable, truncated or not an archive, or when it contains too many or too large
+            files. Also when an archive is encrypted, contains links or devices, or has a path that points outside it.
     """
     with one_line_errors(source):
         if source.is_dir():
@@ -100,10 +102,10 @@ def archives_in(folder: Path) -> list[Path]:
 
 
 def folder_entries(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Entry]:
-    """Yield the files and folders in `root`, sorted by name, in each folder the files first. Links are followed.
+    """Yield the files and folders in `root`, sorted by name. In each folder, the files come first.
 
-    A link to a folder that contains it is not followed. `on_error` is called with the error of a folder or file that
-    cannot be read, and may raise it.
+    Links are followed, except for a link to a folder that contains the link. `on_error` is called with the error of a
+    folder or file that cannot be read, and may raise it.
     """
     return _entries_below(root, (), [], on_error)
 
@@ -111,7 +113,10 @@ def folder_entries(root: Path, on_error: Callable[[OSError], None]) -> Iterator[
 def _entries_below(
     root: Path, inside: tuple[str, ...], around: list[os.stat_result], on_error: Callable[[OSError], None]
 ) -> Iterator[Entry]:
-    """Yield the entries in the folder `inside` of `root`. `around` are the folders that contain it."""
+    """Yield the entries in and below one folder, whose path from `root` is `inside`.
+
+    `around` has the status of each folder above this folder, starting with `root`.
+    """
     try:
         around = [*around, root.joinpath(*inside).stat()]
         with os.scandir(root.joinpath(*inside)) as scan:
@@ -158,7 +163,7 @@ def _is_inside_ignored(entry: Entry) -> bool:
 def _archive_entries(path: Path, members: Iterator[Member]) -> Iterator[Entry]:
     most = left = most_bytes(path)
     for member in members:
-        # What is claimed counts, too: a sparse file in a tar unpacks to more bytes than the archive holds.
+        # Limit the sum of the claimed sizes, because a sparse file in a tar unpacks to more bytes than the tar holds.
         left -= member.size
         if left < 0:
             raise too_large(path, most)

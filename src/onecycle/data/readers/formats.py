@@ -1,4 +1,4 @@
-"""What a reader of a format tells: how to recognize the format, and how to read it. `registry` lists the formats."""
+"""The interface of readers: how to recognize a format, and how to read it. `registry` lists the formats."""
 
 import os
 from abc import ABC, abstractmethod
@@ -13,8 +13,8 @@ from onecycle.data.readers.entries import is_ignored
 from onecycle.data.readers.sets import Sets
 from onecycle.data.store.rows import RowSets, read_rows
 
-_DEPTH = 2  # folders below the given one in which the files of a data set are looked for
-START = 512  # bytes of a file that a format sees
+_DEPTH = 2  # levels of folders below the given one that are searched for data sets
+START = 512  # bytes that `Format.is_file` gets from the start of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,10 @@ class FileNames:
         self._by_folder = dict(_file_names(top, _DEPTH))
 
     def folders(self, is_wanted: Callable[[str], bool]) -> Mapping[Path, list[str]]:
-        """The folders with wanted files, and the sorted names of these files. Only the uppermost such folders count."""
+        """The folders with wanted files, and the sorted names of these files.
+
+        Folders that are deeper than the uppermost folder with wanted files are left out.
+        """
         found = {
             folder: wanted for folder, names in self._by_folder.items() if (wanted := sorted(filter(is_wanted, names)))
         }
@@ -53,14 +56,14 @@ def _file_names(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
                 if is_folder:
                     folders.append(Path(item.path))
                     continue
-                # A class folder may have a million images, and holds nothing else that is read.
+                # Skip a subfolder with images. It may have a million images, and no reader uses its other files.
                 if depth < _DEPTH and has_image_suffix(item.name):
                     return
                 names.append(item.name)
     except OSError as error:
         if depth == _DEPTH:
             raise InputError(f"{folder}: cannot be read ({error.strerror}); check it") from error
-        return  # a folder that is not needed may be forbidden
+        return  # skip a forbidden subfolder, because it may not be needed
     yield folder, names
     if depth:
         for below in sorted(folders):
@@ -71,7 +74,7 @@ class Format(ABC):
     """A format of data sets."""
 
     name: ClassVar[str]  # for messages
-    example: ClassVar[str]  # what to look for: the names of files
+    example: ClassVar[str]  # file names of this format, for messages
     has_coarse: ClassVar[bool] = False  # whether there may be coarse labels
     joins_archives: ClassVar[bool] = False  # whether several archives in a folder are one data set
 
@@ -84,7 +87,7 @@ class Format(ABC):
         return False
 
     def is_member(self, parts: tuple[str, ...]) -> bool:
-        """Whether an archive with the file `parts` has this format."""
+        """Whether an archive has this format, given the path of one of its files, split into `parts`."""
         return False
 
     @abstractmethod
@@ -98,7 +101,7 @@ class Format(ABC):
 
 
 class RowFormat(Format):
-    """A format that keeps images in the rows of files. They are decoded as they are read, into the cache."""
+    """A format that keeps images in the rows of files. `read` decodes the images into the cache."""
 
     @abstractmethod
     def rows(self, path: Path, options: ReadOptions) -> RowSets:

@@ -1,4 +1,4 @@
-"""Read the IDX files of MNIST and of the data sets that come in its form, compressed by gzip or not.
+"""Read the IDX files of MNIST and of data sets in the same form. The files may be compressed by gzip.
 
 Source: LeCun, Cortes & Burges 1998, "The MNIST database of handwritten digits"; http://yann.lecun.com/exdb/mnist/
 """
@@ -49,7 +49,7 @@ class KnownFiles:
     classes: tuple[str, ...]
 
     def find(self, folder: Path) -> Path | None:
-        """The folder with all files of the data set, compressed or not, in `folder`, such as ./data."""
+        """Look in `folder`, such as ./data, for a folder with all files of the data set, compressed or not."""
         places = (folder / name for name in self.folders)
         return next((place for place in places if all(_has(place, file.name) for file in self.files)), None)
 
@@ -115,7 +115,7 @@ NAMED = tuple(
 
 
 class Idx(RowFormat):
-    """IDX files: two a split, with images and with labels."""
+    """IDX files: for each split, one file with images and one with labels."""
 
     name = "IDX files"
     example = "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz"
@@ -137,7 +137,7 @@ def _is_idx(name: str) -> bool:
 
 
 def idx_rows(folder: Path, known: KnownFiles | None = None) -> RowSets:
-    """The data set in `folder`, which is `known`, or any other.
+    """The data set in `folder`. `known` is the expected data set. If `known` is None, any data set is accepted.
 
     Raises:
         InputError: when a file is missing or damaged, or the folder has files of several data sets.
@@ -170,7 +170,7 @@ def _files_in(folder: Path) -> tuple[dict[str, dict[str, Path]], LeftOut]:
     left_out, found, sets = LeftOut(), defaultdict[str, dict[str, Path]](dict), set()
     with one_line_errors(folder):
         names = sorted((item.name for item in os.scandir(folder) if item.is_file()), reverse=True)
-    for name in names:  # NAME.gz, whose checksum may be official, comes before NAME
+    for name in names:  # NAME.gz is used before NAME, because its checksum may be official
         if not (match := _FILE.fullmatch(name)):
             if not is_ignored(name, is_folder=False):
                 left_out.add(OTHER, name)
@@ -218,7 +218,7 @@ def _stored(path: Path, what: str) -> StoredArray:
 
 @contextmanager
 def _opened(path: Path, start: int = 0) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """The content of `path`, unpacked if it is compressed, from `start` on."""
+    """The content of `path` from byte `start` on. If the file is compressed, the content is unpacked."""
     with path.open("rb") as raw:
         is_compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)

@@ -37,7 +37,7 @@ _CACHE_VERSION = 7  # increase it when decoding or the format of the cached file
 
 
 class ImageFolder(Format):
-    """Image files in folders or with a table of labels, which may be in one archive or in several."""
+    """Image files in class folders or with a table of labels. The files may be in one archive or in several."""
 
     name = "image files"
     example = "train/<class>/* and test/<class>/*, or <class>/*, or images with a labels.csv"
@@ -51,11 +51,12 @@ class ImageFolder(Format):
             around = [
                 Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{split}") for split in ALWAYS_SPLITS)
             ]
-        if any(item.name in ALWAYS_SPLITS for item in folders):  # other formats also have such folders, without images
+        # Other formats also have train/ and test/ folders, but with no images in them.
+        if any(item.name in ALWAYS_SPLITS for item in folders):
             return [top] if any(entry.is_image for entry in entries_of(top)) else []
         if len(around) > 1 or len(around) == len(visible) == 1:
             return around
-        # The content of archives is looked at only if there is nothing else.
+        # Archives are not opened here. `search` opens them if no format is found without them.
         has_classes = not archives_in(top) and any(_is_in_class(entry) for entry in entries_of(top))
         return [top] if has_classes or find_labels(top) else []
 
@@ -86,10 +87,14 @@ def sources_of(source: Path) -> tuple[list[Path], LeftOut]:
 
 
 def indexed(listings: Sequence[Listing], source: Path, labels: LabelFile | None, *, is_given: bool) -> Index:
-    """The split and class of each image of `listings`, the content of `source`: by `labels`, else by its folders.
+    """The split and class of each image of `listings`. The listings are the content of `source`.
+
+    The splits and classes come from `labels`, or from the folders if `labels` is None. `is_given` says whether the user
+    chose between labels and folders.
 
     Raises:
-        InputError: when the folders or the labels are wrong, or both are right and it is not `is_given` which to read.
+        InputError: when the folders or the labels are wrong. Also when the user did not choose, but labels and folders
+            can both be read.
     """
     if labels is None:
         return index_of(listings, source)
@@ -109,7 +114,7 @@ def indexed(listings: Sequence[Listing], source: Path, labels: LabelFile | None,
 def read_image_folder(source: Path, input_size: int, labels: str | None = None) -> Sets:
     """Read the images of `source`: a folder, an archive or a folder of archives.
 
-    The content may be inside extra folders, one in the other. Images are uint8 `[N,input_size,input_size,3]`, ordered
+    The content may be inside extra nested folders. Images are uint8 `[N,input_size,input_size,3]`, ordered
     by class and file name, in memory-mapped files (copy on write). Classes are the sorted folder names. Images are
     decoded once, into the user's cache. Archives that were decoded before an interruption are not decoded again.
 
@@ -124,7 +129,7 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
     is_single = paths == [source]
     compute_fingerprint = partial(_fingerprint, is_single=is_single)
     sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
-    # The table in an archive is part of the archive's fingerprint, so it is looked for only before decoding.
+    # The fingerprint of an archive covers the table in it. So this table is looked for later, just before decoding.
     table = find_labels(source, labels) if labels or source.is_dir() else None
     if table and table.inside and not is_single:
         beside.discount(table.inside)
@@ -152,9 +157,9 @@ def _key(*values: object) -> str:
 def _fingerprint(source: Path, is_single: bool) -> str:
     """A string that changes when `source` changes.
 
-    It depends on the content of a single archive. For a folder, or one archive of several, it depends on the paths and
-    the `file_identity` of the files. For a folder it also depends on the counts of the files that are left out, because
-    they are cached with the images.
+    For a single archive, it depends on the content. For a folder, or one archive of several, it depends on the paths
+    and the `file_identity` of the files. For a folder, it also depends on the counts of the files that are left out,
+    because these counts are cached with the images.
     """
     try:
         if source.is_dir():
@@ -181,7 +186,7 @@ def _write(
     unfinished: Path,
     folder: Path,
 ) -> None:
-    """Decode `sources`, which make up `source`, into files in `unfinished`. Then write both sets into `folder`."""
+    """Decode `sources`, which make up `source`, into files in `unfinished`. Then write the sets into `folder`."""
     if len(sources) == 1:
         # Listing names is fast, so report a wrong structure before decoding.
         index_of_listings([listing_of(sources[0].path)])
@@ -255,7 +260,7 @@ def _read(source: Path, folder: Path) -> Sets:
 
 
 def source_in_words(source: Path, layout: str) -> str:
-    """What `source` is, with its layout as in `Index`."""
+    """A phrase that says what `source` is. `layout` is its layout, as in `Index`."""
     kind = (
         "image archive"
         if not source.is_dir()

@@ -14,7 +14,7 @@ class ImageNames(Sequence[str]):
     """The file names of images, relative to the folder or the archive with the data.
 
     `text` is uint8 `[B]`: all names in UTF-8, each ended by a zero byte. It may be memory-mapped. `rows`, int64 `[N]`,
-    are the positions of the names that the sequence has; None for all names in `text`.
+    selects names by their position in `text`. None selects all names.
     """
 
     def __init__(self, text: NDArray[np.uint8], rows: NDArray[np.int64] | None = None) -> None:
@@ -31,10 +31,10 @@ class ImageNames(Sequence[str]):
 
     @classmethod
     def validated(cls, text: NDArray[np.uint8], count: int) -> Self:
-        """The names in `text`, which may come from someone else.
+        """The names in `text`, after checking it. `text` may come from someone else.
 
         Raises:
-            ValueError: unless `text` holds `count` names.
+            ValueError: when `text` is not UTF-8, or does not hold `count` names.
         """
         text.tobytes().decode(*_ENCODING)
         names = cls(text)
@@ -61,10 +61,10 @@ class ImageNames(Sequence[str]):
         return self._text[start : int(self._ends[row])].tobytes().decode(*_ENCODING)
 
     def subset(self, rows: NDArray[np.integer[Any]]) -> Self:
-        """The names at `rows`, in that order. They share the text."""
+        """The names at `rows`, in that order. The result shares its text with this object."""
         of_text = np.asarray(rows if self._rows is None else self._rows[rows], np.int64)
         return type(self)(self._text, of_text)
 
     def to_array(self) -> NDArray[np.uint8]:
-        """The names as the argument `text` of another instance."""
+        """The names as an array that another instance takes as `text`."""
         return self._text if self._rows is None else self.of(self)._text

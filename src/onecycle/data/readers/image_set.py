@@ -27,9 +27,10 @@ class ImageStatistics:
 class ImageSet:
     """Images of one size with their labels.
 
-    `images` is uint8 `[N,H,W,3]`. `labels` is int64 `[N]`, indices into `classes`, the unique class names.
-    If `statistics` is None, the set computes these values from its pixels when they are needed. `names` are the file
-    names of the images, if they have any. They change neither the order nor the fingerprint.
+    `images` is uint8 `[N,H,W,3]`. `labels` is int64 `[N]`. Its values are indices into `classes`. The class
+    names in `classes` are unique. If `statistics` is None, the set computes these values from its pixels when they are
+    needed. `names` are the file names of the images, if the images have any. These names change neither the order nor
+    the fingerprint.
 
     Raises:
         ValueError: when a shape, a dtype, a label or the class names are wrong.

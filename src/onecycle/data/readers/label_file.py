@@ -20,9 +20,9 @@ FOUND_NAMES = ("labels.csv", "trainlabels.csv")
 """Files with these names, in upper or lower case, are read although no option names them."""
 
 NO_LABELS = "none"
-"""As the name of a file of labels: do not read the one that would be found."""
+"""Given instead of the path of a table of labels, this means: read no table, even if there is one."""
 
-# Names of columns, without spaces and signs, the preferred ones first.
+# Known column names, the preferred ones first. Columns are compared in lower case, without spaces and signs.
 _FILE = (
     *("file", "filename", "filepath", "path", "image", "imagefile", "imagefilename", "imagename", "imagepath"),
     *("img", "imgname", "imgpath", "imageid", "idcode", "id"),
@@ -39,7 +39,7 @@ class LabeledFile(NamedTuple):
     """A row of a table of labels. `split` is empty if the table has no splits."""
 
     line: int  # 1-based, for messages
-    file: str  # as it is written
+    file: str  # as the table writes it
     label: str
     split: str
 
@@ -53,7 +53,7 @@ class LabelFile:
     columns: tuple[str, ...]  # the names of the columns that are read
     digest: str
     inside: str | None  # its path in the data; None if it is elsewhere
-    folder: str  # the absolute path of its folder; if the data is in an archive, the path in the archive
+    folder: str  # its folder: an absolute path, or a path in the archive with the data ("" if outside)
     root: str | None  # the absolute path of the data; None if it is in an archive
 
     @property
@@ -61,7 +61,7 @@ class LabelFile:
         return len(self.columns) == 3
 
     def paths(self, row: LabeledFile) -> list[str]:
-        """The paths in the data that `row` may mean: relative to the file of labels, and to the data.
+        """The paths in the data that `row` may mean. Its file may be relative to the table of labels or to the data.
 
         Raises:
             InputError: when all paths are outside of the data.
@@ -81,8 +81,9 @@ class LabelFile:
 def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     """The table of labels for the images in `source`, a folder or an archive.
 
-    `given` is its path, relative to the working folder or to `source`. "none" gives None. Without `given`, a file with
-    one of `FOUND_NAMES` is found at the top of `source`, or in the only folder there, if it has the columns.
+    `given` is its path, relative to the working folder or to `source`. "none" gives None. Without `given`, a file
+    with one of `FOUND_NAMES` is used. It must be at the top of `source`, or in the only folder there, and have the
+    columns of a table of labels.
 
     Raises:
         InputError: when there is no file `given`, or the file is not a table of labels.
@@ -93,13 +94,15 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
         try:
             return _found_in_folder(source) if source.is_dir() else _found_in_archive(source)
         except InputError as error:
-            raise InputError(f"{error}; --labels {NO_LABELS} leaves it out") from error
+            raise InputError(f"{error}; --labels {NO_LABELS} ignores the file") from error
     here = Path(os.path.expanduser(given))
     there = source / given if source.is_dir() else None
     paths = [path for path in (here, there) if path is not None and os.path.isfile(path)]
     contents = [_content(path) for path in paths]
     if len(paths) == 2 and contents[0] != contents[1]:
-        raise InputError(f"--labels: {given} is a file here, and another one in {source}; give its full path")
+        raise InputError(
+            f"--labels: {given} names two different files, one here and one in {source}; give the full path"
+        )
     if paths:
         return _from_file(paths[-1], contents[-1], source)
     if there is None:
@@ -115,7 +118,7 @@ def _found_in_folder(source: Path) -> LabelFile | None:
         places = [source, *_only_folder(source)]
         paths = [path for place in places for path in sorted(place.iterdir()) if _is_found(path.name)]
     except OSError:
-        return None  # reading the images reports it
+        return None  # the error is reported later, when the images are read
     for path in paths:
         if path.is_file() and _has_columns(content := _content(path)):
             return _from_file(path, content, source)
@@ -162,7 +165,7 @@ def _content(path: Path) -> bytes:
 
 
 def _from_file(path: Path, content: bytes, source: Path) -> LabelFile:
-    """The table of labels in the file `path`, which is in the folder `source` or elsewhere."""
+    """The table of labels in the file `path`. The file may be in the folder `source` or elsewhere."""
     absolute, root = os.path.abspath(path), os.path.abspath(source)
     relative = os.path.relpath(absolute, root)
     inside = relative if source.is_dir() and relative.split(os.sep)[0] != os.pardir else None
@@ -190,8 +193,8 @@ def _parsed(content: bytes, path: str, *, inside: str | None, folder: str, root:
             continue
         if len(cells) != len(header):
             raise InputError(
-                f"{name}, line {line}: has another number of cells, {len(cells)}, than the first line, which has "
-                f"{len(header)}; correct it"
+                f"{name}, line {line}: the number of cells is {len(cells)}, but the first line has {len(header)}; "
+                "correct it"
             )
         file, label, split = (cells[place] if place is not None else "" for place in places)
         for what, value in (("file", file), ("label", label)):
@@ -210,7 +213,7 @@ def _parsed(content: bytes, path: str, *, inside: str | None, folder: str, root:
 
 
 def _lines(content: bytes, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each line (of the last one, if a cell has several) and its cells."""
+    """Yield the line number and the cells of each row. If a row has several lines, the number is that of the last."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -228,10 +231,13 @@ def _lines(content: bytes, name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _columns(header: Sequence[str], name: str) -> tuple[int, int, int | None]:
-    """The places of the columns of files, labels and splits. Without a known name, the only other column is labels."""
+    """The positions of the columns that hold the files, the labels and the splits.
+
+    If no column has a known name for labels, the labels are in the only other column with a name.
+    """
     if len(header) > _MOST_COLUMNS:
         raise InputError(
-            f"{name}: has {len(header):,} columns, not a file and a label for each image; remove the others"
+            f"{name}: has {len(header):,} columns, but an image needs only a file and a label; remove the others"
         )
     plain = [re.sub(r"[\W_]", "", column).lower() for column in header]
     shown = ", ".join(repr(column[:40]) for column in header[:5]) + (", …" if len(header) > 5 else "")

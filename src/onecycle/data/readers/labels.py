@@ -1,4 +1,4 @@
-"""Turn the labels that a file holds, numbers from any range, into the numbers of classes."""
+"""Convert the labels in a file to consecutive class numbers. The labels may be any integers from 0 up."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from onecycle.data.readers.left_out import LeftOut
 
 
 class Classes(NamedTuple):
-    """The names of the classes, the label of each image by split, and the names that no class has."""
+    """The names of the classes, the label of each image by split, and the names that no image has as its label."""
 
     names: tuple[str, ...]
     labels: dict[str, NDArray[np.int64]]
@@ -27,12 +27,14 @@ def classes_of(
 ) -> Classes:
     """Number the classes of `labels`, int64 `[N]` by split, from 0. There must be a training set.
 
-    A class is a label of the training set. Its name is that of `names`, or else the label itself. `source` names the
-    data in messages, and `row_name` an image by its split and row.
+    Each label of the training set is a class. The label is the index of the class name in `names`. Without `names`,
+    the class is called by its label. In messages, `source` names the data, and `row_name` names an image by its split
+    and row.
 
     Raises:
-        InputError: when a label is negative, has no name or is not in the training set; when there are not two classes
-            with one image, or two images if there is only a training set; or when names cannot be told apart.
+        InputError: when a split has no images; when a label is negative, has no name or is not in the training set;
+            when there is only one class; when a class has only one image, and there is only a training set; or when
+            names cannot be told apart.
     """
     for split, of_split in labels.items():
         if not len(of_split):
@@ -53,7 +55,7 @@ def classes_of(
             row = int(unknown.argmax())
             raise InputError(
                 f"{source}: {row_name(split, row)} has the label {_name(int(of_split[row]), names)}, which no image of "
-                "train has; both need the same classes"
+                "train has; all splits need the same classes"
             )
     found = tuple(_name(label, names) for label in used.tolist())
     if len(found) == 1:

@@ -14,7 +14,7 @@ BESIDE_CLASSES = "image beside the class folders"
 OTHER = "file of another kind"
 
 _NAMED = 3  # names for each reason
-_MOST_REASONS = 20  # every number may be a suffix, so the reasons after these share one
+_MOST_REASONS = 20  # further reasons count as `OTHER`, because a reason may name a suffix: .1, .2, …
 _MOVIES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")  # a phone stores a live photo as a picture and a movie
 
 
@@ -42,7 +42,7 @@ class LeftOut:
             self.add(reason, "/".join(entry.parts))
 
     def discount(self, name: str) -> None:
-        """Count the file `name`, which was added before and is not an image, no longer."""
+        """Remove the file `name` from the counts. It was added before, and is not an image."""
         reason = _not_an_image(name)
         reason = reason if reason in self.counts else OTHER
         self.counts[reason] -= 1
@@ -51,7 +51,7 @@ class LeftOut:
             del self.counts[reason], self.names[reason]
 
     def include(self, other: "LeftOut", prefix: str = "") -> None:
-        """Add the counts of `other`, and its names with `prefix`."""
+        """Add the counts and the names of `other`. `prefix` is put before each of these names."""
         for reason, count in other.counts.items():
             self._count(reason, count, [prefix + name for name in other.names[reason]])
 

@@ -30,8 +30,8 @@ _ALL_GRAY = "All training images are gray, so the network converts every image t
 class Dataset:
     """A training set and one or two sets for evaluation, with notes that are shown with the results.
 
-    `evaluation` is the set of the result. If `validation` is not None, it is evaluated after every epoch, and
-    `evaluation` is a test set, which is evaluated once, at the end. Else `evaluation` is evaluated after every epoch.
+    The result is measured on `evaluation`. If `validation` is None, `evaluation` is evaluated after every epoch.
+    Otherwise, `validation` is evaluated after every epoch, and `evaluation`, a test set, only once, at the end.
     """
 
     name: str  # "cifar10", "digits" or the name of the image folder; safe as a file name
@@ -61,7 +61,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256, in hex, of `train` and `evaluation` after splits and limits, which determine the result."""
+        """The sha256, in hex, of `train` and `evaluation`, after splits and limits. These sets determine the result."""
         both = f"{self.train.fingerprint} {self.evaluated_on} {self.evaluation.fingerprint}"
         return hashlib.sha256(both.encode()).hexdigest()
 
@@ -83,16 +83,16 @@ def load_dataset(
     digits. Anything else is a path to data in one of the formats of `registry`. `coarse` selects CIFAR-100's 20 coarse
     classes.
 
-    `labels` is a CSV file with the file and the label, and perhaps the split, of each image, relative to the working
-    folder or to the images. Without it, a labels.csv beside the images is used, unless there are class folders, too.
-    "none" reads the folders.
+    `labels` is the path of a CSV file, relative to the working folder or to the images. The CSV file has the
+    file, the label and perhaps the split of each image. Without `labels`, a labels.csv beside the images is used. If
+    there are class folders, too, `labels` must be given: "none" reads the folders.
 
     `validation` images are split off the training set and replace the test set. Then `limit` images of each set are
     kept. Both selections are stratified and depend on `seed`.
 
     Raises:
-        InputError: when the data is missing, damaged, in an unknown format, too small for `validation` or `limit`, or
-            has a validation set and `validation` is given.
+        InputError: when the data is missing, damaged, in an unknown format, or too small for `validation` or `limit`.
+            Also when `validation` is given, but the data has a validation set.
         StorageError: when the cache cannot be written.
     """
     if input_size < 1:
@@ -156,7 +156,7 @@ def is_path(data: str | os.PathLike[str]) -> bool:
 
 
 def _dataset(sets: Sets, name: str) -> Dataset:
-    """`sets` as a data set, which is called `name` unless the sets have a name."""
+    """Make a `Dataset` of `sets`. It is called `sets.name`, or `name` if `sets.name` is None."""
     train, validation, drawn = sets.train, sets.validation, sets.drawn
     evaluated_on: Split = "test"
     if sets.test is not None:
@@ -192,7 +192,7 @@ def _safe_name(path: Path) -> str:
     if not path.is_dir():
         name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip|\.npz|\.parquet)$", "", name, flags=re.IGNORECASE)
     name = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "images"
-    return f"{name}-images" if not is_path(name) else name  # avoids the names of known data sets
+    return f"{name}-images" if not is_path(name) else name  # the suffix avoids the name of a known data set
 
 
 def _changed(dataset: Dataset, change: Callable[[ImageSet], ImageSet]) -> Dataset:

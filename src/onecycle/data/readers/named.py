@@ -21,10 +21,10 @@ class UnavailableError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet:
-    """A data set on the web, which `--data NAME` reads.
+    """A data set on the web that `--data NAME` reads.
 
-    `find` returns its path in a folder such as ./data, or None. `folder` is a folder of the cache for its `files`;
-    without one, there is only one file, in the cache itself.
+    `find` returns the path of the data set in a folder such as ./data, or None. In the cache, the `files`
+    are in the folder called `folder`. If `folder` is empty, there is only one file, directly in the cache.
     """
 
     name: str

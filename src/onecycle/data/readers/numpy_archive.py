@@ -27,14 +27,14 @@ from onecycle.data.store.rows import RowSets
 
 _SUFFIX = ".npz"
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-_NAMES = {  # of the arrays of a split, compared in lower case: of the images, and of the labels
+_NAMES = {  # for each split, the names of its image array and the names of its label array, in lower case
     name: ((f"{name}_images", f"x_{name}"), (f"{name}_labels", f"y_{name}")) for name in _SPLITS
 }
 _READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 class _Header(NamedTuple):
-    """What an array in an archive is: its member, its shape and type, and where in the member its values start."""
+    """The header of an array in an archive. The values of the array start at byte `start` of the file `member`."""
 
     member: str
     shape: tuple[int, ...]
@@ -76,8 +76,8 @@ class NumpyArchive(RowFormat):
             used |= {images, labels}
         if "train" not in arrays:
             raise InputError(
-                f"{path}: has no training images; the arrays must be called train_images and train_labels, or x_train "
-                f"and y_train, and are called {', '.join(map(printable, headers)) or 'nothing'}"
+                f"{path}: has no training images; it must have arrays called train_images and train_labels, or x_train "
+                f"and y_train; it has {', '.join(map(printable, headers)) or 'no arrays'}"
             )
         left_out = LeftOut()
         for name in headers:
@@ -87,11 +87,14 @@ class NumpyArchive(RowFormat):
 
 
 def _headers(path: Path) -> dict[str, _Header]:
-    """The arrays in the archive `path`, by name. Their sizes are those that the archive claims for its members."""
+    """The headers of the arrays in the archive `path`, by name.
+
+    For each array, the size that the header gives is checked against the size that the archive gives.
+    """
     found: dict[str, _Header] = {}
     most = left = most_bytes(path)
     with one_line_errors(path), zipfile.ZipFile(path) as archive:
-        for member in zip_members(path):  # refuses what is not a plain file, compressed by deflate or not at all
+        for member in zip_members(path):  # `zip_members` refuses links, and all compression except deflate
             left -= member.size
             if left < 0:
                 raise too_large(path, most)
@@ -146,7 +149,7 @@ def _labels(path: Path, name: str, headers: dict[str, _Header]) -> NDArray[np.in
 
 @contextmanager
 def _opened(path: Path, header: _Header) -> Iterator[IO[bytes]]:
-    """The values of an array. Reading to the end checks its checksum."""
+    """Yield a file with the values of an array. Reading this file to its end checks the checksum of the array."""
     with zipfile.ZipFile(path) as archive, archive.open(header.member) as file:
         file.read(header.start)
         yield file

@@ -1,7 +1,7 @@
 """Read the parquet files of Hugging Face data sets: one image and one label a row.
 
-Source: https://huggingface.co/docs/datasets/image_dataset; the schema metadata "huggingface" holds the features of
-`datasets.Features`, with the names of the classes.
+Source: https://huggingface.co/docs/datasets/image_dataset. The schema metadata "huggingface" holds the
+`datasets.Features`. These include the class names.
 """
 
 import itertools
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _SUFFIX = ".parquet"
 _MAGIC = b"PAR1"
 _SPLITS = ("train", "validation", "test")
-# A word of the name of a file, or of its folder, is the split, as on the Hub: train-00000-of-00002.parquet.
+# A word in the name of a file or of its folder gives the split, as on the Hub: train-00000-of-00002.parquet.
 _WORDS = {
     "training": "train",
     "train": "train",
@@ -50,13 +50,13 @@ _WORDS = {
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\b.*")
 _LABEL_NAMES = ("label", "labels")
-_FINE, _COARSE = "fine_label", "coarse_label"  # of CIFAR-100
-_ROWS_AT_ONCE = 32  # an image may have 64 MiB
+_FINE, _COARSE = "fine_label", "coarse_label"  # the label columns of CIFAR-100
+_ROWS_AT_ONCE = 32  # few, because an image may have 64 MiB
 _BUFFER = 2**20  # bytes; without it, all images of a row group would be read at once
 
 
 class _Columns(NamedTuple):
-    """The columns that are read, and the names of the classes, if the labels are numbers with names."""
+    """The columns that are read. `names` are the class names in the schema, or None if the schema has none."""
 
     image: str
     label: str
@@ -72,7 +72,7 @@ class _File(NamedTuple):
 
 
 class Parquet(RowFormat):
-    """Tables with a column of images and a column of labels, in one or more files a split."""
+    """Tables with a column of images and a column of labels, in one or more files for each split."""
 
     name = "Hugging Face parquet files"
     example = "train-00000-of-00001.parquet"
@@ -128,7 +128,7 @@ def _is_parquet(name: str) -> bool:
 
 
 def _split_of(name: str) -> str | None:
-    """The split that a word of `name` means, if there is one."""
+    """The split that a word of `name` stands for. None if no word stands for a split."""
     found = {_WORDS[word] for word in _BETWEEN_WORDS.split(name.lower()) if word in _WORDS}
     if len(found) > 1:
         raise InputError(f"{name}: the name has words for several splits ({', '.join(sorted(found))}); rename it")
@@ -136,7 +136,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _files_by_split(path: Path) -> tuple[dict[str, list[Path]], LeftOut]:
-    """The parquet files at `path` by split, in order of their names. Also the files that are left out."""
+    """The parquet files at `path` by split, in order of their names. Also returns the files that are left out."""
     left_out = LeftOut()
     if not path.is_dir():
         _require_all_shards([path])
@@ -215,8 +215,8 @@ def _columns(path: Path, schema: "pa.Schema", options: ReadOptions) -> _Columns:
     images = [name for name in images if kinds.get(name) == "Image"] or images
     if len(images) != 1:
         raise InputError(
-            f"{path}: has {_listed(images)} with images; it must have one, of bytes, or of structs with bytes and path "
-            "as datasets.Image writes them"
+            f"{path}: has {_listed(images)} with images; it must have one column of images: bytes, or structs with "
+            "bytes and path as datasets.Image writes them"
         )
     labels = [field.name for field in schema if _holds_labels(field.type)]
     labels = [name for name in labels if kinds.get(name) == "ClassLabel"] or labels
@@ -227,7 +227,8 @@ def _columns(path: Path, schema: "pa.Schema", options: ReadOptions) -> _Columns:
         labels = [name for name in labels if name in wanted] or labels
     if len(labels) != 1:
         raise InputError(
-            f"{path}: has {_listed(labels)} with labels; it must have one, of integers or texts; call it label"
+            f"{path}: has {_listed(labels)} with labels; it must have one column of labels, with integers or texts; "
+            "call that column label"
         )
     names = features.get(labels[0], {}).get("names") if kinds.get(labels[0]) == "ClassLabel" else None
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -268,7 +269,10 @@ def _listed(columns: Sequence[str]) -> str:
 def _numbered(
     files: Mapping[str, Sequence[_File]], names: Sequence[str] | None
 ) -> tuple[dict[str, NDArray[np.int64]], Sequence[str] | None]:
-    """The labels of each split as numbers. The names are `names`, or the sorted texts if the labels are texts."""
+    """The labels of each split as numbers. Also returns the class names.
+
+    If the labels are texts, the class names are these texts, sorted. Otherwise, the class names are `names`.
+    """
     labels = {split: [file.labels for file in of_split] for split, of_split in files.items()}
     if isinstance(labels["train"][0], list):
         names = sorted({label for of_split in labels.values() for of_file in of_split for label in of_file})
@@ -301,7 +305,7 @@ def _contents(files: Sequence[_File]) -> Iterator[Content]:
 
 def _content(content: bytes | None, where: str) -> bytes | Unreadable:
     if content is None:
-        return Unreadable(f"{where}: there is no image, but perhaps a path; embed the images, as push_to_hub does")
+        return Unreadable(f"{where}: there is no image, perhaps only its path; embed the images, as push_to_hub does")
     if len(content) > LARGEST_FILE:
         return Unreadable(f"{where}: has {len(content):,} bytes; the limit is {LARGEST_FILE:,}; replace or remove it")
     return content

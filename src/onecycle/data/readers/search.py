@@ -17,7 +17,7 @@ from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.named import NamedSet
 from onecycle.data.readers.registry import DEFAULT, EMBEDDED, FORMATS, IMAGES, NAMED
 
-_MOST_NAMED = 3  # of several data sets in a folder
+_MOST_NAMED = 3  # data sets that a message names, if a folder has several
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Found:
 
 
 def locate(path: Path, labels: str | None = None) -> Found:
-    """Find out what the file or folder at `path` holds. If `labels`, a table of labels, is given, it holds images.
+    """Find out which format the file or folder at `path` has. With a table of `labels`, the format is image files.
 
     Raises:
-        InputError: when `path` does not exist, or holds no data set or several.
+        InputError: when `path` does not exist, or does not hold exactly one data set.
     """
     path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
@@ -122,7 +122,7 @@ def find_named(named: NamedSet) -> Path | None:
 
 
 def _default_at(place: Path) -> Path:
-    """The default data set at `place`, which is its file, or its folder under any name."""
+    """The path of the default data set at `place`. `place` is a file or a folder and may have any name."""
     try:
         found = locate(place)
     except OnecycleError as error:

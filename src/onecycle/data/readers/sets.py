@@ -7,17 +7,17 @@ from onecycle.data.readers.image_set import ImageSet
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sets:
-    """The sets that a data set has, and what to say of them. All sets have the same classes.
+    """The image sets of a data set, and what to tell the user about them. All sets have the same classes.
 
-    A reader returns the images at their own size, unless it decodes them. Without a test set and a validation set, the
-    caller draws a test set from `train`.
+    A reader that decodes images returns them at the size in `ReadOptions`. Other readers return the images at their own
+    size. If there is neither a test set nor a validation set, the caller draws a test set from `train`.
     """
 
     source: str  # the layout or format, and its path, in words
     train: ImageSet
     test: ImageSet | None = None
     validation: ImageSet | None = None
-    name: str | None = None  # of a known data set, such as "cifar10"; None takes the name of the file or folder
+    name: str | None = None  # name of a known data set, such as "cifar10"; if None, the file or folder gives the name
     notes: tuple[str, ...] = ()  # warnings that are shown with the results
     left_out: tuple[str, ...] = ()  # a line for each reason why files or rows are not used
     drawn: tuple[str, ...] | None = None  # names of the test images, if the reader drew them from the training images

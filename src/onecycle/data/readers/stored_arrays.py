@@ -25,7 +25,7 @@ _AT_ONCE = 2**22  # bytes of images that are read at a time
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array of bytes in the file `path`, called `name`, with the `shape` that its header says.
+    """An array of bytes in the file `path`. The array is called `name`, and its header gives the `shape`.
 
     `open` opens the file at the first value. The stream must raise an error where the file is damaged.
     """
@@ -36,7 +36,7 @@ class StoredArray:
     open: Callable[[], AbstractContextManager[IO[bytes] | GzipFile]]
 
     def values(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the array in parts of a few megabytes, without a last dimension of 1.
+        """Yield the array in parts of a few megabytes. The last dimension of `[N,H,W,1]` is removed.
 
         Raises:
             InputError: when the file holds fewer or more values than its header says, or is damaged.
@@ -50,10 +50,8 @@ class StoredArray:
                 content = file.read(count * nbytes)
                 is_last = start + count == self.shape[0]
                 if len(content) < count * nbytes or (is_last and file.read(1)):
-                    raise InputError(
-                        f"{self.path}: {self.name} does not hold the {self.shape[0]:,} values of its header; get it "
-                        "again"
-                    )
+                    claimed = f"the {self.shape[0]:,} entries that its header claims"
+                    raise InputError(f"{self.path}: {self.name} does not hold {claimed}; get it again")
                 yield np.frombuffer(content, np.uint8).reshape(count, *of_one)
 
     def images(self) -> Iterator[NDArray[np.uint8]]:
@@ -62,7 +60,7 @@ class StoredArray:
 
 
 class LabeledArray(NamedTuple):
-    """The images of a split, and their labels with the name of their array: integers of any shape."""
+    """The images and labels of a split. `labels` are integers of any shape, from the array called `labels_name`."""
 
     images: StoredArray
     labels: NDArray[np.integer[Any]]

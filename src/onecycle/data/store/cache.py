@@ -33,7 +33,7 @@ def look_up(key: str, read: Callable[[Path], T]) -> T | None:
         return None
     try:
         return read(folder)
-    except (OSError, ValueError, KeyError):  # the folder was complete when it got this name, so it is damaged
+    except (OSError, ValueError, KeyError):  # damaged later: a folder gets this name only when it is complete
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -62,14 +62,14 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
             try:
                 whole.rename(folder)
             except OSError:
-                if not folder.is_dir():  # an existing folder is the complete one of another process
+                if not folder.is_dir():  # if the folder exists, another process has completed it
                     raise
         return read(folder)
 
 
 @contextmanager
 def unfinished_folder(name: str, source: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Yield a folder of the cache for the time in which `source` is decoded. Another process that needs it waits.
+    """Yield a locked cache folder to use while `source` is decoded. Another process that needs the folder waits.
 
     The folder is removed at the end. If the block fails and `keep` is true, it is removed only if it is empty.
 

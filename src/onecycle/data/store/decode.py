@@ -23,7 +23,7 @@ from onecycle.data.image_files import open_image, to_square
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
-_IDLE_SECONDS = 0.2  # for idle threads to end after a signal
+_IDLE_SECONDS = 0.2  # time that idle threads get to end after a signal
 _LISTED = 5  # an error message lists at most this many problems
 _POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before a wait
 MOST_THREADS = min(8, os.cpu_count() or 1)
@@ -41,7 +41,7 @@ class Encoded(Protocol):
 
     @property
     def content(self) -> bytes | NDArray[np.uint8] | Unreadable:
-        """The bytes of the file; or, where a file holds many images, pixels `[H,W]` or `[H,W,3]`."""
+        """The bytes of the file. If a file holds many images: the pixels `[H,W]` or `[H,W,3]` of one of them."""
         ...
 
     @property
@@ -87,8 +87,8 @@ def _wait_for(future: Future[T]) -> T:
 def _daemon_threads(function: Callable[[A], R], count: int) -> Iterator[Callable[[A], Future[R]]]:
     """Yield a function that lets one of `count` threads call `function`.
 
-    An error or a signal does not stop a call that has begun. But the process can end without waiting for it. With the
-    threads of `ThreadPoolExecutor`, it could not.
+    An error or a signal does not stop a call that has begun. But the process can end without waiting for that call.
+    With the threads of `ThreadPoolExecutor`, the process would have to wait.
     """
     tasks: SimpleQueue[tuple[A, Future[R]] | None] = SimpleQueue()
     is_stopped = False
@@ -145,7 +145,10 @@ def decode_square(file: Encoded, size: int) -> NDArray[np.uint8] | Unreadable:
 
 
 def unusable(source: Path, problems: Sequence[str], images: int) -> InputError:
-    """The error to raise for the data set `source` of `images` images, some of which have `problems`."""
+    """The error to raise when some images of the data set `source` cannot be used.
+
+    `problems` has a message for each of them. `images` is the number of images in the data set.
+    """
     more = f", and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
     return InputError(
         f"{source}: {len(problems)} of {images:,} images cannot be used: {'; '.join(problems[:_LISTED])}{more}; "

@@ -1,8 +1,8 @@
-"""Features of images in the user's cache, computed when they are missing.
+"""A cache of image features in the user's cache folder. Missing features are computed.
 
 A folder holds the features of one backbone, computed in one way. Each of its files holds the features of a few images,
-by the hash of their pixels. A file is complete and has a checksum, or it does not exist. So a process that is killed
-keeps what it has computed so far.
+identified by the hashes of their pixels. A file is complete and has a checksum, or it does not exist. If a
+process is killed, the files that it has already written stay valid.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from onecycle.data.augment.views import Views, digest_of
 from onecycle.storage.checkpoint import load_tensors, save_tensors
 
 IMAGES_PER_FILE = 64
-MOST_BYTES = 4 * 2**30  # of all folders; those in use may be larger
+MOST_BYTES = 4 * 2**30  # limit for all folders together; folders in use may exceed it
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 """Computes the features `[V,c,h,w]` of uint8 images `[V,S,S,3]`."""
 
 
 class FeatureCache:
-    """The features that `compute` gives for the views of images. `key` is everything that they depend on, as JSON.
+    """The features that `compute` gives for the views of images.
 
-    The views of an image are computed together, without other images. So its features have the same bits in every data
-    set, whether they are computed or read.
+    `key` holds all other values that the features depend on, as JSON. The views of an image are computed together,
+    without other images. So its features have the same bits in every data set, whether they are computed or read.
     """
 
     def __init__(self, compute: Compute, key: Mapping[str, Any]) -> None:
@@ -53,12 +53,12 @@ class FeatureCache:
         """The features `[N,V,c,h,w]` of the `views` of `images`, uint8 `[N,S,S,3]`.
 
         `start` is called with the number of images whose features must be computed, and `advance` after each of them.
-        If the cache cannot be written, the features are returned all the same, with the reason.
+        If the cache cannot be written, the features are still returned, and the second value is the reason.
         """
         folder = self._folder(views)
         digests = [digest_of(image) for image in images]
         with suppress(OSError):
-            os.utime(folder)  # now it is the last to be removed
+            os.utime(folder)  # makes this folder the last to be removed
         found = _read(folder, set(digests))
         first = {digest: row for row, digest in reversed(list(enumerate(digests)))}  # an image may occur twice
         missing = sorted(row for digest, row in first.items() if digest not in found)
@@ -68,7 +68,7 @@ class FeatureCache:
         for place in range(0, len(missing), IMAGES_PER_FILE):
             computed: dict[bytes, torch.Tensor] = {}
             for row in missing[place : place + IMAGES_PER_FILE]:
-                # Contiguous, as they are read again: in another layout, convolutions would round differently.
+                # Features from the cache are contiguous. In another layout, convolutions would round differently.
                 computed[digests[row]] = self._compute(views.of(images[row])).contiguous()
                 advance()
             found |= computed
@@ -85,8 +85,11 @@ class FeatureCache:
 
 
 def remove_oldest(*, kept: int) -> None:
-    """Remove the features that were used longest ago, until all have at most `MOST_BYTES`. The newest `kept` stay."""
-    with suppress(OSError):  # another process may remove them, too
+    """Remove the least recently used folders of features, so that all together have at most `MOST_BYTES`.
+
+    The `kept` most recently used folders stay, even if they are larger.
+    """
+    with suppress(OSError):  # another process may remove the same folders at the same time
         left = MOST_BYTES
         folders = [path for path in (cache_folder() / "features").iterdir() if path.is_dir()]
         newest_first = sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
@@ -99,7 +102,7 @@ def remove_oldest(*, kept: int) -> None:
 
 
 def _read(folder: Path, wanted: set[bytes]) -> dict[bytes, torch.Tensor]:
-    """The features in `folder` of the images with the digests `wanted`. Damaged files are removed."""
+    """Read from `folder` the features of the images whose digests are in `wanted`. Damaged files are removed."""
     found: dict[bytes, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -18,7 +18,7 @@ from onecycle.data.store.listing import Listing, Parts, located
 
 SPLITS = ("train", "validation", "test")
 ALWAYS_SPLITS = ("train", "test")
-"""Folders with exactly these names are splits wherever they are. Those with another name need a train/ beside them."""
+"""Folders with exactly these names are always splits. Other split names, such as val/, need a train/ beside them."""
 
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -44,22 +44,22 @@ class Index:
     """
 
     classes: tuple[str, ...]
-    labels: dict[str, NDArray[np.int64]]  # by split, `[N]`
-    images: dict[str, NDArray[np.int64]]  # by split, `[N]`: image numbers, ordered by class and name
+    labels: dict[str, NDArray[np.int64]]  # for each split, the labels `[N]`
+    images: dict[str, NDArray[np.int64]]  # for each split, the image numbers `[N]`, ordered by class and name
     is_drawn: bool  # whether the test set was drawn from the training images
     left_out: LeftOut
     layout: str  # how splits and classes are given, such as "train/ and test/"
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder called `name`, or a cell of a table, means. None if it means none."""
+    """The split that `name`, a folder name or a table cell, stands for. None if it stands for no split."""
     return _SPLIT_OF.get(name.strip().lower())
 
 
 def index_of(listings: Sequence[Listing], source: Path) -> Index:
     """Assign each image of `listings` to a split and a class. The listings are the content of `source`.
 
-    The images of each listing may be inside extra folders, one in the other.
+    The images of each listing may be inside extra nested folders.
 
     Raises:
         InputError: when the folder structure is wrong, or two images have the same name.
@@ -108,8 +108,8 @@ def ordered_index(
 ) -> Index:
     """The index of images that are assigned to a split and a class.
 
-    `groups` `[N]` has the number of the split times the number of classes, plus the label, of each image; -1 if it is
-    left out. The order of images does not depend on the names of the folders in `tops`, one path for each listing. If
+    `groups` `[N]` has a number for each image: split number * number of classes + label, or -1 if the image is left
+    out. `tops` has the path of a folder for each listing. The order of images does not depend on these paths. If
     "train" is the only split, the test set is drawn from it.
 
     Raises:
@@ -137,9 +137,9 @@ def ordered_index(
 
 
 def _around_splits(listings: Sequence[Listing], singles: Sequence[Parts]) -> list[Parts] | None:
-    """For each listing the folder that contains its splits, such as train/ and test/. None if there are no splits.
+    """For each listing, the folder that contains its splits, such as train/ and test/. None if there are no splits.
 
-    `singles` are the folders around the content of each listing, one in the other.
+    `singles` has the path of the nested folders around the content of each listing.
     """
     around = [_around_train_and_test(listing, single) for listing, single in zip(listings, singles, strict=True)]
     if not any(around):
@@ -162,7 +162,7 @@ def _around_splits(listings: Sequence[Listing], singles: Sequence[Parts]) -> lis
 
 
 def _around_train_and_test(listing: Listing, single: Parts) -> set[Parts]:
-    """The folders that contain train/ or test/, inside no, one, or all of the folders `single`."""
+    """The folders that contain train/ or test/ and lie 0, 1 or `len(single)` levels below the top."""
     found = set()
     for folder in listing.folders:
         depths = (depth for depth in (0, 1, len(single)) if depth < len(folder) and folder[depth] in ALWAYS_SPLITS)
@@ -178,16 +178,16 @@ def _splits_below(listing: Listing, top: Parts) -> set[str | None]:
 
 
 def _single_top(listing: Listing, around: set[Parts]) -> Parts:
-    """The folder with the splits, if `around` has only this one.
+    """The only folder in `around`. It contains the splits.
 
     Raises:
-        InputError: when there are several, or images outside of it.
+        InputError: when `around` has several folders, or images are outside of the folder.
     """
     if len(around) > 1:
         tops = ", ".join(sorted("/".join(top) or "the top itself" for top in around))
         raise InputError(f"{listing.source}: train/ and test/ occur in several places ({tops}); keep one pair")
     (top,) = around
-    # Images directly in the folders around `top` are counted as left out. Other folders may be classes.
+    # Images directly in the folders around `top` are counted as left out. Any other folder with images may be a class.
     if any(folder[: len(top)] != top[: len(folder)] for folder in _with_images(listing)):
         raise InputError(
             f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images outside this folder; "
@@ -197,7 +197,7 @@ def _single_top(listing: Listing, around: set[Parts]) -> Parts:
 
 
 def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
-    """For each listing, the folders around its classes or splits, one in the other.
+    """For each listing, the path of the nested folders around its classes or splits.
 
     Returns () for all listings if any listing with images has no such folder.
     """
@@ -208,7 +208,7 @@ def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
     with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
     if not all(with_images):
         return [() for _ in listings]
-    # At the top, each archive may have a folder of another name. Below, folders of different names are classes.
+    # At the top, the folder of each archive may have a different name. Below, folders with different names are classes.
     below = _single_path(
         [folder[len(top) :] for listing, top in zip(listings, tops, strict=True) for folder in listing.folders]
     )
@@ -216,9 +216,9 @@ def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
 
 
 def _single_path(folders: Collection[Parts]) -> Parts:
-    """The longest path of `folders` of which each is the only one in its parent.
+    """The longest path from the top on which each folder is the only subfolder of its parent.
 
-    It ends before train/ and test/, and before a folder without folders.
+    The path ends before train/ and test/, and before a folder without subfolders.
     """
     path: list[str] = []
     while True:
@@ -232,8 +232,9 @@ def _single_path(folders: Collection[Parts]) -> Parts:
 def _by_split(
     listings: Sequence[Listing], tops: Sequence[Parts], source: Path
 ) -> tuple[list[_Places], _Counts, dict[str, str]]:
-    """The split and class of each folder like `train/<class>`, the number of images in each class, and the name of the
-    folder of each split.
+    """The split and class of each folder like `train/<class>`.
+
+    Also returns the number of images in each class of each split, and the folder name of each split.
     """
     counts: _Counts = {}
     all_places: list[_Places] = []
@@ -273,7 +274,11 @@ def _by_split(
 
 
 def _only_name(folders: Counter[str], split: str, source: Path) -> str:
-    """The name of the only one of `folders` that has images, or of any of them if none has."""
+    """The name of the only folder in `folders` with images. If no folder has images, the name of one of them.
+
+    Raises:
+        InputError: when several folders have images.
+    """
     names = [name for name, images in folders.items() if images]
     if len(names) > 1:
         one, other = sorted(names)[:2]
@@ -287,7 +292,11 @@ def _only_name(folders: Counter[str], split: str, source: Path) -> str:
 def _require_no_class_called_like_a_split(
     counts: _Counts, names: dict[str, str], loose: set[str], beside: str, source: Path
 ) -> None:
-    """Refuse splits if they and the folder `beside` them seem to be classes, or if one is alone beside images."""
+    """Refuse folders that have the names of splits, but may be classes.
+
+    They may be classes because the folder `beside` them has images, but is not a split. Every split with images must
+    have class folders, and there must be train/ and another split.
+    """
     for split in counts:
         if split in loose and not counts[split]:
             raise InputError(
@@ -312,7 +321,7 @@ def _require_no_class_called_like_a_split(
 
 
 def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) -> tuple[list[_Places], _Counts]:
-    """The split and class of each folder, and the number of images in each class, if there is no train/ or test/."""
+    """The split and class of each folder if there is no train/ or test/. Also returns the image count of each class."""
     counts: dict[str, int] = {}
     all_places: list[_Places] = []
     for listing, top in zip(listings, tops, strict=True):
@@ -360,7 +369,7 @@ def _left_out(listings: Sequence[Listing], places: Sequence[_Places]) -> LeftOut
 
 
 def _check(counts: _Counts, names: dict[str, str], source: Path, *, is_drawn: bool) -> None:
-    """Check that every split has images of the same two or more classes. `names` are those of the splits' folders."""
+    """Check that every split has images of the same two or more classes. `names` maps splits to folder names."""
 
     def where(split: str, name: str) -> str:
         return f"{names[split]}/{name}" if len(counts) > 1 else name
@@ -387,7 +396,7 @@ def _check(counts: _Counts, names: dict[str, str], source: Path, *, is_drawn: bo
 
 
 def require_different_names(classes: Iterable[str], where: Callable[[str], str], what: str, source: Path) -> None:
-    """Refuse `classes` of which two look alike. `where` names a class in the message, and `what` all of them."""
+    """Refuse `classes` if two of them look alike. In the message, `where` names a class, and `what` names them all."""
     if alike := find_alike(sorted(classes)):
         here, there = map(where, alike.names)
         # A terminal shows both Unicode forms alike. The escapes show the difference.
@@ -399,7 +408,10 @@ def require_different_names(classes: Iterable[str], where: Callable[[str], str],
 
 
 def require_two_classes(counts: Mapping[str, int], source: Path, *, is_drawn: bool) -> None:
-    """Check that there are two or more printable classes, and enough images of each. `counts` are by class."""
+    """Check that there are two or more printable classes, and enough images of each.
+
+    `counts` maps each class to its number of images.
+    """
     if len(counts) == 1:
         raise InputError(f"{source}: there is only one class, {min(counts)!r}; a classifier needs at least two")
     for name in sorted(counts):

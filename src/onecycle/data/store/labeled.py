@@ -27,11 +27,11 @@ from onecycle.data.store.listing import Listing, located
 def index_by_labels(listings: Sequence[Listing], labels: LabelFile, source: Path) -> Index:
     """Assign each image of `listings`, the content of `source`, to the class and the split that `labels` gives it.
 
-    Without a column of splits, the folder of an image gives its split, such as test/; in other folders, images are for
-    training. If no image is for training, all are. Images without a row are left out.
+    Without a column of splits, the folder of an image gives its split, such as test/. Images in other folders are for
+    training. If this gives no training image, all images are for training. Images without a row are left out.
 
     Raises:
-        InputError: when a row names no image, or the labels contradict each other or make no data set.
+        InputError: when a row names no image, or the labels contradict each other or do not form a usable data set.
     """
     images = _Images(listings)
     rows: dict[int, LabeledFile] = {}
@@ -74,7 +74,7 @@ def index_by_labels(listings: Sequence[Listing], labels: LabelFile, source: Path
 
 
 class _Images:
-    """Finds images by the ends of their paths, with or without suffix. `paths` are those of all images."""
+    """Finds images by the ends of their paths, with or without suffix. `paths` has the paths of all images."""
 
     def __init__(self, listings: Sequence[Listing]) -> None:
         count = sum(map(len, listings))
@@ -86,7 +86,7 @@ class _Images:
         """The number of the image that `row` names, or None if there is none.
 
         Raises:
-            InputError: when it is outside of the data, or several images have this name.
+            InputError: when the row names a path outside of the data, or several images have this name.
         """
         key = row.file, row.split
         if key not in self._found:

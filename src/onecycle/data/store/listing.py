@@ -37,7 +37,7 @@ class Listing:
         return len(self._ends)
 
     def add(self, entry: Entry) -> bool:
-        """Add `entry` and return whether it is an image. Any other file is counted, and its folder is recorded."""
+        """Add `entry` and its folder. Returns whether `entry` is an image. `left_out` counts the other files."""
         folder = self.folders.setdefault(entry.parts if entry.is_folder else entry.parts[:-1], len(self.folders))
         if is_image := entry.is_image:
             self.folder_of.append(folder)

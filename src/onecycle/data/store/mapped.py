@@ -43,7 +43,7 @@ def subset_of(images: ImageSet, rows: NDArray[np.integer[Any]]) -> ImageSet:
         write_set(folder, "subset", parts, shape, images.labels[rows], images.classes)
 
     subset = cached(digest.hexdigest()[:32], write, lambda folder: read_set(folder, "subset"))
-    # Names are not in the file, because equal images with other names share it.
+    # The cached files contain no names, because image sets that differ only in their names share these files.
     return subset if images.names is None else replace(subset, names=images.names.subset(rows))
 
 

@@ -174,7 +174,7 @@ class _Task:
 
 @contextmanager
 def _cleared(folder: Path) -> Iterator[None]:
-    """Before and after the block, remove the claims and incomplete files that ended processes left in `folder`."""
+    """Before and after the block, remove from `folder` the claims and unfinished files of processes that have ended."""
 
     def clear() -> None:
         for claim in folder.glob("*.claim"):

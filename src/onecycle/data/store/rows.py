@@ -1,4 +1,4 @@
-"""Decode images that lie in the rows of files, such as tables and arrays, into the cache as they are read."""
+"""Read images from the rows of files, such as tables and arrays, and decode them into the cache."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ _CACHE_VERSION = 1  # increase it when decoding or the format of the cached file
 _AT_ONCE = 2**22  # bytes of decoded images in memory
 
 Content = bytes | NDArray[np.uint8] | Unreadable
-"""An image file, or pixels `[H,W]` or `[H,W,3]`, or why there is none."""
+"""The bytes of an image file, or pixels `[H,W]` or `[H,W,3]`, or the reason why there is no image."""
 
 
 class RowImage(NamedTuple):
@@ -65,7 +65,7 @@ class RowSets:
             yield RowImage(content, f"{self.prefix}{name}")
 
     def fingerprint(self) -> str:
-        """A string that changes when a file changes, or other labels or splits are read from it."""
+        """A string that changes when a file changes, or when different labels or splits are read from the files."""
         known = [[os.fspath(file.resolve()), *file_identity(file)] for file in self.files]
         digest = hashlib.sha256(json.dumps([known, self.classes, self.left_out]).encode())
         for split, rows in self.by_split.items():
@@ -105,7 +105,7 @@ def _write(rows: RowSets, size: int, fingerprint: str, folder: Path) -> None:
 
 
 def _decoded(images: Iterator[RowImage], shape: Sequence[int], problems: list[str]) -> Iterator[NDArray[np.uint8]]:
-    """Yield `images` as arrays whose total shape is `shape`. An image that cannot be used is added to `problems`."""
+    """Yield `images` as arrays whose total shape is `shape`. An unusable image adds a reason to `problems`."""
     squares = each_decoded(images, partial(decode_square, size=shape[1]))
     at_once = max(1, _AT_ONCE // math.prod(shape[1:]))
     while part := list(itertools.islice(squares, at_once)):

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from onecycle.core.metrics import Calibration
 from onecycle.report.visualizations.style import BLUE, GREY, SMALL, VERMILLION, chart, styled
 
-_NUMBER_HEIGHT = 10  # of a number above a bar with the space around it, in percentage points
+_NUMBER_HEIGHT = 10  # height of a number above a bar, including the space around it, in percentage points
 
 
 @styled
@@ -14,7 +14,8 @@ def reliability_diagram(found: Calibration, before: Calibration | None = None) -
     """A bar chart of the accuracy in each confidence bin, with the diagonal of perfect calibration.
 
     A line marks the mean confidence of each bin. A number above each bar is the number of images in the bin, such as
-    950, 1.2k or 35k. Dots show the accuracy and the mean confidence `before` temperature scaling.
+    950, 1.2k or 35k. `before` is the calibration before temperature scaling. Dots show its accuracies and mean
+    confidences.
     """
     figure, axes = chart(top=0.75)
     bins = len(found.counts)
@@ -66,7 +67,7 @@ def reliability_diagram(found: Calibration, before: Calibration | None = None) -
     axes.set_ylabel("accuracy (%)")
     change = f"{100 * before.error:.1f} → " if before else ""
     axes.set_title(f"Calibration: expected calibration error {change}{100 * found.error:.1f} points", pad=26)
-    # Above the axes: anywhere inside, some network has a bar.
+    # The legend is above the axes, because bars can be anywhere inside them.
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -81,7 +82,7 @@ def reliability_diagram(found: Calibration, before: Calibration | None = None) -
 
 
 def _in_short(count: int) -> str:
-    """`count` in at most four letters, which are not wider than a bar."""
+    """`count` in at most four characters, because a longer text would be wider than a bar."""
     for size, unit in ((10**6, "M"), (10**3, "k")):
         if count >= 0.9995 * size:
             return f"{count / size:.1f}{unit}" if count < 9.95 * size else f"{count / size:.0f}{unit}"

@@ -10,21 +10,21 @@ from rich.console import Console
 FONT = "DejaVu Sans"  # part of matplotlib, so most plots are the same on every machine
 
 _NO_CHARACTER = 0x10FFFF
-_announced: set[str] = set()  # the letters that a line was printed about
+_announced: set[str] = set()  # the letters that `fallbacks` has already named on stderr
 
 
 @cache
 def fallbacks(letters: frozenset[str]) -> tuple[str, ...]:
-    """A few families of installed fonts that have those of `letters` that `FONT` lacks.
+    """A few families of installed fonts for the `letters` that `FONT` lacks.
 
-    Letters that no installed font has become boxes. One line on stderr names them, the first time.
+    If no installed font has a letter, plots show a box. A line on stderr names each such letter once.
     """
     own = FT2Font(fontManager.findfont(FONT))
     missing = {letter for letter in letters if letter.isprintable() and not own.get_char_index(ord(letter))}
     families: list[str] = []
     if missing:
         paths = {font.name: font.fname for font in fontManager.ttflist}
-        # Of equal fonts, the first is taken: one without serifs, and always the same one.
+        # `max` takes the first of several equally good fonts. The order prefers fonts without serifs, and is fixed.
         drawn = {name: _drawn_by(paths[name], missing) for name in sorted(paths, key=lambda n: ("Sans" not in n, n))}
         while missing & drawn[best := max(drawn, key=lambda name: len(drawn[name] & missing))]:
             families.append(best)
@@ -33,7 +33,7 @@ def fallbacks(letters: frozenset[str]) -> tuple[str, ...]:
         _announced.update(new)
         Console(stderr=True).print(
             f"plots show boxes for {''.join(new[:20])}{'…' if len(new) > 20 else ''}, because no installed font has "
-            "these letters; install one that has them, for example of the Noto fonts",
+            "these letters; install one that has them, for example a Noto font",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -42,12 +42,12 @@ def fallbacks(letters: frozenset[str]) -> tuple[str, ...]:
 
 
 def _drawn_by(path: str, letters: Set[str]) -> set[str]:
-    """Those of `letters` for which the font at `path` has outlines. Matplotlib cannot draw letters that are bitmaps."""
+    """The subset of `letters` that the font at `path` has as outlines. Matplotlib cannot draw bitmap letters."""
     try:
         font = FT2Font(path)
         font.set_size(10, 72)
         if font.get_char_index(_NO_CHARACTER):
-            return set()  # a font of boxes for all code points
+            return set()  # this font has a box for every code point
         return {letter for letter in letters if font.get_char_index(ord(letter)) and _has_outline(font, letter)}
     except (OSError, RuntimeError):  # FreeType cannot use this font
         return set()

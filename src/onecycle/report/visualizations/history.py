@@ -42,9 +42,9 @@ def accuracy_curves(
 ) -> Figure:
     """Training and evaluation accuracy by epoch, in percent.
 
-    Labels at the ends of the lines show the last values. The best epoch is marked, with a note if it is not the last.
-    `evaluated_on` is the name of the evaluated split. `reference` is the name and the value (a fraction) of an
-    accuracy that is drawn as a horizontal line.
+    Labels at the ends of the lines show the last values. The best epoch is marked. If it is better than the last
+    epoch, a note says that it is not the result. `evaluated_on` is the name of the evaluated split. `reference` is the
+    name and the value (a fraction) of an accuracy that is drawn as a horizontal line.
 
     Raises:
         ValueError: if `history` is empty.
@@ -198,7 +198,9 @@ def _mark_best(axes: Axes, history: History, evaluated: NDArray[np.float64]) -> 
     (first, last), width = axes.get_xlim(), axes_inches(axes)[0]
     begins = (epoch - first) / (last - first) * width + _BEST_GAP
     needed = text_inches(text, SMALL)
-    if begins + needed > width:  # to the left of the line, or across it if there is no space either
+    # The label is to the right of the line. If it does not fit there, it is to the left. If it fits on neither side, it
+    # is across the line.
+    if begins + needed > width:
         begins = max(begins - 2 * _BEST_GAP - needed, _BEST_GAP)
     axes.annotate(
         text,

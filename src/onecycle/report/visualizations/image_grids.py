@@ -84,10 +84,10 @@ def augmentations(originals: NDArray[np.uint8], augmented: NDArray[np.uint8]) ->
 
 @styled
 def grad_cam_overlays(images: NDArray[np.uint8], heatmaps: NDArray[np.uint8]) -> Figure:
-    """Images in the upper row, and below, the same images under their Grad-CAM heatmaps for the predicted class.
+    """Images in the upper row, and the same images covered by their Grad-CAM heatmaps in the lower row.
 
     `images` are uint8 `[N,H,W,3]`, and `heatmaps` are uint8 `[N,h,w]` as in an `Interpretation`. The first 8 images are
-    shown. Heatmaps are vermillion.
+    shown. Heatmaps are for the predicted class, and are vermillion.
 
     Raises:
         ValueError: if the numbers of images and heatmaps differ, or are 0.
@@ -117,7 +117,10 @@ def near_duplicates(
         ValueError: if there are no pairs, or fewer similarities than pairs.
     """
     if not 0 < len(pairs) <= len(similarities):
-        raise ValueError(f"there are {len(pairs)} pairs and {len(similarities)} similarities; each pair needs one")
+        raise ValueError(
+            f"there are {len(pairs)} pairs and {len(similarities)} similarities; give at least one pair, and a "
+            "similarity for each pair"
+        )
     pairs = pairs[:_COLUMNS]
     title = f"Most similar: {similarities[0]:.1%} to {similarities[len(pairs) - 1]:.1%}".replace("%", " %")
     return _rows(title, {evaluated_on: pairs[:, 0], "training": pairs[:, 1]})
@@ -149,7 +152,7 @@ def label_issues(
 
 
 def overlaid(image: NDArray[np.uint8], heatmap: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A uint8 `image` `[H,W,3]` under a vermillion uint8 `heatmap` `[h,w]`. Higher values are more opaque."""
+    """`image` (uint8 `[H,W,3]`), covered by `heatmap` (uint8 `[h,w]`) in vermillion. Higher values are more opaque."""
     height, width = image.shape[:2]
     smooth = np.asarray(Image.fromarray(heatmap).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
     share = 0.7 * smooth[..., None] / 255
@@ -218,7 +221,7 @@ def _show(figure: Figure, x: float, y: float, image: NDArray[np.uint8]) -> None:
 
 
 def _canvas(figure: Figure) -> Axes:
-    """Axes that cover the whole figure, in inches. All images share these axes, because creating axes is slow."""
+    """Axes in inches that cover the whole figure. All images share these axes, because creating axes is slow."""
     if figure.axes:
         return figure.axes[0]
     width, height = figure.get_size_inches()

@@ -29,7 +29,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ENDINGS = {"completed": "sweep completed", "diverged": "sweep stopped: the loss diverged"}
 
 
-_MOST_POINTS = 10_000  # of a curve, which is straight between its peak and its ends
+_MOST_POINTS = 10_000  # a curve needs no more points, because it is straight between its peak and its ends
 
 
 class _Mark(NamedTuple):

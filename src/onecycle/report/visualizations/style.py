@@ -23,7 +23,7 @@ from onecycle.report.visualizations.fonts import FONT, fallbacks
 
 # From Okabe & Ito, "Color Universal Design". People with any kind of color vision can tell these two colors apart.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
-PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # for lines and their labels, on white
+PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # for lines and labels on a white background
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 11.0
@@ -79,9 +79,10 @@ def _in_style(changes: Mapping[str, object] | None = None) -> Iterator[None]:
     log = logging.getLogger("matplotlib.font_manager")
     level = log.level
     with style.context({**_STYLE, **(changes or {})}, after_reset=True), warnings.catch_warnings():
-        # `fallbacks` names missing letters once. Before 3.11, matplotlib drew some scripts without joining the letters.
+        # Hide both warnings. `fallbacks` already names missing letters. Matplotlib before 3.11 warns about scripts that
+        # it draws without joining the letters.
         warnings.filterwarnings("ignore", "Glyph .* missing from font|Matplotlib currently does not support")
-        log.setLevel(logging.ERROR)  # a fallback may lack a bold font, and its normal one is as good
+        log.setLevel(logging.ERROR)  # hide the note that a fallback has no bold font: its normal font is as good
         try:
             yield
         finally:
@@ -113,11 +114,11 @@ def axes_inside(figure: Figure, *, left: float, right: float, top: float, bottom
 def chart(*, right: float = 0.3, top: float = 0.5) -> tuple[Figure, Axes]:
     """A figure of 6 by 4 inches with axes for a line plot. `right` and `top` are margins in inches.
 
-    It is so narrow that its text can be read when a phone's screen is as wide as the figure.
+    The figure is narrow, so that its text stays readable when it fills the width of a phone's screen.
     """
     figure = Figure(figsize=(6, 4))
     axes = axes_inside(figure, left=0.8, right=right, top=top, bottom=0.6)
-    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # steps of 2.5 need one more digit
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # no steps of 2.5: they need one more digit
     axes.grid(axis="y")
     return figure, axes
 
