@@ -27,7 +27,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     for argument in arguments:
         if argument.hint in (int, int | None, tuple[int, ...]):
             for token in argument.tokens:
-                # Without this check, 1.5 epochs would be rounded to 2.
+                # Check that the value is a whole number. Otherwise 1.5 epochs would be rounded to 2.
                 is_none = argument.hint == int | None and token.value.lower() == "none"
                 if not (is_none or re.fullmatch(r"[+-]?\d+", token.value)):
                     raise InputError(f"{argument.name} is {token.value!r}; it must be a whole number")
@@ -49,7 +49,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     elif "--config" in given:
         if "--recipe" in given:
             raise InputError("--config includes the recipe; remove --recipe")
-        # `load` refuses links, but the user may give one.
+        # The user may give a link. `load` refuses links, so resolve the link here.
         start = Config.load(Path(os.path.realpath(given["--config"])))
         if "--init" in given:
             start = replace(start, init_sha256=None)

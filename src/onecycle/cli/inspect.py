@@ -48,7 +48,7 @@ def report(*, run: Path, network: OwnNetwork = None, data: str | None = None) ->
     run
         The run folder.
     data
-        The data set, if it has moved and the run has no interpretation yet.
+        The data set, if it has moved since the run. It is needed only if the run has no interpretation yet.
     """
     from onecycle.run.finished import report_run
 
@@ -63,7 +63,7 @@ def compare(*, run: tuple[Path, ...], out: Path = Path("compare.html")) -> int:
     Parameters
     ----------
     run
-        The run folders, 2 to 6; the others are compared with the first.
+        2 to 6 run folders. All further runs are compared with the first run.
     out
         The HTML file to write.
     """

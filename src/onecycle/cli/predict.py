@@ -137,9 +137,10 @@ def _print_left_out(lines: Iterable[str]) -> None:
 
 
 class _CsvRows:
-    r"""Writes the rows of a csv writer to standard output, with "\n" instead of "\r\n" at the end.
+    r"""Writes the rows of a csv writer to standard output. Each row ends with "\n" instead of "\r\n".
 
-    The csv writer itself must use "\r\n". With "\n", before Python 3.13, it would not quote a name that contains "\r".
+    The csv writer itself must end rows with "\r\n". If the writer ended rows with "\n", Python before 3.13 would not
+    quote a name that contains "\r".
     """
 
     def write(self, row: str) -> None:
@@ -181,7 +182,7 @@ def _writer(form: Form, top: int) -> Callable[[Path, "Prediction"], None]:
 def export(
     *, run: Run = None, network: OwnNetwork = None, to: Literal["onnx"] = "onnx", out: Path | None = None
 ) -> int:
-    """Export a network for other programs, verified against the original, with a model card.
+    """Export a network for other programs, verify it against the original, and write a model card.
 
     Parameters
     ----------

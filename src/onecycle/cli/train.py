@@ -119,7 +119,7 @@ def study(
     config
         Start from a config.json; other options override it.
     seeds
-        Runs of each variant. Their seeds count up from --seed.
+        The number of runs of each variant. Their seeds count up from --seed.
     grid
         field=value,value: run all combinations of all --grid values. Write sizes and widths as 24-28-32.
     vary

@@ -34,9 +34,9 @@ MOST_IMAGES = 512  # a timed pass on a CPU has at most this many images
 FEWEST_IMAGES = 32
 PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
-# `ADVANTAGE` is multiplied by this factor if the new plan adds the native kernels: such a plan may be 5 % slower. The
-# native kernels need a third less memory. They also gain more on the batches of training than on the few images of a
-# timed pass: if both plans are equally fast on 32 images, the plan with native kernels is 5 % faster on 512 images.
+# If the new plan adds the native kernels, `ADVANTAGE` is multiplied by this factor, so a plan that is timed 5 % slower
+# still wins. Native kernels need a third less memory. They also gain more on the batches of training than on the few
+# images of a timed pass: a plan with native kernels that is equally fast on 32 images is 5 % faster on 512 images.
 LENIENCY = 0.9
 # Measurements are disturbed if the median pass of a plan takes more than this many times as long as its fastest pass.
 # On an otherwise idle machine, this ratio is usually below 1.1. Beside several busy processes, the ratio is 1.5 or
@@ -49,7 +49,7 @@ Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputeP
 
 
 def _with_winograd(best: ComputePlan, faster_by_winograd: Callable[[ComputePlan], ChannelPairs]) -> ComputePlan:
-    """`best`, changed to compute a convolution by Winograd's algorithm where this is faster.
+    """`best`, but with Winograd's algorithm for the convolutions that this algorithm computes faster.
 
     The changed plan is channels-last, because the kernels of Winograd's algorithm need channels-last maps.
     """
@@ -59,7 +59,8 @@ def _with_winograd(best: ComputePlan, faster_by_winograd: Callable[[ComputePlan]
 
 
 # Each round is (images per CPU thread, changes). The changes are tried in order, each on the best plan so far. Round 1
-# tries precisions and memory layouts. Round 2 tries kernels, on larger batches, because their gain shows only there.
+# tries precisions and memory layouts. Round 2 tries kernels. It uses larger batches, because kernels show no
+# gain on small ones.
 ROUNDS: tuple[tuple[int, tuple[Change, ...]], ...] = (
     (
         8,
@@ -182,7 +183,7 @@ def forget(model: ModelComposite, input_size: int, hardware: Hardware, *, device
 
 
 def prediction_plan(hardware: Hardware) -> ComputePlan:
-    """The plan for prediction on the CPU, without measurements: bfloat16 if the CPU has instructions for it."""
+    """The plan for prediction on the CPU. Nothing is measured: it uses bfloat16 if the CPU has instructions for it."""
     return ComputePlan(precision="bfloat16" if hardware.fast_bfloat16 else "float32", channels_last=True)
 
 
@@ -234,7 +235,7 @@ def _is_possible(plan: ComputePlan, precisions: Sequence[str]) -> bool:
 def _faster_by_winograd(benchmark: Microbenchmark, plan: ComputePlan, *, images: int) -> ChannelPairs:
     """The convolutions that Winograd's algorithm computes faster than `plan`.
 
-    Empty if `plan` can use AMX, which is faster than Winograd's algorithm.
+    The result is empty if `plan` can use AMX, because AMX is faster than Winograd's algorithm.
     """
     with_amx = plan.precision == "bfloat16" and amx.is_available()
     if plan.device != "cpu" or not plan.channels_last or with_amx or native.compiled() is None:

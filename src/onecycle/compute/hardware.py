@@ -57,7 +57,7 @@ def usable_cores() -> int:
 
 
 def _cpu_quota(cgroup: Path) -> float:
-    """The CPU quota of the container with this `cgroup` folder, in cores. Infinite without a limit."""
+    """The CPU quota of the container with this `cgroup` folder, in cores. It is infinite if there is no limit."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup version 2
     except (OSError, ValueError):

@@ -19,7 +19,7 @@ HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many t
 IMAGES_COMPARED = 16
 # If `MOST_IMAGES` allows, a convolution is timed on at least this many pixels: 128 tiles of Winograd's algorithm.
 FEWEST_PIXELS = 128 * 4 * 4
-MOST_IMAGES = 256  # a convolution on small maps is timed on at most this many images to reach `FEWEST_PIXELS`
+MOST_IMAGES = 256  # limit for the images with which a convolution on small maps reaches `FEWEST_PIXELS`
 IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
 # The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
 # because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1
@@ -42,7 +42,10 @@ class Microbenchmark:
 
     @property
     def spread(self) -> float:
-        """The largest ratio of median to fastest timed pass, over all plans and numbers of images. At least 1."""
+        """The largest ratio of a plan's median pass to its fastest pass, at least 1.
+
+        A plan has one ratio for each number of images that it was timed on.
+        """
         return max((statistics.median(passes) / min(passes) for passes in self._passes.values()), default=1.0)
 
     def seconds(self, images: int, *plans: ComputePlan) -> list[float]:

@@ -37,7 +37,7 @@ class ComputePlan:
     precision: str = "float32"  # precision of the forward and backward pass; parameters and optimizer are float32
     channels_last: bool = False
     im2col_gemm: bool = False  # compute convolutions on small maps by im2col and a matrix product
-    native_kernels: bool = False  # C compiled for this CPU computes max-pooling, and batch norm with activation
+    native_kernels: bool = False  # compute max-pooling, and batch norm with activation, by C code for this CPU
     amx: bool = False  # compute convolutions in C with AMX, the matrix extensions of some x86 CPUs
     winograd: ChannelPairs = ()  # the 3×3 convolutions to compute by Winograd's algorithm, in C
     torch_compile: bool = False
@@ -56,7 +56,7 @@ class ComputePlan:
 
     @property
     def compiled_kernels(self) -> bool:
-        """Whether the plan uses kernels in C, compiled for this machine."""
+        """Whether the plan uses kernels in C that are compiled for this machine."""
         return self.native_kernels or self.amx or bool(self.winograd)
 
     def require(self, hardware: Hardware) -> None:
@@ -107,7 +107,7 @@ class ComputePlan:
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.torch_compile:
-            prepared.compile(dynamic=False)  # compiles once more for the short last batch
+            prepared.compile(dynamic=False)  # the model is compiled once more for the short last batch
         return prepared
 
     def for_evaluation(self) -> Self:

@@ -18,13 +18,15 @@ def cache_folder() -> Path:
         folder = platformdirs.user_cache_path("onecycle")
     except RuntimeError:
         folder = Path()
-    if not folder.is_absolute():  # older versions of platformdirs return a path that begins with ~
+    if not folder.is_absolute():  # without a home folder, older platformdirs return a path that begins with ~
         raise InputError("this user has no home folder, so there is no cache; set HOME to a writable folder")
     return folder
 
 
 def create_folder(folder: Path) -> None:
-    """Create `folder`, a folder in the cache, and its missing parents. Only this user can open the new folders.
+    """Create `folder` and its missing parents. Only this user can open the new folders.
+
+    The folder lies in the cache.
 
     Raises:
         OSError: when a folder cannot be created.

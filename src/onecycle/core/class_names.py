@@ -1,4 +1,4 @@
-"""The rules for class names, wherever they come from: folders, records of a run, or a network."""
+"""The rules for class names from any source: folders, records of a run, or a network."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ def require_class_names(names: Iterable[object]) -> tuple[str, ...]:
     Printable names have no control characters and no marks that reverse text. Both could change what a terminal shows.
 
     Raises:
-        ValueError: when they are not.
+        ValueError: when the names break one of these rules.
     """
     found: list[str] = []
     for name in names:
@@ -51,7 +51,7 @@ def find_alike(names: Iterable[str]) -> Alike | None:
 
 
 def _looks(name: str, but: str | None = None) -> str:
-    """`name` with all features in `_IGNORED` normalized, except for `but`. Names that look alike become equal."""
+    """`name` with every feature in `_IGNORED` normalized, except feature `but`. Names that look alike become equal."""
     for what, ignore in _IGNORED.items():
         if what != but:
             name = ignore(name)

@@ -1,4 +1,4 @@
-"""Numbers as text."""
+"""Convert numbers to text, and escape unprintable characters in text."""
 
 
 def percent(share: float, decimals: int = 2, *, unit: str = "%") -> str:

@@ -20,7 +20,10 @@ def probabilities_of(logits: NDArray[np.float32], temperature: float = 1.0) -> N
 
 
 def margins_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """For each image, the logit of its label minus the largest other logit. Float32 `[N]`, negative if incorrect."""
+    """For each image, the logit of its label minus the largest other logit.
+
+    The result is float32 `[N]`. A margin is negative if the prediction is incorrect.
+    """
     rows = np.arange(len(labels))
     others = logits.copy()
     others[rows, labels] = -np.inf
@@ -95,7 +98,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def log_loss(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """The mean of -log(p) over the images, where p is the probability that the network gives the label.
+    """The mean of -log(p) over the images, where p is the predicted probability of the image's label.
 
     `probabilities` are `[N,C]`, and `labels` are `[N]`.
     """

@@ -27,7 +27,7 @@ _CURRENT_NAMES: Mapping[str, str] = {
     "train_suspect_margins": "train_label_issue_margins",
     "train_suspects": "train_label_issues",
 }
-_BY_CLASS = ("by_class",)  # the keys of these fields are class names, so they are never replaced
+_BY_CLASS = ("by_class",)  # these fields map class names to values; class names are never replaced
 _OLDER_FILES: Mapping[str, str] = {"misclassified.npz": "mistakes.npz"}
 
 
@@ -47,6 +47,6 @@ def _with_current_names_in(field: str, value: Any) -> Any:
 
 
 def existing(path: Path) -> Path:
-    """`path`. But if the file exists only under its older name, the path with that name."""
+    """Return `path`, or the path with the older name if the file exists only under its older name."""
     older = path.with_name(_OLDER_FILES.get(path.name, path.name))
     return older if not path.exists() and older.exists() else path

@@ -13,7 +13,7 @@ CUTOUT = 8  # side of the square that is cut out, in pixels
 LARGEST_SIZE = 1024  # pixels; a network for larger images would need many GiB
 WIDEST = 4096  # limit for each number of channels in `widths`
 MOST_WORKERS = 1024
-MOST_STEPS = 1_000_000  # limit for the number of epochs, and for the images per step
+MOST_STEPS = 1_000_000  # limit for `epochs` and for `batch_size`
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
@@ -281,7 +281,7 @@ class OutputConfig(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class OpenConfig(OptionGroup):
-    """Open values, which a run determines before it starts. The configuration in a run folder has no open values."""
+    """Open values. A run determines them before it starts, so the configuration in a run folder has no open values."""
 
     from_data: tuple[FromData, ...] = ()
     """Options that the user has not set. Their values follow from the data: see `recipes.fitted`."""

@@ -1,7 +1,7 @@
-"""Energy scores, which distinguish images like those of the training set from images of something else.
+"""Energy scores. They distinguish images that resemble the training set from images of something else.
 
 The energy score of an image is the logsumexp of its logits. It is high if the network finds strong evidence of any
-class. It is computed from the logits as they are, so it does not depend on the temperature.
+class. The logits are not divided by the temperature, so the score does not depend on it.
 
 Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", section 3. There it is
 called the negative free energy.
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEPT = 0.95  # fraction of the evaluated images whose energy scores must reach the threshold
-FEWEST = 20  # a threshold needs this many images; 5 % of fewer images would be less than one image
+FEWEST = 20  # a threshold needs at least this many images, because 5 % of them must be at least one image
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 """The largest score and threshold that are allowed."""
 
@@ -23,10 +23,12 @@ def energy_scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def energy_threshold_of(logits: NDArray[np.float32]) -> float | None:
-    """The 5 % quantile of the energy scores of images with the logits `[N,C]`.
+    """The 5 % quantile of the energy scores of images. `logits` `[N,C]` are the logits of these images.
 
-    The quantile is rounded down to one of the scores.
-    At least the fraction `KEPT` of the images have this score or a higher one. None for fewer than `FEWEST` images.
+    If the exact quantile lies between two scores, the result is the lower score. Therefore at least the fraction `KEPT`
+    of the images have this score or a higher one.
+
+    Returns None if there are fewer than `FEWEST` images.
     """
     if len(logits) < FEWEST:
         return None

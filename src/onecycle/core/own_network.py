@@ -17,15 +17,16 @@ def is_own_network(network: str) -> bool:
 
 
 def option_of(network: str) -> str:
-    """The option that a command needs to load `network`, with a space before it. Empty for an included network."""
+    """A space and the option that a command needs to load `network`, or "" if `network` is an included network."""
     return f" --network {shlex.quote(network)}" if is_own_network(network) else ""
 
 
 def require_consent(network: str, named: str | None, where: str) -> None:
-    """Check that the user agrees to import the code of `network`, the network of a run or a file.
+    """Check that the user agrees to import the code of `network`.
 
-    The run or the file may come from someone else. So the user must give the name of the network, too: `named` is the
-    name that the user gave. The error message calls the run or the file `where`.
+    A run or a file gives the name `network`. The run or the file may come from someone else. Therefore the user must
+    give the same name: `named` is the name that the user gave. `where` is the name of the run or the file, for the
+    error message.
 
     Raises:
         InputError: when `network` is not an included network, and differs from `named`.

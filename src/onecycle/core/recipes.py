@@ -1,4 +1,4 @@
-"""The recipes: named configurations, and the rule that fits them to the data."""
+"""The recipes, and the rule that fits them to the data. A recipe is a named configuration."""
 
 import shlex
 from collections.abc import Mapping
@@ -90,16 +90,16 @@ RECIPES: Mapping[str, Config] = {
 }
 
 MADE_FOR_IMAGES = 50_000  # the training set of CIFAR-10, for which all recipes but `transfer` were made
-# The batch size is halved at most this often. With still fewer images, a step takes almost as long, and improves the
-# network less.
+# The batch size is halved at most this many times. A step with an even smaller batch would take almost as long, and
+# would improve the network less.
 MOST_HALVINGS = 3
 SMALLEST_SHARD = 16  # images per shard; batch norm needs several
-SMALLEST_LAST_BATCH = 0.25  # least size relative to the other batches; the LR finder leaves out a smaller last batch
+SMALLEST_LAST_BATCH = 0.25  # limit as a fraction of the batch size; the LR finder leaves out a smaller last batch
 ENOUGH_STEPS = 300  # three times the steps of the LR finder
 
 
 def fitted(config: Config, images: int) -> Config:
-    """`config`, with its options in `from_data` fitted to a training set of `images` images.
+    """A copy of `config` that fits a training set of `images` images. Only the options in its `from_data` change.
 
     A recipe needs enough steps. So smaller training sets get smaller batches, and very small training sets get more
     epochs:
@@ -108,16 +108,18 @@ def fitted(config: Config, images: int) -> Config:
       `MOST_HALVINGS` times.
     - The epochs are doubled until the run has more than `ENOUGH_STEPS` steps, or more than half of the recipe's own
       steps.
-    - If the images are larger than those of the recipe, a batch has no more pixels than a batch of the recipe. The
-      training sizes (`sizes`) are scaled.
-    - In both reductions of the batch size, each shard keeps at least `SMALLEST_SHARD` images.
+    - If the images are larger than those of the recipe, the batch size is reduced until a batch has no more pixels than
+      a batch of the recipe.
+    - These two reductions of the batch size, for few images and for large images, leave at least `SMALLEST_SHARD`
+      images in each shard.
+    - The training sizes (`sizes`) are scaled in proportion to the size of the images.
     - An epoch has two batches or more. If the batch size differs from the recipe's, the last batch has at least the
       fraction `SMALLEST_LAST_BATCH` of the batch size.
 
     `transfer` was made for few images, so the first two points do not apply to it.
 
-    The LR finder takes as many steps as always, but its batches are smaller, too. The number of classes has no
-    influence. results/fitted_recipes.json has the measurements.
+    The LR finder also uses the smaller batches, but its number of steps does not change. The number of classes has no
+    influence on the values. results/fitted_recipes.json has the measurements.
     """
     recipe = RECIPES[config.recipe]
     batch_size, epochs, sizes = config.batch_size, config.epochs, config.sizes
@@ -167,9 +169,9 @@ def explained(asked: Config, config: Config, images: int) -> str | None:
 
 
 def changed_options(config: Config) -> str:
-    """The options in which `config` differs from its recipe, with their values. Empty without changes.
+    """The options in which `config` differs from its recipe, with their values. Returns "" if it does not differ.
 
-    Options without effect on the result, and the seed, are left out.
+    The seed is left out. Options that do not affect the result are also left out.
     """
     recipe = RECIPES[config.recipe].defining_values()
     left_out = {"recipe", "seed", *(field.name for field in fields(OpenConfig))}

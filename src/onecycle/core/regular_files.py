@@ -12,8 +12,9 @@ _SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(
 def open_regular(path: Path, flags: int) -> int:
     """Open the regular file at `path` with `flags` for `os.open`, and return its descriptor.
 
-    Links, pipes, devices and folders are not opened. Opening never waits. A file to write must have no other hard link,
-    because writing would change the other file. The folders above `path` may be links.
+    Links, pipes, devices and folders are not opened. Opening never waits. A file that is opened for writing must have
+    no other hard link, because writing would also change the file under its other name. The folders above `path` may be
+    links.
 
     Raises:
         OSError: when there is no such file, something else is at `path`, or the file cannot be opened.

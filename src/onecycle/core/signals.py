@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# With several processes, a second signal within this time is ignored: a launcher may have forwarded the first.
+# With several processes, a second signal within this time is ignored. A launcher may have forwarded the first signal,
+# so that it arrives twice.
 FORWARDED_SECONDS = 2.0
 
 
@@ -51,7 +52,7 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop. One process stops when a signal has arrived, several processes when all have agreed."""
+        """Whether to stop. A single process stops after a signal. Several processes stop after all have agreed."""
         return (self._agreed if self._together else self._number) is not None
 
     def check(self) -> None:
@@ -65,7 +66,7 @@ class Interruption:
             raise Interrupted(number)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None:  # a second signal ends the process; only temporary files can be incomplete
+        if self._number is not None:  # a second signal ends the process; this leaves only temporary files incomplete
             if self._together and time.monotonic() - self._came < FORWARDED_SECONDS:
                 return
             if os.isatty(2):

@@ -49,7 +49,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
-    """The mean of the differences, our value minus their value, over the seeds that `ours` and `theirs` share.
+    """The mean difference of `ours` minus `theirs`, over the seeds that both have.
 
     Both arguments map seeds to values. Each difference compares two values of the same seed, so the effect of the seed
     cancels out.
@@ -62,7 +62,7 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The number of images that every run misclassifies, and of those that only some runs misclassify."""
+    """How many images every run misclassifies, and how many images only some runs misclassify."""
 
     images: int
     wrong_in_every_run: int
@@ -101,12 +101,15 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
     half = z * ((accuracy * (1 - accuracy) + z**2 / (4 * images)) / images) ** 0.5
     scale = 1 + z**2 / images
     low, high = (center - half) / scale, (center + half) / scale
-    return (low if correct else 0.0), (high if correct < images else 1.0)  # exact at the ends, in spite of rounding
+    return (low if correct else 0.0), (high if correct < images else 1.0)  # rounding must not move an end off 0 or 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceByImage:
-    """Our network's accuracy minus their network's, on the same images: a fraction with its 95 % interval."""
+    """The accuracy of our network minus that of the other network, on the same images, with its 95 % interval.
+
+    Accuracies are fractions from 0 to 1.
+    """
 
     mean: float
     interval_95: tuple[float, float]
@@ -121,10 +124,11 @@ class DifferenceByImage:
 
 
 def difference_by_image(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> DifferenceByImage:
-    """Compare two networks by McNemar's exact test. Both arguments are bool `[N]`: which predictions are correct.
+    """Compare two networks by McNemar's exact test. Both arguments, bool `[N]`, tell which predictions are correct.
 
-    The test uses only the images that exactly one network gets right. Of these, the number that our network gets right
-    follows a binomial distribution. Its Clopper-Pearson interval gives the interval of the difference.
+    The test uses only the images that exactly one network gets right. The number of these images that our network gets
+    right follows a binomial distribution. The Clopper-Pearson interval of our network's share of these images is
+    converted to the interval of the difference.
 
     Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
 

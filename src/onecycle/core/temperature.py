@@ -24,14 +24,16 @@ def require_temperature(value: object) -> float:
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The temperature at which `labels` `[N]` are most likely, given `logits` `[N,C]` of images not trained on.
+    """The temperature at which the `labels` `[N]` of images are most likely, given the `logits` `[N,C]`.
 
-    It minimizes the mean cross entropy, which is convex in the inverse of the temperature. A share of 1/(N+2) of each
-    label is spread over the other classes. Otherwise, if all predictions were correct, the temperature would be 0 and
-    the network would be certain, however few the images are.
+    The network must not have been trained on these images. The temperature minimizes the mean cross entropy, which is
+    convex in the inverse of the temperature. A share of 1/(N+2) of each label is spread over the other classes. Without
+    this share, the best temperature would be 0 if all predictions were correct. The network would then seem certain,
+    even if there are only a few images.
     Source of the share: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2.
 
-    Returns a number from `LOWEST` to `HIGHEST`, or 1 if the logits of each image are equal, as with a single class.
+    Returns a number from `LOWEST` to `HIGHEST`. Returns 1 if every image has the same logit for all classes, as with a
+    single class.
 
     Raises:
         ValueError: when there are no images.

@@ -42,7 +42,8 @@ def validated(record: type[T], values: object) -> T:
     `values` maps the names of the fields to JSON values or arrays.
 
     Raises:
-        ValueError: when a field is missing or unknown, or when its type, size or shape differs from its type hint.
+        ValueError: when a field is missing or unknown, or when the type, size or shape of a value
+            differs from the type hint of its field.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"it holds {_shortened(values)}; it must hold an object")
@@ -85,7 +86,7 @@ def in_words(hint: Any) -> str:
 
 
 def _converted(value: Any, hint: Any, where: str, sizes: dict[str, int]) -> Any:
-    """`value`, checked against `hint` and converted to its type. `sizes` collects the size of each letter in shapes."""
+    """Check `value` against `hint`, and convert it to that type. `sizes` stores the size for each letter of a shape."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         value = _converted(value, parts[0], where, sizes)
@@ -142,7 +143,7 @@ def _require_shape(value: Any, shape: Shape, where: str, sizes: dict[str, int]) 
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)  # escapes what cannot be printed
+    text = repr(value)  # `repr` escapes characters that cannot be printed
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 

@@ -13,7 +13,7 @@ _HOMES = {"Dataset": "loading", "ImageSet": "image_set", "load_dataset": "loadin
 
 
 def __getattr__(name: str) -> Any:
-    # Import a name only when it is used: the processes of the service that decode images do not need the readers.
+    # Import a name only when it is used. Some processes of the service only decode images, and do not need the readers.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.readers.{_HOMES[name]}"), name)

@@ -30,7 +30,7 @@ class AugmentBatch(Protocol):
 
 
 class Order:
-    """The order of the images in each epoch, as indices `[N]`: shuffled with `seed`, or unshuffled if it is None."""
+    """The order of the images in each epoch, as indices `[N]`. It is shuffled, unless `seed` is None."""
 
     def __init__(self, count: int, *, seed: int | None) -> None:
         self.count = count
@@ -118,9 +118,8 @@ class WorkerSource:
         self._workers: BatchWorkers[Place, tuple[Pixels, Labels]] | None = None
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # Start the workers once, before the first step, when this process has little memory that training will change.
-        # Workers that were forked in every epoch would each keep a copy of all memory that training changes after the
-        # fork.
+        # Start the workers only once, before the first step. A forked worker keeps a copy of all memory that training
+        # changes after the fork. Before the first step, this process has little memory that training will change.
         if self._count and not self._workers:
             self._workers = BatchWorkers(self._batches, self._count)
         places = [(epoch, part) for part in parts]

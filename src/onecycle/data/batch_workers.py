@@ -18,8 +18,8 @@ from typing import Any, Generic, TypeVar
 from onecycle.core.errors import PeerError
 
 AHEAD = 2  # batches that each worker computes before they are needed
-WORKER_GRACE_SECONDS = 60  # from SIGTERM to a worker's exit: longer than a step and a checkpoint take
-WORKER_NICENESS = 15  # gives a worker 1/30 of a busy core, enough for batches of 512 images
+WORKER_GRACE_SECONDS = 60  # a worker exits this long after SIGTERM; a step and a checkpoint take less time
+WORKER_NICENESS = 15  # a worker gets 1/30 of a busy core, which is enough for batches of 512 images
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -28,8 +28,9 @@ Result = TypeVar("Result")
 class BatchWorkers(Generic[Task, Result]):
     """`count` processes that call `compute` with tasks, and send the results through pipes.
 
-    torch's DataLoader is not used, because it needs room in /dev/shm for each batch and for its queues. Containers have
-    little: 64 MB in Docker. When a batch does not fit, its worker only prints an error, and training waits forever.
+    torch's DataLoader is not used, because it needs room in /dev/shm for each batch and for its queues. In
+    containers, /dev/shm is small: it has 64 MB in Docker. When a batch does not fit, its worker only prints an error,
+    and training waits forever.
     """
 
     def __init__(self, compute: Callable[[Task], Result], count: int) -> None:
@@ -39,7 +40,7 @@ class BatchWorkers(Generic[Task, Result]):
         Finalize(self, _close, args=(self._workers,), exitpriority=0)
 
     def results(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """The results of `tasks`, in their order. A new iteration drops the remaining results of an earlier one.
+        """The results of `tasks`, in the order of the tasks. A new iteration drops results that an earlier one left.
 
         Raises:
             PeerError: when a worker has ended.
@@ -67,13 +68,13 @@ class _Worker:
     """A process that calls `compute` with each task that it receives."""
 
     def __init__(self, compute: Callable[[Any], Any]) -> None:
-        # A forked worker shares the memory of the images. A worker from a fork server, the default since Python 3.14,
-        # would copy them.
+        # A forked worker shares the memory of the images. A worker from a fork server would copy the images. Since
+        # Python 3.14, fork servers are the default.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(compute, theirs, self._connection), daemon=True)
         self._process.start()
-        theirs.close()  # with this copy open, `receive` would wait forever after the worker has ended
+        theirs.close()  # if this copy stayed open, `receive` would wait forever after the worker has ended
 
     def send(self, task: object) -> None:
         try:
@@ -109,7 +110,7 @@ def _close(workers: Iterable[_Worker]) -> None:
 
 
 def _work(compute: Callable[[Any], Any], connection: Connection, other_end: Connection) -> None:
-    """Call `compute` with each task from `connection`, until the main process closes its end or has ended."""
+    """Call `compute` with each task from `connection`, until the main process closes the connection or ends."""
     other_end.close()  # a forked worker has a copy of it, which would keep the connection open
     # The threads of a training step wait for each other, so a worker that occupies one core would delay all threads.
     # Batches are computed ahead, so idle CPU time is enough for the workers.

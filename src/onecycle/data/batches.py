@@ -108,7 +108,7 @@ class Batches:
         return self._sizes[min(step * len(self._sizes) // (self.epochs * len(self)), len(self._sizes) - 1)]
 
     def sizes_of_single_images(self) -> set[int]:
-        """The image sizes, in pixels, of the steps in which a batch or a shard has only one image."""
+        """The image sizes, in pixels, that occur in steps with only one image in the batch or in a shard."""
         single = [number for number in range(len(self)) if self.size(number) < 2 * self.shards]
         return {self.image_size(epoch * len(self) + number) for epoch in range(self.epochs) for number in single}
 
@@ -145,7 +145,7 @@ class Batches:
         return [Shard(shard, images * shard // self.shards, images * (shard + 1) // self.shards) for shard in mine]
 
     def _positions(self, number: int) -> range:
-        """The positions in an epoch's order that this process computes for batch `number`."""
+        """The positions, in an epoch's order, of the images of batch `number` that this process gets."""
         mine, start = self.local_shards(number), number * self.batch_size
         return range(start + mine[0].start, start + mine[-1].stop)
 

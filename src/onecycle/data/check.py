@@ -28,7 +28,7 @@ from onecycle.data.store.listing import Listing, listing_of, located
 from onecycle.data.store.parallel_decode import images_in
 from onecycle.data.store.rows import RowSets
 
-MOST_SHARED = 0.01  # accepted fraction of test images that are also in the training set
+MOST_SHARED = 0.01  # accepted fraction of test or validation images that are also in the training set
 MOST_CONTRADICTED = 0.01  # accepted fraction of training images that have a copy with another label
 _LISTED = 10  # the printed result shows at most this many groups of identical images
 
@@ -166,7 +166,7 @@ class _Findings:
     digested: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, image: int, where: str, checked: tuple[bytes, tuple[str, ...]] | Unreadable) -> None:
-        """Add the result of `_check_image` for the `image` with this number and name."""
+        """Add `checked`, the result of `_check_image` for the image with the number `image` and the name `where`."""
         if isinstance(checked, Unreadable):
             self.problems.append(checked.reason)
             return
@@ -224,7 +224,7 @@ def _check_rows(rows: RowSets, size: int) -> DataCheck:
     names = ImageNames.of(itertools.chain.from_iterable(of_split.names() for of_split in rows.by_split.values()))
     labels = np.concatenate([of_split.labels for of_split in rows.by_split.values()])
     splits = np.repeat(list(rows.by_split), [len(of_split.labels) for of_split in rows.by_split.values()])
-    if len(rows.by_split) == 1:  # training draws the same test set
+    if len(rows.by_split) == 1:  # there is no test set, so draw the images that training would draw
         splits[drawn_for_test(labels)] = "test"
 
     def named(images: NDArray[np.int64]) -> tuple[NamedImage, ...]:
@@ -270,7 +270,7 @@ def _wanted_images(listings: Sequence[Listing], wanted: NDArray[np.bool_]) -> It
 
 
 def _check_image(encoded: Encoded, size: int) -> tuple[bytes, tuple[str, ...]] | Unreadable:
-    """The digest of an image's pixels, and the conversions it needs. `Unreadable` if the image cannot be used."""
+    """The digest of an image's pixels and the conversions that the image needs, or `Unreadable` if it is unusable."""
     try:
         image = open_encoded(encoded)
         return _digest(to_square(image, size)), conversions(image, encoded.where)
@@ -287,7 +287,11 @@ def _counts(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[int, ...
 
 
 def _groups(digests: bytes | bytearray) -> list[NDArray[np.int64]]:
-    """Groups of the indices of equal digests (16 bytes each), ordered by first index. Groups of one are left out."""
+    """Find digests that occur more than once. A digest has 16 bytes.
+
+    Returns one group for each of these digests: the indices at which the digest occurs. Groups are sorted by their
+    first index.
+    """
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort(halves.T)
     starts = np.flatnonzero((halves[order][1:] != halves[order][:-1]).any(axis=1)) + 1

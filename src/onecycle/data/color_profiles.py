@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 
 MOST_BYTES = 2**22  # limit for the size of a profile; profiles of cameras and screens have a few thousand bytes
 _LEVELS = 6  # levels of each channel in the test colors that show whether a profile is sRGB
-_SAME = 3  # accepted difference in 8-bit levels; profiles called sRGB differ by up to this much
-_KEPT = 32  # transforms kept in memory; a few suffice, because all images of a device have the same profile
+_SAME = 3  # a profile is sRGB if it changes no test color by more 8-bit levels; those called sRGB differ this much
+_KEPT = 32  # transforms kept in memory; a few suffice, because all images of a camera have the same profile
 
 
 class ProfileError(ValueError):
@@ -42,10 +42,11 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def transform_of(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """The transform from `profile` to sRGB. None if `profile` is sRGB, because then colors do not change.
 
-    Profiles of sRGB differ in their bytes and names. So test colors are compared before and after conversion.
+    Not all sRGB profiles have the same bytes or names. Therefore test colors are converted: if they hardly change,
+    `profile` is sRGB.
 
     Raises:
-        ProfileError: when the profile is damaged, is larger than `MOST_BYTES`, or is not of RGB colors.
+        ProfileError: when the profile is damaged, is larger than `MOST_BYTES`, or is not for RGB colors.
     """
     if len(profile) > MOST_BYTES:
         raise ProfileError(f"it has {len(profile):,} bytes; the limit is {MOST_BYTES:,}")

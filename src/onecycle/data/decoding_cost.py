@@ -14,9 +14,9 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # The box with width and height of an image in a HEIC file. Source: ISO/IEC 23008-12, section 6.5.3.
 _EXTENTS = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(....)(....)", re.DOTALL)
 _SOS, _EOI = 0xDA, 0xD9
-_TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # Pillow accepts them all
+_TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # Pillow accepts all of these signatures
 _BIG_TIFF = 43  # Pillow reads a file with this third byte as a BigTIFF
-# Size of a value in bytes, by TIFF type. For values of these types, Pillow creates one object each.
+# Size of a value in bytes, by TIFF type. Pillow creates one object for each value of these types.
 _VALUE_SIZES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
@@ -33,20 +33,21 @@ def require_few_values(content: bytes) -> None:
     formats = ("8xQ", "Q", "HHQ8x") if tiff[2] == _BIG_TIFF else ("4xI", "H", "HHI4x")
     first, count, entry = (struct.Struct(order + format) for format in formats)
     values = 0
-    with suppress(struct.error, OverflowError):  # the table is truncated; Pillow uses the entries before the cut
+    with suppress(struct.error, OverflowError):  # if the table is truncated, Pillow uses the entries before the cut
         (position,) = first.unpack_from(tiff)
         (entries,) = count.unpack_from(tiff, position)
         for number in range(entries):
             _, kind, length = entry.unpack_from(tiff, position + count.size + number * entry.size)
-            # Pillow keeps other types as bytes, and ignores an entry that claims to be larger than the file.
-            is_kept = kind in _VALUE_SIZES and length * _VALUE_SIZES[kind] <= len(tiff)
-            values += length if is_kept else 1
+            # Pillow unpacks values of the types in `_VALUE_SIZES`. It keeps other types as bytes, and ignores an entry
+            # that claims to be larger than the file.
+            is_unpacked = kind in _VALUE_SIZES and length * _VALUE_SIZES[kind] <= len(tiff)
+            values += length if is_unpacked else 1
             if values > MOST_VALUES:
                 raise ValueError(f"its tables have more than {MOST_VALUES:,} values")
 
 
 def require_small_parts(content: bytes, most_pixels: int) -> None:
-    """Check the size of every image in a HEIC file. A small picture may be a part of a larger image.
+    """Check the size of every image in a HEIC file. The picture may be only a small part of a larger image in the file.
 
     Raises:
         ValueError: when an image has more than `most_pixels` pixels.

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 SIDE = 8  # images are averaged down to 8×8 pixels, which still show where the colors are
 _AT_ONCE = 500  # images averaged at a time
-_THEIRS = 50_000  # images of the other set that are compared at a time: 38 MB
-_PRODUCTS = 25_000_000  # similarities in memory at a time: 100 MB
+_THEIRS = 50_000  # images of the other set that are compared at a time; their thumbnails need 38 MB
+_PRODUCTS = 25_000_000  # similarities that are in memory at a time; they need 100 MB
 
 
 def most_similar(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

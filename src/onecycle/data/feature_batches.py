@@ -1,4 +1,4 @@
-"""Batches of features, which the frozen layers of a backbone have computed from the views of images."""
+"""Batches of features. The frozen layers of a backbone compute the features from the views of images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -55,15 +55,15 @@ class FeatureBatches(Batches):
         self._source = self._features
 
     def fill(self, compute: Callable[[NDArray[np.uint8], Views], torch.Tensor]) -> None:
-        """Set the features to those that `compute` gives for the images: `[N,V,c,h,w]`."""
+        """Compute and store the features of all views of the images. `compute` returns them as `[N,V,c,h,w]`."""
         self._features.features = compute(self.images.images, self.views).to(self._features.device)
 
     def sizes_of_single_images(self) -> set[int]:
-        """Empty: the head can be trained on a single image, because the batch norm of its tuned layers is fixed."""
+        """Returns no sizes. The head can be trained on single images: the batch norm of its tuned layers is fixed."""
         return set()
 
     def of_evaluation(self, images: ImageSet) -> "FeatureBatches":
-        """Batches of the features of other `images`, in their order and not augmented."""
+        """Batches of the features of `images`, which are neither shuffled nor augmented."""
         return FeatureBatches(
             images,
             self.preprocessing,

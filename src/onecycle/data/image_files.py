@@ -21,16 +21,17 @@ from onecycle.core.errors import InputError
 from onecycle.data.color_profiles import ProfileError, profile_of, to_srgb, transform_of
 from onecycle.data.decoding_cost import require_few_passes, require_few_values, require_small_parts
 
-# The image formats that are read, by Pillow's names. Others are left out for safety. EPS needs an interpreter, which
-# runs code from the file. IPTC and some others contain an image, which Pillow opens with any decoder. Rare decoders are
-# poorly maintained: a megabyte of JPEG 2000 may take minutes.
+# The image formats that are read, by Pillow's names. Other formats are left out for safety. EPS needs an interpreter,
+# which runs code from the file. IPTC and some other formats embed another image, and Pillow would open this image with
+# any of its decoders. Decoders of rare formats are poorly maintained: a megabyte of JPEG 2000 may take minutes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 # Pillow's modules that read these formats. A JPEG with several images is an MPO.
 _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Pcx", "Png", "Ppm", "Psd", "Qoi", "Sgi", "Tga", "Tiff", "WebP")
-HEIF = "HEIF"  # the format of phones, which `pillow_heif` reads if it is installed
+HEIF = "HEIF"  # many phones save photos in this format; it is read if `pillow_heif` is installed
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "needs pillow-heif: run pip install 'onecycle[heic]'"
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # bytes 8 to 12 of a file
+# The values of bytes 8 to 11 of a file that mark it as HEIF.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
 
@@ -45,10 +46,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-LARGEST_FILE = 2**26  # limit in bytes, because a file is read into memory as a whole; an image needs far less
+LARGEST_FILE = 2**26  # limit in bytes, because a file is read into memory as a whole; image files are far smaller
 _STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
-MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs; Pillow itself only warns up to twice as many
-MOST_WEBP_PIXELS = 60_000_000  # the WebP decoder needs 16 bytes for each pixel
+MOST_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this number, and raises an error above twice it
+MOST_WEBP_PIXELS = 60_000_000  # a lower limit, because the WebP decoder needs 16 bytes of memory for each pixel
 SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholder
 
 
@@ -83,7 +84,7 @@ def open_image(
 ) -> Image.Image:
     """The image in the `content` of a file, fully loaded. `where` is the name of the file in messages.
 
-    For an animation, this is the first frame. `only` restricts the accepted formats to those that it names.
+    For an animation, this is the first frame. If `only` names formats, files of other formats are refused.
 
     Raises:
         InputError: when the content is empty, damaged or not an image, or when decoding it would take very long. Also
@@ -108,7 +109,7 @@ def open_image(
                 most = min(most, MOST_WEBP_PIXELS)
             _require_fewer(most, image)
             image.load()  # verify() would accept truncated files
-            _require_fewer(most, image)  # an icon may be larger than its header says
+            _require_fewer(most, image)  # loading a HEIF image may change its size
             if image.mode in ("P", "PA") and image.palette is None:
                 raise ValueError("it has no palette")
             require_few_values(image.info.get("exif") or b"")
@@ -131,7 +132,7 @@ def open_image(
 
 
 def _decode_smaller(image: Image.Image) -> None:
-    """Let the decoder divide the sides of a JPEG with too many pixels by 2, 4 or 8. Other formats stay as they are."""
+    """If a JPEG has too many pixels, let the decoder divide its sides by 2, 4 or 8. Other formats do not change."""
     width, height = image.size
     factor = 1
     while width * height > MOST_PIXELS * factor**2:
@@ -163,8 +164,9 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """An image of any size and mode as uint8 `[size,size,3]`.
 
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
-    size keeps its pixels. The EXIF orientation is applied, and transparent pixels are blended with white. Transparency
-    is ignored if it hides a whole image that has several colors. Colors of another ICC profile are converted to sRGB.
+    size is not resized. The EXIF orientation is applied, and transparent pixels are blended with white. Transparency
+    is ignored if it hides a whole image that has several colors. If the ICC profile is not sRGB, the colors are
+    converted to sRGB.
     """
     profile = profile_of(image)
     if (turn := _turn(image)) is not None:
@@ -224,7 +226,10 @@ def _rgba(image: Image.Image) -> Image.Image:
 
 
 def _hides_all(image: Image.Image) -> bool:
-    """Whether alpha is 0 everywhere, but the colors vary. A program that does not use alpha may write zeros."""
+    """Whether alpha is 0 everywhere, but the colors vary.
+
+    Such an image is not meant to be invisible: a program that does not use alpha may write zeros.
+    """
     lowest, highest = np.full(3, 255), np.zeros(3, int)
     for _, part in _strips(image):
         lows, highs = np.array(_rgba(part).getextrema()).T  # [4]

@@ -1,4 +1,4 @@
-"""Resize and normalize images: the same for training, evaluation and prediction."""
+"""Resize and normalize images in the same way for training, evaluation and prediction."""
 
 import functools
 import math
@@ -13,10 +13,11 @@ from torch.nn import functional
 from onecycle.core.option_groups import LARGEST_SIZE
 from onecycle.core.validated import Between, Fraction, validated
 
-# At most this many images and bytes are summed at a time, so that a memory-mapped set is never copied as a whole.
+# Pixels are summed in parts, so that a memory-mapped set is never copied as a whole. These are the largest number of
+# images in a part, and the largest number of bytes.
 _SUMMED = 4096
 _SUMMED_BYTES = 2**23
-_Std = Annotated[float, Between(1e-9, 1)]  # 1e-9 is below the std of any set of images, and its inverse is finite
+_Std = Annotated[float, Between(1e-9, 1)]  # if the std of images is not 0, it is above 1e-9; 1 / 1e-9 is finite
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -54,7 +55,7 @@ def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def are_gray(images: NDArray[np.uint8], sums: NDArray[np.int64]) -> bool:
     """Whether the three channels of all `images`, uint8 `[N,H,W,3]`, are equal. `sums` are their `channel_sums`."""
-    if (sums != sums[:, :1]).any():  # true for most color images, whose pixels then need not be read
+    if (sums != sums[:, :1]).any():  # most color images end here, before their pixels are read
         return False
     at_once = max(1, min(_SUMMED, _SUMMED_BYTES // max(images[:1].size, 1)))
     parts = (images[start : start + at_once] for start in range(0, len(images), at_once))
@@ -76,7 +77,7 @@ class Preprocessing:
     """Turns pixels into the network's input. It is saved with the weights.
 
     `mean` and `std` are the mean and standard deviation of each channel of the training set, on the scale 0..1. `gray`
-    says that all training images are gray. Other images are then converted to gray.
+    says that all training images are gray. If so, `normalize` converts color images to gray.
     """
 
     input_size: Annotated[int, Between(1, LARGEST_SIZE)]

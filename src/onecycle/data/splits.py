@@ -7,15 +7,16 @@ from onecycle.core.errors import InputError
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.store.mapped import subset_of
 
-DRAWN_SHARE = 0.2  # fraction of each class that becomes the test set if there is none
+DRAWN_SHARE = 0.2  # if a data set has only training images, this fraction of each class becomes the test set
 _DRAWN_SEED = 0
 
 
 def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0, leave: int = 0) -> NDArray[np.int64]:
     """Choose `size` of the `labels`, int64 `[N]`, with the class proportions of all labels. Returns sorted indices.
 
-    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one. From each
-    class, at least `keep` are chosen and at least `leave` are not, even if the proportions would ask for less.
+    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one. In each
+    class, at least `keep` labels are chosen, and at least `leave` labels are not chosen. These two limits take priority
+    over the proportions.
 
     Raises:
         ValueError: when `size` is not from 0 to N, or `keep` and `leave` cannot both be met.
@@ -26,13 +27,13 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0
     most = counts - leave
     if (most < keep).any() or not keep * len(classes) <= size <= most.sum():
         raise ValueError(
-            f"cannot choose {size} of {len(labels)} so that of each class at least {keep} are chosen and at least "
-            f"{leave} are not"
+            f"cannot choose {size} of {len(labels)} labels; each class must have at least {keep} labels that are "
+            f"chosen and at least {leave} labels that are not chosen"
         )
     # With integer arithmetic, equal shares compare equal.
     shares = np.clip(counts * size // max(len(labels), 1), keep, most)
     while missing := size - int(shares.sum()):
-        lacks = counts * size - shares * len(labels)  # N times the images that each class lacks
+        lacks = counts * size - shares * len(labels)  # the number of images that each class lacks, times N
         if missing > 0:
             shares[np.where(shares < most, lacks, lacks.min() - 1).argmax()] += 1
         else:
@@ -53,7 +54,7 @@ def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[n
 
 
 def drawn_for_test(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The images that become the test set if there is none: a fifth of each class in `labels`, int64 `[N]`."""
+    """Choose the test images if there are only training images: a fifth of each class in `labels`, int64 `[N]`."""
     return held_out(labels, DRAWN_SHARE, seed=_DRAWN_SEED)
 
 
@@ -103,7 +104,9 @@ def split_validation(train: ImageSet, size: int, *, seed: int) -> tuple[ImageSet
 
 
 def limit_images(images: ImageSet, size: int, *, seed: int) -> ImageSet:
-    """A stratified subset of `size` images with at least one of each class, or all images if there are at most `size`.
+    """Choose a stratified subset of `size` images, with at least one image of each class.
+
+    Returns all images if there are at most `size`.
 
     Raises:
         InputError: when `size` is smaller than the number of classes.

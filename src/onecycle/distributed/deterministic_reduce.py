@@ -44,7 +44,7 @@ class DeterministicSum:
             self._scatter(self._group)
 
     def advance(self) -> bool:
-        """Start the all-gather if the all-to-all is done. Returns whether it has started.
+        """Start the all-gather if the all-to-all is done. Returns whether the all-gather has started.
 
         All processes must start the all-gathers of several sums in the same order.
         """

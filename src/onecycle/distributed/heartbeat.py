@@ -27,7 +27,7 @@ from onecycle.distributed.store import StorePlace
 from onecycle.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 2.0
-# A process is lost after this long without a heartbeat. Before that, TCP can resend a lost packet after 25 s and 51 s.
+# A process is lost after this long without a heartbeat. In this time, TCP can resend a lost packet at 25 s and at 51 s.
 SILENT_SECONDS = 55.0
 START_SECONDS = 300.0  # all processes must start within this time
 _POLL_SECONDS = 0.02, 0.5  # the first and the longest pause between two checks of the store
@@ -233,12 +233,13 @@ class Heartbeat:
 
     def leave(self, exit_code: int) -> None:
         """Stop the heartbeats, because this process is about to end with `exit_code`."""
-        if self.place.is_hosted_here:  # the store ends with this process; other processes may still read the error
+        if self.place.is_hosted_here:
+            # The store ends with this process. Wait, because other processes may still read the error from the store.
             time.sleep(1.5 * HEARTBEAT_SECONDS)
         self._ended.set()
-        self._requests.put((lambda store: None, queue.Queue()))  # wakes the heartbeat thread
+        self._requests.put((lambda store: None, queue.Queue()))  # this empty request wakes the heartbeat thread
         self._thread.join(HEARTBEAT_SECONDS)
-        if self._is_broken:  # at a normal exit, gloo would wait for the lost processes
+        if self._is_broken:  # avoid a normal exit, in which gloo would wait for the lost processes
             atexit.register(_exit_at_once, exit_code)
         elif is_initialized():
             with suppress(RuntimeError):

@@ -18,7 +18,7 @@ from onecycle.distributed import job
 from onecycle.distributed.consistency import require_divisible
 from onecycle.distributed.network_interfaces import loopback_interface
 
-_POLL_SECONDS = 0.1  # pause between two checks whether the processes still run
+_POLL_SECONDS = 0.1  # the launcher waits this long between two checks of the processes
 
 
 def launch(processes: int, shards: int) -> int:

@@ -4,14 +4,14 @@ import socket
 import struct
 from contextlib import suppress
 
-_SIOCGIFADDR = 0x8915  # Linux: ask for the address of an interface
+_SIOCGIFADDR = 0x8915  # the Linux request for the address of an interface
 
 
 def interface_towards(host: str) -> str | None:
     """The network interface through which this machine reaches `host`. None if `host` is this machine or unknown."""
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows has no fcntl
         return None
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -31,4 +31,4 @@ def interface_towards(host: str) -> str | None:
 
 def loopback_interface() -> str:
     """The network interface that only processes of this machine can reach."""
-    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")  # "lo0" on macOS
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")  # macOS calls it "lo0"

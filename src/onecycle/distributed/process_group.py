@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """The processes of a run. This base class has one process, so every collective returns at once.
+    """The processes of a run. This base class is for a run in a single process, where collectives return at once.
 
     `GlooProcessGroup` is the group of several processes. The process whose `rank` is `main_rank` is the main process:
     only it writes the run folder and prints.
@@ -69,7 +69,7 @@ class ProcessGroup:
         return make()
 
     def broadcast_bytes(self, content: bytes) -> bytes:
-        """The `content` of the main process.
+        """The `content` that the main process passes. The `content` of other processes is ignored.
 
         Raises:
             PeerError: when a process is lost.
@@ -171,7 +171,7 @@ class GlooProcessGroup(ProcessGroup):
         shapes = self.all_gather_object(list(values.shape))
         counts = [shape[0] for shape in shapes]
         padded = values.new_zeros(next(shape for shape in shapes if shape[0] == max(counts)))
-        if len(values):  # if `values` is empty, its `shape[1:]` may differ from that of `padded`
+        if len(values):  # an empty `values` may have another `shape[1:]` than `padded`, and then cannot be copied
             padded[: len(values)] = values
         rows = [torch.empty_like(padded) for _ in counts]
         self.wait(distributed.all_gather(rows, padded, group=self.channels[0], async_op=True))

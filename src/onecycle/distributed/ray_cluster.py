@@ -11,12 +11,12 @@ from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 
 _ANSWER_SECONDS = 10  # how long to wait for the answer of a cluster
-_OBJECT_STORE_BYTES = 200_000_000  # for a Ray that starts on this machine; it stores very little
+_OBJECT_STORE_BYTES = 200_000_000  # size of the store if Ray starts on this machine; onecycle stores very little
 
 # Ray reads these environment variables on import. Variables that the user has set keep their values.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray must not send usage statistics to its makers
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # 0 will be the default; Ray prints a warning if the variable is unset
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns if this is unset; 0 will become the default
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # onecycle draws its own progress bar
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # connect only once; the next line sets the timeout
     "RAY_py_gcs_connect_timeout_s": str(_ANSWER_SECONDS),
@@ -81,7 +81,7 @@ def _require_listener(address: str) -> None:
         raise InputError(
             f"--address is {address}; give host:port of the cluster's head, and run this command on a cluster node"
         )
-    if not colon:  # "local" or "auto"
+    if not colon:  # the address is "local" or "auto"
         return
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()

@@ -18,7 +18,8 @@ class Watchdog:
     def __init__(self) -> None:
         self._armed, self._pauses = False, 0
         self._cpu_seconds = _cpu_clock_of_this_thread()
-        self._spent, self._progressed = 0.0, time.monotonic()  # CPU seconds and clock at the last progress
+        # At the last progress, the thread had used `_spent` CPU seconds, and the clock showed `_progressed`.
+        self._spent, self._progressed = 0.0, time.monotonic()
 
     @contextmanager
     def armed(self) -> Iterator[None]:

@@ -26,16 +26,16 @@ _Width = Annotated[int, Between(1, WIDEST)]
 class Architecture:
     """The settings that define a network, apart from the number of classes and the input size."""
 
-    network: str = "custom_resnet"  # an included network, or the name of an own network
-    widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the whitened network's groups
+    network: str = "custom_resnet"  # an included network, or the name of the user's own network
+    widths: tuple[_Width, _Width, _Width] = (64, 256, 256)  # channels of the three groups in the whitened network
     activation: Activation = "relu"  # only for the whitened network
     residual: bool = False  # only for the whitened network
     backbone: str = EFFICIENTNET_LITE0  # only for the pretrained network
-    network_sha256: str | None = None  # only for an own network: digest of its source file
+    network_sha256: str | None = None  # only for the user's own network: digest of its source file
 
     def __post_init__(self) -> None:
         if self.is_own != (self.network_sha256 is not None):
-            raise ValueError("network_sha256 must be set for an own network, and unset for an included one")
+            raise ValueError("network_sha256 must be set for the user's own network, and unset for an included network")
         if not self.is_own and self.network not in get_args(IncludedNetwork):
             raise ValueError(
                 f"network is {self.network[:60]!r}; it must be one of {', '.join(get_args(IncludedNetwork))}"
@@ -60,11 +60,11 @@ class Architecture:
         )
 
     def build(self, classes: int, input_size: int, own: OwnNetwork | None = None) -> ModelComposite:
-        """Build the network with random weights. `own` is the code of an own network. Other networks do not need it.
+        """Build the network with random weights. Included networks do not need `own`, the code of the user's network.
 
         Raises:
             InputError: for fewer than two classes, an input size that is too small, or a backbone that cannot be built.
-                Also when the code of an own network is missing, fails, or differs from the code it was trained with.
+                For the user's own network, also when its code is missing, fails, or is not the code used in training.
         """
         if self.is_own:
             if own is None:
@@ -93,7 +93,7 @@ class Architecture:
         return {name for name in one if one[name].shape != other[name].shape}
 
     def __str__(self) -> str:
-        """The options that choose this network."""
+        """The command-line options that select this network."""
         if self.network != "whitened_convnet":
             return f"--network {shlex.quote(self.network)}"
         widths = " ".join(map(str, self.widths))
@@ -103,7 +103,8 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         if not self.is_own:
-            del values["network_sha256"]  # keeps the format of earlier versions, which have no such field
+            # The format of earlier versions does not have this field. Included networks keep that format.
+            del values["network_sha256"]
         return values
 
     @classmethod

@@ -74,7 +74,11 @@ class BackboneClassifier(ModelComposite):
         return self.head.classify(features)
 
     def inputs_of_head(self, images: torch.Tensor) -> torch.Tensor:
-        """The output of the frozen layers for `images` `[B,3,S,S]`: `[B,c,h,w]`, or `[B,c,1,1]` if nothing is tuned."""
+        """The input of the head for `images` `[B,3,S,S]`.
+
+        It is the output `[B,c,h,w]` of the frozen layers. If the head tunes no layers of the backbone, it is the mean
+        `[B,c,1,1]` of each channel of this output.
+        """
         maps: torch.Tensor = self.frozen(images)
         return pooled(maps) if isinstance(self.head.tuned, nn.Identity) else maps
 

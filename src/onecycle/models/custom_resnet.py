@@ -14,7 +14,7 @@ class CustomResNet(ModelComposite):
     """A small, wide ResNet. It maps float images `[B,3,S,S]` to logits `[B,classes]`.
 
     The layers are a preparation layer, a pooled layer with a residual block, a pooled layer, and a pooled layer with a
-    residual block. Max-pooling over the remaining map (4×4 for 32×32 images) and a linear layer without bias follow.
+    residual block. Then come max-pooling over the remaining map (4×4 for 32×32 images) and a linear layer without bias.
     With 10 classes the network has 6,573,120 parameters.
 
     Raises:
@@ -67,7 +67,7 @@ def residual_block(channels: int) -> Residual:
 
 def convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
     """3×3 convolution, max-pooling by 2 if `pool`, batch norm, ReLU: `[B,inputs,H,W]` to `[B,outputs,…]`."""
-    # Pooling comes first, so that batch norm processes only a quarter of the values.
+    # Pooling comes before batch norm, which then processes only a quarter of the values.
     pooling = [nn.MaxPool2d(2)] if pool else []
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),

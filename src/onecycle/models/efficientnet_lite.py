@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-CHANNELS = 1280  # of the last feature map
-# MEAN_RGB and STDDEV_RGB of the source, for pixel values from 0 to 1. They normalized the images in pretraining.
+CHANNELS = 1280  # the last feature map has this many channels
+# The original code normalizes images with MEAN_RGB and STDDEV_RGB. Here these values are divided by 255, because pixels
+# are from 0 to 1.
 MEAN, STD = 127 / 255, 128 / 255
 # Each stage is (expansion, kernel size, stride of its first block, output channels, blocks).
 STAGES = (
@@ -68,7 +69,10 @@ class Block(nn.Module):
 
 
 class SamePaddedConv2d(nn.Conv2d):
-    """A convolution whose output has ⌈size / stride⌉ pixels a side. As in TensorFlow, it pads more at the end."""
+    """A convolution whose output has ⌈size / stride⌉ pixels a side.
+
+    If the total padding of a side is odd, the end gets one pixel more than the start, as in TensorFlow.
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         padding: list[int] = []

@@ -26,8 +26,8 @@ class StepOutput(NamedTuple):
 class ModelComposite(nn.Module):
     """Base class of every model: a network that maps images `[B,3,H,W]` to logits `[B,C]`, and its criterion.
 
-    A subclass defines `features` and `classify`, which Grad-CAM needs, or `forward` alone. It may set another
-    `criterion`, or override `training_step`.
+    A subclass defines either both `features` and `classify`, or only `forward`. Grad-CAM needs `features` and
+    `classify`. A subclass may also set another `criterion`, or override `training_step`.
     """
 
     def __init__(self) -> None:
@@ -106,9 +106,10 @@ class TrainingCrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy. Label smoothing and class weights apply in training mode, but not in evaluation mode.
 
     `label_smoothing` is the fraction of each label that is spread evenly over all classes. `weight` `[C]` are the loss
-    weights of the classes. The loss of an image is its smoothed cross entropy times the weight of its class, and the
-    loss of a batch is the mean over its images. Therefore the losses of shards add up to the loss of the batch, and the
-    share of a class does not depend on the batch size.
+    weights of the classes. The loss of an image is its smoothed cross entropy times the weight of its class. The
+    loss of a batch is the sum of these losses, divided by the number of images. Therefore the losses of the shards,
+    each weighted by its share of the images, add up to the loss of the batch. For the same reason, the influence of a
+    class does not depend on the batch size.
 
     `nn.CrossEntropyLoss` differs in two ways. In the smoothed part, it multiplies the term of each class by the weight
     of that class, which favors rare classes on every image. It divides the sum of the losses by the sum of the images'

@@ -17,7 +17,7 @@ from onecycle.models.residual import Residual
 from onecycle.models.whitening import whitening_filters
 
 ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
-PATCH = 2  # pixels, side of the whitened patches
+PATCH = 2  # side of the whitened patches in pixels
 LOGIT_SCALE = 1 / 9  # small initial logits let the filters learn before the network is confident; as in Page 2018
 
 
@@ -47,7 +47,7 @@ class WhitenedConvNet(ModelComposite):
                 f"images of {input_size}×{input_size} are too small: the network halves them three times; use "
                 f"{SMALLEST_SIZE}×{SMALLEST_SIZE} or more"
             )
-        filters = 2 * 3 * PATCH**2  # each filter and its negative: a ReLU passes only one of the signs
+        filters = 2 * 3 * PATCH**2  # filters come in pairs f and -f, because a ReLU passes only one sign
         make_activation = ACTIVATIONS[activation]
         self.whitening = nn.Conv2d(3, filters, PATCH)
         self.activation = make_activation()
@@ -78,7 +78,7 @@ class WhitenedConvNet(ModelComposite):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last feature map, `[B,256,3,3]` for images of 32×32."""
         features: torch.Tensor = self.activation(self.whitening(images))  # [B,24,31,31]
-        features = self.groups(features)  # [B,64,15,15], [B,256,7,7], [B,256,3,3]
+        features = self.groups(features)  # the groups give [B,64,15,15], [B,256,7,7] and [B,256,3,3]
         return features
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ def group(inputs: int, outputs: int, activation: Callable[[], nn.Module]) -> nn.
 
 
 def residual_group(inputs: int, outputs: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """As `group`, with a third convolution and a skip connection around the last two."""
+    """Like `group`, but with a third convolution, and a skip connection around the last two convolutions."""
     branch = nn.Sequential(*same_size(outputs, activation), *same_size(outputs, activation))
     return nn.Sequential(*pooled(inputs, outputs, activation), Residual(branch))
 

@@ -17,10 +17,10 @@ def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSI
     `epsilon`, every output would have variance one. `images` must have mean zero.
 
     A direction whose eigenvalue is less than `SMALLEST_SHARE` of the largest is left out. A copy of another filter
-    takes its place. Gray images, for example, have no variance in their colors. Filters for these directions would
-    amplify the slightest color of a later image, and the network would have learned nothing about their outputs.
-    Filters of zeros would not help: their output is constant, and the next batch norm divides it by its standard
-    deviation.
+    takes its place. Gray images, for example, have no variance in the color directions. Filters for the color
+    directions would amplify the slightest color of a later image, and the network would have learned nothing about
+    their outputs. Filters of zeros would not help: their output is constant, and the next batch norm divides it by its
+    standard deviation.
 
     Source: Page 2019, "How to Train Your ResNet 8: Bag of Tricks", as adopted by hlb-CIFAR10 and airbench.
     """
@@ -31,9 +31,9 @@ def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSI
         rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, len(covariance)).double()
         covariance += rows.T @ rows
         count += len(rows)
-    variances, directions = torch.linalg.eigh(covariance / count)  # ascending; directions are columns
+    variances, directions = torch.linalg.eigh(covariance / count)  # variances ascend; each column is a direction
     variances = variances.clamp(min=0)  # rounding may make them negative
-    left_out = int((variances < SMALLEST_SHARE * variances[-1]).sum())  # these directions come first
+    left_out = int((variances < SMALLEST_SHARE * variances[-1]).sum())  # the first directions are left out
     place = torch.arange(len(variances))
     place[:left_out] = left_out + place[:left_out] % (len(variances) - left_out)
     filters: torch.Tensor = (directions / (variances + epsilon).sqrt()).T[place]

@@ -42,7 +42,7 @@ _FORMAT = 4
 
 
 class Counts(NamedTuple):
-    """The number of all images and of unreadable images in an output folder.
+    """How many images an output folder lists, and how many of them are unreadable.
 
     `left_out` has one line for each reason why files of the sources were left out.
     """
@@ -69,7 +69,7 @@ class ChunkPredictor:
     weights: bytes
     tta: bool
     top: int
-    network: str | None = None  # the value of --network for an own network
+    network: str | None = None  # the value of --network if the network is the user's own
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -19,17 +19,17 @@ from onecycle.predict.stream import files_of, read_content
 CHUNK_IMAGES = 1000  # approximate number of images in a chunk
 # To reach a chunk of an archive, a process reads everything before it. This limit bounds the repeated reading.
 MOST_CHUNKS_PER_ARCHIVE = 16
-_DIGEST_BYTES = 12  # length of the hash of an image's name
+_DIGEST_BYTES = 12  # length of the hash of one image name
 
 
 class ChunkFile(NamedTuple):
     """An image file, a slice of an archive's images, or a source that cannot be read."""
 
     path: str
-    first: int = 0  # number of the archive's images before the slice
+    first: int = 0  # how many images of the archive come before the slice
     length: int | None = None  # images in the slice; None for a file
     reason: str | None = None  # why the file cannot be read; None if it can
-    names: str | None = None  # hash of the names of the images in the slice
+    names: str | None = None  # one hash of all image names in the slice
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onecycle.predict.predictor import Predictor
 from onecycle.storage.records import Interpretation
 
 MISCLASSIFIED = 1000  # at most this many misclassified images are saved
-LISTED_FRACTION = 0.05  # each list contains this fraction of the images
+LISTED_FRACTION = 0.05  # `_lowest` returns this fraction of the images, but at least `KEPT` images
 KEPT = 100  # at most this many images of each list are saved with their pixels
 
 
@@ -34,7 +34,7 @@ def interpret(
     misclassified = misclassified_by_confidence(logits, evaluated.labels, predictor.temperature)[:MISCLASSIFIED]
     margins = margins_of(logits, evaluated.labels)
     label_issues = _lowest(margins)
-    label_issues = label_issues[margins[label_issues] < 0]  # only labels that the network disagrees with
+    label_issues = label_issues[margins[label_issues] < 0]  # keep only labels that the network disagrees with
     train_label_issues = _lowest(training_margins)
     kept = train_label_issues[:KEPT]
     partners, similarities = most_similar(evaluated.images, train.images)
@@ -75,7 +75,10 @@ def grad_cam(model: ModelComposite, features: torch.Tensor, classes: torch.Tenso
 
 
 def _lowest(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The indices of the lowest `values`, lowest first: `LISTED_FRACTION` of all indices, but at least `KEPT`."""
+    """The indices of the lowest `values`, in ascending order of the values.
+
+    They are `LISTED_FRACTION` of all indices, but at least `KEPT` indices.
+    """
     return np.argsort(values, kind="stable")[: max(KEPT, round(LISTED_FRACTION * len(values)))]
 
 

@@ -23,9 +23,9 @@ from onecycle.core.out_of_distribution import energy_scores_of
 from onecycle.data.preprocessing import to_gray
 from onecycle.predict.predictor import Predictor
 
-VERIFIED = 1000  # images on which the file is compared with the network
-# The largest accepted difference between the file and the network, as `write_onnx` returns it. The two may add numbers
-# in different orders, and then round differently.
+VERIFIED = 1000  # the file is compared with the network on this many images
+# The largest accepted difference between the file and the network, as `write_onnx` returns it. The file and the
+# network may add numbers in different orders, and then round differently.
 TOLERANCE = 1e-4
 _OPSET = 18
 _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and onnxruntime"
@@ -58,8 +58,9 @@ class Deployed(nn.Module):
 def write_onnx(predictor: Predictor, path: Path, description: str) -> float:
     """Write the network of `predictor` to `path`, as an ONNX file with the inputs and outputs of `Deployed`.
 
-    The network must be on the CPU in float32. The file is compared with the network on 1,000 synthetic images. The
-    logits are compared, too, because a confident network's probabilities round to 0 and 1, which hides errors.
+    The network must be on the CPU in float32. The outputs of the file and of the network are compared on
+    1,000 synthetic images. The logits are also compared, because the probabilities of a confident network round to 0
+    and 1, which hides errors.
 
     Returns the largest difference between the file and the network in any logit, probability or energy score.
     Differences of logits and energy scores are relative to the standard deviation of all logits.

@@ -94,7 +94,7 @@ def row_count(file: Path) -> int:
 def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any], left_out: LeftOut) -> None:
     """Write the listing of all `chunks`, with the `settings` that produced them and the lines of `left_out`.
 
-    `left_out` is read after the last chunk, so producing `chunks` may fill it.
+    Iterating over `chunks` can add to `left_out`, because its lines are read only after the last chunk.
 
     Raises:
         StorageError: when the file cannot be written.
@@ -119,7 +119,7 @@ def read_settings(path: Path) -> Any:
 
 
 def read_left_out(path: Path) -> tuple[str, ...]:
-    """The lines of `left_out` in the listing at `path`: one line for each reason.
+    """The lines of `left_out` in the listing at `path`: one line for each reason why files were left out.
 
     Raises:
         InputError: when the file is damaged.

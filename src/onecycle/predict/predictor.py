@@ -34,7 +34,7 @@ from onecycle.storage.run_folder import RunFolder
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "cifar10.safetensors"
 """The network for CIFAR-10 that comes with the package. Its model card is beside it."""
 
-_BATCH_PIXELS = 250 * 32 * 32  # pixels in a batch, so a batch of larger images has fewer images
+_BATCH_PIXELS = 250 * 32 * 32  # the number of pixels in a batch; a batch of larger images has fewer images
 
 ImageInput = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 """An image of any size: a Pillow image, pixels uint8 `[H,W,3]`, or the path of a file."""
@@ -119,24 +119,25 @@ class Predictor:
     def load(cls, path: Path, plan: ComputePlan = EAGER, *, network: str | None = None) -> Self:
         """Load the predictor that `save` wrote to `path`.
 
-        The file never decides which code is run. `network` names the code that builds an own network. It must be the
-        code that the network was trained with.
+        The file never decides which code is run. If the user's own code builds the network, `network` must name this
+        code. It must be the code that the network was trained with.
 
         Raises:
-            InputError: when the file is missing or damaged, or when `network` is missing, not needed, or not the
-                network in the file.
+            InputError: when the file is missing or damaged. Also when `network` is needed but not given, given but
+                not needed, or names other code than the network was trained with.
         """
         tensors, metadata = load_tensors(path)
         with reading(path):
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
             classes = require_class_names(metadata["classes"])
             architecture = Architecture.from_json(metadata["architecture"])
-            temperature = require_temperature(metadata.get("temperature", 1.0))  # missing in older files
+            temperature = require_temperature(metadata.get("temperature", 1.0))  # older files have no temperature
             energy_threshold = require_energy_threshold(metadata.get("energy_threshold"))
         if network is None:
             require_consent(architecture.network, None, str(path))
             with torch.device("meta"), warnings.catch_warnings():
-                # This only compares the sizes, and needs no memory. PyTorch warns that no values are copied.
+                # This checks the names and shapes of the tensors. The meta device needs no memory for them, but PyTorch
+                # warns that no values are copied.
                 warnings.simplefilter("ignore")
                 load_weights(architecture.build(len(classes), preprocessing.input_size), tensors, path)
         elif not architecture.is_own:
@@ -156,12 +157,14 @@ class Predictor:
         )
 
     def predict(self, images: Iterable[ImageInput]) -> list[Prediction]:
-        """Predict the class of each image in `images`. An image may have any size, and any mode except F.
+        """Predict the class of each image in `images`.
+
+        The images may have any size. Pillow images may have any mode except F.
 
         Raises:
             InputError: when a file cannot be read.
-            TypeError: for a single image instead of several, or for an image of another type.
-            ValueError: for pixels of another dtype or shape, and for an image without pixels.
+            TypeError: when `images` is a single image, or an image has a type that `ImageInput` does not include.
+            ValueError: when an array is not uint8 `[H,W,3]`, a Pillow image has the mode F, or an image has no pixels.
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, "ndim", 4) not in (1, 4):
             raise TypeError("predict takes a list of images; put a single image into a list")
@@ -182,8 +185,8 @@ class Predictor:
 
         Raises:
             InputError: when a file cannot be read.
-            TypeError: for an image of another type.
-            ValueError: for pixels of another dtype or shape, and for an image without pixels.
+            TypeError: when the image has a type that `ImageInput` does not include.
+            ValueError: when an array is not uint8 `[H,W,3]`, a Pillow image has the mode F, or the image has no pixels.
         """
         if isinstance(image, str | os.PathLike):
             image = read_image(Path(image))
@@ -262,8 +265,8 @@ class Predictor:
 def _use_one_thread_after_fork() -> None:
     """Let processes that are forked from this one, such as the workers of a web server, predict with one thread.
 
-    A forked process does not have the OpenMP threads of this one. With more than one thread, it would wait for them
-    forever.
+    A forked process does not have the OpenMP threads of this process. If it predicted with several threads, it would
+    wait forever for these threads.
     """
     if hasattr(os, "register_at_fork"):  # Windows cannot fork
         os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
@@ -272,11 +275,12 @@ def _use_one_thread_after_fork() -> None:
 def load(run: str | os.PathLike[str] | None = None, *, network: str | None = None) -> Predictor:
     """Load the trained network in the run folder `run`, or by default the network that comes with the package.
 
-    The predictor runs on the CPU, in bfloat16 if that is fast on this CPU. `network` names the code of an own network,
-    as `train --network` does. The code is imported.
+    The predictor runs on the CPU, in bfloat16 if that is fast on this CPU. `network` names the code of the user's own
+    network, as `train --network` does. This code is imported.
 
     Raises:
-        InputError: when there is no such run, or it has no weights, or has an own network other than `network`.
+        InputError: when there is no such run, when it has no weights, or when `network` is missing, not needed, or not
+            the network of the run.
     """
     return load_file(weights_of(run), network=network)
 
@@ -294,7 +298,7 @@ def load_file(path: Path, *, network: str | None = None) -> Predictor:
     """Load the network that `Predictor.save` wrote to `path`. The compute plan is the same as in `load`.
 
     Raises:
-        InputError: as `Predictor.load`.
+        InputError: in the same cases as `Predictor.load`.
     """
     return Predictor.load(path, prediction_plan(hardware.detect()), network=network)
 

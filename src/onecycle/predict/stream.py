@@ -29,7 +29,7 @@ class FilePrediction(NamedTuple):
 
 
 class NamedFile(NamedTuple):
-    """A file of a source. `problem` is None, or says why `path` gives no file."""
+    """A file that a source names. If `path` gives no file, `problem` says why. Otherwise `problem` is None."""
 
     path: Path
     problem: str | None = None
@@ -77,7 +77,7 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
     for source in sources:
         path, in_folder = Path(source), LeftOut()
         files: Iterable[NamedFile]
-        if not source:  # for example an unset shell variable; Path("") is the current folder
+        if not source:  # an unset shell variable gives ""; Path("") would be the current folder
             files = [NamedFile(path, "a file name is empty; give files, folders or patterns")]
         elif os.path.isdir(path):
             files = _files_below(path, in_folder)
@@ -98,14 +98,14 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the paths that match `pattern`, in order. If a folder matches, the paths inside it are skipped.
 
-    The longest start of `pattern` that is an existing folder is taken literally: brackets in it are no wildcards.
+    `pattern` may start with the path of an existing folder. Brackets in the longest such path are not wildcards.
     """
     folder = pattern
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     names = glob.iglob(glob.escape(folder) + pattern[len(folder) :], recursive=True)
     around: Path | None = None
-    for path in sorted(map(Path, names)):  # a folder is followed by what it contains
+    for path in sorted(map(Path, names)):  # in this order, a folder comes directly before the paths inside it
         if around is None or not path.is_relative_to(around):
             yield str(path)
             around = path if os.path.isdir(path) else None

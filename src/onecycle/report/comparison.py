@@ -41,7 +41,7 @@ class Comparison:
     def same_images(self) -> bool:
         """Whether all runs were evaluated on the same images, so that they can be compared image by image."""
         datasets = [page.environment["dataset"] for page in self.pages]
-        # Older runs recorded only the fingerprint of all their data.
+        # Older runs recorded one fingerprint of all their data, and none of the evaluated images alone.
         name = "evaluation_fingerprint" if all("evaluation_fingerprint" in data for data in datasets) else "fingerprint"
         return len({(data[name], len(page.labels)) for data, page in zip(datasets, self.pages, strict=True)}) == 1
 
@@ -90,7 +90,7 @@ class Comparison:
 
     def _tile(self, place: tuple[int, int], image: int) -> Tile:
         first = self.pages[0]
-        named = next((page for page in self.pages if page.has_names), first)  # an older run has no names
+        named = next((page for page in self.pages if page.has_names), first)  # older runs recorded no file names
         lines = (
             f"{name}: {page.classes[page.predictions[image]]} {percent(page.probabilities[image].max(), 1)}"
             for name, page in zip(self.names, self.pages, strict=True)

@@ -32,7 +32,7 @@ _NAMES = {
     "digits": "the embedded digits",
 }
 _PERCENT = "\N{NO-BREAK SPACE}%"
-_LONGEST_NAME = 32  # characters; a report shortens longer class names
+_LONGEST_NAME = 32  # a report shortens class names that have more characters
 
 
 def percent(share: float | None, decimals: int = 2) -> str:
@@ -45,7 +45,7 @@ def dataset_name(name: str) -> str:
 
 
 def shortened(name: str) -> str:
-    """`name`, shortened in the middle if it is long: a report may repeat it a thousand times."""
+    """`name`, shortened in the middle if it is long, because a report may repeat it a thousand times."""
     half = _LONGEST_NAME // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
@@ -156,11 +156,11 @@ class Page:
         return self._names is not None
 
     def image_name(self, image: int) -> str:
-        """The file name of an evaluated image, or its number in words."""
+        """The file name of an evaluated image. If no names are recorded, a text such as "test image 123"."""
         return f"{self.evaluated_on} image {image}" if self._names is None else printable(self._names[image])
 
     def train_image_name(self, image: int) -> str:
-        """The file name of a training image, or its number in words."""
+        """The file name of a training image. If no names are recorded, a text such as "training image 123"."""
         return f"training image {image}" if self._train_names is None else printable(self._train_names[image])
 
     @property
@@ -278,9 +278,10 @@ class Page:
             yield name, found, f"{percent(low, 1)} to {percent(high, 1)}" if found.images else "–"
 
     def worst_classes(self) -> tuple[list[ClassRow], list[ClassRow]]:
-        """The rows of the classes that the report shows, and the rows of the classes that it folds.
+        """The rows of the classes in two lists: the report shows the first list and folds the second.
 
-        If there are more than `MOST_IN_MATRIX` classes, they are sorted by recall and then by F1, lowest first.
+        With more than `MOST_IN_MATRIX` classes, the rows are sorted by recall and then by F1, lowest first. Otherwise
+        all rows are shown.
         """
         rows = list(self.class_rows())
         if len(rows) <= MOST_IN_MATRIX:

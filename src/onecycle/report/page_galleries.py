@@ -11,7 +11,7 @@ from onecycle.report.sprites import Sheet, heatmap_sheet, image_sheet
 
 LISTED_IMAGES = 48  # the report shows at most this many images of each list
 MOST_NAMED = 5000  # the report names at most this many images of each list, enough for 5 % of 100,000 images
-_MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # a sheet has at most this many bytes; base64 adds a third
+_MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # limits on the size of a sheet; base64 then adds a third
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Tile:
 class Gallery:
     """Images that a report shows as tiles.
 
-    `listed` has the names or numbers of the first images in the list. Some of these images may have no tile. `length`
-    is the number of images in the whole list.
+    A report can also list the images by name or number. `listed` is the start of this list, and includes images that
+    have no tile. `length` is the number of images in the whole list.
     """
 
     sheet: Sheet

@@ -7,7 +7,7 @@ from onecycle.train.scheduler import peak_step
 
 
 def draw(folder: RunFolder) -> None:
-    """Draw all plots into `plots/`. A plot whose records are not in the folder is left out."""
+    """Draw all plots into `plots/`. A plot is left out if the run folder does not have its records."""
     folder.make_plots_folder()
     if folder.augmentations.exists():
         figure = visualizations.augmentations(**vars(folder.read_augmentations()))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 COLUMNS = 40
-LARGEST_TILE = 64  # pixels; larger images are scaled down
+LARGEST_TILE = 64  # the side of a tile in pixels; larger images are scaled down
 _QUALITIES = (95, 85, 70, 50, 30)
 _HEAT_COLOR = (213, 94, 0)  # vermillion, as in the plots
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from onecycle.report.page import counted, dataset_name, duration, percent
 
-_LONGEST_FILE_NAME = 64  # characters below an image
+_LONGEST_FILE_NAME = 64  # longer file names are shortened to this many characters
 _BREAKS = re.compile(r"(?<=[/_.:-])(?=[^/_.:-])")
 
 

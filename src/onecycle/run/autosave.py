@@ -37,7 +37,8 @@ class RunState:
         self.last_step: StepReport | None = None  # the latest step of the current epoch; None before its first step
         self.margins = torch.zeros(len(experiment.dataset.train), device=experiment.plan.device)
         """The margin of each training image (label logit minus largest other logit), summed over the epochs so far."""
-        self._order = -1, self.margins.long()  # (epoch, image indices in training order); epoch -1: not computed yet
+        # An epoch, and the image indices in the order of this epoch. Epoch -1 means that there is no order yet.
+        self._order = -1, self.margins.long()
         self._experiment = experiment
         self._group = experiment.group
         self._folder = folder
@@ -68,7 +69,7 @@ class RunState:
 
     def _add_margins(self, report: StepReport) -> None:
         train = self._experiment.train
-        if self._order[0] != report.epoch:  # once per epoch: copying the order to a GPU makes the GPU wait
+        if self._order[0] != report.epoch:  # copy the order only once per epoch, because a copy makes a GPU wait
             self._order = report.epoch, torch.from_numpy(train.order(report.epoch - 1)).to(self.margins.device)
         first = (report.step - (report.epoch - 1) * len(train)) * train.batch_size
         assert report.margins is not None, "only a report from JSON lacks margins"
@@ -160,5 +161,5 @@ class RunState:
             # Remove the damaged file, or the next save would keep it instead of the intact previous checkpoint.
             with writing(self._folder.checkpoint):
                 self._folder.checkpoint.unlink(missing_ok=True)
-        self._folder.write_history(self.history)  # the file may be one epoch ahead of or behind the checkpoint
+        self._folder.write_history(self.history)  # the old file may have one epoch more or less than the checkpoint
         return checkpoint.damaged and f"{checkpoint.damaged}; going on from the previous checkpoint, {checkpoint.path}"

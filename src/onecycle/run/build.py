@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
 VIEWS = 8  # a pretrained network sees at most this many views of each training image: the image and augmented copies
 MOST_FEATURES = 2**28  # limit on the number of feature values of a training set; a larger set has fewer views per image
-# The whitening filters are computed from this many images of 32×32 pixels, or from as many pixels in images of another
-# size.
+# The whitening filters are computed from this many images of 32×32 pixels. With images of another size, the total
+# number of pixels is the same.
 WHITENING_IMAGES = 5000
 
 # These values are from airbench94 with Muon (see models/whitened_convnet.py). airbench94 trains its linear layer with
@@ -119,10 +119,10 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     """Build the parts of the run that `config` describes. Without `plan`, use the fastest compute plan on this machine.
 
     Raises:
-        InputError: when the data, the device, the initial weights or the code of an own network are missing, when the
-            initial weights are of another network, when there are too few images or steps, when the images are too
-            small for the augmentation, or when a batch or shard has a single image and the network cannot be trained
-            on it.
+        InputError: when the data, the device, the initial weights or the code of the user's own network is missing.
+            Also when the initial weights are of another network, when there are too few images or steps, when the
+            images are too small for the augmentation, or when the network cannot be trained on a single image and a
+            batch or shard has only one.
     """
     machine = hardware.detect()
     if plan is None:
@@ -139,7 +139,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     preprocessing = _preprocessing(train, backbone)
     if initial:
         preprocessing = initial.preprocessing(preprocessing)
-    # The number of threads affects how the whitening filters are rounded.
+    # Set the number of threads first, because it affects how the whitening filters are rounded.
     torch.set_num_threads((plan and plan.threads) or machine.cores)
     torch.manual_seed(config.seed)
     model = _network(config, dataset, preprocessing, backbone, own, whiten=config.whitening and not initial)
@@ -305,7 +305,7 @@ def _network(
 def _class_weights(dataset: Dataset) -> torch.Tensor:
     """The loss weight of each class, float32 `[C]`. All classes have equal total weight. Images weigh 1 on average."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.train.classes))
-    # Only classes with images count. The maximum avoids a division by zero for the other classes.
+    # The total weight is shared by the classes that have images. For the others, the maximum avoids a division by zero.
     return torch.from_numpy(len(dataset.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))).float()
 
 

@@ -27,7 +27,7 @@ from onecycle.storage.records import FittedTemperature, RunResult
 from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import evaluate
 
-HELD_OUT_SHARE = 0.1  # of the training images
+HELD_OUT_SHARE = 0.1  # the share of the training images that is held out
 
 
 def calibrate_run(
@@ -39,7 +39,7 @@ def calibrate_run(
     run's folder `calibration`. If a call is interrupted, the next call resumes this training. The folder is removed at
     the end, because only the temperature is needed. A run that is already calibrated stays as it is.
 
-    If the data has moved, `data` is its new location. `network` names the code of an own network.
+    If the data has moved, `data` is its new location. `network` names the code of the user's own network.
 
     Raises:
         OnecycleError: when there is no such run, when it is not complete, when its data is missing or differs, when no
@@ -66,7 +66,7 @@ def _fit(
 ) -> FittedTemperature:
     config, result = folder.read_config(), folder.read_result()
     require_consent(config.network, network, str(folder.path))
-    predictor = Predictor.load(folder.weights, network=network)  # on the CPU, whatever the run was trained on
+    predictor = Predictor.load(folder.weights, network=network)  # on the CPU, even if the run was trained on a GPU
     dataset = finished.recorded_data(folder, config, data)
     with reading(folder.weights):
         if predictor.classes != dataset.train.classes:
@@ -147,7 +147,7 @@ def _train(second: RunFolder, config: Config, console: Console, network: str | N
         experiment.run(config, console, second.path)
         return
     try:
-        # The second network need not be bit-identical, so the code of onecycle may have changed.
+        # Resuming with changed code is fine: only the temperature of the second network is needed, not its exact bits.
         experiment.resume(second.path, console, config, network=network, allow_code_changes=True)
     except InputError as error:
         raise InputError(
@@ -162,7 +162,7 @@ def _save(folder: RunFolder, predictor: Predictor, dataset: Dataset, fitted: Fit
         if logits.shape != (len(dataset.evaluation), len(dataset.evaluation.classes)):
             raise ValueError(f"its logits have the shape {list(logits.shape)}")
     threshold = predictor.energy_threshold
-    if threshold is None:  # earlier versions recorded none
+    if threshold is None:  # earlier versions recorded no threshold
         threshold = energy_threshold_of(logits)
     replace(predictor, temperature=fitted.temperature, energy_threshold=threshold).save(folder.weights)
     results.write_probabilities(folder, logits, dataset, fitted.temperature)

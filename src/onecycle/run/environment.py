@@ -82,7 +82,7 @@ def _version(library: str) -> str:
             raise
         import cv2  # imported late, because it is slow
 
-        return cv2.__version__  # another package, such as opencv-python, provides OpenCV
+        return cv2.__version__  # here another package, such as opencv-python, provides OpenCV
 
 
 def _program() -> str:
@@ -203,7 +203,7 @@ def was_changed(folder: RunFolder) -> bool:
 
 
 def record_change(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> None:
-    """Note in the environment of the run in `folder` that other code or another machine resumes the run.
+    """Record in `environment.json` that the run in `folder` is resumed with other code or on another machine.
 
     Raises:
         StorageError: when the run folder cannot be written.
@@ -216,10 +216,10 @@ def record_change(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> N
 
 
 def other_machine(folder: RunFolder, hardware: Hardware, plan: ComputePlan) -> str | None:
-    """Describe how the machine that last trained the run in `folder` differs from this machine. None if it does not.
+    """Describe how the machine that last trained the run in `folder` differs from this machine.
 
-    Only differences that may change the last bits of the result count. Values that an older record lacks are not
-    compared.
+    Returns None if it does not differ. Differences that cannot change the last bits of the result are ignored. Values
+    that an older record lacks are not compared.
     """
     with reading(folder.environment):
         recorded = folder.read_json(folder.environment)

@@ -15,8 +15,8 @@ FORWARD_SHARE = 1 / 3  # time for evaluating an image, relative to the time for 
 LONG_SECONDS = 20 * 60  # for a longer run, the times of faster recipes are printed, too
 FEWEST_SECONDS = 30  # the time of a shorter run is not printed
 # The training time per image of each recipe, relative to the baseline. The measurements are in results/:
-# recipe_time.json and recipe_time_avx512.json. recipe_time_avx2.json is for float32 with Winograd's algorithm, which
-# saves most in the baseline. `accurate` was not measured with this algorithm.
+# recipe_time.json and recipe_time_avx512.json. WITH_WINOGRAD is for float32 with Winograd's algorithm, which was
+# measured for recipe_time_avx2.json, but not with `accurate`. This algorithm saves most time in the baseline.
 RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25, "accurate": 1.4}
 WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43}
 
@@ -67,13 +67,13 @@ class ExpectedTime:
         return self._config.epochs * len(self._train) - 1
 
     def _pixels(self, step: int) -> int:
-        """The pixels of the images of the global step `step` (0-based)."""
+        """The number of pixels in the images of the global step `step` (0-based)."""
         return self._train.size(step % len(self._train)) * self._train.image_size(step) ** 2
 
     def _pixels_from(self, step: int) -> float:
-        """The pixels of all steps and evaluations from `step` (0-based) on.
+        """The number of pixels in all steps and evaluations from `step` (0-based) on.
 
-        A pixel of an evaluation counts as only `FORWARD_SHARE` of a pixel.
+        Each pixel in an evaluation is counted as `FORWARD_SHARE` instead of 1.
         """
         evaluations = self._config.epochs - step // len(self._train)
         training = sum(self._pixels(later) for later in range(step, self._last_step + 1))
@@ -85,8 +85,8 @@ def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool)
 
     `by_winograd` says whether the compute plan uses Winograd's algorithm in float32.
 
-    The result is empty if the recipe of `config` was not measured, or if `config` changes a setting of its recipe that
-    the time per image depends on.
+    The result is empty if the recipe of `config` was not measured, or if `config` changes a recipe setting that affects
+    the time per image.
     """
     recipe = RECIPES[config.recipe]
     relative = WITH_WINOGRAD if by_winograd else RELATIVE_SECONDS_PER_IMAGE

@@ -1,4 +1,4 @@
-"""Train a run from its configuration to its run folder: the code behind `onecycle train` and `onecycle find-lr`.
+"""Train the run that a configuration describes: the code behind `onecycle train` and `onecycle find-lr`.
 
 This module puts all parts together. It owns the run folder, the screen and the process group.
 """
@@ -95,11 +95,11 @@ def resume(
 
     The result is bit-identical to that of an uninterrupted run. With several processes, one process has the run folder
     at `path`, and sends the necessary files to the other processes. `config` must equal the original configuration,
-    except for `data`, `init`, `workers` and the output options. If the run has an own network, its code is imported
-    only if `network` names it.
+    except for `data`, `init`, `workers` and the output options. If the run trains the user's own network, the code
+    of this network is imported only if `network` names it.
 
-    If onecycle's source code has changed since, the run is resumed only with `allow_code_changes`. The change is then
-    recorded, and the result may not be bit-identical.
+    If onecycle's source code has changed since the run was last trained, the run is resumed only with
+    `allow_code_changes`. The change is then recorded, and the result may not be bit-identical.
 
     Raises:
         OnecycleError: when there is no such run, when the run is complete or in use, when the configuration, data or
@@ -167,7 +167,7 @@ def _continue(
     if other or has_other_code:
         environment.record_change(folder, machine, plan)
     if not group.is_main_process:
-        # Here the checkpoints are temporary copies, which occupy memory if the temporary folder is a tmpfs.
+        # On this process, the checkpoints are temporary copies. They occupy memory if their folder is in a tmpfs.
         folder.remove_checkpoints()
     step = f", step {state.last_step.step}" if state.last_step else ""
     progress.say(f"Resuming {folder.path} after epoch {len(state.history)}{step}")
@@ -290,7 +290,7 @@ def _train(
         try:
             state.after_epoch(record)
         finally:
-            progress.epoch(record)  # after the epoch is saved, because printing may fail
+            progress.epoch(record)  # print only now: if printing fails, the epoch is already saved
         if board:
             board.epoch(record)
 
@@ -335,7 +335,7 @@ def _train(
             if board:
                 board.complete(config, folder.read_result(), folder.plots)
         group.wait_for_main_process()
-    folder.remove_checkpoints()  # the last step: a run with a result and without checkpoints is complete
+    folder.remove_checkpoints()  # this comes last, because a run with a result and no checkpoints counts as complete
     return folder
 
 

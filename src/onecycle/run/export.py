@@ -15,7 +15,7 @@ def export_onnx(run: Path | None, out: Path | None = None, *, network: str | Non
 
     If `run` is a run folder, its network is exported, and `out` is by default `onnx/` in this folder. If `run` is None,
     the network that comes with the package is exported, and `out` is by default `onnx/` in the current folder.
-    `network` names the code of an own network.
+    If the network is the user's own, `network` names its code.
 
     Returns the path of the file, and the largest difference between its outputs and those of the network on 1,000
     synthetic images (see `write_onnx`).
@@ -26,7 +26,7 @@ def export_onnx(run: Path | None, out: Path | None = None, *, network: str | Non
         StorageError: when the files cannot be written.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")
-    from onecycle.predict.onnx import write_onnx  # imported after `require`, because it needs these packages
+    from onecycle.predict.onnx import write_onnx  # this module needs the packages that `require` checks
 
     folder = RunFolder.open(run) if run else None
     if folder:

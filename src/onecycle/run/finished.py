@@ -37,7 +37,7 @@ class Reevaluation(NamedTuple):
 def evaluate_run(path: Path, data: str | None = None, *, network: str | None = None) -> Reevaluation:
     """Evaluate a finished run again, from its weights and its data. If the data has moved, `data` is its new location.
 
-    `network` names the code of an own network.
+    If the network is the user's own, `network` names its code.
 
     Raises:
         InputError: when there is no such run, or the data differs from the data of the run.
@@ -101,13 +101,13 @@ def report_run(path: Path, data: str | None = None, *, network: str | None = Non
     """Write the report of a run again from its folder, and return its path.
 
     If a complete run has no interpretation yet (heatmaps, label issues, near-duplicates), first compute one from the
-    weights and the data. If the data has moved, `data` is its new location. `network` names the code of an own network.
-    The report of an unfinished run shows the progress of the run.
+    weights and the data. If the data has moved, `data` is its new location. If the network is the user's own, `network`
+    names its code. The report of an unfinished run shows the progress of the run.
 
     Raises:
-        InputError: when there is no such run, or when the run cannot be interpreted, for example because its data
-            has changed or this machine lacks the device of the run. Without an interpretation, the report is written
-            nevertheless.
+        InputError: when there is no such run. Also when the run cannot be interpreted, for example because its data
+            has changed or this machine lacks the device of the run. In this case, the report is written without the
+            interpretation.
     """
     folder = RunFolder.open(path)
     missing = [path for path in (folder.weights, folder.training_margins) if not path.exists()]
@@ -133,7 +133,7 @@ def interpret_run(folder: RunFolder, predictor: Predictor, dataset: Dataset) -> 
     margins = folder.read_training_margins()
     _require_shape(folder.predictions, logits, (len(dataset.evaluation), len(dataset.train.classes)))
     _require_shape(folder.training_margins, margins, (len(dataset.train),))
-    results.write_image_names(folder, dataset)  # older runs did not record them
+    results.write_image_names(folder, dataset)  # older runs did not record the names
     folder.write_arrays(folder.interpretation, **interpret(predictor, dataset, logits, margins).to_arrays())
 
 
@@ -160,7 +160,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def _recorded_plan(folder: RunFolder) -> ComputePlan:
-    """Apply the run's compute plan to this process, in its variant for evaluation. Returns this variant."""
+    """Apply the evaluation variant of the run's compute plan to this process, and return this variant."""
     plan = environment.recorded_plan(folder).for_evaluation()
     plan.require(hardware.detect())
     plan.apply()

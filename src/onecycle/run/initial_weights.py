@@ -104,11 +104,11 @@ class InitialWeights:
     def load_into(self, model: ModelComposite, classes: tuple[str, ...], own: OwnNetwork | None) -> str:
         """Copy the weights into `model`, a network for `classes`. Returns a line that says what was loaded.
 
-        If the classes differ, the head of `model` keeps its new weights. If only the order of the classes differs, the
-        rows of the loaded head are reordered.
+        If only the order of the classes differs, the rows of the loaded head are reordered. If the classes themselves
+        differ, no head is loaded, and `model` keeps its new head.
 
         Raises:
-            InputError: when the weights of an own network fit only images of another size.
+            InputError: when the network is the user's own, and its weights fit only images of another size.
         """
         theirs, tensors = self.predictor, dict(self.predictor.model.state_dict())
         size = theirs.preprocessing.input_size

@@ -23,7 +23,7 @@ class PlanCheck:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._slower: list[float] = []  # for each step: its time per image / the measured time per image
+        self._slower: list[float] = []  # for each step: its time per image, divided by the measured time per image
         choice, config = experiment.choice, experiment.config
         self._applies = (
             choice is not None
@@ -39,8 +39,9 @@ class PlanCheck:
         if not self._applies or report.images < config.batch_size:
             return None
         assert choice and report.computing_seconds is not None
-        size = experiment.preprocessing.input_size  # the plan was measured with images of this size
-        images = report.images * (experiment.train.image_size(report.step) / size) ** 2  # converted to that image size
+        # The plan was measured with images of this size. An image of another size counts in proportion to its pixels.
+        size = experiment.preprocessing.input_size
+        images = report.images * (experiment.train.image_size(report.step) / size) ** 2
         self._slower.append(report.computing_seconds / images / choice.seconds_per_image)
         if len(self._slower) < WARM_UP_STEPS + MEASURED_STEPS:
             return None

@@ -10,7 +10,7 @@ from onecycle.core.metrics import probabilities_of
 from onecycle.data import Dataset
 from onecycle.storage.run_folder import RunFolder
 
-MOST_PROBABILITIES = 5_000_000  # about 45 MB; with more, the table has only the probability of the predicted class
+MOST_PROBABILITIES = 5_000_000  # about 45 MB; a larger table has only the probability of the predicted class
 _AT_ONCE = 1000  # probabilities are computed for this many rows at once
 
 

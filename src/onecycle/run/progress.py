@@ -65,7 +65,7 @@ class RunProgress:
         self._console.out(f"!!! {line}", style="bold yellow", highlight=False)
 
     def start_features(self, images: int, views: int) -> None:
-        """Print that features are computed for this number of `images`, and show the bar."""
+        """Print that the features of `images` images are computed from `views` views of each, and show the bar."""
         of_views = f", {views} views each" if views > 1 else ""
         self.say(f"Computing the features of {images:,} images{of_views}; later runs read them from the cache")
         self._task = self._bar.add_task("features", total=images, figures="")

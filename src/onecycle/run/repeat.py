@@ -19,7 +19,8 @@ from onecycle.storage.run_folder import RunFolder
 class Repetition:
     """A run that is repeated: its folder, the fingerprint of its data, its compute plan, and what differs now.
 
-    If this machine cannot carry out the plan, `plan` is None. If the record is damaged, `fingerprint` is None, too.
+    If this machine cannot carry out the plan, `plan` is None. If the record of the run is damaged, `plan` and
+    `fingerprint` are both None.
     """
 
     path: str

@@ -19,11 +19,11 @@ from onecycle.storage.run_folder import RunFolder
 from onecycle.train.loop import Evaluation, evaluate
 
 MISCLASSIFIED_KEPT = 40
-TRAINING_SAMPLE = 1000  # images
+TRAINING_SAMPLE = 1000  # at most this many training images are evaluated
 
 
 class TTAResult(NamedTuple):
-    """The accuracy with test-time augmentation, and the duration of that evaluation."""
+    """The accuracy with test-time augmentation, and the duration of the evaluation that measured it."""
 
     accuracy: float
     seconds: float

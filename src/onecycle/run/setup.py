@@ -25,7 +25,7 @@ IMBALANCE = 2  # classes are imbalanced if the largest is at least this many tim
 
 
 def announce(experiment: Experiment, progress: RunProgress) -> None:
-    """Print what data is used, notes on it, the settings that were fitted to it, and the compute plan."""
+    """Print the data, notes on the data, the settings that were fitted to the data, and the compute plan."""
     dataset, plan = experiment.dataset, experiment.plan
     for note in dataset.notes:
         progress.warn(note)

@@ -33,7 +33,7 @@ class TensorBoard:
         self._evaluated_on = evaluated_on
         with writing(folder):
             with suppress(FileNotFoundError):
-                shutil.rmtree(folder)  # raises an error for a symbolic link
+                shutil.rmtree(folder)  # this raises an error if the folder is a symbolic link
             make_folder(folder)
             try:
                 self._writer = SummaryWriter(str(folder))

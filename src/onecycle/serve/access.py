@@ -1,4 +1,4 @@
-"""Refuse requests for other host names, and requests from pages of other sites."""
+"""Refuse requests whose host is not a name of this service, and requests from pages of other sites."""
 
 import ipaddress
 import re
@@ -31,7 +31,7 @@ def host_name(text: str) -> str:
 
 
 class AccessControl:
-    """Refuses requests for other host names (status 400) and requests from pages of other sites (403).
+    """Refuses requests with the name of another host (status 400) and requests from pages of other sites (403).
 
     Checking the host name prevents DNS rebinding. In this attack, another site points its own host name to the address
     of this service. Without the check, the page of that site could then read the responses. An IP address as the host
@@ -76,7 +76,7 @@ class AccessControl:
 
         Programs other than browsers send neither `Sec-Fetch-Site` nor `Origin`.
 
-        Source: F. Valsorda 2025, "Cross-Site Request Forgery", whose algorithm is in Go's net/http.
+        Source: F. Valsorda 2025, "Cross-Site Request Forgery". Go's net/http uses the same algorithm.
         """
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         # Sec-Fetch-Site is correct behind any proxy, but browsers send it only over HTTPS or locally.

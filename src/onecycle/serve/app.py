@@ -115,7 +115,7 @@ def make_app(
         top: Annotated[int, Query(ge=1, le=1000, description="The number of classes to return.")] = 5,
         explain: Annotated[bool, Query(description="Also return Grad-CAM heatmaps.")] = False,
     ) -> Predictions:
-        """Predict the classes of one or more images. Unreadable files do not affect the others."""
+        """Predict the classes of one or more images. An unreadable file does not affect the other files."""
         with service.room.of_a_request() as room:
             uploads = await read_uploads(request, room, limits)
             room.take(images=len(uploads))

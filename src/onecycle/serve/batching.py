@@ -42,7 +42,7 @@ class Batcher(Generic[T, R]):
         try:
             while True:
                 taken = await self._take()
-                # Nobody waits for an item whose request was refused or timed out.
+                # Skip items whose request was refused or timed out, because nobody waits for their results.
                 wanted = [(item, answer) for item, answer in taken if not answer.done()]
                 if wanted:
                     await self._answer(wanted)

@@ -1,7 +1,7 @@
-"""Decode images in a process of its own: `python -m onecycle.serve.decoder SIZE PIXELS BYTES`.
+"""Decode images in a separate process: `python -m onecycle.serve.decoder SIZE PIXELS BYTES`.
 
 The process reads images from standard input, and writes the pixels or an error to standard output. It imports neither
-torch nor asyncio, so that it starts quickly and is small. `onecycle.serve.decoders` starts and ends it.
+torch nor asyncio, so that it starts quickly and is small. `onecycle.serve.decoders` starts and ends the process.
 """
 
 import os
@@ -26,7 +26,7 @@ FORMATS = (
 )  # common formats only: decoders of rare formats are less well maintained
 READY = b"ready"
 REQUEST = struct.Struct("!Q")  # the length of the image file that follows
-RESPONSE = struct.Struct("!?Q")  # True for pixels, False for an error message; the length of what follows
+RESPONSE = struct.Struct("!?Q")  # whether pixels follow (else an error message), and the length of what follows
 
 
 def serve(requests: BinaryIO, responses: BinaryIO, *, size: int, most_pixels: int) -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     limit_memory(most_bytes)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there are several processes, and each thread needs memory
     responses = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not disturb the responses
+    os.dup2(2, 1)  # what libraries print goes to standard error, and not into the responses
     serve(sys.stdin.buffer, responses, size=size, most_pixels=most_pixels)
 
 

@@ -31,9 +31,9 @@ class Decoders:
         # The process that became free last is used first, because its code is in the CPU's caches. None stands for a
         # process that must be started before it is used.
         self._free: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
-        self._processes: set[Process] = set()  # also those that are ending
-        self._waiting = 0  # images
-        self._began: dict[asyncio.Timeout, float] = {}  # start time of each decoding, by its deadline
+        self._processes: set[Process] = set()  # includes processes that are ending
+        self._waiting = 0  # number of images that wait for a process
+        self._began: dict[asyncio.Timeout, float] = {}  # for the deadline of each decoding: when the decoding began
 
     async def start(self) -> None:
         """Start the processes.
@@ -56,7 +56,7 @@ class Decoders:
 
         Raises:
             InputError: when the image cannot be used, or takes too long.
-            BusyError: when the image takes long while others wait, or when a process does not start.
+            BusyError: when the image takes long while other images wait, or when a process does not start.
         """
         if self._free.empty():
             for deadline, began in self._began.items():
@@ -71,7 +71,7 @@ class Decoders:
             if process is None or process.returncode is not None:
                 process = await self._start()
             is_decoded, answer = await self._ask(process, content)
-        except BaseException:  # also after a cancellation: nobody waits any more for what the process is decoding
+        except BaseException:  # this includes a cancellation, after which nobody waits for the image any more
             if process:
                 _end(process)
             process = None
@@ -138,6 +138,6 @@ def _end(process: Process) -> None:
     assert process.stdin
     process.stdin.close()
     if process.returncode is None:
-        # In Python 3.11 and 3.12, `process.kill()` takes the exit status of an ended process away from asyncio.
-        with suppress(OSError):  # it has already ended
+        # In Python 3.11 and 3.12, `process.kill()` would take the exit status of an ended process away from asyncio.
+        with suppress(OSError):  # raised if the process has already ended
             os.kill(process.pid, SIGKILL)

@@ -32,7 +32,7 @@ class Inference:
     """Predicts the images of a batch of questions with one pass through the network.
 
     Raises:
-        InputError: in a call, when the network gives probabilities that are not finite.
+        InputError: raised by a call, when probabilities from the network are not finite.
     """
 
     def __init__(self, predictor: Predictor) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of each request, unless a comment says otherwise. Bytes are counted before images are decoded."""
+    """Limits of a request, unless the comment of a limit differs. Bytes are counted before images are decoded."""
 
     file_bytes: int = 16 * 2**20
     files: int = 32
@@ -19,7 +19,7 @@ class Limits:
     decoder_bytes: int = 560 * 2**20  # memory of each decoder process; an image takes up to 20 bytes per pixel
     write_seconds: float = 30  # longest wait for a client to accept more of a response
     requests: int = 256  # active requests at a time, of all clients together
-    waiting_bytes: int = 256 * 2**20  # total size of active requests; reading one takes up to three times its size
+    waiting_bytes: int = 256 * 2**20  # total size of active requests; a request needs up to 3 times its size in memory
     connections: int = 512  # open connections of all clients; above this, the connection that is idle longest is closed
     waiting_images: int = 512  # images in the queue, of all clients together
 

@@ -134,8 +134,8 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             self._watch()
             if len(self.connections) > limits.connections:
                 log_full()
-                # Idle connections must not keep out clients that send requests. The new connection is idle, too, but
-                # it is the last in `idle`.
+                # Close the connection that has been idle longest, so that idle connections do not keep out clients that
+                # send requests. The new connection is also in `idle`, but in the last place.
                 longest_idle = next(iter(idle))
                 del idle[longest_idle]
                 longest_idle.transport.abort()

@@ -18,8 +18,9 @@ from onecycle.serve.limits import Limits
 _LINGER_SECONDS = 2  # read the rest of a refused request for this long: most clients read the response only afterwards
 _NAME_LENGTH = 255
 _PARSED_AT_ONCE = 2**16  # bytes that are parsed before other requests run
-_PARAMETER = re.compile(r';\s*([^=;\s]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')  # of a Content-Disposition header
-_CHARSETS = ("utf-8", "iso-8859-1")  # the charsets of RFC 5987; with others, a client could choose a slow decoder
+# This pattern matches one parameter in a Content-Disposition header.
+_PARAMETER = re.compile(r';\s*([^=;\s]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
+_CHARSETS = ("utf-8", "iso-8859-1")  # the charsets of RFC 5987; some other charsets have slow decoders
 
 
 class Upload(NamedTuple):
@@ -30,7 +31,7 @@ class Upload(NamedTuple):
 
 
 class Room:
-    """The number of active requests, and the memory and the places in the queue that these requests use."""
+    """What all active requests use together: their number, their memory and their places in the queue."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -144,7 +145,7 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
             await asyncio.sleep(0)  # let other requests run
 
     parser = _FormParser(request.headers, parts(), max_files=limits.files, max_fields=limits.files)  # type: ignore[arg-type]
-    parser.spool_max_size = limits.request_bytes + 1  # files above this size would be written to disk
+    parser.spool_max_size = limits.request_bytes + 1  # keeps all files in memory: only larger files would go to disk
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
@@ -154,7 +155,7 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[UploadFi
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's form parser. It also accepts file names in the parameter `filename*`.
+    """Starlette's form parser, extended to accept file names in the parameter `filename*`.
 
     RFC 7578 forbids this parameter in uploads, but some clients send it, alone or with `filename`.
     """

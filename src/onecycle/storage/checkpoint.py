@@ -31,15 +31,17 @@ _BEFORE_CHECKSUM = 1000  # the checksum is within this many bytes from the start
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], *, keep: Path | None = None
 ) -> None:
-    """Write `tensors`, each in its own dtype, and `metadata` to `path`. Equal arguments produce identical files.
+    """Write `tensors` and `metadata` to `path`. Equal arguments produce identical files.
 
-    The file contains a SHA-256 checksum of its content, computed with zeros in place of the checksum. The new file is
-    read back and verified before it replaces the old file. If `keep` is given, the old file is renamed to `keep`.
+    Each tensor keeps its dtype. The file contains a SHA-256 checksum of its content, computed with zeros in place of
+    the checksum. The new file is read back and verified before it replaces the old file. If `keep` is given, the old
+    file is renamed to `keep`.
 
     Raises:
         StorageError: when the file cannot be written.
     """
-    # safetensors refuses channels-last tensors. It writes several metadata keys in random order, so there is one key.
+    # safetensors refuses channels-last tensors. It would write several metadata keys in random order, so all metadata
+    # is under one key.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {"checksum": _NO_CHECKSUM, **json.loads(json.dumps(metadata, sort_keys=True))}
     content = memoryview(safetensors.torch.save(contiguous, {"onecycle": json.dumps(described)}))
@@ -73,7 +75,7 @@ def _checked(path: Path) -> bytes:
     Raises:
         InputError: when the file is damaged.
     """
-    # A file may claim to be large, with holes that occupy no disk space. The size limit keeps it out of memory.
+    # A sparse file can be huge and still occupy little disk space. The limit prevents reading it into memory.
     content = read_regular(path, min(MOST_TENSOR_BYTES, _size_by_header(path)))
     if not (place := _place_of_checksum(content)):
         raise _without_checksum(path)
@@ -159,8 +161,9 @@ def save_checkpoint(
     """Write the state that a run needs to resume.
 
     The state consists of weights and buffers, the optimizer state, torch's random states, `progress` as JSON and
-    `measured` as tensors. Python's and NumPy's random states are not needed, because their draws depend only on seed,
-    epoch and position. If `keep` is given, the previous checkpoint is renamed to `keep`.
+    `measured` as tensors. The random states of Python and NumPy are not needed: every random number from Python or
+    NumPy depends only on the seed, the epoch and the position. If `keep` is given, the previous checkpoint is
+    renamed to `keep`.
 
     Raises:
         StorageError: when the file cannot be written; the old checkpoint is then unchanged.

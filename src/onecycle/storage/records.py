@@ -37,7 +37,7 @@ class EpochRecord:
     eval_loss: float
     eval_accuracy: Fraction
     seconds: float
-    training_seconds: float | None = None  # without the evaluation; None in runs of the package's first version
+    training_seconds: float | None = None  # excludes the evaluation; None in runs of the package's first version
 
     @classmethod
     def from_json(cls, values: object) -> Self:
@@ -59,7 +59,7 @@ class LRCurve:
     lrs: tuple[_Rate, ...]
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
-    suggestions: dict[str, _Rate]  # "steepest", "valley", "minimum/10"
+    suggestions: dict[str, _Rate]  # the keys are "steepest", "valley" and "minimum/10"
     lr_min: _Rate
     lr_max: _Rate
     stopped: str  # why the sweep ended: "completed", "diverged" or "not finite"
@@ -72,7 +72,7 @@ class LRCurve:
         found = validated(cls, values)
         if not 0 < len(found.lrs) == len(found.losses) == len(found.smoothed):
             steps = f"{len(found.lrs)} learning rates, {len(found.losses)} losses, {len(found.smoothed)} smoothed"
-            raise ValueError(f"it has {steps}; it must have one of each for each step")
+            raise ValueError(f"it has {steps}; it must have equally many of each, and at least one")
         return found
 
 
@@ -80,9 +80,9 @@ class LRCurve:
 class FittedTemperature:
     """The temperature of a network, and the images whose logits were used to fit it.
 
-    The network that computed the logits was not trained on these images. With the source "validation", they are the
-    validation images of the run. With "second network", they are training images of the run that were held out from a
-    second network. The second network was trained on the other training images, and computed the logits.
+    The network that computed the logits was not trained on these images. If `source` is "validation", they are the
+    validation images of the run. If `source` is "second network", they are a part of the training images of the run.
+    A second network was trained on the other training images, and computed the logits.
     """
 
     temperature: Annotated[float, Between(LOWEST, HIGHEST)]
@@ -91,7 +91,7 @@ class FittedTemperature:
 
     @property
     def fitted_on(self) -> str:
-        """The images in words."""
+        """A description of the images, for example "5,000 validation images"."""
         kind = {"validation": "validation images", "second network": "training images held out from a second network"}
         return f"{self.images:,} {kind[self.source]}"
 
@@ -100,8 +100,8 @@ class FittedTemperature:
 class RunResult:
     """The result of a run: `result.json`. Accuracies are fractions. The main result is `eval_accuracy`.
 
-    `eval_accuracy` is the accuracy at the last epoch. `best_eval_accuracy` is the highest of all epochs, on the split
-    `epoch_evaluated_on`. It is not the main result, because the best epoch is chosen on that split.
+    `eval_accuracy` is the accuracy at the last epoch. `best_eval_accuracy` is the highest accuracy of any epoch on
+    the split `epoch_evaluated_on`. The best epoch is chosen on that split, so its accuracy is not the main result.
     """
 
     recipe: str
@@ -123,13 +123,14 @@ class RunResult:
     best_epoch: Count
     seconds: Seconds  # duration of the whole run: LR finder, training, evaluation
     images_per_second: float  # trained images per second, over all epochs including their evaluations
-    peak_memory_gib: float  # of the training process
+    peak_memory_gib: float  # the peak memory of the training process
     # The accuracy of the final network on a sample of the training images, without augmentation.
     train_sample_accuracy: Fraction | None = None
     train_sample_images: Count = 0
-    tta_accuracy: Fraction | None = None  # with test-time augmentation, if configured
+    tta_accuracy: Fraction | None = None  # accuracy with test-time augmentation; None if it is off
     tta_seconds: Seconds | None = None  # duration of the evaluation with test-time augmentation
-    # Set if the data has a validation set beside the test set: its size, and the accuracy on it at the last epoch.
+    # The size of the validation set, and the accuracy on it at the last epoch. Both are set only if the data also has a
+    # test set.
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
     calibration: FittedTemperature | None = None  # None: the probabilities are not calibrated
@@ -177,8 +178,10 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One layer of a network: a numbered name such as "ReLU-3", the output shape without the batch dimension, and the
-    number of parameters.
+    """One layer of a network.
+
+    `layer` is a numbered name such as "ReLU-3". `output_shape` does not include the batch dimension. `parameters` is
+    the number of parameters.
     """
 
     layer: str
@@ -201,7 +204,7 @@ class NetworkSummary:
 
     @property
     def forward_backward_mb(self) -> float:
-        """The size of all layers' outputs, and of the gradients of these outputs."""
+        """The size of all layer outputs plus the size of the outputs' gradients, in MB."""
         return 2 * sum(math.prod(layer.output_shape) for layer in self.layers) * 4 / 2**20
 
     @property
@@ -272,7 +275,7 @@ class NamesOfImages:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingMargins:
-    """The mean margin of each training image's label. The margins are stored in `training_margins.npz`."""
+    """For each training image, the mean margin of its label. It is stored in `training_margins.npz`."""
 
     margins: Annotated[NDArray[np.float32], Shape("T")]
 
@@ -295,17 +298,17 @@ class Interpretation:
     """
 
     misclassified: Annotated[NDArray[np.int64], Shape("M")]  # indices of incorrect predictions, most confident first
-    misclassified_images: Annotated[NDArray[np.uint8], Shape("m H W 3")]  # images of the first m
+    misclassified_images: Annotated[NDArray[np.uint8], Shape("m H W 3")]  # images of the first m predictions
     heatmaps: Annotated[NDArray[np.uint8], Shape("m h w")]  # Grad-CAM of the predicted class, 255 at the maximum
     label_issues: Annotated[NDArray[np.int64], Shape("S")]  # indices of images whose label may be wrong
     label_issue_images: Annotated[NDArray[np.uint8], Shape("s H W 3")]  # images of the first s label issues
     train_label_issues: Annotated[NDArray[np.int64], Shape("T")]  # indices of training images whose label may be wrong
-    # The mean over epochs of the margin: the logit of the label minus the largest other logit.
+    # The margin is the logit of the label minus the largest other logit. This field is the mean margin over the epochs.
     train_label_issue_margins: Annotated[NDArray[np.float32], Shape("T")]
     train_label_issue_labels: Annotated[NDArray[np.int64], Shape("T")]  # the labels that may be wrong
-    # The most likely other class of the first t training label issues, and the images of the first q.
+    # The most likely other class, for each of the first t training label issues.
     train_label_issue_predictions: Annotated[NDArray[np.int64], Shape("t")]
-    train_label_issue_images: Annotated[NDArray[np.uint8], Shape("q H W 3")]
+    train_label_issue_images: Annotated[NDArray[np.uint8], Shape("q H W 3")]  # images of the first q of these issues
     # Pairs of indices: an evaluated image, and the training image that is most similar to it.
     duplicates: Annotated[NDArray[np.int64], Shape("D 2")]
     duplicate_similarities: Annotated[NDArray[np.float32], Shape("D")]  # correlation of the two images at 8×8 pixels
@@ -330,7 +333,7 @@ class Interpretation:
         return found
 
     def require_match(self, images: int, train_images: int, classes: int) -> None:
-        """Check all indices against the numbers of evaluated `images`, `train_images` and `classes`.
+        """Check that every index fits the given numbers of evaluated images, training images and classes.
 
         Raises:
             ValueError: when an index is negative or too large.
@@ -376,7 +379,7 @@ class EnvironmentRecord:
 
 
 def require_environment(values: dict[str, Any]) -> None:
-    """Check that `values`, from `environment.json`, have what a report needs.
+    """Check that the `values` from `environment.json` include everything that a report needs.
 
     Raises:
         ValueError: when a value is missing or of another type.
@@ -392,6 +395,6 @@ def _require_fields(record: type, values: dict[str, Any]) -> None:
 
 
 def _require_below(end: int, what: str, *indices: NDArray[np.int64]) -> None:
-    """Raise a ValueError unless all `indices` are from 0 to `end` - 1. `what` names the `end` things in the error."""
+    """Raise a ValueError unless all `indices` are from 0 to `end` - 1. The message calls the indexed items `what`."""
     if any(each.size and not 0 <= each.min() <= each.max() < end for each in indices):
         raise ValueError(f"it has an index outside the {end} {what}")

@@ -37,11 +37,11 @@ from onecycle.storage.records import (
     require_environment,
 )
 
-MOST_JSON_BYTES = 2**22  # in memory, JSON may need a hundred times as much
-_MOST_HISTORY_BYTES, _MOST_LINE_BYTES = 2**24, 2**16  # a line has less than 2**9
+MOST_JSON_BYTES = 2**22  # parsed JSON may need a hundred times as much memory
+_MOST_HISTORY_BYTES, _MOST_LINE_BYTES = 2**24, 2**16  # a run writes lines of less than 2**9 bytes
 # The arrays in a file may have `_ARRAY_BYTES`, plus `_MOST_SHRINKING` bytes for each byte of the file.
 _ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10
-_MOST_ARRAY_BYTES = 2**31  # the limit for every file; a file may claim to be large, with holes that use no disk space
+_MOST_ARRAY_BYTES = 2**31  # a limit for files of any size, because a sparse file can be large and use little disk space
 
 
 def require_parent(parent: Path) -> None:
@@ -49,7 +49,7 @@ def require_parent(parent: Path) -> None:
 
     Raises:
         InputError: when `parent` is a file or below a file.
-        StorageError: when the folder cannot be written.
+        StorageError: when `parent`, or the nearest existing folder above it, is not writable.
     """
     existing = next(above for above in (parent, *parent.parents) if os.path.exists(above))
     if not existing.is_dir():
@@ -232,7 +232,7 @@ class RunFolder:
         """Create the folder of the plots, unless it exists.
 
         Raises:
-            StorageError: when a link is in its place, or it cannot be created.
+            StorageError: when the folder cannot be created, or when there is a link in place of the folder.
         """
         with writing(self.plots):
             make_folder(self.plots)
@@ -249,7 +249,7 @@ class RunFolder:
             return EvaluatedLogits.from_arrays(self.read_arrays(self.predictions))
 
     def read_image_names(self) -> NamesOfImages | None:
-        """The file names of the images. None if the images have no names, or an older version wrote the run."""
+        """The file names of the images. Returns None if the images have no names or an older version wrote the run."""
         if not self.image_names.exists():
             return None
         with reading(self.image_names):
@@ -272,7 +272,7 @@ class RunFolder:
             return Interpretation.from_arrays(self.read_arrays(self.interpretation))
 
     def read_network(self) -> NetworkSummary | None:
-        """The layers of the network. None for runs of older versions, which did not record the layers."""
+        """The layers of the network. Returns None for a run of an older version, which did not record the layers."""
         if not self.network.exists():
             return None
         with reading(self.network):
@@ -307,7 +307,8 @@ def _require_unpacked(file: BinaryIO) -> None:
     Compression hardly shrinks logits and images, so a run never writes a small file with large arrays.
 
     Raises:
-        ValueError: when an array is too large, or its header claims more than its file holds.
+        ValueError: when the arrays are too large, when an array is compressed by another method than deflate, or when
+            the header of an array claims more bytes than are stored for it.
         BadZipFile: when `file` is not an npz file.
     """
     with zipfile.ZipFile(file) as archive:
@@ -318,7 +319,7 @@ def _require_unpacked(file: BinaryIO) -> None:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(
                     f"{member.filename} is not compressed by deflate"
-                )  # other methods may need unbounded memory
+                )  # other compression methods may need unbounded memory
             with archive.open(member) as array:
                 version = np.lib.format.read_magic(array)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

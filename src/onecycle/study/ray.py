@@ -25,7 +25,7 @@ from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 from onecycle.study.run import StudyOutcome, StudyRun
 
-MOST_STARTS = 10  # start a run at most this often; if its nodes keep dying, the run may be the cause
+MOST_STARTS = 10  # start a run at most this many times; if its nodes keep dying, the run may be the cause
 IN_USE_SECONDS = 600  # wait this long for a process that lost its connection to Ray and still works on the run
 STOP_SECONDS = 120  # after Ctrl-C, wait this long for the runs to save a checkpoint
 VISIBLE_SECONDS = 60  # wait this long until a network disk shows the files that a node has written
@@ -186,7 +186,10 @@ def _common_folder(runs: Sequence[StudyRun]) -> Path:
 
 @contextmanager
 def _token_in(folder: Path) -> Iterator[Path]:
-    """A new empty file in `folder`. Its name is random, because network disks cache the names of missing files."""
+    """Create an empty file with a random name in `folder`, and remove it after the block.
+
+    A network disk may remember that a file of some name is missing. A random name has never been looked up before.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(".shared-*"):

@@ -21,7 +21,7 @@ from onecycle.storage.run_folder import RunFolder
 class StudyRun:
     """One run of a study."""
 
-    name: str  # names the variant and the seed
+    name: str  # the variant and the seed, such as "flip=random, seed 1"
     place: str  # position in the study, such as "3/12"
     folder: Path
     config: Config

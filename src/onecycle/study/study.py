@@ -88,7 +88,7 @@ class Study:
     def of(
         cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float, cores: int | None
     ) -> Self:
-        """A study whose variants are `config` with each of the `changes`. If `cores` is None, runs use all cores.
+        """A study with one variant for each of the `changes` to `config`. If `cores` is None, runs use all cores.
 
         Raises:
             InputError: when a value is not allowed, or two runs would be the same.
@@ -166,7 +166,7 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
     """Carry out a study in a new folder, or continue the same study if it was stopped before. Returns the folder.
 
     Raises:
-        OnecycleError: when the folder cannot be created. Also when a run failed, after all runs have ended.
+        OnecycleError: when the folder cannot be created. If a run fails, the error is raised after all runs have ended.
     """
     name = f"study-{study.config.recipe}"
     if path := _find_stopped(study, name):
@@ -196,10 +196,10 @@ def resume(
 ) -> None:
     """Carry out the remaining runs of the study in `path`.
 
-    The code of an own network is imported only if `network` names that code.
+    If the study trains the user's own network, its code is imported only if `network` names that code.
 
     Raises:
-        OnecycleError: when there is no such study. Also when a run failed, after all runs have ended.
+        OnecycleError: when there is no such study. If a run fails, the error is raised after all runs have ended.
     """
     study = _read(path)
     for _, config in study.runs():
@@ -284,7 +284,7 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
 
 
 def _require_variable(field: str) -> None:
-    """Check that variants may differ in `field`. Paths must not differ, because folder names contain the values.
+    """Check that variants may differ in `field`. Path fields are refused, because folder names contain the values.
 
     Raises:
         InputError: when variants may not differ in `field`.

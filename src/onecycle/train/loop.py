@@ -48,12 +48,12 @@ class StepReport:
 
     epoch: int  # 1-based
     step: int  # 0-based, global
-    images: int  # in this step
+    images: int  # number of images in this step
     lr: float
     totals: EpochTotals
     seconds: float  # training time in this epoch so far
-    margins: torch.Tensor | None = None  # as in `StepResult`; not in `to_json`
-    computing_seconds: float | None = None  # `seconds` of the `StepResult`; not in `to_json`
+    margins: torch.Tensor | None = None  # the margins of the `StepResult`; `to_json` leaves them out
+    computing_seconds: float | None = None  # `seconds` of the `StepResult`; `to_json` leaves it out
 
     def to_json(self) -> dict[str, Any]:
         """The values that a checkpoint needs, as plain Python values in full precision. Waits for the device."""
@@ -110,7 +110,7 @@ def require_optimized(model: nn.Module, optimizer: Optimizer, *, epochs: int = 1
     """
     trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
     if not trainable:
-        raise ValueError("all parameters of the model are frozen; set requires_grad of those to train")
+        raise ValueError("all parameters of the model are frozen; set requires_grad of the parameters to train")
     groups = [group for group in optimizer.param_groups if trainable.intersection(group["params"])]
     if not groups:
         raise ValueError(
@@ -183,8 +183,10 @@ def evaluate(
     prepared = prepare(model, batches, replace(plan, torch_compile=False)).eval()
     group = batches.group
     if batches.shards > 1 and group.size > 1:
-        raise ValueError("each process has only its own shards of these batches; evaluate batches without shards")
-    nothing = torch.empty(0, device=plan.device)  # so that torch.cat has a tensor even if this process has no batch
+        raise ValueError(
+            "each process has only its own shards of these batches; evaluate batches that are not split into shards"
+        )
+    nothing = torch.empty(0, device=plan.device)  # torch.cat needs a tensor even if this process has no batch
     losses, logits = [nothing], [nothing]
     mine = group.shard_range(len(batches))
     for batch in batches.epoch(0, first=mine.start, stop=mine.stop):
@@ -302,8 +304,8 @@ def _require_finite(losses: list[float], logits: torch.Tensor, evaluated_on: str
     """Check the mean loss of each batch and the logits `[N,C]` of an evaluation.
 
     Raises:
-        NonFiniteError: when a loss or a logit is infinity or NaN. Without this error, `argmax` could count such a
-            logit as a class.
+        NonFiniteError: when a loss or a logit is infinity or NaN. Without this check, `argmax` would return a class
+            even for NaN, and this class could count as a correct prediction.
     """
     images = int((~logits.isfinite()).any(dim=1).sum())
     if images or not all(map(math.isfinite, losses)):

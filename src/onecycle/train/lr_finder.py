@@ -29,7 +29,8 @@ SMALLEST_SHARE = 0.25
 START_POINTS = 5  # the loss at the start is estimated from this many losses
 SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls less is flat
 # A fall of less than this many standard deviations of a single loss may be noise. Losses without a trend fall
-# further in about 1 of 100 sweeps. The noise in these sweeps was normal, uniform, log-normal or gamma distributed.
+# by more than that in about 1 of 100 sweeps. The noise in these sweeps was normal, uniform, log-normal or gamma
+# distributed.
 NOISE_FALL = 2.0
 ONSET = 0.10  # LR min is where the smoothed loss has made this fraction of its total fall
 PLATEAU = 0.95  # LR max is where the smoothed loss has made this fraction of its total fall
@@ -193,7 +194,7 @@ def _valley(smoothed: NDArray[np.float64]) -> int:
     As in fastai, the subsequence may skip points. Its middle is computed as if it skipped none.
     Source: `valley` in `fastai.callback.schedule`.
     """
-    lengths = np.ones(len(smoothed), np.int64)  # of the longest decreasing subsequence that ends at each point
+    lengths = np.ones(len(smoothed), np.int64)  # length of the longest decreasing subsequence that ends at each point
     for index in range(1, len(smoothed)):
         lengths[index] = 1 + lengths[:index][smoothed[:index] > smoothed[index]].max(initial=0)
     end = int(lengths.argmax())

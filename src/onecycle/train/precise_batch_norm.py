@@ -26,7 +26,7 @@ def images_after_epoch(epoch: int, epochs: int, images: int) -> int:
 
 
 def drawn_batches(batches: Batches, images: int) -> range:
-    """The indices (0-based) of the first batches of an epoch that together have at least `images` images.
+    """The indices (0-based) of the fewest batches, from the start of an epoch, with at least `images` images in all.
 
     Only full batches count. If all full batches together have fewer images, the result is all full batches. If no batch
     is full, the epoch has a single batch, and the result is that batch.
@@ -41,11 +41,12 @@ def set_batch_norm_statistics(
 ) -> None:
     """Set the running mean and variance of every batch norm in `model` to those of training images.
 
-    Averages over training steps lag behind the weights. After a short run they still contain their initial values. The
-    last batch of an epoch counts as much as the others, even if it has few images. This function replaces the averages
-    with the exact mean and variance over the images of `drawn_batches`, resized to the last training size. Every call
-    uses the same images, augmented in the same way. Several processes share the work. Their number does not change the
-    result. A batch norm that `model.train()` leaves in evaluation mode keeps its statistics.
+    Averages over training steps lag behind the weights. After a short run they still contain their initial values. In
+    these averages, the last batch of an epoch counts as much as the others, even if it has few images. This function
+    replaces the averages with the exact mean and variance over the images of `drawn_batches`, resized to the last
+    training size. Every call uses the same images, augmented in the same way. Several processes share the work. The
+    number of processes does not change the result. A batch norm that `model.train()` leaves in evaluation mode keeps
+    its statistics.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3, where this is called PreciseBN.
     """
@@ -81,7 +82,7 @@ def set_batch_norm_statistics(
 
 
 def _adding_to(sums: torch.Tensor) -> Callable[[_BatchNorm, tuple[torch.Tensor, ...], torch.Tensor], None]:
-    """A hook that adds to `sums` float64 `[3,C]` three values per channel: count, sum, and sum of squares."""
+    """A hook that adds the count, sum and sum of squares of each channel to `sums`, float64 `[3,C]`."""
 
     def add(norm: _BatchNorm, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
         assert norm.running_mean is not None

@@ -54,7 +54,7 @@ class _GradientSums:
 
     def __init__(self, parameters: Sequence[nn.Parameter], shards: int, group: ProcessGroup) -> None:
         self._parameters = parameters
-        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # index of the bucket, and offset in the bucket
+        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # values: index of the bucket, offset in the bucket
         lengths: list[int] = []
         for parameter in reversed(parameters):  # roughly the order in which gradients become ready
             if not lengths or lengths[-1] >= BUCKET:

@@ -131,7 +131,7 @@ def _replaced(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], o
         (lambda folder: (folder / FOUR[1]).unlink(), f"{FOUR[0]} is there, but not the labels of train; add the file"),
         (lambda folder: (folder / FOUR[2]).unlink(), f"{FOUR[3]} is there, but not the images of test"),
         (lambda folder: [(folder / name).unlink() for name in FOUR[:2]], "has no training images"),
-        (partial(write_four, pattern="kmnist-{}"), r"IDX files of several data sets \('', 'kmnist'\); move each into"),
+        (partial(write_four, pattern="kmnist-{}"), r"IDX files of several data sets \('', 'kmnist'\); move each data"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(

@@ -280,9 +280,9 @@ BAD_TABLES: list[tuple[list[str] | bytes, str]] = [
     ([HEADER], "labels.csv: has no rows below its first line; add a row for each image"),
     (
         ["name,label", ROW],
-        "labels.csv: has no column of files among its columns 'name', 'label'; name one of them file",
+        "labels.csv: has no column of files among its columns 'name', 'label'; call one of them 'file'",
     ),
-    (["file,a,b", "1.png,2,3"], "has no column of labels among its columns 'file', 'a', 'b'; name one of them label"),
+    (["file,a,b", "1.png,2,3"], "has no column of labels among its columns 'file', 'a', 'b'; call one of them 'label'"),
     (["file,label,Label", "1.png,a,b"], "labels.csv: has two columns 'label'; remove or rename one"),
     ([HEADER, ROW, "x.png,b"], "labels.csv, line 3: there is no image 'x.png' in "),
     ([HEADER, "x.png,b", "y.png,c"], "line 2: there is no image 'x.png' in "),

@@ -164,7 +164,7 @@ def test_a_wrong_variable_is_an_error_even_if_there_is_data_elsewhere(
     with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .*missing: no such file or folder"):
         find_named(DEFAULT)
     monkeypatch.setenv("ONECYCLE_DATA", str(image_folder))
-    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* holds image files, not CIFAR-10; give it"):
+    with pytest.raises(InputError, match=r"^\$ONECYCLE_DATA: .* holds image files, not CIFAR-10; give this path"):
         find_named(DEFAULT)
     monkeypatch.setenv("ONECYCLE_DATA", "")
     assert find_named(DEFAULT) is not None

@@ -37,7 +37,10 @@ def supports(images: torch.Tensor) -> bool:
 
 
 def convolve(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Convolve `images` `[B,C,H,W]` with `weight` `[outputs,C,3,3]`, in any memory layout. The result is bfloat16."""
+    """Convolve `images` `[B,C,H,W]` with `weight` `[outputs,C,3,3]`. The result is bfloat16.
+
+    Both arguments may have any memory layout.
+    """
     assert is_available(), "AMX must be enabled first"
     images, weight = (native.to_kernel_layout(maps.to(torch.bfloat16)) for maps in (images, weight))
     batch, inputs, height, width = images.shape
@@ -63,7 +66,9 @@ def weight_gradient(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tenso
     assert gradient.shape == (batch, outputs, height, width)
     parts = min(torch.get_num_threads(), -(-batch // _GROUP))
     of_input, of_output = _blocks(inputs), _blocks(outputs)
-    rows = (_CACHED_TILES // width - 2 * of_input) // (of_input + of_output)  # rows of the map to pack at a time
+    rows = (_CACHED_TILES // width - 2 * of_input) // (
+        of_input + of_output
+    )  # number of rows of the map that are packed at a time
     rows = min(max(rows, 1), height)
     input_size, gradient_size = min(rows + 2, height) * width * of_input, rows * width * of_output
     packed_input, packed_gradient = _allocate_tiles(parts * input_size), _allocate_tiles(parts * gradient_size)

@@ -1,4 +1,4 @@
-"""Batch norm and an activation as one layer on the CPU. Forward and backward read `x` twice each."""
+"""Batch norm and an activation as one layer on the CPU. The forward and the backward pass each read `x` twice."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ACTIVATIONS = {nn.ReLU: functional.relu, nn.Hardswish: functional.hardswish}
 
 
 class _NormalizeAndActivate(torch.autograd.Function):
-    """Returns activation(batch_norm(x)), and the mean and the variance of the batch as float32 `[C]`.
+    """Returns activation(batch_norm(x)), the batch mean and the batch variance. Mean and variance are float32 `[C]`.
 
     The activation is a hardswish if `smooth`, else a ReLU.
 

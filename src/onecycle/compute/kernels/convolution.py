@@ -2,9 +2,10 @@
 
 Winograd's algorithm needs a quarter of the products of a direct convolution. It is the fastest on CPUs without matrix
 extensions. On feature maps up to 8×8, oneDNN's bfloat16 convolution computes the weight gradient far more slowly than a
-matrix product of the same size. On maps up to 4×4, it also computes the output and the input gradient more slowly. A
-matrix product (GEMM) needs unfolded patches (im2col), but unfolding costs less than the product saves. The AMX kernels
-do not unfold patches, so they are faster on larger maps, too. docs/performance.md has the measurements.
+matrix product of the same size. On maps up to 4×4, this convolution also computes the output and the gradient of the
+input more slowly. A matrix product (GEMM) needs unfolded patches (im2col), but unfolding costs less than the product
+saves. The AMX kernels do not unfold patches, so they are faster on larger maps, too. docs/performance.md has the
+measurements.
 """
 
 from collections.abc import Callable
@@ -21,9 +22,9 @@ from onecycle.compute.kernels.hooks import hooked
 _Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Each kernel is used for feature maps of at most this many pixels. For the weight gradient, AMX has no limit.
-AMX_MOST_PIXELS = 8 * 8  # largest feature map whose output and input gradient are computed with AMX
+AMX_MOST_PIXELS = 8 * 8  # largest feature map for which AMX computes the output and the gradient of the input
 GEMM_WEIGHT_MOST_PIXELS = 8 * 8  # largest feature map whose weight gradient is computed with im2col GEMM
-GEMM_MOST_PIXELS = 4 * 4  # largest feature map whose output and input gradient are computed with im2col GEMM
+GEMM_MOST_PIXELS = 4 * 4  # largest feature map for which im2col GEMM computes the output and the gradient of the input
 _ROWS = 512  # rows to transpose at a time; this many rows stay in the CPU cache
 
 
@@ -58,7 +59,10 @@ def _weight_gradient_by_gemm(images: torch.Tensor, gradient: torch.Tensor) -> to
 
 
 class _Convolve(torch.autograd.Function):
-    """A convolution. `convolve` computes the output and the input gradient, `weight_gradient` the weight gradient."""
+    """A convolution.
+
+    `convolve` computes the output and the gradient of the input. `weight_gradient` computes the gradient of the weight.
+    """
 
     @staticmethod
     def forward(

@@ -1,12 +1,12 @@
 """Compile the C kernels for this machine, and call them.
 
 PyTorch's batch norm, ReLU and max-pooling take several times as long as reading and writing their memory. Its
-convolutions take several times as long as their arithmetic needs. The C files in this folder are faster: float32.c and
-bfloat16.c compute maps of one data type each, and amx.c is for the matrix extensions of some CPUs. On first use, a C
-compiler with OpenMP compiles these files into the user's cache, in a few seconds. If the cache is not writable,
-or other users could write to it, each process compiles the files for itself. `$CC` selects another compiler, and
-`$CFLAGS` adds options. Without a compiler, this module loads kernels that were compiled when the package was built. If
-the package has no compiled kernels, PyTorch's own kernels are used.
+convolutions take several times as long as their arithmetic alone would take. The C files in this folder are faster:
+float32.c and bfloat16.c compute maps of one data type each, and amx.c is for the matrix extensions of some CPUs. On
+first use, a C compiler with OpenMP compiles these files into the user's cache, in a few seconds. If the cache is not
+writable, or other users could write to it, each process compiles the files for itself. `$CC` selects another compiler,
+and `$CFLAGS` adds options. Without a compiler, this module loads kernels that were compiled when the package was built.
+If the package has no compiled kernels, PyTorch's own kernels are used.
 """
 
 import ctypes
@@ -41,10 +41,10 @@ if platform.system() == "Darwin":
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
-    """The kernels, compiled for this machine, or else the best variant that came with the package.
+    """The kernels that are compiled for this machine, or else the best variant that came with the package.
 
-    None if this machine has no C compiler with OpenMP, and the package was installed without compiled kernels for this
-    CPU. Always None on Windows. On macOS, compiling is untested.
+    Returns None if this machine has no C compiler with OpenMP, and the package was installed without compiled kernels
+    for this CPU. On Windows, the result is always None. On macOS, compiling is untested.
     """
     if os.name != "posix":
         return None
@@ -65,7 +65,7 @@ def _compiled_here() -> ctypes.CDLL:
             with suppress(OSError):  # a library that was compiled for another system does not load
                 return ctypes.CDLL(str(path))
         _compile(command, path)
-        # gcc's OpenMP resolves to the library that PyTorch has loaded, so both share one thread pool.
+        # With gcc, the kernels use the OpenMP library that PyTorch has loaded, so they share PyTorch's thread pool.
         return ctypes.CDLL(str(path))
 
 
@@ -87,7 +87,10 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _prebuilt() -> ctypes.CDLL | None:
-    """Load the kernels that came with the package: the best variant that this CPU supports. None if there is none."""
+    """From the kernels that came with the package, load the best variant that this CPU supports.
+
+    Returns None if there is no such variant.
+    """
     capabilities = torch.cpu.get_capabilities()
     for name, variant in VARIANTS.get(platform.machine(), {}).items():
         path = _FOLDER / PREBUILT / f"{name}.so"
@@ -99,8 +102,8 @@ def _prebuilt() -> ctypes.CDLL | None:
 def build_id() -> str | None:
     """The identity of the compiled kernels: a hash of their source code, the compiler and the CPU.
 
-    For kernels that came with the package, the identity is the name of their variant and a hash of their code. None if
-    there are no compiled kernels.
+    For kernels that came with the package, the identity is the name of their variant and a hash of their code.
+    Returns None if there are no compiled kernels.
     """
     loaded = compiled()
     if loaded is None:

@@ -29,7 +29,7 @@ _AVX2 = ("avx2", "fma3", "bmi", "bmi2", "f16c", "lzcnt")
 _AVX512 = (*_AVX2, "avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
 _WIDE = "-mprefer-vector-width=512"
 
-# For each machine, the fastest variant first.
+# For each machine, the fastest variant comes first.
 VARIANTS: dict[str, dict[str, Variant]] = {
     "x86_64": {
         "amx": Variant(

@@ -24,8 +24,8 @@ class Augmentation:
     """Pads an image by 4 pixels, crops it at random, flips it horizontally at random, and cuts out one 8×8 square.
 
     All images have `size`×`size` pixels. Padding reflects the image without repeating the edge, as in David C. Page's
-    DAWNBench entry. The cutout is filled with `fill`, the mean color (R,G,B from 0 to 255) of the training set, and
-    lies fully inside the image.
+    DAWNBench entry. The cutout lies fully inside the image. It is filled with `fill`, the mean color of the training
+    set (R,G,B from 0 to 255).
     """
 
     def __init__(self, size: int, fill: Sequence[float]) -> None:
@@ -67,16 +67,17 @@ class Augmentation:
 
 
 class _OneCutout(albumentations.CoarseDropout):  # type: ignore[misc]
-    """A CoarseDropout that drops exactly one square and is three times as fast.
+    """A `CoarseDropout` that drops exactly one square.
 
-    It draws two numbers instead of arrays. It does not seed a generator for random fills, because the fill is constant.
+    It is three times as fast as `CoarseDropout`, because it draws two numbers instead of arrays. It also does not seed
+    a generator for random fills, because the fill is constant.
     """
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
         top, left = (int(self.random_generator.integers(side - CUTOUT + 1)) for side in (height, width))
         holes = np.array([[left, top, left + CUTOUT, top + CUTOUT]])
-        # albumentations passes "seed" to `default_rng`, which returns a generator unchanged.
+        # albumentations passes "seed" to `default_rng`. If "seed" is a generator, `default_rng` returns it unchanged.
         return {"holes": holes, "seed": self.random_generator}
 
 
@@ -94,7 +95,7 @@ class _Stream(ImageRandom, random.Random):
         return self.generator.random()
 
     def getrandbits(self, count: int, /) -> int:
-        return int(self.generator.random() * 2**count)  # exact for at most 53 bits; albumentations needs fewer
+        return int(self.generator.random() * 2**count)  # the product is exact up to 53 bits; albumentations needs fewer
 
     def seed(self, *_: object) -> None:
         """Ignore seeds, because only `begin` sets the state of the generator."""

@@ -25,15 +25,15 @@ LEVELS = 1000  # number of steps from no color change to the largest change, in 
 class BatchedAugmentation:
     """Random crop after padding, horizontal flip, color jitter and one square cutout, for images of one size.
 
-    Padding reflects the image without repeating the edge. The cutout is filled with `fill`, the mean color (R,G,B from
-    0 to 255) of the training set, and lies fully inside the image. A `cutout` of 0 disables it.
+    Padding reflects the image without repeating the edge. The cutout lies fully inside the image. It is filled with
+    `fill`, the mean color of the training set (R,G,B from 0 to 255). If `cutout` is 0, there is no cutout.
 
     Color jitter first shifts the brightness by up to the fraction `brightness` of the full range. Then it scales the
     contrast around the mean color by up to the fraction `contrast`. Both changes are drawn uniformly.
 
     `flip` is "random" or "alternating". Alternating flips mirror a random half of the images in the first epoch and the
-    other half in the next epoch, and so on. Of two consecutive epochs, one therefore shows an image mirrored, and the
-    other shows it unchanged.
+    other half in the next epoch, and so on. So in two consecutive epochs, each image is shown once mirrored and once
+    unchanged.
     Source of alternating flips: Jordan 2024, arXiv 2404.00498, section 3.6.
     """
 
@@ -95,7 +95,7 @@ class BatchedAugmentation:
         return torch.where(cutout, constant(self.fill, images.dtype, images.device), moved)
 
     def _jitter_color(self, images: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
-        """Change the brightness and contrast of `images`, uint8 `[B,S,S,3]`, by the draws, `[B,1]` each."""
+        """Change the colors of `images`, uint8 `[B,S,S,3]`, by the drawn `brightness` and `contrast`, `[B,1]` each."""
         mean = constant(self.fill, torch.float32, images.device)  # [3]
         shift = (255 * self.brightness / LEVELS * brightness)[:, :, None, None]  # [B,1,1,1]
         factor = (1 + self.contrast / LEVELS * contrast)[:, :, None, None]

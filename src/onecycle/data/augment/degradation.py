@@ -25,11 +25,14 @@ _PURPOSE = 1  # the random numbers for crops and flips have purpose 0
 
 
 class Degradation:
-    """Degrades the fraction `share` of the images, each in one of three ways, which are equally likely:
+    """Degrades the fraction `share` of the images. Each of these is degraded in one of three ways.
 
-    - compresses it as a JPEG with a quality from 30 to 95 and subsampled colors;
-    - shrinks it to between 0.4 and 0.9 of its size, and enlarges it again, with different interpolations;
-    - adds the noise of a sensor. Its variance grows linearly with the brightness of a pixel.
+    The three ways are equally likely:
+
+    - The image is compressed as a JPEG with a quality from 30 to 95 and subsampled colors.
+    - The image is shrunk to between 0.4 and 0.9 of its height and width, and enlarged again. The interpolations are
+      drawn at random.
+    - Sensor noise is added. The variance of the noise grows linearly with the brightness of a pixel.
 
     All strengths are drawn uniformly. Images keep their size.
     Source of the noise: Foi et al. 2008, "Practical Poissonian-Gaussian noise modeling and fitting for single-image
@@ -53,7 +56,7 @@ class Degradation:
 def _compressed(image: Pixels, draw: np.random.Generator) -> Pixels:
     least, most = JPEG_QUALITIES
     quality = int(draw.integers(least, most + 1))
-    _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])  # OpenCV has B,G,R
+    _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])  # OpenCV expects B,G,R
     return _pixels(np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))[..., ::-1])
 
 

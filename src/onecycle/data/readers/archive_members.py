@@ -20,7 +20,8 @@ from onecycle.core.errors import InputError
 _ENCRYPTED, _UTF_8 = 0x1, 0x800
 _UNICODE_PATH = 0x7075
 
-# Limit in bytes for the headers of one member of a tar, which are read into memory. They need about a thousand bytes.
+# Limit in bytes for the headers of one member of a tar. tarfile reads the headers into memory. They usually have about
+# a thousand bytes.
 _MOST_HEADERS = 2**20
 _PIECE = 2**16  # number of bytes that are read at a time
 
@@ -45,7 +46,7 @@ def zip_members(path: Path) -> Iterator[Member]:
 
     Raises:
         InputError: when the archive is encrypted, when a member is neither a file nor a folder, or when a member is
-            compressed by another method than deflate. The decompressors of other methods have no bound on memory.
+            compressed by a method other than deflate. The decompressors of other methods have no bound on memory.
     """
     with zipfile.ZipFile(path) as archive:
         # .NET before 4.6.1, for example in PowerShell 5, separates folders by backslashes. But a backslash may also be
@@ -72,8 +73,8 @@ def tar_members(path: Path, most_bytes: int, *, compressed: bool) -> Iterator[Me
     Read a member before requesting the next one.
 
     Raises:
-        InputError: when the archive unpacks to more, the headers of a member are too large to be read into memory, or a
-            member is neither a file nor a folder.
+        InputError: when the archive unpacks to more than `most_bytes`, when the headers of a member are too large to be
+            read into memory, or when a member is neither a file nor a folder.
     """
     # tarfile's own mode "r|gz" neither checks the gzip checksum nor detects a truncated stream.
     with path.open("rb") as raw, gzip.open(raw) if compressed else raw as plain:
@@ -128,7 +129,10 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw_name: bytes) -> str | None:
-    """The name in Info-ZIP's extra field. None if `extra` has no such field with the checksum of `raw_name`."""
+    """The name in Info-ZIP's extra field.
+
+    Returns None if `extra` does not contain this field, or if the field's checksum is not that of `raw_name`.
+    """
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + length], extra[4 + length :]

@@ -71,7 +71,7 @@ class Cifar10(Format):
 
 
 def find_cifar10(folder: Path) -> Path | None:
-    """Find CIFAR-10: `folder` if it has the unpacked files, or an archive or folder in it with an official name."""
+    """Find CIFAR-10 in `folder`, unpacked or under an official name. Returns the path, as `find_official` does."""
     return find_official(folder, OFFICIAL_NAMES, lambda place: any(os.path.isfile(place / name) for name in _FILES))
 
 

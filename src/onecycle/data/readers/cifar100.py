@@ -82,7 +82,7 @@ class Cifar100(Format):
 
 
 def find_cifar100(folder: Path) -> Path | None:
-    """Find CIFAR-100: `folder` if it has the unpacked files, or an archive or folder in it with an official name."""
+    """Find CIFAR-100 in `folder`, unpacked or under an official name. Returns the path, as `find_official` does."""
     return find_official(folder, OFFICIAL_NAMES, _is_unpacked)
 
 

@@ -213,7 +213,7 @@ def _bytes_dtype(code: str | bytes, *_: object) -> np.dtype[Any]:
     if _text(code).strip("|") != "u1":
         raise InputError(f"holds an array of {_text(code)!r}, not of bytes, so it was not loaded")
     # CIFAR's pickles pass `align` and `copy` as numbers, which numpy 2.4 warns about. This function passes booleans.
-    # `copy` is True, because the unpickler then modifies the new dtype object.
+    # `copy` is True, because the unpickler modifies the returned dtype object.
     return np.dtype("u1", False, True)
 
 

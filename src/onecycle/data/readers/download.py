@@ -44,7 +44,8 @@ def download(remote: RemoteFile, folder: Path) -> Path:
     The file is called NAME.part until it is complete and verified. A second call continues an interrupted download.
 
     Raises:
-        InputError: without a connection, after an interruption, or when the file is not the expected one.
+        InputError: when there is no connection, when the download is interrupted, or when the file is not the expected
+            one.
         StorageError: when the folder cannot be written.
     """
     whole, part = folder / remote.name, folder / f"{remote.name}.part"

@@ -33,10 +33,11 @@ SPECIAL_FILE = "file of a special kind, such as a pipe"
 
 
 def is_ignored(name: str, *, is_folder: bool) -> bool:
-    """Whether a file or folder is neither read nor counted as left out, because the user did not put it there.
+    """Whether a file or folder is ignored, so that it is neither read nor counted as left out.
 
-    Hidden names, which start with a dot, are ignored. So are names that operating systems and network storage use, and
-    folders that start with @, in which network storage keeps thumbnails.
+    The user did not put such files and folders there. They have hidden names, which start with a dot, or names that
+    operating systems and network storage use. Folders whose names start with @ are also ignored, because network
+    storage keeps thumbnails in them.
     """
     return name.startswith(".") or (is_folder and name.startswith("@")) or name.lower() in _SYSTEM_NAMES
 
@@ -66,8 +67,9 @@ def entries_of(source: Path) -> Iterator[Entry]:
     Names for which `is_ignored` is true are skipped. In a folder, links are followed.
 
     Raises:
-        InputError: when `source` is unreadable, truncated or not an archive, or when it contains too many or too large
-            files. Also when an archive is encrypted, contains links or devices, or has a path that points outside it.
+        InputError: when `source` is unreadable, truncated or not an archive, or when it contains too many files or a
+            file that is too large. Also when an archive is encrypted, contains links or devices, or contains a path
+            that points outside the archive.
     """
     with one_line_errors(source):
         if source.is_dir():
@@ -84,7 +86,7 @@ def entries_of(source: Path) -> Iterator[Entry]:
                 raise InputError(f"{source}: not a .zip, .tar or .tar.gz archive; give an archive or a folder")
         for number, entry in enumerate(entries):
             if number >= MOST_ENTRIES:
-                raise InputError(f"{source}: holds more than {MOST_ENTRIES:,} files and folders, the limit; split it")
+                raise InputError(f"{source}: holds more files and folders than the limit of {MOST_ENTRIES:,}; split it")
             if entry.parts and not _is_inside_ignored(entry):
                 yield entry
 

@@ -13,7 +13,7 @@ from onecycle.data.readers.entries import is_ignored
 from onecycle.data.readers.sets import Sets
 from onecycle.data.store.rows import RowSets, read_rows
 
-_DEPTH = 2  # levels of folders below the given one that are searched for data sets
+_DEPTH = 2  # data sets are searched for down to this many levels below the given folder
 START = 512  # bytes that `Format.is_file` gets from the start of a file
 
 
@@ -36,7 +36,7 @@ class FileNames:
     def folders(self, is_wanted: Callable[[str], bool]) -> Mapping[Path, list[str]]:
         """The folders with wanted files, and the sorted names of these files.
 
-        Folders that are deeper than the uppermost folder with wanted files are left out.
+        If such folders are at several depths, only those closest to the top are returned.
         """
         found = {
             folder: wanted for folder, names in self._by_folder.items() if (wanted := sorted(filter(is_wanted, names)))
@@ -63,7 +63,7 @@ def _file_names(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
     except OSError as error:
         if depth == _DEPTH:
             raise InputError(f"{folder}: cannot be read ({error.strerror}); check it") from error
-        return  # skip a forbidden subfolder, because it may not be needed
+        return  # skip a subfolder that this user must not read; perhaps it is not needed
     yield folder, names
     if depth:
         for below in sorted(folders):

@@ -34,7 +34,7 @@ _FILE = re.compile(
     r"(?P<set>.*?)[-_.]?(?P<split>train|t10k|test|val|validation)-(?P<what>images|labels)[-.]idx[13]-ubyte(\.gz)?", re.I
 )
 _SPLITS = {"train": "train", "t10k": "test", "test": "test", "val": "validation", "validation": "validation"}
-_BYTES = 0x08  # the third byte of a file: the type of its values
+_BYTES = 0x08  # the third byte of a file gives the type of its values; this type is uint8
 _DIMENSIONS = {"images": 3, "labels": 1}
 
 
@@ -70,7 +70,7 @@ def _official(url: str, *files: tuple[str, int, str]) -> tuple[RemoteFile, ...]:
 
 
 # The addresses, sizes and checksums are those of TensorFlow Datasets. The site of MNIST's authors no longer has the
-# files. The site of Fashion-MNIST has no https, which the checksums make up for.
+# files. The site of Fashion-MNIST has no https, but the checksums reveal a changed file.
 MNIST = KnownFiles(
     name="mnist",
     title="MNIST",
@@ -166,11 +166,11 @@ def idx_rows(folder: Path, known: KnownFiles | None = None) -> RowSets:
 
 
 def _files_in(folder: Path) -> tuple[dict[str, dict[str, Path]], LeftOut]:
-    """The IDX files in `folder` by split, and by "images" or "labels". Also the files that are left out."""
+    """For each split, the paths of its "images" and "labels" in `folder`. Also returns the files that are left out."""
     left_out, found, sets = LeftOut(), defaultdict[str, dict[str, Path]](dict), set()
     with one_line_errors(folder):
         names = sorted((item.name for item in os.scandir(folder) if item.is_file()), reverse=True)
-    for name in names:  # NAME.gz is used before NAME, because its checksum may be official
+    for name in names:  # NAME.gz comes before NAME and is preferred, because its checksum may be official
         if not (match := _FILE.fullmatch(name)):
             if not is_ignored(name, is_folder=False):
                 left_out.add(OTHER, name)
@@ -184,7 +184,7 @@ def _files_in(folder: Path) -> tuple[dict[str, dict[str, Path]], LeftOut]:
     if len(sets) > 1:
         raise InputError(
             f"{folder}: holds IDX files of several data sets ({', '.join(sorted(repr(name) for name in sets))}); "
-            "move each into a folder of its own"
+            "move each data set into a folder of its own"
         )
     return found, left_out
 

@@ -122,14 +122,14 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
 
     Raises:
         InputError: when the folder structure or the table of labels is wrong, or images cannot be used. The message
-            lists the first few.
+            lists the first few of these images.
         StorageError: when the cache cannot be written.
     """
     paths, beside = sources_of(source)
     is_single = paths == [source]
     compute_fingerprint = partial(_fingerprint, is_single=is_single)
     sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
-    # The fingerprint of an archive covers the table in it. So this table is looked for later, just before decoding.
+    # A table inside an archive is looked for later, before decoding. The fingerprint of the archive covers the table.
     table = find_labels(source, labels) if labels or source.is_dir() else None
     if table and table.inside and not is_single:
         beside.discount(table.inside)

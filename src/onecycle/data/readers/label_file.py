@@ -22,7 +22,7 @@ FOUND_NAMES = ("labels.csv", "trainlabels.csv")
 NO_LABELS = "none"
 """Given instead of the path of a table of labels, this means: read no table, even if there is one."""
 
-# Known column names, the preferred ones first. Columns are compared in lower case, without spaces and signs.
+# Known column names, the preferred ones first. Only the letters and digits of a name are compared, in lower case.
 _FILE = (
     *("file", "filename", "filepath", "path", "image", "imagefile", "imagefilename", "imagename", "imagepath"),
     *("img", "imgname", "imgpath", "imageid", "idcode", "id"),
@@ -39,22 +39,24 @@ class LabeledFile(NamedTuple):
     """A row of a table of labels. `split` is empty if the table has no splits."""
 
     line: int  # 1-based, for messages
-    file: str  # as the table writes it
+    file: str  # the path of the image, as it is written in the table
     label: str
     split: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A table of labels. `name` is its path for messages, and `digest` the sha256 of its content, in hex."""
+    """A table of labels. `name` is its path for messages. `digest` is the sha256 of its content, in hex."""
 
     name: str
     rows: tuple[LabeledFile, ...]
     columns: tuple[str, ...]  # the names of the columns that are read
     digest: str
-    inside: str | None  # its path in the data; None if it is elsewhere
-    folder: str  # its folder: an absolute path, or a path in the archive with the data ("" if outside)
-    root: str | None  # the absolute path of the data; None if it is in an archive
+    inside: str | None  # the path of the table in the data; None if the table is elsewhere
+    # The folder that contains the table, as an absolute path. If the data is in an archive, this is the path in the
+    # archive instead, or "" if the table is outside of the archive.
+    folder: str
+    root: str | None  # the absolute path of the data; None if the data is in an archive
 
     @property
     def has_splits(self) -> bool:
@@ -81,9 +83,9 @@ class LabelFile:
 def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     """The table of labels for the images in `source`, a folder or an archive.
 
-    `given` is its path, relative to the working folder or to `source`. "none" gives None. Without `given`, a file
-    with one of `FOUND_NAMES` is used. It must be at the top of `source`, or in the only folder there, and have the
-    columns of a table of labels.
+    `given` is the path of the table, relative to the working folder or to `source`. Without `given`, a file with one
+    of `FOUND_NAMES` is used. This file must be at the top of `source`, or in the only folder there. It must have the
+    columns of a table of labels. Returns None if there is no such file, or if `given` is "none".
 
     Raises:
         InputError: when there is no file `given`, or the file is not a table of labels.
@@ -213,7 +215,7 @@ def _parsed(content: bytes, path: str, *, inside: str | None, folder: str, root:
 
 
 def _lines(content: bytes, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row. If a row has several lines, the number is that of the last."""
+    """Yield the line number and the cells of each row. A row of several lines has the number of its last line."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -237,7 +239,7 @@ def _columns(header: Sequence[str], name: str) -> tuple[int, int, int | None]:
     """
     if len(header) > _MOST_COLUMNS:
         raise InputError(
-            f"{name}: has {len(header):,} columns, but an image needs only a file and a label; remove the others"
+            f"{name}: has {len(header):,} columns, but an image needs only a file and a label; remove the other columns"
         )
     plain = [re.sub(r"[\W_]", "", column).lower() for column in header]
     shown = ", ".join(repr(column[:40]) for column in header[:5]) + (", …" if len(header) > 5 else "")
@@ -252,10 +254,10 @@ def _columns(header: Sequence[str], name: str) -> tuple[int, int, int | None]:
 
     file, label, split = place(_FILE), place(_LABEL), place(_SPLIT)
     if file is None:
-        raise InputError(f"{name}: has no column of files among its columns {shown}; name one of them file")
+        raise InputError(f"{name}: has no column of files among its columns {shown}; call one of them 'file'")
     if label is None:
         others = [number for number, column in enumerate(plain) if column and number not in (file, split)]
         if len(others) != 1:
-            raise InputError(f"{name}: has no column of labels among its columns {shown}; name one of them label")
+            raise InputError(f"{name}: has no column of labels among its columns {shown}; call one of them 'label'")
         (label,) = others
     return file, label, split

@@ -12,7 +12,7 @@ from onecycle.data.readers.left_out import LeftOut
 
 
 class Classes(NamedTuple):
-    """The names of the classes, the label of each image by split, and the names that no image has as its label."""
+    """The class names, and for each split the class numbers of its images. `left_out` has the names without images."""
 
     names: tuple[str, ...]
     labels: dict[str, NDArray[np.int64]]
@@ -25,16 +25,16 @@ def classes_of(
     row_name: Callable[[str, int], str],
     names: Sequence[str] | None = None,
 ) -> Classes:
-    """Number the classes of `labels`, int64 `[N]` by split, from 0. There must be a training set.
+    """Number the classes from 0. `labels` has the labels of each split, int64 `[N]`. There must be a training set.
 
-    Each label of the training set is a class. The label is the index of the class name in `names`. Without `names`,
-    the class is called by its label. In messages, `source` names the data, and `row_name` names an image by its split
+    Each label of the training set is a class. The label is the index of the class name in `names`. If `names` is None,
+    the label itself is the class name. In messages, `source` names the data, and `row_name` names an image by its split
     and row.
 
     Raises:
         InputError: when a split has no images; when a label is negative, has no name or is not in the training set;
-            when there is only one class; when a class has only one image, and there is only a training set; or when
-            names cannot be told apart.
+            when there is only one class; when there is only a training set, and a class has only one image; or when
+            class names cannot be told apart.
     """
     for split, of_split in labels.items():
         if not len(of_split):

@@ -1,4 +1,4 @@
-"""Count the files of a folder or an archive that are not used, by reason."""
+"""Count the unused files of a folder or an archive by reason."""
 
 import os
 import re
@@ -13,16 +13,18 @@ from onecycle.data.readers.entries import Entry
 BESIDE_CLASSES = "image beside the class folders"
 OTHER = "file of another kind"
 
-_NAMED = 3  # names for each reason
-_MOST_REASONS = 20  # further reasons count as `OTHER`, because a reason may name a suffix: .1, .2, …
+_NAMED = 3  # for each reason, the names of this many files are kept
+# Files with further reasons count as `OTHER`. A reason may name a suffix, so files called x.1, x.2, … would otherwise
+# give very many reasons.
+_MOST_REASONS = 20
 _MOVIES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")  # a phone stores a live photo as a picture and a movie
 
 
 @dataclass
 class LeftOut:
-    """The number of files that are left out, by reason, and the names of the first few.
+    """For each reason, the number of files that are left out, and the names of the first few of these files.
 
-    A reason is a noun in the singular, and words that follow it: "file without a suffix".
+    A reason is a singular noun with more words after it, such as "file without a suffix".
     """
 
     counts: Counter[str] = field(default_factory=Counter)

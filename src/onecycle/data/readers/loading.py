@@ -85,14 +85,15 @@ def load_dataset(
 
     `labels` is the path of a CSV file, relative to the working folder or to the images. The CSV file has the
     file, the label and perhaps the split of each image. Without `labels`, a labels.csv beside the images is used. If
-    there are class folders, too, `labels` must be given: "none" reads the folders.
+    there are both a labels.csv and class folders, `labels` must be given. The value "none" reads the folders.
 
-    `validation` images are split off the training set and replace the test set. Then `limit` images of each set are
-    kept. Both selections are stratified and depend on `seed`.
+    If `validation` is not 0, this number of images is split off the training set and replaces the test set. Then at
+    most `limit` images of each set are kept. Both selections are stratified and depend on `seed`.
 
     Raises:
-        InputError: when the data is missing, damaged, in an unknown format, or too small for `validation` or `limit`.
-            Also when `validation` is given, but the data has a validation set.
+        InputError: when the data is missing, damaged, in an unknown format, or too small for `validation`. Also when
+            `limit` is less than the number of classes, or when `validation` is given, but the data has a validation
+            set.
         StorageError: when the cache cannot be written.
     """
     if input_size < 1:

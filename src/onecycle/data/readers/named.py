@@ -12,7 +12,7 @@ from onecycle.data.readers.sets import Sets
 
 
 class UnavailableError(InputError):
-    """A data set was not found, and could not be downloaded for the `reason`."""
+    """A data set was not found, and its download failed. `reason` says why it failed."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)

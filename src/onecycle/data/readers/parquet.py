@@ -1,4 +1,4 @@
-"""Read the parquet files of Hugging Face data sets: one image and one label a row.
+"""Read the parquet files of Hugging Face data sets. Each row has one image and one label.
 
 Source: https://huggingface.co/docs/datasets/image_dataset. The schema metadata "huggingface" holds the
 `datasets.Features`. These include the class names.
@@ -51,7 +51,7 @@ _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\b.*")
 _LABEL_NAMES = ("label", "labels")
 _FINE, _COARSE = "fine_label", "coarse_label"  # the label columns of CIFAR-100
-_ROWS_AT_ONCE = 32  # few, because an image may have 64 MiB
+_ROWS_AT_ONCE = 32  # this is small, because an image may have 64 MiB
 _BUFFER = 2**20  # bytes; without it, all images of a row group would be read at once
 
 
@@ -64,7 +64,7 @@ class _Columns(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file with its columns and its labels: numbers int64 `[n]`, or texts."""
+    """A file with its columns and its labels. The labels are numbers, int64 `[n]`, or texts."""
 
     path: Path
     columns: _Columns
@@ -221,7 +221,7 @@ def _columns(path: Path, schema: "pa.Schema", options: ReadOptions) -> _Columns:
     labels = [field.name for field in schema if _holds_labels(field.type)]
     labels = [name for name in labels if kinds.get(name) == "ClassLabel"] or labels
     if options.coarse and _COARSE not in labels:
-        raise InputError(f"--coarse is for CIFAR-100, and {path} has no column {_COARSE}; leave it out")
+        raise InputError(f"--coarse is for CIFAR-100, and {path} has no column {_COARSE}; leave out --coarse")
     if len(labels) > 1:
         wanted = (_COARSE if options.coarse else _FINE,) if {_FINE, _COARSE} <= set(labels) else _LABEL_NAMES
         labels = [name for name in labels if name in wanted] or labels
@@ -232,16 +232,16 @@ def _columns(path: Path, schema: "pa.Schema", options: ReadOptions) -> _Columns:
         )
     names = features.get(labels[0], {}).get("names") if kinds.get(labels[0]) == "ClassLabel" else None
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise InputError(f"{path}: the class names in its schema are not a list of texts; write it again")
+        raise InputError(f"{path}: the class names in its schema are not a list of texts; write the file again")
     return _Columns(images[0], labels[0], None if names is None else tuple(names))
 
 
 def _features(path: Path, schema: "pa.Schema") -> dict[str, Any]:
-    """The features that `datasets` wrote into the schema, or nothing."""
+    """The features that the library `datasets` wrote into the schema. Returns {} if there are none."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: the huggingface metadata of its schema is damaged; write it again") from error
+        raise InputError(f"{path}: the huggingface metadata of its schema is damaged; write the file again") from error
     return features if isinstance(features, dict) else {}
 
 

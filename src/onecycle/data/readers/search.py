@@ -17,7 +17,7 @@ from onecycle.data.readers.left_out import LeftOut
 from onecycle.data.readers.named import NamedSet
 from onecycle.data.readers.registry import DEFAULT, EMBEDDED, FORMATS, IMAGES, NAMED
 
-_MOST_NAMED = 3  # data sets that a message names, if a folder has several
+_MOST_NAMED = 3  # a message about a folder with several data sets names at most this many
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Found:
 
 
 def locate(path: Path, labels: str | None = None) -> Found:
-    """Find out which format the file or folder at `path` has. With a table of `labels`, the format is image files.
+    """Find out which format the file or folder at `path` has. If `labels` names a table, the format is image files.
 
     Raises:
         InputError: when `path` does not exist, or does not hold exactly one data set.
@@ -107,7 +107,7 @@ def _nothing(path: Path, left_out: LeftOut, form: str) -> InputError:
 
 
 def find_named(named: NamedSet) -> Path | None:
-    """The path of `named` in `$ONECYCLE_DATA`, `./data` or the user's cache, in this order. None if not found.
+    """Look for `named` in `$ONECYCLE_DATA`, `./data` and the user's cache, in this order. Returns its path or None.
 
     Raises:
         InputError: when `named` is the default data set, and `$ONECYCLE_DATA` is set but does not hold it.
@@ -129,7 +129,7 @@ def _default_at(place: Path) -> Path:
         raise InputError(f"$ONECYCLE_DATA: {error}") from error
     if found.format.name != DEFAULT.title:
         raise InputError(
-            f"$ONECYCLE_DATA: {place} holds {found.format.name}, not {DEFAULT.title}; give it with --data, or unset "
-            "ONECYCLE_DATA"
+            f"$ONECYCLE_DATA: {place} holds {found.format.name}, not {DEFAULT.title}; give this path with --data, or "
+            "unset ONECYCLE_DATA"
         )
     return found.path

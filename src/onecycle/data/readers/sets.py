@@ -13,7 +13,7 @@ class Sets:
     size. If there is neither a test set nor a validation set, the caller draws a test set from `train`.
     """
 
-    source: str  # the layout or format, and its path, in words
+    source: str  # a description with the layout or format, and the path, such as "NumPy archive data.npz"
     train: ImageSet
     test: ImageSet | None = None
     validation: ImageSet | None = None

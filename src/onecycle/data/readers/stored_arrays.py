@@ -27,7 +27,7 @@ _AT_ONCE = 2**22  # bytes of images that are read at a time
 class StoredArray:
     """An array of bytes in the file `path`. The array is called `name`, and its header gives the `shape`.
 
-    `open` opens the file at the first value. The stream must raise an error where the file is damaged.
+    `open` opens the file at the first value. Reading the opened file must raise an error where it is damaged.
     """
 
     path: Path
@@ -78,7 +78,7 @@ def array_sets(
     notes: Sequence[str] = (),
     left_out: LeftOut,
 ) -> RowSets:
-    """The data set of `arrays`, by split. Without `class_names`, the classes are called by their numbers.
+    """Make a data set of `arrays`, one per split. Without `class_names`, the names of the classes are their numbers.
 
     Raises:
         InputError: when the shape of an array is wrong, or the labels cannot be used.
@@ -119,7 +119,7 @@ def _row_names(images: StoredArray) -> Iterator[str]:
 
 
 def _checked_labels(path: Path, array: LabeledArray) -> NDArray[np.int64]:
-    """The labels of `array` as int64 `[N]`, after checking its shapes."""
+    """Check the shapes of `array`, and return its labels as int64 `[N]`."""
     shape, where = array.images.shape, f"{path}: {array.images.name}"
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         raise InputError(f"{where} has the shape {shape}; images must be [N,H,W] or [N,H,W,3]")
@@ -132,7 +132,7 @@ def _checked_labels(path: Path, array: LabeledArray) -> NDArray[np.int64]:
     if labels.ndim != 1:
         raise InputError(
             f"{path}: {array.labels_name} has the shape {labels.shape}; each image needs one label, the number of its "
-            "class, so it must be [N] or [N,1]"
+            "class, so the labels must be [N] or [N,1]"
         )
     if len(labels) != shape[0]:
         raise InputError(

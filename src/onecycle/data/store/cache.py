@@ -33,7 +33,7 @@ def look_up(key: str, read: Callable[[Path], T]) -> T | None:
         return None
     try:
         return read(folder)
-    except (OSError, ValueError, KeyError):  # damaged later: a folder gets this name only when it is complete
+    except (OSError, ValueError, KeyError):  # the folder was complete when it was named `key`, but was damaged later
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -92,7 +92,7 @@ def _print(line: str) -> None:
 
 @contextmanager
 def _removed(folder: Path, *, keep: bool) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)  # the process that held the lock before may have removed it
+    folder.mkdir(exist_ok=True)  # the process that held the lock before may have removed the folder
     try:
         yield
     except BaseException as failure:

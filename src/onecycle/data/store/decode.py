@@ -23,9 +23,9 @@ from onecycle.data.image_files import open_image, to_square
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
-_IDLE_SECONDS = 0.2  # time that idle threads get to end after a signal
+_IDLE_SECONDS = 0.2  # after a signal, wait at most this long for idle threads to end
 _LISTED = 5  # an error message lists at most this many problems
-_POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before a wait
+_POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before this process waits
 MOST_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -41,7 +41,7 @@ class Encoded(Protocol):
 
     @property
     def content(self) -> bytes | NDArray[np.uint8] | Unreadable:
-        """The bytes of the file. If a file holds many images: the pixels `[H,W]` or `[H,W,3]` of one of them."""
+        """The bytes of the file. If it holds many images, returns the pixels of one, `[H,W]` or `[H,W,3]`."""
         ...
 
     @property
@@ -117,7 +117,7 @@ def _daemon_threads(function: Callable[[A], R], count: int) -> Iterator[Callable
     finally:
         for _ in threads:
             tasks.put(None)
-        # An idle thread ends now: if it woke up while Python shuts down, the process might hang.
+        # Idle threads must end now. If one woke up while Python shuts down, the process might hang.
         deadline = time.monotonic() + _IDLE_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()) if is_stopped else None)
@@ -147,7 +147,7 @@ def decode_square(file: Encoded, size: int) -> NDArray[np.uint8] | Unreadable:
 def unusable(source: Path, problems: Sequence[str], images: int) -> InputError:
     """The error to raise when some images of the data set `source` cannot be used.
 
-    `problems` has a message for each of them. `images` is the number of images in the data set.
+    `problems` has a message for each of these images. `images` is the number of images in the data set.
     """
     more = f", and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
     return InputError(

@@ -1,7 +1,7 @@
 """A cache of image features in the user's cache folder. Missing features are computed.
 
-A folder holds the features of one backbone, computed in one way. Each of its files holds the features of a few images,
-identified by the hashes of their pixels. A file is complete and has a checksum, or it does not exist. If a
+A folder holds the features of one backbone, computed in one way. Each of its files holds the features of a few images.
+An image is identified by the hash of its pixels. A file is complete and has a checksum, or it does not exist. If a
 process is killed, the files that it has already written stay valid.
 """
 
@@ -34,8 +34,9 @@ Compute = Callable[[torch.Tensor], torch.Tensor]
 class FeatureCache:
     """The features that `compute` gives for the views of images.
 
-    `key` holds all other values that the features depend on, as JSON. The views of an image are computed together,
-    without other images. So its features have the same bits in every data set, whether they are computed or read.
+    `key` holds, as JSON values, everything else that the features depend on. The views of an image are computed
+    together, without other images. So the features of an image have the same bits in every data set, whether they are
+    computed or read from the cache.
     """
 
     def __init__(self, compute: Compute, key: Mapping[str, Any]) -> None:
@@ -52,15 +53,17 @@ class FeatureCache:
     ) -> tuple[torch.Tensor, str | None]:
         """The features `[N,V,c,h,w]` of the `views` of `images`, uint8 `[N,S,S,3]`.
 
-        `start` is called with the number of images whose features must be computed, and `advance` after each of them.
-        If the cache cannot be written, the features are still returned, and the second value is the reason.
+        `start` is called with the number of images whose features must be computed. `advance` is called after each
+        of these images. The second returned value is None, or the reason why the cache could not be written. The
+        features are returned in both cases.
         """
         folder = self._folder(views)
         digests = [digest_of(image) for image in images]
         with suppress(OSError):
             os.utime(folder)  # makes this folder the last to be removed
         found = _read(folder, set(digests))
-        first = {digest: row for row, digest in reversed(list(enumerate(digests)))}  # an image may occur twice
+        # If an image occurs several times, `first` has its first row.
+        first = {digest: row for row, digest in reversed(list(enumerate(digests)))}
         missing = sorted(row for digest, row in first.items() if digest not in found)
         if missing:
             start(len(missing))
@@ -85,9 +88,9 @@ class FeatureCache:
 
 
 def remove_oldest(*, kept: int) -> None:
-    """Remove the least recently used folders of features, so that all together have at most `MOST_BYTES`.
+    """Remove the least recently used folders of features, so that the rest has at most `MOST_BYTES` in all.
 
-    The `kept` most recently used folders stay, even if they are larger.
+    `kept` is the number of most recently used folders that always stay, even if they have more than `MOST_BYTES`.
     """
     with suppress(OSError):  # another process may remove the same folders at the same time
         left = MOST_BYTES

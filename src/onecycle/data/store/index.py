@@ -40,7 +40,7 @@ _Counts = dict[str, dict[str, int]]
 class Index:
     """The split and class of each image. Images are numbered consecutively across all listings.
 
-    There is a training set, and a validation set, a test set or both.
+    There is always a training set. There is also a validation set, a test set or both.
     """
 
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Index:
 
 
 def split_of(name: str) -> str | None:
-    """The split that `name`, a folder name or a table cell, stands for. None if it stands for no split."""
+    """The split that the folder name or table cell `name` stands for. Returns None if it stands for no split."""
     return _SPLIT_OF.get(name.strip().lower())
 
 
@@ -109,7 +109,7 @@ def ordered_index(
     """The index of images that are assigned to a split and a class.
 
     `groups` `[N]` has a number for each image: split number * number of classes + label, or -1 if the image is left
-    out. `tops` has the path of a folder for each listing. The order of images does not depend on these paths. If
+    out. `tops` has one folder for each listing. The order of images does not depend on the paths of these folders. If
     "train" is the only split, the test set is drawn from it.
 
     Raises:
@@ -139,7 +139,7 @@ def ordered_index(
 def _around_splits(listings: Sequence[Listing], singles: Sequence[Parts]) -> list[Parts] | None:
     """For each listing, the folder that contains its splits, such as train/ and test/. None if there are no splits.
 
-    `singles` has the path of the nested folders around the content of each listing.
+    `singles` has a path for each listing: the folders, each the only one in the folder above it, down to the content.
     """
     around = [_around_train_and_test(listing, single) for listing, single in zip(listings, singles, strict=True)]
     if not any(around):
@@ -203,7 +203,7 @@ def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
     """
     tops = [_single_path(listing.folders)[:1] for listing in listings]
     splits = {split_of(top[0]) for top in tops if top}
-    if len(splits) > 1 and "train" in splits:  # an archive for each split
+    if len(splits) > 1 and "train" in splits:  # each split has its own archive
         return [() for _ in listings]
     with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
     if not all(with_images):
@@ -294,8 +294,8 @@ def _require_no_class_called_like_a_split(
 ) -> None:
     """Refuse folders that have the names of splits, but may be classes.
 
-    They may be classes because the folder `beside` them has images, but is not a split. Every split with images must
-    have class folders, and there must be train/ and another split.
+    `beside` is a folder next to them. It has images but is not a split, so all of these folders may be classes. They
+    are accepted as splits if each of them with images has class folders, and if train/ and another split exist.
     """
     for split in counts:
         if split in loose and not counts[split]:
@@ -340,7 +340,7 @@ def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
     if sets := sorted(name for name in counts if name.lower() in _NEVER_CLASSES):
         raise InputError(
             f"{source}: {sets[0]}/ looks like a split, not a class, but there is no train/; name the training set "
-            "train/; if it is a class, rename it"
+            f"train/; if {sets[0]}/ is a class, rename it"
         )
     return all_places, {"train": counts}
 
@@ -396,7 +396,10 @@ def _check(counts: _Counts, names: dict[str, str], source: Path, *, is_drawn: bo
 
 
 def require_different_names(classes: Iterable[str], where: Callable[[str], str], what: str, source: Path) -> None:
-    """Refuse `classes` if two of them look alike. In the message, `where` names a class, and `what` names them all."""
+    """Refuse `classes` if two of them look alike.
+
+    In the message, a class is called `where(name)`, and all classes are called `what`, such as "labels".
+    """
     if alike := find_alike(sorted(classes)):
         here, there = map(where, alike.names)
         # A terminal shows both Unicode forms alike. The escapes show the difference.

@@ -25,10 +25,11 @@ from onecycle.data.store.listing import Listing, located
 
 
 def index_by_labels(listings: Sequence[Listing], labels: LabelFile, source: Path) -> Index:
-    """Assign each image of `listings`, the content of `source`, to the class and the split that `labels` gives it.
+    """Assign each image of `listings`, which list the content of `source`, to its class and split in `labels`.
 
-    Without a column of splits, the folder of an image gives its split, such as test/. Images in other folders are for
-    training. If this gives no training image, all images are for training. Images without a row are left out.
+    If `labels` has no column of splits, the folder of an image, such as test/, gives its split. Images in other folders
+    are for training. If this gives no training image, all images are for training. Images without a row in `labels` are
+    left out.
 
     Raises:
         InputError: when a row names no image, or the labels contradict each other or do not form a usable data set.
@@ -74,7 +75,7 @@ def index_by_labels(listings: Sequence[Listing], labels: LabelFile, source: Path
 
 
 class _Images:
-    """Finds images by the ends of their paths, with or without suffix. `paths` has the paths of all images."""
+    """Finds images by the ends of their paths. The file suffix may be missing. `paths` has the paths of all images."""
 
     def __init__(self, listings: Sequence[Listing]) -> None:
         count = sum(map(len, listings))
@@ -145,7 +146,7 @@ def _check(counts: dict[str, Counter[str]], labels: LabelFile) -> None:
         if unknown := sorted(of_split.keys() - counts["train"].keys()):
             raise InputError(
                 f"{source}: the label {unknown[0]!r} is in the {split} set, but not in the training set; add training "
-                "images with this label, or remove it"
+                "images with this label, or remove the label"
             )
     require_two_classes(counts["train"], source, is_drawn=len(counts) == 1)
 

@@ -27,7 +27,7 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" e
 
 
 def subset_of(images: ImageSet, rows: NDArray[np.integer[Any]]) -> ImageSet:
-    """The images at `rows` (integers `[M]`), in that order: in memory, or in the cache if they are large.
+    """The images at `rows`, integers `[M]`, in that order. A large subset is in the cache, a small one in memory.
 
     Raises:
         StorageError: when the cache cannot be written.
@@ -62,7 +62,7 @@ def write_set(
     classes: Sequence[str],
     names: Iterable[str] | None = None,
 ) -> None:
-    """Write an image set into files in `folder` whose names start with `name`.
+    """Write an image set into `folder`, in files whose names start with `name`.
 
     `parts` yields the images as arrays whose total shape is `shape`. `names` yields their names, if they have any.
 

@@ -59,7 +59,10 @@ class EncodedImage(NamedTuple):
 
 
 def images_in(listing: Listing) -> Iterator[EncodedImage]:
-    """Yield the images in the source of `listing`, in reading order, and add them to `listing`, which must be empty."""
+    """Yield the images in the source of `listing`, in reading order, and add them to `listing`.
+
+    `listing` must be empty at the start.
+    """
     for entry in entries_of(listing.source):
         if listing.add(entry):
             content: bytes | Unreadable
@@ -97,7 +100,7 @@ def decode(sources: Sequence[DecodeSource], size: int, folder: Path) -> list[Dec
 
 
 def _processes(sources: int) -> int:
-    """The number of processes that decode `sources` sources."""
+    """The number of processes to use when there are `sources` sources to decode."""
     # Without fork, each process would import torch and run the user's script again.
     can_fork = sys.platform == "linux" and not multiprocessing.current_process().daemon
     return max(1, min(usable_cores(), sources)) if can_fork else 1

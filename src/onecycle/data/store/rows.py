@@ -48,13 +48,13 @@ class Rows:
 class RowSets:
     """The images of a data set, by split: "train", and perhaps "validation" and "test"."""
 
-    source: str  # the format and its path, in words
+    source: str  # a description with the format and the path, such as "NumPy archive data.npz"
     prefix: str  # what messages put before the name of an image
     path: Path
     files: Sequence[Path]  # all files that are read
     classes: tuple[str, ...]
     by_split: Mapping[str, Rows]
-    name: str | None = None  # this and the next two fields are those of `Sets`
+    name: str | None = None  # `name`, `notes` and `left_out` are passed on to `Sets`
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
 from rich.console import Console
 
-FONT = "DejaVu Sans"  # part of matplotlib, so most plots are the same on every machine
+FONT = "DejaVu Sans"  # this font comes with matplotlib, so most plots are the same on every machine
 
 _NO_CHARACTER = 0x10FFFF
 _announced: set[str] = set()  # the letters that `fallbacks` has already named on stderr
@@ -17,14 +17,15 @@ _announced: set[str] = set()  # the letters that `fallbacks` has already named o
 def fallbacks(letters: frozenset[str]) -> tuple[str, ...]:
     """A few families of installed fonts for the `letters` that `FONT` lacks.
 
-    If no installed font has a letter, plots show a box. A line on stderr names each such letter once.
+    A letter that is in no installed font appears as a box in plots. A line on stderr names each such letter once.
     """
     own = FT2Font(fontManager.findfont(FONT))
     missing = {letter for letter in letters if letter.isprintable() and not own.get_char_index(ord(letter))}
     families: list[str] = []
     if missing:
         paths = {font.name: font.fname for font in fontManager.ttflist}
-        # `max` takes the first of several equally good fonts. The order prefers fonts without serifs, and is fixed.
+        # `max` takes the first of several equally good fonts. Sorting puts fonts without serifs first, and makes the
+        # choice the same every time.
         drawn = {name: _drawn_by(paths[name], missing) for name in sorted(paths, key=lambda n: ("Sans" not in n, n))}
         while missing & drawn[best := max(drawn, key=lambda name: len(drawn[name] & missing))]:
             families.append(best)
@@ -47,7 +48,7 @@ def _drawn_by(path: str, letters: Set[str]) -> set[str]:
         font = FT2Font(path)
         font.set_size(10, 72)
         if font.get_char_index(_NO_CHARACTER):
-            return set()  # this font has a box for every code point
+            return set()  # this font draws a box for every code point, so it is of no use
         return {letter for letter in letters if font.get_char_index(ord(letter)) and _has_outline(font, letter)}
     except (OSError, RuntimeError):  # FreeType cannot use this font
         return set()

@@ -42,9 +42,9 @@ def accuracy_curves(
 ) -> Figure:
     """Training and evaluation accuracy by epoch, in percent.
 
-    Labels at the ends of the lines show the last values. The best epoch is marked. If it is better than the last
-    epoch, a note says that it is not the result. `evaluated_on` is the name of the evaluated split. `reference` is the
-    name and the value (a fraction) of an accuracy that is drawn as a horizontal line.
+    Labels at the ends of the lines show the last values. The best epoch is marked. If the best epoch is better than the
+    last, a note says that the best epoch is not the result. `evaluated_on` is the name of the evaluated split.
+    `reference` is the name and the value (a fraction) of an accuracy that is drawn as a horizontal line.
 
     Raises:
         ValueError: if `history` is empty.

@@ -208,7 +208,7 @@ def _write(
     bold: bool = False,
     align: str = "left",
 ) -> None:
-    """Write `text` with its baseline at `x`, `y` inches from the upper left corner."""
+    """Write `text` with its baseline at the point (`x`, `y`), in inches from the upper left corner of the figure."""
     width, height = figure.get_size_inches()
     weight = "bold" if bold else "normal"
     figure.text(x / width, 1 - y / height, text, fontsize=size, color=color, weight=weight, ha=align)

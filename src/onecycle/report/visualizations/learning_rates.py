@@ -29,7 +29,9 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ENDINGS = {"completed": "sweep completed", "diverged": "sweep stopped: the loss diverged"}
 
 
-_MOST_POINTS = 10_000  # a curve needs no more points, because it is straight between its peak and its ends
+# A run of more steps than this is drawn with some of its steps left out. The curve looks the same, because it is
+# straight before and after its peak.
+_MOST_POINTS = 10_000
 
 
 class _Mark(NamedTuple):

@@ -21,14 +21,15 @@ from matplotlib.ticker import MaxNLocator
 from onecycle.core.files import replacing
 from onecycle.report.visualizations.fonts import FONT, fallbacks
 
-# From Okabe & Ito, "Color Universal Design". People with any kind of color vision can tell these two colors apart.
+# These two colors are from Okabe & Ito, "Color Universal Design". People with any kind of color vision can tell them
+# apart.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 PALETTE = (BLUE, VERMILLION, "#00785A", "#9C3F7D", "#7D5A00", "#51606E")  # for lines and labels on a white background
 INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 11.0
 LINE_INCHES = 0.18  # the height of a line of text at FONT_SIZE
-DPI = 150  # a chart is 900 pixels wide, as wide as a README shows it
+DPI = 150  # at this resolution, a chart is 900 pixels wide, as wide as a README shows it
 
 _STYLE = {
     "figure.dpi": DPI,
@@ -82,7 +83,7 @@ def _in_style(changes: Mapping[str, object] | None = None) -> Iterator[None]:
         # Hide both warnings. `fallbacks` already names missing letters. Matplotlib before 3.11 warns about scripts that
         # it draws without joining the letters.
         warnings.filterwarnings("ignore", "Glyph .* missing from font|Matplotlib currently does not support")
-        log.setLevel(logging.ERROR)  # hide the note that a fallback has no bold font: its normal font is as good
+        log.setLevel(logging.ERROR)  # hide the note that a fallback font has no bold style; its normal style will do
         try:
             yield
         finally:
@@ -118,7 +119,7 @@ def chart(*, right: float = 0.3, top: float = 0.5) -> tuple[Figure, Axes]:
     """
     figure = Figure(figsize=(6, 4))
     axes = axes_inside(figure, left=0.8, right=right, top=top, bottom=0.6)
-    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # no steps of 2.5: they need one more digit
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # steps of 2.5 would need one more digit
     axes.grid(axis="y")
     return figure, axes
 
