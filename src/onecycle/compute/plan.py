@@ -94,7 +94,7 @@ class ComputePlan:
         changes, but their values stay the same.
         """
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        prepared = copy.deepcopy(model, shared)  # deepcopy keeps the tensors in its memo instead of copying them
+        prepared = copy.deepcopy(model, shared)  # deepcopy does not copy tensors that are in its memo
         if self.im2col_gemm or self.amx or self.winograd:
             _replace_convolutions(prepared, self)
         if self.native_kernels:

@@ -13,7 +13,7 @@ CUTOUT = 8  # side of the square that is cut out, in pixels
 LARGEST_SIZE = 1024  # pixels; a network for larger images would need many GiB
 WIDEST = 4096  # limit for each number of channels in `widths`
 MOST_WORKERS = 1024
-MOST_STEPS = 1_000_000  # limit for `epochs` and for `batch_size`
+MOST_STEPS = 1_000_000  # `epochs` and `batch_size` may each be at most this
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0"

@@ -133,7 +133,7 @@ class Batches:
                 )
 
     def _inputs(self, drawn: torch.Tensor, step: int) -> torch.Tensor:
-        """The network's inputs for the images `drawn`, uint8 `[B,H,W,3]`, at the global `step`."""
+        """The inputs of the network at the global `step`, from the images in `drawn`, uint8 `[B,H,W,3]`."""
         if self._sizes and len(drawn):
             drawn = resize(drawn, self.image_size(step))
         return self.preprocessing.normalize(drawn)

@@ -165,8 +165,8 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
     size is not resized. The EXIF orientation is applied, and transparent pixels are blended with white. Transparency
-    is ignored if it hides a whole image that has several colors. If the ICC profile is not sRGB, the colors are
-    converted to sRGB.
+    is ignored if every pixel is transparent, but the hidden colors differ. If the ICC profile is not sRGB, the colors
+    are converted to sRGB.
     """
     profile = profile_of(image)
     if (turn := _turn(image)) is not None:

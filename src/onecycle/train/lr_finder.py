@@ -32,8 +32,8 @@ SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls le
 # by more than that in about 1 of 100 sweeps. The noise in these sweeps was normal, uniform, log-normal or gamma
 # distributed.
 NOISE_FALL = 2.0
-ONSET = 0.10  # LR min is where the smoothed loss has made this fraction of its total fall
-PLATEAU = 0.95  # LR max is where the smoothed loss has made this fraction of its total fall
+ONSET = 0.10  # at LR min, the smoothed loss has completed this fraction of its total decrease
+PLATEAU = 0.95  # at LR max, the smoothed loss has completed this fraction of its total decrease
 
 
 def find_lr(

@@ -152,7 +152,7 @@ def _check(counts: dict[str, Counter[str]], labels: LabelFile) -> None:
 
 
 def _left_out(listings: Sequence[Listing], groups: NDArray[np.int32], labels: LabelFile) -> LeftOut:
-    """The files in `listings` that are not images with a label."""
+    """The files in `listings` that are not images, or that have no label."""
     found = LeftOut()
     for listing in listings:
         found.include(listing.left_out, f"{listing.source.name}:" if len(listings) > 1 else "")
