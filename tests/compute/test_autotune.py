@@ -359,6 +359,25 @@ def test_a_challenger_must_win_by_the_advantage(monkeypatch: pytest.MonkeyPatch,
     assert names(choice) == ["float32", "float32, channels-last", together]
 
 
+@pytest.mark.parametrize(
+    ("change", "seconds", "wins"),
+    [
+        ({"im2col_gemm": True}, 0.96, False),
+        ({"im2col_gemm": True}, 0.94, True),
+        ({"channels_last": True, "native_kernels": True}, 1.07, False),
+        ({"channels_last": True, "native_kernels": True}, 1.05, True),
+    ],
+)
+@pytest.mark.usefixtures("native_kernels")
+def test_a_plan_must_be_5_percent_faster_but_may_be_5_percent_slower_if_it_adds_the_native_kernels(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, bool], seconds: float, wins: bool
+) -> None:
+    try_only(monkeypatch, lambda best, _: replace(best, **change), advantage=autotune.ADVANTAGE)
+    monkeypatch.setattr(autotune.Microbenchmark, "seconds", lambda self, images, *plans: [1.0, seconds][: len(plans)])
+    plan = choose(tiny(), 8, MACHINE).plan
+    assert (plan.im2col_gemm or plan.native_kernels) == wins
+
+
 class Rectifying(ModelComposite):
     """A network that applies a ReLU after each layer for which the function `is_convolution` returns true."""
 

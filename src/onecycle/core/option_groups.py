@@ -46,7 +46,7 @@ class DataConfig(OptionGroup):
     """Use the 20 coarse classes of CIFAR-100."""
 
     labels: str | None = None
-    """CSV file with the label of each image; default: class folders."""
+    """CSV file with the label of each image; none reads the class folders."""
 
     size: int = 32
     """Height and width to which images are resized."""

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from onecycle.core.errors import PeerError
 
 AHEAD = 2  # batches that each worker computes before they are needed
-WORKER_GRACE_SECONDS = 60  # a worker exits this long after SIGTERM; a step and a checkpoint take less time
+WORKER_GRACE_SECONDS = 60  # a worker exits at most this long after SIGTERM; a step and a checkpoint take less
 WORKER_NICENESS = 15  # a worker gets 1/30 of a busy core, which is enough for batches of 512 images
 
 Task = TypeVar("Task")

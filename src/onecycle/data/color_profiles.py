@@ -12,7 +12,9 @@ from PIL import Image, ImageCms
 
 MOST_BYTES = 2**22  # limit for the size of a profile; profiles of cameras and screens have a few thousand bytes
 _LEVELS = 6  # levels of each channel in the test colors that show whether a profile is sRGB
-_SAME = 3  # a profile is sRGB if it changes no test color by more 8-bit levels; those called sRGB differ this much
+# A profile counts as sRGB if it changes no test color by more than this many 8-bit levels. Profiles called sRGB change
+# colors by up to this much.
+_SAME = 3
 _KEPT = 32  # transforms kept in memory; a few suffice, because all images of a camera have the same profile
 
 

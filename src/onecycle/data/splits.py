@@ -27,8 +27,8 @@ def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0
     most = counts - leave
     if (most < keep).any() or not keep * len(classes) <= size <= most.sum():
         raise ValueError(
-            f"cannot choose {size} of {len(labels)} labels; each class must have at least {keep} labels that are "
-            f"chosen and at least {leave} labels that are not chosen"
+            f"cannot choose {size} of {len(labels)} labels; each class needs {keep} or more chosen labels and {leave} "
+            "or more others"
         )
     # With integer arithmetic, equal shares compare equal.
     shares = np.clip(counts * size // max(len(labels), 1), keep, most)

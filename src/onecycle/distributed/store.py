@@ -69,7 +69,8 @@ class StorePlace:
 
         - no address,
         - an address that this machine does not have, such as a router's, or
-        - the loopback address, although the name is not "localhost". /etc/hosts may map a machine's own name to it.
+        - the loopback address, although the name is neither this address nor "localhost". /etc/hosts may map a
+          machine's own name to the loopback address.
 
         Raises:
             RuntimeError: when the port is in use.

@@ -16,6 +16,7 @@ class Head(ModelComposite):
     Maps the output of the frozen layers `[B,c,h,w]` to logits `[B,classes]`. `tuned` gives a map `[B,channels,h,w]`.
     If only the linear layer is trained, `tuned` is `nn.Identity()`. The input of the linear layer is the mean of each
     channel.
+
     The tuned layers stay in evaluation mode, so their batch norm keeps the statistics of the images that the backbone
     was trained on. The statistics of a few images would be poor.
     """

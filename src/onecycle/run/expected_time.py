@@ -99,7 +99,7 @@ def times_of_other_recipes(config: Config, seconds: float, *, by_winograd: bool)
 
 
 def duration(seconds: float) -> str:
-    """A duration as text with two digits or more: "40 seconds", "9 minutes", "2 hours 5 minutes"."""
+    """A duration as text, rounded to seconds or to minutes: "40 seconds", "9 minutes", "2 hours 5 minutes"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{round(seconds)} seconds"

@@ -36,7 +36,7 @@ class AccessControl:
     Checking the host name prevents DNS rebinding. In this attack, another site points its own host name to the address
     of this service. Without the check, the page of that site could then read the responses. An IP address as the host
     is always accepted, because a site cannot point an IP address to another machine. A request without a Host header
-    is accepted, because a browser always sends one.
+    is accepted: it does not come from a browser, because browsers always send this header.
 
     `own` are the names of this machine, and `allowed` are further names that the user of the service chose.
     """

@@ -316,10 +316,9 @@ def _require_unpacked(file: BinaryIO) -> None:
         if (size := sum(member.file_size for member in archive.infolist())) > most:
             raise ValueError(f"its arrays have {size:,} bytes; the limit for a file of its size is {most:,}")
         for member in archive.infolist():
+            # Other compression methods may need unbounded memory.
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(
-                    f"{member.filename} is not compressed by deflate"
-                )  # other compression methods may need unbounded memory
+                raise ValueError(f"{member.filename} is not compressed by deflate")
             with archive.open(member) as array:
                 version = np.lib.format.read_magic(array)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -66,9 +66,8 @@ def weight_gradient(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tenso
     assert gradient.shape == (batch, outputs, height, width)
     parts = min(torch.get_num_threads(), -(-batch // _GROUP))
     of_input, of_output = _blocks(inputs), _blocks(outputs)
-    rows = (_CACHED_TILES // width - 2 * of_input) // (
-        of_input + of_output
-    )  # number of rows of the map that are packed at a time
+    # The number of rows of the map that are packed at a time.
+    rows = (_CACHED_TILES // width - 2 * of_input) // (of_input + of_output)
     rows = min(max(rows, 1), height)
     input_size, gradient_size = min(rows + 2, height) * width * of_input, rows * width * of_output
     packed_input, packed_gradient = _allocate_tiles(parts * input_size), _allocate_tiles(parts * gradient_size)

@@ -23,7 +23,7 @@ from onecycle.data.image_files import open_image, to_square
 _CHUNK = 64  # files to read ahead, so that the thread pool stays busy
 _CHUNK_BYTES = 2**26  # reading ahead stops when the files reach this size
 _LARGE_BYTES = 50_000
-_IDLE_SECONDS = 0.2  # after a signal, wait at most this long for idle threads to end
+_IDLE_SECONDS = 0.2  # after an error or a signal, wait at most this long for idle threads to end
 _LISTED = 5  # an error message lists at most this many problems
 _POLL_SECONDS = 1.0  # longest delay of a signal that arrives just before this process waits
 MOST_THREADS = min(8, os.cpu_count() or 1)
@@ -41,7 +41,7 @@ class Encoded(Protocol):
 
     @property
     def content(self) -> bytes | NDArray[np.uint8] | Unreadable:
-        """The bytes of the file. If it holds many images, returns the pixels of one, `[H,W]` or `[H,W,3]`."""
+        """The bytes of an image file, or the pixels of an image, `[H,W]` or `[H,W,3]`."""
         ...
 
     @property

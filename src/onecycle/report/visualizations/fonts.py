@@ -10,14 +10,15 @@ from rich.console import Console
 FONT = "DejaVu Sans"  # this font comes with matplotlib, so most plots are the same on every machine
 
 _NO_CHARACTER = 0x10FFFF
-_announced: set[str] = set()  # the letters that `fallbacks` has already named on stderr
+_announced: set[str] = set()  # letters for which `fallbacks` has already printed a line on stderr
 
 
 @cache
 def fallbacks(letters: frozenset[str]) -> tuple[str, ...]:
     """A few families of installed fonts for the `letters` that `FONT` lacks.
 
-    A letter that is in no installed font appears as a box in plots. A line on stderr names each such letter once.
+    A letter that is in no installed font appears as a box in plots. One line on stderr names such letters, at most 20
+    of them, unless an earlier line did.
     """
     own = FT2Font(fontManager.findfont(FONT))
     missing = {letter for letter in letters if letter.isprintable() and not own.get_char_index(ord(letter))}

@@ -29,7 +29,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ENDINGS = {"completed": "sweep completed", "diverged": "sweep stopped: the loss diverged"}
 
 
-# A run of more steps than this is drawn with some of its steps left out. The curve looks the same, because it is
+# A run of at least twice as many steps is drawn without some of its steps. The curve looks the same, because it is
 # straight before and after its peak.
 _MOST_POINTS = 10_000
 
