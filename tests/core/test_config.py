@@ -208,6 +208,8 @@ def test_an_unknown_field_is_named_with_the_known_ones() -> None:
         ("epochs", None),
         ("batch_size", [512]),
         ("lr_max", "0.1"),
+        ("lr_max", 10**400),
+        ("seed", 2**63),
         ("lr_min", False),
         ("peak_fraction", None),
         ("seed", 0.5),

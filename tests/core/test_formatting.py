@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecycle.core.formatting import percent
+from onecycle.core.formatting import loss, percent
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,19 @@ def test_other_fractions_are_rounded(share: float, decimals: int) -> None:
     text = percent(share, decimals, unit=" %")
     assert text.startswith("100") == (share == 1)
     assert text == f"{100 * share:.{decimals}f} %" or (text.startswith(">99") and share < 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.25049, "0.250"),
+        (-1.5, "-1.500"),
+        (9_999.0, "9999.000"),
+        (12_345.6, "1.23e+04"),
+        (1.48e228, "1.48e+228"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_loss_is_short_however_large_it_is(value: float, text: str) -> None:
+    assert loss(value) == text

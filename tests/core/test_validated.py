@@ -38,6 +38,7 @@ def test_values_become_a_record() -> None:
     expected = Record(kind="a", count=3, pair=(1, 2), parts=(Part("x"),), share=1, by_name={"y": 0.5})
     assert validated(Record, values) == expected
     assert validated(Record, {**VALUES, "share": None}) == Record(kind="a", count=3, pair=(1, 2))
+    assert type(validated(Record, values).share) is float
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,8 @@ def test_values_become_a_record() -> None:
         ({"parts": [{"name": ["x"]}]}, "name is ['x']; it must be text"),
         ({"share": float("nan")}, "share is nan; it must be from 0 to 1"),
         ({"by_name": {"y": "z"}}, "by_name is 'z'; it must be a number"),
+        ({"count": 2**63}, "count is 9223372036854775808; it must have at most 64 bits"),
+        ({"by_name": {"y": -(10**400)}}, "by_name is -1000"),
         ({"\x1b": 0}, "the field "),
         ({"kind": "\u202e" * 100}, "kind is '"),
     ],

@@ -84,6 +84,8 @@ def _run(
 
 
 def _command(arguments: Sequence[str]) -> int:
+    import torch
+
     from onecycle import cli
     from onecycle.run import experiment
 
@@ -92,6 +94,9 @@ def _command(arguments: Sequence[str]) -> int:
         time.sleep(1)
 
     experiment.fit = experiment.find_lr = stop  # type: ignore[assignment]
+    # A run may have had 1,024 threads. Their stacks use little memory, but count as 16 GiB of RLIMIT_DATA.
+    set_num_threads = torch.set_num_threads
+    torch.set_num_threads = lambda count: set_num_threads(min(count, 64))
     return cli.main(arguments)
 
 

@@ -173,13 +173,24 @@ def test_deeply_nested_json_is_refused(copy_of: RunFolder, refused: Refused, nam
     assert str(path) in refused("report", "--run", copy_of.path)
 
 
-@pytest.mark.parametrize("values", [{"epoch": "one"}, {"train_accuracy": 2}, {"eval_loss": None}, {"extra": 0}])
+@pytest.mark.parametrize(
+    "values", [{"epoch": "one"}, {"train_accuracy": 2}, {"eval_loss": None}, {"train_loss": 10**150}, {"extra": 0}]
+)
 def test_a_history_with_a_wrong_value_is_refused(
     copy_of: RunFolder, refused: Refused, values: dict[str, object]
 ) -> None:
     first, *others = copy_of.history.read_text().splitlines()
     copy_of.history.write_text("\n".join([json.dumps({**json.loads(first), **values}), *others]))
     assert str(copy_of.history) in refused("report", "--run", copy_of.path)
+
+
+@pytest.mark.parametrize("loss", [1e4, 1.48e228, -1e300, math.inf])
+def test_a_report_shows_a_loss_of_any_size(copy_of: RunFolder, loss: float) -> None:
+    lines = [json.loads(line) for line in copy_of.history.read_text().splitlines()]
+    lines[-1] |= {"train_loss": loss, "eval_loss": loss}
+    copy_of.history.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["report", "--run", str(copy_of.path)]) == 0
+    assert f"last epoch: {loss:.3g} (test)" in copy_of.report.read_text()
 
 
 @pytest.mark.parametrize(

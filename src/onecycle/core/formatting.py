@@ -9,6 +9,11 @@ def percent(share: float, decimals: int = 2, *, unit: str = "%") -> str:
     return number + unit
 
 
+def loss(value: float, decimals: int = 3) -> str:
+    """A loss as text. From 10,000 on it has few digits and an exponent, so that the text is short."""
+    return f"{value:.{decimals}f}" if not abs(value) >= 10_000 else f"{value:.{decimals}g}"
+
+
 def without_controls(text: str) -> str:
     """`text` with an escape in place of every character that is not printable.
 

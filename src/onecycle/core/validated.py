@@ -74,6 +74,11 @@ def fits(value: object, hint: Any) -> bool:
     return isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
 
 
+def has_64_bits(value: object) -> bool:
+    """Whether `value` is not an int, or NumPy can represent it as int64. Ints in JSON have any number of digits."""
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
 def in_words(hint: Any) -> str:
     """The values that `fits` allows for `hint`, in words."""
     if get_origin(hint) is Literal:
@@ -117,7 +122,9 @@ def _converted(value: Any, hint: Any, where: str, sizes: dict[str, int]) -> Any:
     if origin in (tuple, dict) or not fits(value, hint):
         allowed = {tuple: "a list", dict: "an object"}.get(origin) or in_words(hint)
         raise ValueError(f"{where} is {_shortened(value)}; it must be {allowed}")
-    return value
+    if not has_64_bits(value):
+        raise ValueError(f"{where} is {_shortened(value)}; it must have at most 64 bits")
+    return float(value) if hint is float else value
 
 
 def _array(value: Any, dtype: Any, where: str) -> Any:
@@ -157,6 +164,7 @@ class OptionGroup:
             value = getattr(self, field)
             if not fits(value, hint):
                 self._require(field, False, in_words(hint))
+            self._require(field, has_64_bits(value), "a number of at most 64 bits")
             self._require(field, _can_be_in_path(str(value)), "without characters that a path cannot have")
 
     def _require(self, field: str, holds: bool, allowed: str) -> None:

@@ -207,7 +207,8 @@ class Page:
                     class_weights=self.config.class_weights,
                 ),
                 "loss",
-                f"Loss by epoch; last epoch: {last.eval_loss:.3f} ({evaluated_on}), {last.train_loss:.3f} (train)",
+                f"Loss by epoch; last epoch: {formatting.loss(last.eval_loss)} ({evaluated_on}), "
+                f"{formatting.loss(last.train_loss)} (train)",
             )
         if self.result:
             steps = -(-self.result.train_images // self.config.batch_size)

@@ -6,6 +6,7 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from onecycle.core import formatting
 from onecycle.report.page import counted, dataset_name, duration, percent
 
 _LONGEST_FILE_NAME = 64  # longer file names are shortened to this many characters
@@ -33,6 +34,7 @@ def render(template: str, **values: object) -> str:
     environment.filters |= {
         "percent": percent,
         "duration": duration,
+        "loss": formatting.loss,
         "counted": counted,
         "file_name": file_name,
         "dataset_name": dataset_name,

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from onecycle.core import formatting
 from onecycle.report.visualizations.style import (
     BLUE,
     GREY,
@@ -94,13 +95,14 @@ def loss_curves(
     evaluated = np.array([record.eval_loss for record in history])
     figure, axes = _draw(
         history,
-        _Line(train, f"train {train[-1]:.3f}", VERMILLION),
-        _Line(evaluated, f"{evaluated_on} {evaluated[-1]:.3f}", BLUE),
+        _Line(train, f"train {formatting.loss(train[-1])}", VERMILLION),
+        _Line(evaluated, f"{evaluated_on} {formatting.loss(evaluated[-1])}", BLUE),
         limits=_limits(np.array([*train, *evaluated]), smallest=0.1, top=np.inf),
     )
     smoothed = f"labels smoothed by {label_smoothing:g}" if label_smoothing else None
     criterion = " and ".join(filter(None, [smoothed, "weighted classes" if class_weights else None]))
-    axes.set_title(f"Loss by epoch: {evaluated[-1]:.3f} at the last ({evaluated_on})", pad=20 if criterion else None)
+    title = f"Loss by epoch: {formatting.loss(evaluated[-1])} at the last ({evaluated_on})"
+    axes.set_title(title, pad=20 if criterion else None)
     axes.set_ylabel("loss (mean over samples)")
     if criterion:
         axes.annotate(
