@@ -18,7 +18,7 @@ FEWEST_SECONDS = 30  # the time of a shorter run is not printed
 # recipe_time.json and recipe_time_avx512.json. WITH_WINOGRAD is for float32 with Winograd's algorithm, which was
 # measured for recipe_time_avx2.json, but not with `accurate`. This algorithm saves most time in the baseline.
 RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25, "accurate": 1.4}
-WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.32, "fast": 0.43}
+WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.28, "fast": 0.4}
 
 
 class ExpectedTime:
