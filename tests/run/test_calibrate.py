@@ -352,7 +352,7 @@ def test_a_run_in_use_is_not_changed(run: RunFolder, calibrated: RunFolder, monk
 def test_a_second_network_that_cannot_be_resumed_is_named(run: RunFolder) -> None:
     shutil.copytree(run.path, run.calibration)
     RunFolder(run.calibration).result.unlink()  # it belongs to a run with another configuration
-    with pytest.raises(InputError, match=r"validation was 0 and is 10.*; or remove .*calibration, and repeat"):
+    with pytest.raises(InputError, match=r"validation was 0 and is 10.*; or remove .*calibration and repeat"):
         calibrate_run(run.path, QUIET)
 
 

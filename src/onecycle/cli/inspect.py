@@ -63,7 +63,7 @@ def compare(*, run: tuple[Path, ...], out: Path = Path("compare.html")) -> int:
     Parameters
     ----------
     run
-        2 to 6 run folders. All further runs are compared with the first run.
+        The run folders, 2 to 6. All further runs are compared with the first run.
     out
         The HTML file to write.
     """

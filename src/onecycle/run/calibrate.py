@@ -150,9 +150,7 @@ def _train(second: RunFolder, config: Config, console: Console, network: str | N
         # Resuming with changed code is fine: only the temperature of the second network is needed, not its exact bits.
         experiment.resume(second.path, console, config, network=network, allow_code_changes=True)
     except InputError as error:
-        raise InputError(
-            f"{error}; to train the second network anew, remove {second.path} and repeat the command"
-        ) from error
+        raise InputError(f"{error}; or remove {second.path} and repeat the command, to train it anew") from error
 
 
 def _save(folder: RunFolder, predictor: Predictor, dataset: Dataset, fitted: FittedTemperature) -> None:

@@ -220,7 +220,7 @@ def test_a_name_that_is_not_valid_text_is_refused(tmp_path: Path) -> None:
 def test_too_many_files_are_refused(tree: Path, pack: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source = pack(tree)
     monkeypatch.setattr(entries, "MOST_ENTRIES", 2)
-    with pytest.raises(InputError, match="holds more than 2 files"):
+    with pytest.raises(InputError, match="holds more files and folders than the limit of 2"):
         _read(source)
 
 
