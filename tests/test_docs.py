@@ -254,6 +254,17 @@ def test_the_accuracy_of_the_fastest_plan_is_recorded() -> None:
     assert abs(verdict["mean_points"]) <= 0.5
 
 
+def test_the_accuracy_by_winograds_algorithm_is_recorded() -> None:
+    study = recorded("winograd_accuracy")
+    assert {cell["computed"] for cell in study["cells"]} == {
+        "float32",
+        "float32, channels-last, native kernels, Winograd",
+    }
+    verdict, (low, high) = study["verdict"], study["verdict"]["interval_95_points"]
+    assert len(verdict["seeds"]) == 5
+    assert f"{verdict['mean_points']:.2f} points on average, with a 95 % interval from {low:.2f} to {high:.2f}" in WORDS
+
+
 @pytest.mark.parametrize("recipe", ["quick", "fast", "baseline"])
 def test_the_effect_of_the_statistics_of_batch_norm_is_recorded(recipe: str) -> None:
     study = recorded(f"batch_norm/{recipe}")
