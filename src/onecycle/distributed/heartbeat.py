@@ -56,7 +56,7 @@ class Heartbeat:
         self.watchdog = Watchdog()
         self._ended = threading.Event()
         try:
-            # The store ends when `_server` is deleted, so the heartbeat keeps it.
+            # The store ends when `_server` is deleted, so the heartbeat holds a reference to `_server`.
             self._server = self._connect(is_server=True) if self.place.is_hosted_here else None
             self._store = self._connect()
         except RuntimeError as error:

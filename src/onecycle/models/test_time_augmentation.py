@@ -8,8 +8,8 @@ from torch.nn import functional
 from onecycle.models import ModelComposite
 
 SHIFTS = [(down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0)]  # in pixels
-# The network is confident if a class has at least this probability. The CIFAR-10 validation accuracy was the same when
-# the logits of every image were averaged.
+# The network is confident if a class has at least this probability. Only the other images are augmented. Augmenting all
+# images gave the same CIFAR-10 validation accuracy.
 CONFIDENT = 0.8
 
 

@@ -21,8 +21,8 @@ class TensorBoard:
     """Writes event files into `folder`. A resumed run writes new files, beginning with the epochs in `history`.
 
     Raises:
-        InputError: when TensorBoard is not installed, or cannot write to the path of the folder.
-        StorageError: when the folder cannot be written.
+        InputError: when TensorBoard is not installed, or does not support the path `folder`.
+        StorageError: when writing to the folder fails.
     """
 
     def __init__(self, folder: Path, history: History, evaluated_on: str) -> None:

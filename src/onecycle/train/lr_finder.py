@@ -162,8 +162,8 @@ def _loss_at_start(losses: Sequence[float], lowest: float) -> float:
     """Estimate the loss before the network learns. Uses the sweep's first `losses` and its `lowest` smoothed loss.
 
     The first loss is from a single batch. The median of several losses is more certain, but some of them may already
-    have fallen. The result is therefore the first loss, clamped to a range around the median. The range extends
-    by `ONSET` / 2 times the total fall to each side of the median.
+    have fallen. The result is therefore the first loss, clamped to a range around the median. On each side of
+    the median, the range extends by `ONSET` / 2 of the fall from the median to `lowest`.
     """
     median = float(np.median(losses))
     margin = ONSET / 2 * abs(median - lowest)
