@@ -153,8 +153,8 @@ def choose(
 
     The result is cached in the folder `autotune` of the user's cache. It is reused for the same arguments, with the
     same number of threads and the same versions. Two models count as the same if they have the same printed structure.
-    Measurements that other load on the machine disturbed are reused for ten minutes only. Remove the folder to measure
-    again.
+    If other load on the machine disturbed the measurements, they are reused for ten minutes only. Remove the folder to
+    measure again.
 
     The model and all random states stay unchanged. The plan's number of threads and allocator settings are applied to
     this process.

@@ -103,7 +103,7 @@ def prepare(model: nn.Module, batches: Batches, plan: ComputePlan) -> ModelCompo
 
 
 def require_optimized(model: nn.Module, optimizer: Optimizer, *, epochs: int = 1) -> None:
-    """Check that `optimizer` trains at least one parameter of `model` until the last of the `epochs`.
+    """Check that `optimizer` still trains at least one parameter of `model` in the last of the `epochs`.
 
     Raises:
         ValueError: when there is no such parameter.

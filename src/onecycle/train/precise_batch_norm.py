@@ -12,8 +12,8 @@ from onecycle.data.batches import Batches
 from onecycle.models import as_composite
 
 IMAGES = 2000  # images for the statistics after the last epoch
-_FEWEST_IMAGES = 256  # use at least this many images after an earlier epoch
-_SHARE = 0.05  # after an earlier epoch, use this fraction of the training images, within the two limits above
+_FEWEST_IMAGES = 256  # after each epoch but the last, use at least this many images
+_SHARE = 0.05  # after each epoch but the last, use this fraction of the images, within the two limits above
 
 
 def images_after_epoch(epoch: int, epochs: int, images: int) -> int:
