@@ -3,7 +3,8 @@
 For each class of CPU and each recipe, a process chooses a compute plan as a run does. It measures how long a training
 step takes at each image size, and how long the evaluation of an image takes. It multiplies these times by the number of
 steps in the training and in the sweep of the LR finder, and by the number of images in the evaluations after each
-epoch. The estimate leaves out loading the data, the plots and the report, which take some seconds.
+epoch. The estimate leaves out loading the data, the plots and the report, which take some seconds. With
+--without-kernels, the compute plan is PyTorch in the channels-last format.
 cpu_classes.py says how an older CPU is simulated.
 """
 
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps to time for each image size")
     parser.add_argument("--classes", nargs="*", choices=cpu_classes.ENVIRONMENT, default=list(cpu_classes.ENVIRONMENT))
     parser.add_argument("--recipes", nargs="*", choices=FROM_SCRATCH, default=FROM_SCRATCH)
+    parser.add_argument("--without-kernels", action="store_true", help="use no code of this project in the network")
     parser.add_argument("--out", type=Path, default=Path("results/recipe_time.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -61,7 +63,7 @@ def main() -> int:
 def in_a_process(name: str, recipe: str, options: argparse.Namespace) -> dict[str, Any]:
     """The result of `measure` in a new process that is limited to the instructions of the CPU class `name`."""
     command = [sys.executable, __file__, "--child", name, "--recipes", recipe, "--data", options.data]
-    command += ["--steps", str(options.steps)]
+    command += ["--steps", str(options.steps), *(["--without-kernels"] if options.without_kernels else [])]
     done = subprocess.run(
         command, env={**os.environ, **cpu_classes.ENVIRONMENT[name]}, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -72,7 +74,10 @@ def in_a_process(name: str, recipe: str, options: argparse.Namespace) -> dict[st
 def measure(recipe: str, machine: Hardware, options: argparse.Namespace) -> dict[str, Any]:
     """The seconds per step of each image size, the time per evaluated image, and the estimated minutes of a recipe."""
     config = replace(RECIPES[recipe], data=options.data)
-    plan = autotune.choose(assemble(config, EAGER).model, config.size, machine, device="cpu").plan
+    if options.without_kernels:
+        plan = replace(EAGER, channels_last=True)
+    else:
+        plan = autotune.choose(assemble(config, EAGER).model, config.size, machine, device="cpu").plan
     parts = assemble(config, plan)
     sizes = config.sizes or (config.size,)
     steps_per_epoch = -(-TRAIN_IMAGES // config.batch_size)
