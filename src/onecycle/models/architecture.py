@@ -103,7 +103,7 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         if not self.is_own:
-            # The format of earlier versions does not have this field. Included networks keep that format.
+            # Earlier versions of onecycle did not write this field, and the networks in the package do not have it.
             del values["network_sha256"]
         return values
 

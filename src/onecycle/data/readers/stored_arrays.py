@@ -27,7 +27,8 @@ _AT_ONCE = 2**22  # bytes of images that are read at a time
 class StoredArray:
     """An array of bytes in the file `path`. The array is called `name`, and its header gives the `shape`.
 
-    `open` opens the file at the first value. Reading the opened file must raise an error where it is damaged.
+    `open` opens the file, and moves to the first value behind the header. If the file is damaged, reading it must raise
+    an error.
     """
 
     path: Path

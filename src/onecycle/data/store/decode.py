@@ -77,7 +77,7 @@ def each_decoded(
 
 
 def _wait_for(future: Future[T]) -> T:
-    """The result of `future`. A signal that arrives just before the wait takes effect within a second."""
+    """The result of `future`. If a signal arrives just before the wait, it is handled within a second."""
     while not future.done():
         futures.wait([future], timeout=_POLL_SECONDS)
     return future.result()
