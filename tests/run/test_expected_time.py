@@ -12,6 +12,7 @@ from onecycle.run.expected_time import (
     FORWARD_SHARE,
     MEASURED_STEPS,
     RELATIVE_SECONDS_PER_IMAGE,
+    STEPS_TO_NEXT_ESTIMATE,
     WARM_UP_STEPS,
     WITH_WINOGRAD,
     ExpectedTime,
@@ -71,6 +72,34 @@ def test_it_is_printed_once_after_the_first_steps(monkeypatch: pytest.MonkeyPatc
         clock.now += 100
         printed.append(len(expected.after_step(step)))
     assert printed == [int(step == WARM_UP_STEPS + MEASURED_STEPS) for step in range(12)]
+
+
+@pytest.mark.parametrize(("factor", "is_corrected"), [(0.5, True), (0.9, False), (1.1, False), (2, True)])
+def test_an_estimate_that_was_wrong_is_corrected_once(
+    factor: float, is_corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    config = replace(SMALL, sizes=(16,), batch_size=50, epochs=10)
+    experiment = assemble(config)
+    expected, first = ExpectedTime(experiment), 1 + WARM_UP_STEPS + MEASURED_STEPS
+    printed, began = {}, clock.now
+    steps = config.epochs * len(experiment.train)
+    for step in range(steps):
+        seconds = SECONDS_PER_PIXEL * experiment.train.size(step % len(experiment.train)) * 16**2
+        clock.now += seconds * (1 if step < first else factor)
+        if lines := expected.after_step(step):
+            (printed[step],) = lines
+        if (step + 1) % len(experiment.train) == 0:
+            clock.now += factor * len(experiment.dataset.evaluation) * 16**2 * SECONDS_PER_PIXEL * FORWARD_SHARE
+    assert steps > 4 * STEPS_TO_NEXT_ESTIMATE
+    before = printed.pop(first - 1).removeprefix("Expected time: ")
+    if is_corrected:
+        (line,) = printed.values()
+        assert list(printed) == [first + STEPS_TO_NEXT_ESTIMATE - 1]
+        after = line.removeprefix("Expected time: ").removesuffix(f" instead of {before}")
+        assert float(after.removesuffix(" minutes")) == pytest.approx((clock.now - began) / 60, rel=0.05, abs=0.6)
+    else:
+        assert printed == {}
 
 
 def test_a_short_run_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,10 @@ def find_alike(names: Iterable[str]) -> Alike | None:
 
 
 def _looks(name: str, but: str | None = None) -> str:
-    """`name` with every feature in `_IGNORED` normalized, except feature `but`. Names that look alike become equal."""
+    """`name` after normalizing the features in `_IGNORED`. Names that look alike become equal.
+
+    The feature `but` is not normalized.
+    """
     for what, ignore in _IGNORED.items():
         if what != but:
             name = ignore(name)

@@ -101,7 +101,8 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
     half = z * ((accuracy * (1 - accuracy) + z**2 / (4 * images)) / images) ** 0.5
     scale = 1 + z**2 / images
     low, high = (center - half) / scale, (center + half) / scale
-    return (low if correct else 0.0), (high if correct < images else 1.0)  # rounding must not move an end off 0 or 1
+    # If no image is correct, `low` must be exactly 0. If all are, `high` must be exactly 1. Rounding can change both.
+    return (low if correct else 0.0), (high if correct < images else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Pcx", "Png", "Ppm", "Psd", "Qo
 HEIF = "HEIF"  # many phones save photos in this format; it is read if `pillow_heif` is installed
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "needs pillow-heif: run pip install 'onecycle[heic]'"
-# The values of bytes 8 to 11 of a file that mark it as HEIF.
+# Bytes 8 to 11 of a HEIF file hold one of these values.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel
@@ -49,7 +49,7 @@ _TURNS = {
 LARGEST_FILE = 2**26  # limit in bytes, because a file is read into memory as a whole; image files are far smaller
 _STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 MOST_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this number, and raises an error above twice it
-MOST_WEBP_PIXELS = 60_000_000  # a lower limit, because the WebP decoder needs 16 bytes of memory for each pixel
+MOST_WEBP_PIXELS = 60_000_000  # below MOST_PIXELS, because the WebP decoder needs 16 bytes of memory for each pixel
 SMALLEST_SIDE = 2  # pixels; a smaller image is a tracking pixel or a placeholder
 
 
@@ -164,9 +164,9 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """An image of any size and mode as uint8 `[size,size,3]`.
 
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
-    size is not resized. The EXIF orientation is applied, and transparent pixels are blended with white. Transparency
-    is ignored if every pixel is transparent, but the hidden colors differ. If the ICC profile is not sRGB, the colors
-    are converted to sRGB.
+    size is not resized. The EXIF orientation is applied, and transparent pixels are blended with white. If
+    every pixel is fully transparent and the hidden colors differ, transparency is ignored. If the ICC profile is not
+    sRGB, the colors are converted to sRGB.
     """
     profile = profile_of(image)
     if (turn := _turn(image)) is not None:

@@ -190,7 +190,8 @@ class Heartbeat:
             OnecycleError: always.
         """
         before: list[int] = []
-        for periods in (1.5, 2.5):  # the last heartbeat of a lost process may still arrive in the first period
+        # Only the second wait counts. During the first wait, the last heartbeat of a lost process may still arrive.
+        for periods in (1.5, 2.5):
             before = list(self._heartbeats)
             deadline = time.monotonic() + periods * HEARTBEAT_SECONDS
             while time.monotonic() < deadline:

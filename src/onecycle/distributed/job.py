@@ -17,6 +17,9 @@ def name() -> str | None:
 
 
 def may_have_started_before() -> bool:
-    """Whether this job may have run before: torchrun restarted it, or the user gave it a name."""
+    """Whether this job may have run before.
+
+    This is so if torchrun restarted the job, or if the user named it: a job can be started again under the same name.
+    """
     was_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     return was_restarted or name() not in (None, "none")  # torchrun names a job "none" if the user does not name it

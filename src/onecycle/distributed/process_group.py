@@ -255,9 +255,9 @@ def init() -> Iterator[ProcessGroup]:
 
 
 def _is_reported_elsewhere(error: OnecycleError | None, heartbeat: Heartbeat, group: ProcessGroup) -> bool:
-    """Publish the `error` that ends this process. Returns whether the main process reports the error.
+    """Publish the `error` that ends this process. Returns whether the main process reports why this process ends.
 
-    `error` is None if the other processes already know the reason.
+    `error` is None if the other processes already know why this process ends. Then nothing is published.
     """
     with signals.held():  # ignore the signal that a launcher sends to all processes when the first one ends
         if error:

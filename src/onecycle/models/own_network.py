@@ -100,8 +100,8 @@ def _from_file(path: Path) -> ModuleType:
     assert spec, "a file that ends with .py has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look up a module in `sys.modules`
-    # `exec_module` could run the cached bytecode of an earlier version of the file. It may not distinguish two
-    # versions from the same second.
+    # `exec_module` could run the cached bytecode of an earlier version of the file, if both versions have the same
+    # size and were saved in the same second.
     exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
 

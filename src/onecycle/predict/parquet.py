@@ -94,7 +94,7 @@ def row_count(file: Path) -> int:
 def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, Any], left_out: LeftOut) -> None:
     """Write the listing of all `chunks`, with the `settings` that produced them and the lines of `left_out`.
 
-    Iterating over `chunks` can add to `left_out`, because its lines are read only after the last chunk.
+    The iteration over `chunks` may fill `left_out`: the lines of `left_out` are read only after the last chunk.
 
     Raises:
         StorageError: when the file cannot be written.

@@ -41,7 +41,7 @@ class Comparison:
     def same_images(self) -> bool:
         """Whether all runs were evaluated on the same images, so that they can be compared image by image."""
         datasets = [page.environment["dataset"] for page in self.pages]
-        # Older runs recorded one fingerprint of all their data, and none of the evaluated images alone.
+        # Older runs recorded one fingerprint of all their data, but no separate fingerprint of the evaluated images.
         name = "evaluation_fingerprint" if all("evaluation_fingerprint" in data for data in datasets) else "fingerprint"
         return len({(data[name], len(page.labels)) for data, page in zip(datasets, self.pages, strict=True)}) == 1
 

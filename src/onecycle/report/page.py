@@ -109,8 +109,8 @@ class Page:
             with reading(folder.predictions):
                 if not self.history or self.logits.shape[1] != len(self.classes):
                     raise ValueError(
-                        f"the predictions have {self.logits.shape[1]} classes; the run has {len(self.classes)} class "
-                        f"names and {len(self.history)} epochs"
+                        f"the predictions have {self.logits.shape[1]} classes and must have {len(self.classes)}, one "
+                        f"for each class name; the run has {len(self.history)} epochs and must have at least 1"
                     )
             with reading(folder.interpretation):
                 if self.interpretation:
@@ -281,8 +281,8 @@ class Page:
     def worst_classes(self) -> tuple[list[ClassRow], list[ClassRow]]:
         """The rows of the classes in two lists: the report shows the first list and folds the second.
 
-        With more than `MOST_IN_MATRIX` classes, the rows are sorted by recall and then by F1, lowest first. Otherwise
-        all rows are shown.
+        With more than `MOST_IN_MATRIX` classes, the rows are sorted by recall and then by F1, lowest first, and the
+        first list has the first `WORST_CLASSES` rows. Otherwise the first list has all rows, in the order of classes.
         """
         rows = list(self.class_rows())
         if len(rows) <= MOST_IN_MATRIX:

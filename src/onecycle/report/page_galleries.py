@@ -16,7 +16,7 @@ _MISCLASSIFIED_BYTES, _OTHERS_BYTES = 900_000, 150_000  # limits on the size of 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """An image of a sheet with the text below it."""
+    """An image on a sprite sheet, and the text below the image."""
 
     place: tuple[int, int]  # column and row on the sheet
     name: str  # the file name, or for example "test image 123"

@@ -84,7 +84,8 @@ class RunState:
         """
         self.history.append(record)
         self.last_step = None
-        if self._group.size > 1:  # without this check, different weights would show only in the results, or never
+        if self._group.size > 1:
+            # Compare the weights of the processes. Otherwise, a difference would show only in the results, or never.
             weights = {f"the network after epoch {record.epoch}": weights_digest(self._experiment.trained)}
             consistency.require_consistent(weights, self._group)
             consistency.agree_to_stop(self._group)

@@ -49,7 +49,7 @@ def describe(hardware: Hardware, plan: ComputePlan, group: ProcessGroup = SINGLE
 
 
 def code() -> dict[str, Any]:
-    """The commit and the digest of this package's source code, and the date, as JSON values."""
+    """The commit and the digest of this package's source code, and the current date, as JSON values."""
     return {"commit": _commit(), "code": code_digest(), "date": time.strftime("%Y-%m-%d %H:%M:%S %z")}
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 from onecycle.core.config import Config
@@ -11,12 +12,14 @@ from onecycle.train.lr_finder import batches_of_sweep
 
 WARM_UP_STEPS = 2  # the first steps are not measured, because they also allocate memory
 MEASURED_STEPS = 5
+STEPS_TO_NEXT_ESTIMATE = 50
+CORRECTED_FROM = 1.2  # a later estimate is printed if it differs from the printed one by more than this factor
 FORWARD_SHARE = 1 / 3  # time for evaluating an image, relative to the time for training with it
 LONG_SECONDS = 20 * 60  # for a longer run, the times of faster recipes are printed, too
 FEWEST_SECONDS = 30  # the time of a shorter run is not printed
 # The training time per image of each recipe, relative to the baseline. The measurements are in results/:
-# recipe_time.json and recipe_time_avx512.json. WITH_WINOGRAD is for float32 with Winograd's algorithm, which was
-# measured for recipe_time_avx2.json, but not with `accurate`. This algorithm saves most time in the baseline.
+# recipe_time.json and recipe_time_avx512.json. WITH_WINOGRAD has the times in float32 with Winograd's algorithm. Their
+# measurements are in recipe_time_avx2.json, which lacks `accurate`. The algorithm saves most time in the baseline.
 RELATIVE_SECONDS_PER_IMAGE = {"baseline": 1.0, "quick": 0.19, "fast": 0.25, "accurate": 1.4}
 WITH_WINOGRAD = {"baseline": 1.0, "quick": 0.28, "fast": 0.4}
 
@@ -25,7 +28,8 @@ class ExpectedTime:
     """The expected duration of a run, known after its first steps.
 
     The estimate includes the steps of the LR finder, all training steps and all evaluations. A step or an evaluation is
-    expected to take time in proportion to its pixels.
+    expected to take time in proportion to its pixels. Other load on the machine can disturb the first estimate. Later
+    steps therefore give further estimates.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -36,31 +40,48 @@ class ExpectedTime:
         self._evaluated_pixels = len(experiment.dataset.epoch_evaluation) * experiment.preprocessing.input_size**2
         self._began = time.perf_counter()
         self._measured: list[tuple[float, int]] = []  # for each step: when it ended, and its pixels
+        self._steps_to_estimate = 1 + WARM_UP_STEPS + MEASURED_STEPS
+        self._printed: float | None = None  # seconds
 
     def after_finder_step(self, step: int, steps: int) -> list[str]:
         """The lines to print after step `step` (0-based) of the LR finder, which takes `steps` steps."""
         size = self._train.image_size(self._last_step)  # all images of the LR finder have this size
         step_pixels = [self._swept.size(number % len(self._swept)) * size**2 for number in range(steps)]
-        return self._after_step(step_pixels[step], left=sum(step_pixels[step + 1 :]) + self._pixels_from(0))
+        return self._after_step(step_pixels[step], lambda: sum(step_pixels[step + 1 :]) + self._pixels_from(0))
 
     def after_step(self, step: int) -> list[str]:
         """The lines to print after the global training step `step` (0-based)."""
-        return self._after_step(self._pixels(step), left=self._pixels_from(step + 1))
+        return self._after_step(self._pixels(step), lambda: self._pixels_from(step + 1))
 
-    def _after_step(self, pixels: int, *, left: float) -> list[str]:
+    def _after_step(self, pixels: int, pixels_left: Callable[[], float]) -> list[str]:
         self._measured.append((time.perf_counter(), pixels))
-        if len(self._measured) != 1 + WARM_UP_STEPS + MEASURED_STEPS:
+        if len(self._measured) < self._steps_to_estimate:
             return []
-        measured = pairwise(self._measured[WARM_UP_STEPS:])
+        is_first = self._steps_to_estimate == 1 + WARM_UP_STEPS + MEASURED_STEPS
+        measured = pairwise(self._measured[WARM_UP_STEPS:] if is_first else self._measured)
         # An interval may include an evaluation. The median ignores these few long intervals.
         seconds_per_pixel = statistics.median((end - begin) / pixels for (begin, _), (end, pixels) in measured)
-        seconds = time.perf_counter() - self._began + seconds_per_pixel * left
-        lines = [f"Expected time: {duration(seconds)}"] if seconds >= FEWEST_SECONDS else []
+        seconds = time.perf_counter() - self._began + seconds_per_pixel * pixels_left()
+        self._measured = self._measured[-1:]
+        self._steps_to_estimate = 1 + STEPS_TO_NEXT_ESTIMATE
+        return self._first_lines(seconds) if is_first else self._later_lines(seconds)
+
+    def _first_lines(self, seconds: float) -> list[str]:
+        if seconds < FEWEST_SECONDS:
+            return []
+        self._printed = seconds
+        lines = [f"Expected time: {duration(seconds)}"]
         others = times_of_other_recipes(self._config, seconds, by_winograd=self._by_winograd)
         if seconds > LONG_SECONDS and others:
             times = " and ".join(f"about {duration(time)} with --recipe {name}" for name, time in others.items())
             lines.append(f"Training would take {times}")
         return lines
+
+    def _later_lines(self, seconds: float) -> list[str]:
+        if self._printed is None or 1 / CORRECTED_FROM <= seconds / self._printed <= CORRECTED_FROM:
+            return []
+        before, self._printed = self._printed, seconds
+        return [f"Expected time: {duration(seconds)} instead of {duration(before)}"]
 
     @property
     def _last_step(self) -> int:

@@ -19,6 +19,6 @@ def serve(predictor: "Predictor", name: str, *, host: str, port: int, allowed_ho
         InputError: when a package is missing, the address is not available, or an allowed host is not a host name.
     """
     require("serve", "fastapi", "fastapi_offline", "python_multipart", "uvicorn")
-    from onecycle.serve.server import run  # this module needs the packages that `require` checks
+    from onecycle.serve.server import run  # `server` needs the packages that `require` checks
 
     run(predictor, name, host=host, port=port, allowed_hosts=allowed_hosts)

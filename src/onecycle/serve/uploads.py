@@ -31,7 +31,7 @@ class Upload(NamedTuple):
 
 
 class Room:
-    """What all active requests use together: their number, their memory and their places in the queue."""
+    """The totals of all active requests: their number, their memory and their places in the queue."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -41,7 +41,7 @@ class Room:
 
     @contextmanager
     def of_a_request(self) -> Iterator["RequestRoom"]:
-        """Count one more active request inside the block.
+        """Count one more active request while the caller's `with` block runs.
 
         Raises:
             HTTPException: when there are too many active requests.
@@ -117,7 +117,8 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
 async def _read(request: Request, room: RequestRoom, limits: Limits) -> bytes:
     body, stream = bytearray(), request.stream()
     if int(request.headers.get("content-length", 0)) > limits.request_bytes:
-        if "expect" not in request.headers:  # a client that sent "Expect: 100-continue" has not sent the body
+        # A client that sent "Expect: 100-continue" waits for an answer before it sends the body: there is none to read.
+        if "expect" not in request.headers:
             await _drain(stream)
         raise _too_large(limits)
     async for chunk in stream:

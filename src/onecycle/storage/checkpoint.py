@@ -118,7 +118,7 @@ class Checkpoint:
     path: Path
     progress: dict[str, Any]
     tensors: dict[str, torch.Tensor]
-    damaged: str | None  # why the newest checkpoint could not be loaded; None if this is the newest one
+    damaged: str | None  # why the newest checkpoint could not be loaded; None if this checkpoint is the newest
 
     @property
     def measured(self) -> dict[str, torch.Tensor]:

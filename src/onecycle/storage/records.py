@@ -72,7 +72,7 @@ class LRCurve:
         found = validated(cls, values)
         if not 0 < len(found.lrs) == len(found.losses) == len(found.smoothed):
             steps = f"{len(found.lrs)} learning rates, {len(found.losses)} losses, {len(found.smoothed)} smoothed"
-            raise ValueError(f"it has {steps}; it must have equally many of each, and at least one")
+            raise ValueError(f"it has {steps}; these three numbers must be equal, and at least 1")
         return found
 
 
@@ -346,7 +346,7 @@ class Interpretation:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """The values about the data that a report needs from `environment.json`."""
+    """The values in `environment.json` that describe the data, limited to those that a report needs."""
 
     name: str
     fingerprint: str

@@ -41,7 +41,8 @@ MOST_JSON_BYTES = 2**22  # parsed JSON may need a hundred times as much memory
 _MOST_HISTORY_BYTES, _MOST_LINE_BYTES = 2**24, 2**16  # a run writes lines of less than 2**9 bytes
 # The arrays in a file may have `_ARRAY_BYTES`, plus `_MOST_SHRINKING` bytes for each byte of the file.
 _ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10
-_MOST_ARRAY_BYTES = 2**31  # a limit for files of any size, because a sparse file can be large and use little disk space
+# The arrays may never have more than this, because a sparse file can be large and still use little disk space.
+_MOST_ARRAY_BYTES = 2**31
 
 
 def require_parent(parent: Path) -> None:

@@ -188,7 +188,7 @@ def _common_folder(runs: Sequence[StudyRun]) -> Path:
 def _token_in(folder: Path) -> Iterator[Path]:
     """Create an empty file with a random name in `folder`, and remove it after the block.
 
-    A network disk may remember that a file of some name is missing. A random name has never been looked up before.
+    A network disk may cache that a file does not exist. It has no such cache entry for a new random name.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

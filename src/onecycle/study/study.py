@@ -128,7 +128,7 @@ class Study:
         cores = values.get("cores")  # missing in studies of an earlier version
         study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"], cores=cores)
         if study.variants != values["variants"] or not (isinstance(study.seeds, int) and isinstance(study.cores, int)):
-            raise ValueError("the names of the study's variants do not match the values of the variants")
+            raise ValueError("a variant's name does not match its changes, or seeds or cores is not an integer")
         return study
 
 
@@ -166,7 +166,7 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
     """Carry out a study in a new folder, or continue the same study if it was stopped before. Returns the folder.
 
     Raises:
-        OnecycleError: when the folder cannot be created. If a run fails, the error is raised after all runs have ended.
+        OnecycleError: when the folder cannot be created; also when a run fails, but only after all runs have ended.
     """
     name = f"study-{study.config.recipe}"
     if path := _find_stopped(study, name):

@@ -96,8 +96,8 @@ def prepare(model: nn.Module, batches: Batches, plan: ComputePlan) -> ModelCompo
             )
 
     prepared = plan.prepare(as_composite(model))
-    # Without this check, the loss would fail with an error about a class index. On a GPU, every later call would then
-    # fail, too.
+    # Without this check, the loss would fail with an error about a class index. After such an error on a GPU, all later
+    # GPU operations of the process fail, too.
     prepared.register_forward_hook(require_logits)
     return prepared
 

@@ -28,9 +28,9 @@ FEWEST_POINTS = 10
 SMALLEST_SHARE = 0.25
 START_POINTS = 5  # the loss at the start is estimated from this many losses
 SMALLEST_FALL = 0.05  # relative to the loss at the start; a curve that falls less is flat
-# A fall of less than this many standard deviations of a single loss may be noise. Losses without a trend fall
-# by more than that in about 1 of 100 sweeps. The noise in these sweeps was normal, uniform, log-normal or gamma
-# distributed.
+# If the loss falls by less than this many standard deviations of a batch's loss, the fall may be noise. Losses without
+# a trend have a larger fall in about 1 of 100 sweeps. This holds for normal, uniform, log-normal and gamma
+# distributed noise.
 NOISE_FALL = 2.0
 ONSET = 0.10  # at LR min, the smoothed loss has completed this fraction of its total decrease
 PLATEAU = 0.95  # at LR max, the smoothed loss has completed this fraction of its total decrease

@@ -26,7 +26,7 @@ def images_after_epoch(epoch: int, epochs: int, images: int) -> int:
 
 
 def drawn_batches(batches: Batches, images: int) -> range:
-    """The indices (0-based) of the fewest batches, from the start of an epoch, with at least `images` images in all.
+    """The indices (0-based) of an epoch's first batches: as many batches as it takes to get `images` images.
 
     Only full batches count. If all full batches together have fewer images, the result is all full batches. If no batch
     is full, the epoch has a single batch, and the result is that batch.

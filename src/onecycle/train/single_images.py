@@ -17,8 +17,9 @@ def require_trainable(model: nn.Module, batches: Batches) -> None:
     """Check that `model` can be trained on each batch or shard of `batches` that has only one image.
 
     Batch norm cannot be trained on a single image whose feature map is one pixel, because one value per channel has no
-    variance. The check tries a copy of `model` on one image. If that fails, it tries two images. A network that fails
-    on both has another fault, which its first step shows. The model and all random states stay unchanged.
+    variance. The check tries to train a copy of `model` on one image. If that fails, it tries two images. If that
+    fails, too, the network has another fault. The check then passes, and the first training step raises the error.
+    The model and all random states stay unchanged.
 
     Raises:
         InputError: when `model` cannot be trained on a single image. The message says how to avoid such batches, for
@@ -50,7 +51,7 @@ def _problem(model: nn.Module, size: int, *, images: int) -> str | None:
 
 
 def _advice(batches: Batches) -> str:
-    """How to change the run so that no batch and no shard has a single image."""
+    """How to change the run so that each batch and each shard has at least two images."""
     images, shards, fewest = len(batches.images), batches.shards, 2 * batches.shards
 
     def last(size: int) -> int:

@@ -273,7 +273,7 @@ def test_images_beside_train_are_refused(tmp_path: Path, train: str) -> None:
 def test_a_folder_called_train_inside_a_class_does_not_hide_the_other_classes(photos: Path) -> None:
     for name in ("steam", "electric"):
         write_images(photos / "rail" / "train", {name: 5})
-    with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images outside this folder"):
+    with pytest.raises(InputError, match="rail/ contains train/ or test/, but there are images outside rail/;"):
         load_dataset(photos)
 
 

@@ -44,7 +44,10 @@ class Degradation:
         self._random = ImageRandom(_PURPOSE)
 
     def __call__(self, image: Pixels, key: Sequence[int]) -> Pixels:
-        """`image`, uint8 `[H,W,3]`, or a degraded copy. Equal keys (seed, epoch, position) give equal results."""
+        """Return `image` (uint8 `[H,W,3]`) or a degraded copy.
+
+        Equal keys (seed, epoch, position) give equal results.
+        """
         self._random.begin(*key)
         draw = self._random.generator
         if draw.random() >= self.share:

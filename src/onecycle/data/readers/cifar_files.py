@@ -174,7 +174,7 @@ def pickled_names(content: bytes, where: str, key: str) -> tuple[str, ...]:
 
 
 def pickled_batch(content: bytes, where: str, key: str = "labels") -> Batch:
-    """The images of a pickled dictionary, with its labels at `key`."""
+    """The images and the labels of a pickled dictionary. The labels are at `key`."""
     values = _unpickle(content, where)
     pixels, labels = values.get("data"), values.get(key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):

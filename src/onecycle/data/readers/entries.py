@@ -115,9 +115,10 @@ def folder_entries(root: Path, on_error: Callable[[OSError], None]) -> Iterator[
 def _entries_below(
     root: Path, inside: tuple[str, ...], around: list[os.stat_result], on_error: Callable[[OSError], None]
 ) -> Iterator[Entry]:
-    """Yield the entries in and below one folder, whose path from `root` is `inside`.
+    """Yield the entries in and below one folder.
 
-    `around` has the status of each folder above this folder, starting with `root`.
+    `inside` is the path from `root` to this folder. `around` has the status of each folder above this folder, starting
+    with `root`.
     """
     try:
         around = [*around, root.joinpath(*inside).stat()]

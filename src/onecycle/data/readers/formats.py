@@ -13,7 +13,7 @@ from onecycle.data.readers.entries import is_ignored
 from onecycle.data.readers.sets import Sets
 from onecycle.data.store.rows import RowSets, read_rows
 
-_DEPTH = 2  # data sets are searched for down to this many levels below the given folder
+_DEPTH = 2  # the given folder and this many levels of subfolders are searched for data sets
 START = 512  # bytes that `Format.is_file` gets from the start of a file
 
 

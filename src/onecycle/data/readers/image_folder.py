@@ -186,7 +186,10 @@ def _write(
     unfinished: Path,
     folder: Path,
 ) -> None:
-    """Decode `sources`, which make up `source`, into files in `unfinished`. Then write the sets into `folder`."""
+    """Decode `sources` into files in `unfinished`. Then write the sets into `folder`.
+
+    `sources` are the archives in `source`, or only `source` itself.
+    """
     if len(sources) == 1:
         # Listing names is fast, so report a wrong structure before decoding.
         index_of_listings([listing_of(sources[0].path)])
@@ -216,7 +219,7 @@ def _write(
 
 
 def _names(listings: Sequence[Listing], images: NDArray[np.int64]) -> Iterator[str]:
-    """Yield the names of `images`. The name of an archive is in front if there are several archives."""
+    """Yield the names of `images`. If there are several archives, each name has the form `ARCHIVE:PATH`."""
     for listing, path in located(listings, images):
         yield f"{listing.source.name}:{path}" if len(listings) > 1 else path
 

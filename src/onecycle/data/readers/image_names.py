@@ -66,5 +66,5 @@ class ImageNames(Sequence[str]):
         return type(self)(self._text, of_text)
 
     def to_array(self) -> NDArray[np.uint8]:
-        """The names as an array that another instance takes as `text`."""
+        """The names as an array in the format of `text`, the argument of the constructor."""
         return self._text if self._rows is None else self.of(self)._text

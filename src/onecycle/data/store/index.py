@@ -153,8 +153,8 @@ def _around_splits(listings: Sequence[Listing], singles: Sequence[Parts]) -> lis
     for listing, tops, single in zip(listings, around, singles, strict=True):
         if len(listing) and not tops and not _splits_below(listing, single):
             raise InputError(
-                f"{listing.source}: has no split such as train/ or test/, but {other} has one; move the class folders "
-                f"of {listing.source.name} into train/ or test/; if train/ or test/ is a class, rename it"
+                f"{listing.source}: has no split such as train/ or test/, but {other} has one; rename that split if "
+                f"it is a class; otherwise move the class folders of {listing.source.name} into train/ or test/"
             )
     return [
         _single_top(listing, tops or {single}) for listing, tops, single in zip(listings, around, singles, strict=True)
@@ -190,8 +190,8 @@ def _single_top(listing: Listing, around: set[Parts]) -> Parts:
     # Images directly in the folders around `top` are counted as left out. Any other folder with images may be a class.
     if any(folder[: len(top)] != top[: len(folder)] for folder in _with_images(listing)):
         raise InputError(
-            f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images outside this folder; "
-            "move train/ and test/ to the top, or rename them"
+            f"{listing.source}: {'/'.join(top)}/ contains train/ or test/, but there are images outside "
+            f"{'/'.join(top)}/; move train/ and test/ to the top, or rename them"
         )
     return top
 
@@ -199,7 +199,7 @@ def _single_top(listing: Listing, around: set[Parts]) -> Parts:
 def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
     """For each listing, the path of the nested folders around its classes or splits.
 
-    Returns () for all listings if any listing with images has no such folder.
+    If one listing with images has no folder around its classes or splits, the path is () for all listings.
     """
     tops = [_single_path(listing.folders)[:1] for listing in listings]
     splits = {split_of(top[0]) for top in tops if top}
@@ -216,7 +216,7 @@ def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
 
 
 def _single_path(folders: Collection[Parts]) -> Parts:
-    """The longest path from the top on which each folder is the only subfolder of its parent.
+    """The longest path that starts at the top and in which each folder is the only subfolder of its parent.
 
     The path ends before train/ and test/, and before a folder without subfolders.
     """
@@ -240,7 +240,7 @@ def _by_split(
     all_places: list[_Places] = []
     beside: str | None = None
     loose: set[str] = set()  # splits with images outside their class folders
-    folders: dict[str, Counter[str]] = {}  # the number of images in the folders of each split
+    folders: dict[str, Counter[str]] = {}  # for each split: its folders, with the number of images in each
     for listing, top in zip(listings, tops, strict=True):
         places: _Places = []
         for folder, images in zip(listing.folders, _images_in(listing), strict=True):

@@ -37,7 +37,10 @@ class Listing:
         return len(self._ends)
 
     def add(self, entry: Entry) -> bool:
-        """Add `entry` and its folder. Returns whether `entry` is an image. `left_out` counts the other files."""
+        """Add `entry` and its folder. Returns whether `entry` is an image.
+
+        A file that is not an image is counted in `left_out`.
+        """
         folder = self.folders.setdefault(entry.parts if entry.is_folder else entry.parts[:-1], len(self.folders))
         if is_image := entry.is_image:
             self.folder_of.append(folder)

@@ -1,4 +1,4 @@
-"""Read images from the rows of files, such as tables and arrays, and decode them into the cache."""
+"""Read images that a file stores as rows of a table or an array, and decode them into the cache."""
 
 import hashlib
 import itertools

@@ -29,7 +29,7 @@ INK, GREY, LIGHT = "#222222", "#666666", "#E4E4E4"
 
 FONT_SIZE, SMALL, TITLE_SIZE = 10.0, 9.0, 11.0
 LINE_INCHES = 0.18  # the height of a line of text at FONT_SIZE
-DPI = 150  # at this resolution, a chart is 900 pixels wide, as wide as a README shows it
+DPI = 150  # makes a chart 900 pixels wide; a README shows it at this width
 
 _STYLE = {
     "figure.dpi": DPI,
