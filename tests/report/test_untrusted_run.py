@@ -271,7 +271,7 @@ def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(copy_of: Run
         np.lib.format.write_array_header_1_0(file, header)
         for _ in range(300):
             file.write(bytes(2**20))
-    assert "the limit for a file of its size is" in refused("report", "--run", copy_of.path)
+    assert "a file of this size may unpack to at most" in refused("report", "--run", copy_of.path)
 
 
 def test_an_array_that_claims_more_than_it_holds_is_refused(copy_of: RunFolder, refused: Refused) -> None:

@@ -54,7 +54,7 @@ def test_values_with_bytes_that_are_not_utf_8_are_escaped(run: RunFolder, tmp_pa
 
 
 def test_a_path_that_tensorboard_cannot_write_to_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="TensorBoard cannot write to '.*udce9', because it is not UTF-8"):
+    with pytest.raises(InputError, match="TensorBoard cannot write to '.*udce9': this path is not UTF-8"):
         TensorBoard(tmp_path / "runs-\udce9", [], "test")
 
 

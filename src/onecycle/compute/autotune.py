@@ -183,7 +183,7 @@ def forget(model: ModelComposite, input_size: int, hardware: Hardware, *, device
 
 
 def prediction_plan(hardware: Hardware) -> ComputePlan:
-    """The plan for prediction on the CPU. Nothing is measured: it uses bfloat16 if the CPU has instructions for it."""
+    """The plan for prediction on the CPU, chosen without measuring: bfloat16 if the CPU has instructions for it."""
     return ComputePlan(precision="bfloat16" if hardware.fast_bfloat16 else "float32", channels_last=True)
 
 

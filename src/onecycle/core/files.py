@@ -131,7 +131,7 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Inside the block, which reads the file `path` of a run, turn errors into one-line `InputError`s.
+    """Turn errors inside the block into one-line `InputError`s. The block reads the file `path` of a run.
 
     Raises:
         InputError: when the file is missing, damaged, or not of the expected kind.

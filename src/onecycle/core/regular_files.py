@@ -1,4 +1,4 @@
-"""Open the files of a folder that someone else may have made: regular files only, never through a link."""
+"""Open files in untrusted folders, such as a run folder from someone else: only regular files, never links."""
 
 import errno
 import os

@@ -122,7 +122,10 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside the block, the first signal does not raise `Interrupted`, because this process is about to end."""
+    """Inside the block, the process's first signal is recorded, but does not raise `Interrupted`.
+
+    The process is about to end anyway. A second signal still ends the process at once.
+    """
     if _watching:
         _watching._deferred = True
     try:

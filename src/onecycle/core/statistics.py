@@ -18,7 +18,8 @@ class Estimate:
     values: tuple[float, ...]  # in the order of the seeds
     mean: float
     std: float | None  # standard deviation of the values; None for a single value
-    interval_95: tuple[float, float] | None  # Student's t interval of the mean; None below FEWEST_FOR_INTERVAL values
+    # Student's t interval of the mean; None for fewer than FEWEST_FOR_INTERVAL values
+    interval_95: tuple[float, float] | None
 
     @property
     def significant(self) -> bool:
@@ -62,7 +63,7 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How many images every run misclassifies, and how many images only some runs misclassify."""
+    """The number of images that all runs misclassify, and the number that only some runs misclassify."""
 
     images: int
     wrong_in_every_run: int

@@ -59,9 +59,10 @@ class BatchSource(Protocol):
 
 
 class ResidentSource:
-    """Batches of images that are all on the device. Each epoch, the host sends order, labels and random parameters.
+    """Batches from a set of images on the device. Each epoch, the host sends order, labels and random parameters.
 
-    With `steps`, the images stay on the host instead. The host applies the steps to each image and sends each batch.
+    `steps` are functions that change each image on the host. If there are any, the set of images stays on the host, and
+    the host sends the images of each batch.
     """
 
     def __init__(

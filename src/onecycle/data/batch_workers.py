@@ -111,7 +111,7 @@ def _close(workers: Iterable[_Worker]) -> None:
 
 def _work(compute: Callable[[Any], Any], connection: Connection, other_end: Connection) -> None:
     """Call `compute` with each task from `connection`, until the main process closes the connection or ends."""
-    other_end.close()  # a forked worker has a copy of it, which would keep the connection open
+    other_end.close()  # otherwise a forked worker's own copy of this end would keep the connection open
     # The threads of a training step wait for each other, so a worker that occupies one core would delay all threads.
     # Batches are computed ahead, so idle CPU time is enough for the workers.
     if hasattr(os, "nice"):

@@ -24,7 +24,8 @@ def require_few_values(content: bytes) -> None:
     """Check the first table of a TIFF file, or of EXIF data, which have the same format. Accept other content.
 
     Raises:
-        ValueError: when the table has too many values. A value needs only one or two bytes in the file.
+        ValueError: when the table has too many values. Even a small file can have too many, because a value may need
+            only one or two bytes.
     """
     tiff = content.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
     if not tiff.startswith(_TIFF):

@@ -13,11 +13,12 @@ from torch.nn import functional
 from onecycle.core.option_groups import LARGEST_SIZE
 from onecycle.core.validated import Between, Fraction, validated
 
-# Pixels are summed in parts, so that a memory-mapped set is never copied as a whole. These are the largest number of
-# images in a part, and the largest number of bytes.
+# Pixels are summed in parts, so that a memory-mapped set is never copied as a whole. A part has at most `_SUMMED`
+# images and `_SUMMED_BYTES` bytes, but at least one image.
 _SUMMED = 4096
 _SUMMED_BYTES = 2**23
-_Std = Annotated[float, Between(1e-9, 1)]  # if the std of images is not 0, it is above 1e-9; 1 / 1e-9 is finite
+# The std of a channel is above 1e-9, unless the channel is constant. Division by 1e-9 does not give infinity.
+_Std = Annotated[float, Between(1e-9, 1)]
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

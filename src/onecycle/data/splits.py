@@ -14,9 +14,9 @@ _DRAWN_SEED = 0
 def stratified(labels: NDArray[np.int64], size: int, *, seed: int, keep: int = 0, leave: int = 0) -> NDArray[np.int64]:
     """Choose `size` of the `labels`, int64 `[N]`, with the class proportions of all labels. Returns sorted indices.
 
-    Shares are rounded by largest remainder, so class counts of a balanced set differ by at most one. In each
-    class, at least `keep` labels are chosen, and at least `leave` labels are not chosen. These two limits take priority
-    over the proportions.
+    The number chosen from each class is rounded by largest remainder. If all classes in `labels` have the same size,
+    these numbers differ by at most one. In each class, at least `keep` labels are chosen, and at least `leave` labels
+    are not chosen. These two limits take priority over the proportions.
 
     Raises:
         ValueError: when `size` is not from 0 to N, or `keep` and `leave` cannot both be met.

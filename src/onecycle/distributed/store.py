@@ -28,7 +28,7 @@ class StorePlace:
 
     @classmethod
     def of_job(cls, rank: int) -> Self:
-        """The place that the environment variables of the process `rank` describe."""
+        """The place of the store, from the environment variables of this process, which has the rank `rank`."""
         if file := os.environ.get(STORE_FILE):
             return cls(file=file, launcher=os.getppid())
         is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

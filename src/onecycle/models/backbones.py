@@ -165,7 +165,7 @@ def _import_timm(name: str) -> Any:
         return importlib.import_module("timm")
     except ImportError as error:
         raise InputError(
-            f"--backbone {name} needs timm, which cannot be imported: {error}; install what it needs"
+            f"--backbone {name} needs timm, which cannot be imported: {error}; install what timm needs"
         ) from error
 
 

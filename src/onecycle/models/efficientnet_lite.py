@@ -71,7 +71,8 @@ class Block(nn.Module):
 class SamePaddedConv2d(nn.Conv2d):
     """A convolution whose output has ⌈size / stride⌉ pixels a side.
 
-    If the total padding of a side is odd, the end gets one pixel more than the start, as in TensorFlow.
+    If the total padding of the height or the width is odd, the bottom or the right gets the extra pixel, as in
+    TensorFlow.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

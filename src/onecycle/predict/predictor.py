@@ -263,7 +263,7 @@ class Predictor:
 
 @functools.cache
 def _use_one_thread_after_fork() -> None:
-    """Let processes that are forked from this one, such as the workers of a web server, predict with one thread.
+    """Set one thread for predictions in every process forked from this one, such as a worker of a web server.
 
     A forked process does not have the OpenMP threads of this process. If it predicted with several threads, it would
     wait forever for these threads.

@@ -98,7 +98,8 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the paths that match `pattern`, in order. If a folder matches, the paths inside it are skipped.
 
-    `pattern` may start with the path of an existing folder. Brackets in the longest such path are not wildcards.
+    The longest start of `pattern` that is the path of an existing folder is taken literally: brackets in it are not
+    wildcards.
     """
     folder = pattern
     while folder and not os.path.isdir(folder):

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
 VIEWS = 8  # a pretrained network sees at most this many views of each training image: the image and augmented copies
-MOST_FEATURES = 2**28  # limit on the number of feature values of a training set; a larger set has fewer views per image
+# Limit on the number of feature values, for all views of all training images. A pretrained network sees fewer than
+# `VIEWS` views per image if `VIEWS` views would exceed this limit, but always at least one.
+MOST_FEATURES = 2**28
 # The whitening filters are computed from this many images of 32×32 pixels. With images of another size, the total
 # number of pixels is the same.
 WHITENING_IMAGES = 5000

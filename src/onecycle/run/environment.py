@@ -181,7 +181,9 @@ def recorded_processes(folder: RunFolder) -> int:
 
 
 def has_other_code(folder: RunFolder) -> bool:
-    """Whether the code that last trained the run in `folder` differs from this code. True for records without a digest.
+    """Whether the run in `folder` was last trained with code that differs from the installed code.
+
+    Also true if the record has no code digest.
 
     Raises:
         InputError: when the environment is not recorded.

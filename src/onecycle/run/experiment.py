@@ -45,7 +45,8 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
     """Find the learning rates, train, evaluate, and write everything into a run folder.
 
     The folder is `path`, or a new one in `config.out`. If the run in the folder `repeated` is complete and has the same
-    configuration, its compute plan is used again. Everything that may still change the result is then printed.
+    configuration, the new run uses that run's compute plan, if possible. The new run also prints everything that may
+    still make the two results differ.
 
     Raises:
         OnecycleError: when the configuration cannot be run (no folder is left behind), or when training fails.
@@ -381,7 +382,9 @@ def _conclude(
 
 
 def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
-    """The evaluation for the result, and the evaluation of the validation images, if there are any.
+    """The evaluation of `dataset.evaluation`, and the evaluation of the validation images or None.
+
+    The result is measured in the first of these evaluations.
 
     `last` is the evaluation of the last epoch. It is None if the run was interrupted after that epoch and then resumed.
     """
@@ -391,7 +394,7 @@ def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evalu
         last = evaluate(experiment.trained, batches, evaluated_on=split, plan=experiment.plan)
     if experiment.epoch_evaluation is experiment.evaluation:
         evaluation = last
-    else:  # `last` was computed on the validation images, or from features
+    else:  # `last` used the validation images, or features instead of images
         evaluation = _evaluate(experiment, experiment.model, dataset.evaluated_on)
     return evaluation, last if dataset.epoch_evaluated_on == "validation" else None
 

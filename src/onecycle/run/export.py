@@ -26,7 +26,7 @@ def export_onnx(run: Path | None, out: Path | None = None, *, network: str | Non
         StorageError: when the files cannot be written.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")
-    from onecycle.predict.onnx import write_onnx  # this module needs the packages that `require` checks
+    from onecycle.predict.onnx import write_onnx  # imported only here, because it needs the packages checked above
 
     folder = RunFolder.open(run) if run else None
     if folder:

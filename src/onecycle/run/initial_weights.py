@@ -94,9 +94,9 @@ class InitialWeights:
     def preprocessing(self, of_data: Preprocessing) -> Preprocessing:
         """The preprocessing of the run. The data gives the input size, and the trained network gives the normalization.
 
-        The first layer of the trained network needs inputs with this normalization, above all if it has whitening
-        filters. If the trained network converts images to gray, it has no filters for colors, so this run converts its
-        images, too. Images are also converted if all training images of this run are gray.
+        The first layer of the trained network needs inputs with this normalization, above all if the layer has
+        whitening filters. This run converts its images to gray if all its training images are gray, or if the trained
+        network converts images to gray. Such a network has no filters for colors.
         """
         theirs = self.predictor.preprocessing
         return replace(theirs, input_size=of_data.input_size, gray=theirs.gray or of_data.gray)

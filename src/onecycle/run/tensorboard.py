@@ -39,7 +39,7 @@ class TensorBoard:
                 self._writer = SummaryWriter(str(folder))
             except UnicodeEncodeError:
                 raise InputError(
-                    f"TensorBoard cannot write to {printable(folder)}, because it is not UTF-8; give another --out"
+                    f"TensorBoard cannot write to {printable(folder)}: this path is not UTF-8; give another --out"
                 ) from None
         for record in history:
             self.epoch(record)

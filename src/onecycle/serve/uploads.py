@@ -15,7 +15,9 @@ from starlette.requests import ClientDisconnect
 
 from onecycle.serve.limits import Limits
 
-_LINGER_SECONDS = 2  # read the rest of a refused request for this long: most clients read the response only afterwards
+# After a refusal, read the rest of the request for at most this long. Most clients send all of it before they read the
+# response.
+_LINGER_SECONDS = 2
 _NAME_LENGTH = 255
 _PARSED_AT_ONCE = 2**16  # bytes that are parsed before other requests run
 # This pattern matches one parameter in a Content-Disposition header.

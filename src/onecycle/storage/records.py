@@ -134,8 +134,8 @@ class RunResult:
     validation_images: Count = 0
     validation_accuracy: Fraction | None = None
     calibration: FittedTemperature | None = None  # None: the probabilities are not calibrated
-    # At least 95 % of the images in the split `evaluated_on` have this energy score or a higher one. None with fewer
-    # than 20 images.
+    # At least 95 % of the images in the split `evaluated_on` have this energy score or a higher one. The field is None
+    # if the split has fewer than 20 images.
     energy_threshold: Annotated[float, Between(-LARGEST_SCORE, LARGEST_SCORE)] | None = None
 
     @property

@@ -39,7 +39,7 @@ from onecycle.storage.records import (
 
 MOST_JSON_BYTES = 2**22  # parsed JSON may need a hundred times as much memory
 _MOST_HISTORY_BYTES, _MOST_LINE_BYTES = 2**24, 2**16  # a run writes lines of less than 2**9 bytes
-# The arrays in a file may have `_ARRAY_BYTES`, plus `_MOST_SHRINKING` bytes for each byte of the file.
+# The arrays in a file may have a total of `_ARRAY_BYTES`, plus `_MOST_SHRINKING` times the file's size.
 _ARRAY_BYTES, _MOST_SHRINKING = 2**28, 10
 # The arrays may never have more than this, because a sparse file can be large and still use little disk space.
 _MOST_ARRAY_BYTES = 2**31
@@ -315,7 +315,7 @@ def _require_unpacked(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         most = min(_MOST_ARRAY_BYTES, _ARRAY_BYTES + _MOST_SHRINKING * os.fstat(file.fileno()).st_size)
         if (size := sum(member.file_size for member in archive.infolist())) > most:
-            raise ValueError(f"its arrays have {size:,} bytes; the limit for a file of its size is {most:,}")
+            raise ValueError(f"its arrays unpack to {size:,} bytes; a file of this size may unpack to at most {most:,}")
         for member in archive.infolist():
             # Other compression methods may need unbounded memory.
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -107,7 +107,7 @@ def _limit_cores(cores: int) -> Iterator[None]:
     """Let this process use `cores` cores inside the block. Sets `$OMP_NUM_THREADS`, as Ray does for its tasks.
 
     Raises:
-        InputError: when this process may use fewer cores.
+        InputError: when fewer than `cores` cores are available to this process.
     """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(cores)

@@ -292,7 +292,7 @@ def _require_variable(field: str) -> None:
     fixed = ("seed", "init", "init_sha256", "from_data", *_SHARED)
     allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in fixed]
     if field not in allowed:
-        raise InputError(f"variants cannot differ in {field!r}; the field can be {', '.join(allowed)}")
+        raise InputError(f"variants cannot differ in {field!r}; they can differ in {', '.join(allowed)}")
 
 
 def _value(field: str, text: str) -> Any:

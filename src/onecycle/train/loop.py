@@ -119,8 +119,8 @@ def require_optimized(model: nn.Module, optimizer: Optimizer, *, epochs: int = 1
         )
     if all(group.get("epochs") is not None and group["epochs"] < epochs for group in groups):
         raise ValueError(
-            f"all parameter groups of the optimizer are frozen before the last of {epochs} epochs; in one of them, "
-            'raise the value of "epochs" or remove it'
+            f"all parameter groups of the optimizer are frozen before the last of {epochs} epochs; raise or "
+            'remove the value of "epochs" in one of these groups'
         )
 
 

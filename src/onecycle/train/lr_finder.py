@@ -84,7 +84,7 @@ def find_lr(
         try:
             for step, result in islice(sweep, steps):
                 loss = float(result.loss)
-                if not math.isfinite(loss):  # only on a GPU: on a CPU the step has raised an error
+                if not math.isfinite(loss):  # never true on a CPU, where `training_steps` raises an error
                     stopped = "not finite"
                     break
                 losses.append(loss)
@@ -107,16 +107,16 @@ def batches_of_sweep(batches: Batches) -> Batches:
 def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = "completed") -> LRCurve:
     """Smooth the `losses` of a sweep over ascending `lrs`. Choose LR min, LR max and the other suggestions.
 
-    The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has made the fraction `ONSET` of its
-    total fall. From `lr_min` to the minimum, the loss does not rise above that level again. At `lr_max` the
-    smoothed loss has made the fraction `PLATEAU` of its total fall. Neither rate is in the first tenth of the sweep.
+    The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has completed the fraction `ONSET`
+    of its total decrease. From `lr_min` to its minimum, the smoothed loss does not rise above this level again. At
+    `lr_max` the smoothed loss has completed the fraction `PLATEAU`. Both rates are after the first tenth of the sweep.
 
     The schedule has no annihilation phase: training ends at `lr_min`, so `lr_min` must be a rate at which the weights
     barely change. The smoothed loss lags about ten steps behind the raw loss. Both thresholds were chosen with this lag
     included.
 
     Raises:
-        InputError: when there are too few points, or the loss falls so little that noise explains it.
+        InputError: when there are too few points, or the loss is flat, or noise could explain its fall.
     """
     if len(losses) < FEWEST_POINTS:
         raise InputError(
@@ -162,8 +162,8 @@ def _loss_at_start(losses: Sequence[float], lowest: float) -> float:
     """Estimate the loss before the network learns. Uses the sweep's first `losses` and its `lowest` smoothed loss.
 
     The first loss is from a single batch. The median of several losses is more certain, but some of them may already
-    have fallen. The result is therefore the first loss, clamped to a range around the median. On each side of
-    the median, the range extends by `ONSET` / 2 of the fall from the median to `lowest`.
+    have fallen. The result is therefore the first loss, clamped to median ± margin. The margin is `ONSET` / 2 times the
+    distance between the median and `lowest`.
     """
     median = float(np.median(losses))
     margin = ONSET / 2 * abs(median - lowest)
@@ -191,7 +191,8 @@ def smooth(losses: Sequence[float]) -> NDArray[np.float64]:
 def _valley(smoothed: NDArray[np.float64]) -> int:
     """The index of the middle of the longest valley, which is the longest decreasing subsequence of `smoothed` `[N]`.
 
-    As in fastai, the subsequence may skip points. Its middle is computed as if it skipped none.
+    As in fastai, the subsequence may skip points, but the middle does not account for them: it is about half the
+    subsequence's length before its end.
     Source: `valley` in `fastai.callback.schedule`.
     """
     lengths = np.ones(len(smoothed), np.int64)  # length of the longest decreasing subsequence that ends at each point

@@ -138,7 +138,7 @@ class _BatchStatistics:
         share = len(labels) / self._images
         buffer_changes, margins, counts = self._split(self._values)
         for buffer, before, part in zip(self._buffers, self._before, buffer_changes, strict=True):
-            # The shards add up changes, not values, so that a constant buffer stays exactly the same.
+            # Sum each buffer's changes over the shards, not its values. A constant buffer then stays exactly the same.
             part.copy_((buffer - before) * share)
         margins[start : start + len(labels)] = margins_of(logits, labels)
         counts[0] = loss * share

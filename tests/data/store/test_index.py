@@ -264,8 +264,8 @@ def test_images_beside_train_are_refused(tmp_path: Path, train: str) -> None:
         write_images(tmp_path / "photos" / split, COUNTS)
     with pytest.raises(
         InputError,
-        match=rf"there is no val/ or test/, but plane/ beside {train}/ has images; rename it to val/ or test/ .* if "
-        rf"{train}/ is a class, rename {train}/",
+        match=rf"there is no val/ or test/ beside {train}/, but there is plane/ with images; rename it to val/ or "
+        rf"test/ .* if {train}/ is a class, rename {train}/",
     ):
         load_dataset(tmp_path / "photos")
 
@@ -298,7 +298,10 @@ def test_a_class_of_folders_with_the_name_of_a_split_is_refused_with_the_way_out
 ) -> None:
     for kind in ("car", name):
         write_images(tmp_path / "vehicles" / kind, {"old": 3, "new": 3})
-    message = rf"there is no {missing}, but car/ beside {name}/ has images; .*; if {name}/ is a class, rename {name}/"
+    message = (
+        rf"there is no {missing} beside {name}/, but there is car/ with images; .*; if {name}/ is a class, "
+        rf"rename {name}/"
+    )
     with pytest.raises(InputError, match=message):
         load_dataset(tmp_path / "vehicles")
 

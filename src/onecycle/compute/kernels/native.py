@@ -1,9 +1,11 @@
 """Compile the C kernels for this machine, and call them.
 
-PyTorch's batch norm, ReLU and max-pooling take several times as long as reading and writing their memory. Its
-convolutions take several times as long as their arithmetic alone would take. The C files in this folder are faster:
-float32.c and bfloat16.c compute maps of one data type each, and amx.c is for the matrix extensions of some CPUs. On
-first use, a C compiler with OpenMP compiles these files into the user's cache, in a few seconds. If the cache is not
+PyTorch's batch norm, ReLU and max-pooling take several times as long as the memory accesses that they need. Its
+convolutions take several times as long as their arithmetic alone would take. The C files in this folder are faster.
+float32.c and bfloat16.c each have the kernels for feature maps of one data type. amx.c has the convolution kernels for
+AMX, the matrix extensions of some x86 CPUs.
+
+On first use, a C compiler with OpenMP compiles these files into the user's cache, in a few seconds. If the cache is not
 writable, or other users could write to it, each process compiles the files for itself. `$CC` selects another compiler,
 and `$CFLAGS` adds options. Without a compiler, this module loads kernels that were compiled when the package was built.
 If the package has no compiled kernels, PyTorch's own kernels are used.

@@ -150,7 +150,7 @@ def _decoded(part: bytes) -> str:
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     with archive.open(info) as file:
-        return file.read(info.file_size)  # `read()` would unpack everything before it drops what exceeds this size
+        return file.read(info.file_size)  # `read()` would unpack everything, and only then cut it to this size
 
 
 def _read_from_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -160,9 +160,10 @@ def _read_from_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 class _CheckedStream(RawIOBase):
-    """Wraps a stream to limit its length. Tracks the position, and the position after the last nonzero byte.
+    """Wraps a stream and limits its length to `most_bytes`.
 
-    The headers of the next member must end before `headers_end`.
+    `position` is the number of bytes read. `last_nonzero` is the position after the last nonzero byte. `headers_end` is
+    the position before which the headers of the next tar member must end.
     """
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, path: Path, most_bytes: int) -> None:

@@ -219,7 +219,7 @@ def _bytes_dtype(code: str | bytes, *_: object) -> np.dtype[Any]:
 
 def _latin_1_bytes(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise InputError(f"asks for the encoding {encoding!r}, so it was not loaded")
+        raise InputError(f"asks for the encoding {encoding!r}, which CIFAR does not need, so it was not loaded")
     return text.encode("latin-1")
 
 

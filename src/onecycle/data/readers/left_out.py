@@ -1,4 +1,4 @@
-"""Count the unused files of a folder or an archive by reason."""
+"""For each reason, count the unused files of a folder or an archive."""
 
 import os
 import re

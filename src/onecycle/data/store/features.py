@@ -34,9 +34,9 @@ Compute = Callable[[torch.Tensor], torch.Tensor]
 class FeatureCache:
     """The features that `compute` gives for the views of images.
 
-    `key` holds, as JSON values, everything else that the features depend on. The views of an image are computed
-    together, without other images. So the features of an image have the same bits in every data set, whether they are
-    computed or read from the cache.
+    `key` holds, as JSON values, everything that the features depend on, except the images and their views. The features
+    of all views of an image are computed together, without other images. So the features of an image have the same bits
+    in every data set, whether they are computed or read from the cache.
     """
 
     def __init__(self, compute: Compute, key: Mapping[str, Any]) -> None:

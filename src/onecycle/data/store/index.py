@@ -208,7 +208,8 @@ def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
     with_images = [top for listing, top in zip(listings, tops, strict=True) if len(listing) or len(listings) == 1]
     if not all(with_images):
         return [() for _ in listings]
-    # At the top, the folder of each archive may have a different name. Below, folders with different names are classes.
+    # The top folders of the archives may have different names. Below the top folders, folders with different names are
+    # classes.
     below = _single_path(
         [folder[len(top) :] for listing, top in zip(listings, tops, strict=True) for folder in listing.folders]
     )
@@ -315,8 +316,8 @@ def _require_no_class_called_like_a_split(
         else ("train/", "rename it to train/ to train on it")
     )
     raise InputError(
-        f"{source}: there is no {missing}, but {beside}/ beside {found}/ has images; {advice}; if {found}/ is a class, "
-        f"rename {found}/"
+        f"{source}: there is no {missing} beside {found}/, but there is {beside}/ with images; {advice}; if {found}/ "
+        f"is a class, rename {found}/"
     )
 
 
@@ -339,8 +340,8 @@ def _by_class(listings: Sequence[Listing], tops: Sequence[Parts], source: Path) 
             )
     if sets := sorted(name for name in counts if name.lower() in _NEVER_CLASSES):
         raise InputError(
-            f"{source}: {sets[0]}/ looks like a split, not a class, but there is no train/; name the training set "
-            f"train/; if {sets[0]}/ is a class, rename it"
+            f"{source}: {sets[0]}/ looks like a split, not a class, but there is no train/; put the training set "
+            f"into train/; if {sets[0]}/ is a class, rename it"
         )
     return all_places, {"train": counts}
 

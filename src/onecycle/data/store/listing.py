@@ -27,7 +27,7 @@ class Listing:
     def __init__(self, source: Path) -> None:
         self.source = source
         self._top = f"{source}{'/' if source.is_dir() else ':'}"
-        self.folders: dict[Parts, int] = {}  # the number of each folder
+        self.folders: dict[Parts, int] = {}  # maps each folder to its folder number (0-based)
         self.folder_of = array("i")  # the folder number of each image
         self._names = bytearray()  # all file names, concatenated
         self._ends = array("q")
