@@ -42,7 +42,8 @@ LENIENCY = 0.9
 # On an otherwise idle machine, this ratio is usually below 1.1. Beside several busy processes, the ratio is 1.5 or
 # more, and one slow pass may make a good plan seem hopeless.
 DISTURBED = 1.25
-DISTURBED_SECONDS = 600  # a disturbed choice is reused this long, so that runs that start together use the same plan
+# A choice from disturbed measurements is reused for this long, so that runs that start together use the same plan.
+DISTURBED_SECONDS = 600
 # A function that returns a changed plan. The first argument is the best plan so far. The second argument is a function
 # that takes a plan and returns the convolutions that Winograd's algorithm computes faster than this plan.
 Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]

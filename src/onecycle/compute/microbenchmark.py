@@ -15,11 +15,11 @@ from onecycle.models import Batch, ModelComposite
 
 PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturbances only slow a pass down
 PASSES_SECONDS = 0.2  # no further pass starts after this time
-HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the time to beat
+HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the first plan's
 IMAGES_COMPARED = 16
 # If `MOST_IMAGES` allows, a convolution is timed on at least this many pixels: 128 tiles of Winograd's algorithm.
 FEWEST_PIXELS = 128 * 4 * 4
-MOST_IMAGES = 256  # limit for the images with which a convolution on small maps reaches `FEWEST_PIXELS`
+MOST_IMAGES = 256  # on small maps, the number of images is raised to reach `FEWEST_PIXELS`, but to at most this number
 IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
 # The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
 # because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1

@@ -119,7 +119,7 @@ class Config(  # the groups are in reverse order, because a dataclass puts the f
         return has_same_start and self.defining_values() | worked_out == theirs
 
     def resolved_as(self, recorded: "Config") -> "Config":
-        """A copy of `recorded`. Fields that do not change the result have the values of this configuration.
+        """A copy of `recorded`, with this configuration's values of the fields that do not change a run's result.
 
         Returns this configuration unchanged if `leads_to(recorded)` is false.
         """

@@ -75,7 +75,7 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def has_64_bits(value: object) -> bool:
-    """Whether `value` is not an int, or NumPy can represent it as int64. Ints in JSON have any number of digits."""
+    """Whether the int `value` fits into int64; true for other types. Ints in JSON have any number of digits."""
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 

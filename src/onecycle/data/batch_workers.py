@@ -18,7 +18,8 @@ from typing import Any, Generic, TypeVar
 from onecycle.core.errors import PeerError
 
 AHEAD = 2  # batches that each worker computes before they are needed
-WORKER_GRACE_SECONDS = 60  # a worker exits at most this long after SIGTERM; a step and a checkpoint take less
+# A worker exits at most this long after SIGTERM. The main process takes less to finish its step and save a checkpoint.
+WORKER_GRACE_SECONDS = 60
 WORKER_NICENESS = 15  # a worker gets 1/30 of a busy core, which is enough for batches of 512 images
 
 Task = TypeVar("Task")

@@ -145,7 +145,7 @@ class Batches:
         return [Shard(shard, images * shard // self.shards, images * (shard + 1) // self.shards) for shard in mine]
 
     def _positions(self, number: int) -> range:
-        """The positions, in an epoch's order, of the images of batch `number` that this process gets."""
+        """This process's images in batch `number`, as positions in an epoch's order."""
         mine, start = self.local_shards(number), number * self.batch_size
         return range(start + mine[0].start, start + mine[-1].stop)
 

@@ -13,7 +13,8 @@ from onecycle.data.batches import Batches
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-# Last element of the seed that draws the first views. `batch_sources` and `augment.batched` use other values.
+# Last element of the random seed for the views of the first epoch. The seeds in `batch_sources` and `augment.batched`
+# end with other values.
 _VIEWS = 2**36
 
 

@@ -56,7 +56,7 @@ def channel_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def are_gray(images: NDArray[np.uint8], sums: NDArray[np.int64]) -> bool:
     """Whether the three channels of all `images`, uint8 `[N,H,W,3]`, are equal. `sums` are their `channel_sums`."""
-    if (sums != sums[:, :1]).any():  # most color images end here, before their pixels are read
+    if (sums != sums[:, :1]).any():  # true for most color images; their pixels are then not read here
         return False
     at_once = max(1, min(_SUMMED, _SUMMED_BYTES // max(images[:1].size, 1)))
     parts = (images[start : start + at_once] for start in range(0, len(images), at_once))

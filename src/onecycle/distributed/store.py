@@ -69,8 +69,8 @@ class StorePlace:
 
         - no address,
         - an address that this machine does not have, such as a router's, or
-        - the loopback address, although the name is neither this address nor "localhost". /etc/hosts may map a
-          machine's own name to the loopback address.
+        - a loopback address, unless `host` is "localhost" or this address itself. /etc/hosts may map a machine's own
+          name to a loopback address.
 
         Raises:
             RuntimeError: when the port is in use.

@@ -33,7 +33,7 @@ def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSI
         count += len(rows)
     variances, directions = torch.linalg.eigh(covariance / count)  # variances ascend; each column is a direction
     variances = variances.clamp(min=0)  # rounding may make them negative
-    left_out = int((variances < SMALLEST_SHARE * variances[-1]).sum())  # the first directions are left out
+    left_out = int((variances < SMALLEST_SHARE * variances[-1]).sum())  # number left out; they are the first ones
     place = torch.arange(len(variances))
     place[:left_out] = left_out + place[:left_out] % (len(variances) - left_out)
     filters: torch.Tensor = (directions / (variances + epsilon).sqrt()).T[place]

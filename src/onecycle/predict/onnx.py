@@ -151,7 +151,7 @@ def _run(content: bytes, batches: Sequence[NDArray[np.uint8]]) -> tuple[torch.Te
 
 @torch.no_grad()
 def _logits(predictor: Predictor, batches: Sequence[NDArray[np.uint8]], dtype: torch.dtype) -> torch.Tensor:
-    """Compute the network's logits `[N,C]` for all images in `dtype`, and divide them by the temperature."""
+    """The network's logits `[N,C]` for all images, computed in `dtype` and divided by the temperature."""
     model = copy.deepcopy(predictor.model).eval().to(dtype)
     inputs = (predictor.preprocessing.normalize(torch.from_numpy(images)).to(dtype) for images in batches)
     return torch.cat([model(images) for images in inputs]) / predictor.temperature

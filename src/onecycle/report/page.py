@@ -22,7 +22,7 @@ from onecycle.storage.run_folder import RunFolder
 from onecycle.train.scheduler import peak_step
 
 MOST_IN_MATRIX = 20  # with more classes, the report shows the confusion matrix as a plot instead of a table
-WORST_CLASSES = 10  # with more than `MOST_IN_MATRIX` classes, the report shows this many, and folds the others
+WORST_CLASSES = 10  # number of classes shown if there are more than `MOST_IN_MATRIX`; the rest are collapsed
 CONFUSIONS = 10  # number of confusions listed, most frequent first
 _NAMES = {
     "cifar10": "CIFAR-10",
@@ -234,7 +234,7 @@ class Page:
         return figures
 
     def calibration(self) -> Reliability:
-        """The calibration and the log loss of the probabilities, after and before temperature scaling.
+        """The calibration and the log loss of the probabilities, before and after temperature scaling.
 
         Raises:
             ValueError: when the run has no result.

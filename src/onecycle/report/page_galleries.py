@@ -49,7 +49,7 @@ def misclassified(page: Page) -> Gallery | None:
     order = np.argsort(-page.probabilities[images].max(axis=1), kind="stable")
     sheet = image_sheet(found.misclassified_images[order], most_bytes=_MISCLASSIFIED_BYTES)
     tiles = _evaluated(page, sheet, images[order])
-    # All heatmaps of a network that does not define `features` are 0.
+    # If the network does not define `features`, all heatmap values are 0.
     heatmaps = heatmap_sheet(found.heatmaps[order], sheet.tile) if found.heatmaps.any() else None
     return Gallery(sheet=sheet, heatmaps=heatmaps, tiles=tiles)
 

@@ -159,7 +159,7 @@ class RunState:
             self.margins.copy_(checkpoint.measured["margins"])
             checkpoint.restore(self._experiment.trained, self._experiment.optimizer)
         if checkpoint.damaged:
-            # Remove the damaged file. Otherwise the next save would keep it in place of the intact previous checkpoint.
+            # Remove the damaged file. Otherwise the next save would rename it over the intact previous checkpoint.
             with writing(self._folder.checkpoint):
                 self._folder.checkpoint.unlink(missing_ok=True)
         self._folder.write_history(self.history)  # the old file may have one epoch more or less than the checkpoint

@@ -122,9 +122,9 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
 
     Raises:
         InputError: when the data, the device, the initial weights or the code of the user's own network is missing.
-            Also when the initial weights are of another network, when there are too few images or steps, when the
-            images are too small for the augmentation, or when the network cannot be trained on a single image and a
-            batch or shard has only one.
+            Also when the initial weights are of another network, when there are too few images or steps, or when the
+            images are too small for the augmentation. Also when a batch or shard has only one image, and the network
+            cannot be trained on a single image.
     """
     machine = hardware.detect()
     if plan is None:
@@ -307,7 +307,8 @@ def _network(
 def _class_weights(dataset: Dataset) -> torch.Tensor:
     """The loss weight of each class, float32 `[C]`. All classes have equal total weight. Images weigh 1 on average."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.train.classes))
-    # The total weight is shared by the classes that have images. For the others, the maximum avoids a division by zero.
+    # Only classes that have images share the total weight. For a class without images, `np.maximum` avoids a division
+    # by zero.
     return torch.from_numpy(len(dataset.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))).float()
 
 

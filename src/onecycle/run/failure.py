@@ -27,7 +27,7 @@ def resumable(folder: RunFolder, config: Config, group: ProcessGroup) -> Iterato
         if not group.is_main_process:
             raise
         reason = f"{error}. The last checkpoint is intact: {advice} from there" if folder.has_checkpoint else str(error)
-        if isinstance(error, PeerError):  # after a StorageError, the disk may be too full for a report
+        if isinstance(error, PeerError):  # not after a StorageError: the disk may be too full for a report
             _write_report(folder, config, group, f"{reason[0].upper()}{reason[1:]}.")
         raise type(error)(reason) from error
 

@@ -40,8 +40,8 @@ def with_digest(config: Config) -> Config:
 def digest_of(path: Path) -> str:
     """The SHA-256 of what a run takes from the weights file `path`: everything but the temperature and the threshold.
 
-    `onecycle calibrate` changes only these two values. So the digest stays the same, and runs that started from the
-    file earlier can still be resumed.
+    `onecycle calibrate` changes only these two values, and so does not change the digest. After it, a run that started
+    from the file can still be resumed.
 
     Raises:
         InputError: when the file is missing or damaged.

@@ -23,7 +23,7 @@ class PlanCheck:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._slower: list[float] = []  # for each step: how many times as long as measured it takes
+        self._slower: list[float] = []  # for each step: its time per image, divided by the measured time
         choice, config = experiment.choice, experiment.config
         self._applies = (
             choice is not None

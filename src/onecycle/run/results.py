@@ -115,7 +115,7 @@ def write_probabilities(folder: RunFolder, logits: NDArray[np.float32], dataset:
 
 
 def write_image_names(folder: RunFolder, dataset: Dataset) -> None:
-    """Write the file names of all images, if they have any."""
+    """Write the file names of all images, if the images have file names."""
     if dataset.train.names is not None and dataset.evaluation.names is not None:
         evaluated, train = dataset.evaluation.names.to_array(), dataset.train.names.to_array()
         folder.write_arrays(folder.image_names, evaluated=evaluated, train=train)

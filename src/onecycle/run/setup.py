@@ -57,7 +57,10 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
 
 
 def _suggestion(config: Config, dataset: Dataset) -> str | None:
-    """A line that suggests other recipes if the default recipe is used on few images from a path. Otherwise None."""
+    """A line that suggests other recipes, or None.
+
+    The suggestion is for a run that uses the default recipe on data from a path, with few images per class on average.
+    """
     average = len(dataset.train) / len(dataset.train.classes)
     if config.recipe != BASELINE.recipe or not is_path(config.data) or average > FEW_IMAGES:
         return None

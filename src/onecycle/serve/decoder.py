@@ -62,7 +62,7 @@ def main() -> None:
     limit_memory(most_bytes)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there are several processes, and each thread needs memory
     responses = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print goes to standard error, and not into the responses
+    os.dup2(2, 1)  # libraries then print to standard error, and not into the responses
     serve(sys.stdin.buffer, responses, size=size, most_pixels=most_pixels)
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of a request, unless the comment of a limit differs. Bytes are counted before images are decoded."""
+    """Limits per request, except where a comment says otherwise. Bytes are counted before images are decoded."""
 
-    file_bytes: int = 16 * 2**20
+    file_bytes: int = 16 * 2**20  # per file
     files: int = 32
     request_bytes: int = 64 * 2**20
     pixels: int = 30_000_000  # per image
@@ -19,7 +19,7 @@ class Limits:
     decoder_bytes: int = 560 * 2**20  # memory of each decoder process; an image takes up to 20 bytes per pixel
     write_seconds: float = 30  # longest wait for a client to accept more of a response
     requests: int = 256  # active requests at a time, of all clients together
-    waiting_bytes: int = 256 * 2**20  # total size of active requests; a request needs up to 3 times its size in memory
+    waiting_bytes: int = 256 * 2**20  # total size of active requests; the memory of a request is up to 3 times its size
     connections: int = 512  # open connections of all clients; above this, the connection that is idle longest is closed
     waiting_images: int = 512  # images in the queue, of all clients together
 

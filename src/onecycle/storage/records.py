@@ -152,8 +152,9 @@ class RunResult:
     def warning(self) -> str | None:
         """A warning if the final network is worse on its training images than it was during training. Otherwise None.
 
-        Without augmentation the images are easier, so the final network should reach at least the training accuracy on
-        a sample of them. A shortfall of up to `SAMPLE_MARGIN` plus three standard errors causes no warning.
+        The final network is evaluated on a sample of the training images, without augmentation. These images are easier
+        than augmented ones, so the accuracy on them should be at least the training accuracy. A shortfall of up to
+        `SAMPLE_MARGIN` plus three standard errors causes no warning.
         """
         if self.train_sample_accuracy is None or not self.train_sample_images:
             return None
@@ -306,7 +307,7 @@ class Interpretation:
     # The margin is the logit of the label minus the largest other logit. This field is the mean margin over the epochs.
     train_label_issue_margins: Annotated[NDArray[np.float32], Shape("T")]
     train_label_issue_labels: Annotated[NDArray[np.int64], Shape("T")]  # the labels that may be wrong
-    # The most likely other class, for each of the first t training label issues.
+    # For each of the first t training label issues, the most likely class other than the label.
     train_label_issue_predictions: Annotated[NDArray[np.int64], Shape("t")]
     train_label_issue_images: Annotated[NDArray[np.uint8], Shape("q H W 3")]  # images of the first q of these issues
     # Pairs of indices: an evaluated image, and the training image that is most similar to it.

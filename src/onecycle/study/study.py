@@ -179,10 +179,7 @@ def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGI
 
 
 def _find_stopped(study: Study, name: str) -> Path | None:
-    """The newest folder of the same study, or None.
-
-    Only folders with unfinished runs count, and only if no other process uses them.
-    """
+    """The newest folder of `study` that has unfinished runs and that no other process uses, or None."""
     for path in sorted(study.config.out.glob(f"{name}*"), reverse=True):
         with suppress(OnecycleError):  # ignore a folder that cannot be used
             if _read(path) == study and not all(run.is_done() for run in study.runs_in(path)):

@@ -340,7 +340,10 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
 
 
 def _freeze(optimizer: Optimizer, epoch: int) -> None:
-    """Before `epoch` (0-based), freeze each parameter group that has been trained for its number of "epochs"."""
+    """Freeze the parameter groups that are no longer trained from `epoch` (0-based) on.
+
+    A parameter group with "epochs" is trained for that many epochs.
+    """
     for group in optimizer.param_groups:
         if (epochs := group.get("epochs")) is not None and epoch >= epochs:
             for parameter in group["params"]:

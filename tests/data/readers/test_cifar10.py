@@ -125,7 +125,7 @@ def test_a_pickle_that_calls_a_function_is_refused_without_the_call(python: Path
     content = pickle.dumps({b"data": _Call(os.mkdir, str(folder))}, protocol=2)
     (python / "data_batch_1").write_bytes(content)
     with pytest.raises(
-        InputError, match=r"data_batch_1 asks to call \w+\.mkdir, which CIFAR does not need, so it was not loaded"
+        InputError, match=r"data_batch_1 asks to call \w+\.mkdir, which CIFAR does not need, so the file was not loaded"
     ):
         read_cifar10(python)
     assert not folder.exists()
@@ -140,7 +140,7 @@ def test_a_pickle_that_calls_a_function_is_refused_without_the_call(python: Path
 )
 def test_a_pickle_may_hold_only_plain_data(python: Path, value: Any) -> None:
     (python / "test_batch").write_bytes(pickle.dumps({b"data": value}, protocol=2))
-    with pytest.raises(InputError, match="test_batch .*so it was not loaded"):
+    with pytest.raises(InputError, match="test_batch .*so the file was not loaded"):
         read_cifar10(python)
 
 

@@ -298,7 +298,7 @@ BAD_TABLES: list[tuple[list[str] | bytes, str]] = [
     ([HEADER, "ant-00.png"], "line 2: the number of cells is 1, but the first line has 2; correct it"),
     (["file,label,split", f"{ROW},holdout"], "line 2: the split is 'holdout'; it must be train, val or test"),
     (["file,label,split", f"{ROW},"], "line 2: the split is ''; it must be train, val or test"),
-    (["file,label,split", f"{ROW},val"], "no row has the split train; give it to the training images"),
+    (["file,label,split", f"{ROW},val"], "no row has the split train; set the split of the training images to train"),
     (["file,label,split", f"{ROW},train", "ant-01.png,b,val"], "the label 'b' is in the validation set, but not in"),
     ([HEADER, ROW, "ant-01.png,a"], "there is only one class, 'a'; a classifier needs at least two"),
     ([HEADER, ROW, "ant-01.png,A"], "the labels 'A' and 'a' differ in case only; rename or merge them"),

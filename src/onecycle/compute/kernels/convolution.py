@@ -1,11 +1,11 @@
 """3×3 convolutions where PyTorch's own kernels are slow, computed by Winograd's algorithm, im2col GEMM or AMX kernels.
 
 Winograd's algorithm needs a quarter of the products of a direct convolution. It is the fastest on CPUs without matrix
-extensions. On feature maps up to 8×8, oneDNN's bfloat16 convolution computes the weight gradient far more slowly than a
-matrix product of the same size. On maps up to 4×4, this convolution also computes the output and the gradient of the
-input more slowly. A matrix product (GEMM) needs unfolded patches (im2col), but unfolding costs less than the product
-saves. The AMX kernels do not unfold patches, so they are faster on larger maps, too. docs/performance.md has the
-measurements.
+extensions. For bfloat16, oneDNN's convolution is slower than a matrix product (GEMM) of the same size in two cases. On
+feature maps up to 8×8, it computes the weight gradient far more slowly. On maps up to 4×4, it also computes the output
+and the gradient of the input more slowly. The matrix product needs unfolded patches (im2col), but unfolding costs less
+than the product saves. The AMX kernels do not unfold patches, so they are faster than oneDNN on larger maps, too.
+docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""List the members of a zip or tar archive under the names that its writer meant. Read them in bounded memory."""
+"""List the members of a zip or tar archive with their intended names, and read members in bounded memory."""
 
 import gzip
 import itertools

@@ -211,7 +211,7 @@ def _unpickle(content: bytes, where: str) -> dict[Any, Any]:
 
 def _bytes_dtype(code: str | bytes, *_: object) -> np.dtype[Any]:
     if _text(code).strip("|") != "u1":
-        raise InputError(f"holds an array of {_text(code)!r}, not of bytes, so it was not loaded")
+        raise InputError(f"holds an array of {_text(code)!r}, not of bytes, so the file was not loaded")
     # CIFAR's pickles pass `align` and `copy` as numbers, which numpy 2.4 warns about. This function passes booleans.
     # `copy` is True, because the unpickler modifies the returned dtype object.
     return np.dtype("u1", False, True)
@@ -219,7 +219,7 @@ def _bytes_dtype(code: str | bytes, *_: object) -> np.dtype[Any]:
 
 def _latin_1_bytes(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise InputError(f"asks for the encoding {encoding!r}, which CIFAR does not need, so it was not loaded")
+        raise InputError(f"asks for the encoding {encoding!r}, which CIFAR does not need, so the file was not loaded")
     return text.encode("latin-1")
 
 
@@ -237,5 +237,5 @@ class _DataOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise InputError(f"asks to call {module}.{name}, which CIFAR does not need, so it was not loaded")
+            raise InputError(f"asks to call {module}.{name}, which CIFAR does not need, so the file was not loaded")
         return self._ALLOWED[module, name]

@@ -35,9 +35,9 @@ SPECIAL_FILE = "file of a special kind, such as a pipe"
 def is_ignored(name: str, *, is_folder: bool) -> bool:
     """Whether a file or folder is ignored, so that it is neither read nor counted as left out.
 
-    The user did not put such files and folders there. They have hidden names, which start with a dot, or names that
-    operating systems and network storage use. Folders whose names start with @ are also ignored, because network
-    storage keeps thumbnails in them.
+    A file or folder is ignored if its name starts with a dot, which hides it, or is a name that operating systems or
+    network storage use. A folder is also ignored if its name starts with @, because network storage keeps thumbnails
+    in such folders. These files and folders do not come from the user.
     """
     return name.startswith(".") or (is_folder and name.startswith("@")) or name.lower() in _SYSTEM_NAMES
 

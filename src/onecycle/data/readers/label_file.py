@@ -46,7 +46,7 @@ class LabeledFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A table of labels. `name` is its path for messages. `digest` is the sha256 of its content, in hex."""
+    """A table of labels. `name` is its path, as messages show it. `digest` is the SHA-256 of its content, in hex."""
 
     name: str
     rows: tuple[LabeledFile, ...]
@@ -63,7 +63,9 @@ class LabelFile:
         return len(self.columns) == 3
 
     def paths(self, row: LabeledFile) -> list[str]:
-        """The paths in the data that `row` may mean. Its file may be relative to the table of labels or to the data.
+        """The possible paths of the image of `row`, relative to the data.
+
+        `row.file` may be relative to the folder of the table or to the data.
 
         Raises:
             InputError: when all paths are outside of the data.

@@ -38,7 +38,7 @@ class LeftOut:
         self._count(reason, 1, [name])
 
     def add_entry(self, entry: Entry) -> None:
-        """Count `entry`: a file that is not an image, or is in no class. Folders are not counted."""
+        """Count a file that is not an image, or an image that is in no class. Folders are not counted."""
         if not entry.is_folder:
             reason = BESIDE_CLASSES if entry.is_image else entry.problem or _not_an_image(entry.parts[-1])
             self.add(reason, "/".join(entry.parts))

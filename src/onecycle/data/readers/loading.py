@@ -79,13 +79,13 @@ def load_dataset(
     """Load the data set with the name or path `data`. Images are uint8 `[N,input_size,input_size,3]`.
 
     "cifar10", "cifar100", "mnist" and "fashion-mnist" are found in `$ONECYCLE_DATA`, `./data` or the user's cache, or
-    else downloaded. None is "cifar10". "digits" is the embedded set. "auto" is CIFAR-10 if it is available, otherwise
-    digits. Anything else is a path to data in one of the formats of `registry`. `coarse` selects CIFAR-100's 20 coarse
-    classes.
+    else downloaded. If `data` is None, CIFAR-10 is loaded. "digits" is the embedded set. "auto" is CIFAR-10 if it is
+    available, otherwise digits. Anything else is a path to data in one of the formats of `registry`. `coarse` selects
+    CIFAR-100's 20 coarse classes.
 
     `labels` is the path of a CSV file, relative to the working folder or to the images. The CSV file has the
     file, the label and perhaps the split of each image. Without `labels`, a labels.csv beside the images is used. If
-    there are both a labels.csv and class folders, `labels` must be given. The value "none" reads the folders.
+    there are both a labels.csv and class folders, `labels` must be given. With "none", the class folders are read.
 
     If `validation` is not 0, this number of images is split off the training set and replaces the test set. Then at
     most `limit` images of each set are kept. Both selections are stratified and depend on `seed`.

@@ -139,7 +139,7 @@ def _labels(path: Path, name: str, headers: dict[str, _Header]) -> NDArray[np.in
     header = headers[name]
     if header.dtype.kind not in "iu":
         raise InputError(
-            f"{path}: {name} is {header.dtype}; labels must be integers, the numbers of the classes: save "
+            f"{path}: {name} is {header.dtype}; labels must be integers, namely class numbers: save "
             f"{name}.astype('int64')"
         )
     with one_line_errors(path), _opened(path, header) as file:

@@ -215,8 +215,8 @@ def _columns(path: Path, schema: "pa.Schema", options: ReadOptions) -> _Columns:
     images = [name for name in images if kinds.get(name) == "Image"] or images
     if len(images) != 1:
         raise InputError(
-            f"{path}: has {_listed(images)} with images; it must have one column of images: bytes, or structs with "
-            "bytes and path as datasets.Image writes them"
+            f"{path}: has {_listed(images)} with images; it must have one column of images, stored as bytes "
+            "or as the structs that datasets.Image writes (bytes and path)"
         )
     labels = [field.name for field in schema if _holds_labels(field.type)]
     labels = [name for name in labels if kinds.get(name) == "ClassLabel"] or labels
@@ -227,8 +227,8 @@ def _columns(path: Path, schema: "pa.Schema", options: ReadOptions) -> _Columns:
         labels = [name for name in labels if name in wanted] or labels
     if len(labels) != 1:
         raise InputError(
-            f"{path}: has {_listed(labels)} with labels; it must have one column of labels, with integers or texts; "
-            "call that column label"
+            f"{path}: has {_listed(labels)} with labels; it must have one column of labels (integers or texts); "
+            "name this column 'label'"
         )
     names = features.get(labels[0], {}).get("names") if kinds.get(labels[0]) == "ClassLabel" else None
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

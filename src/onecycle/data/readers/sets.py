@@ -1,4 +1,4 @@
-"""What a reader returns, whatever format it reads: `Sets`."""
+"""`Sets`: the result of every reader, for all formats."""
 
 from dataclasses import dataclass
 

@@ -27,8 +27,8 @@ _AT_ONCE = 2**22  # bytes of images that are read at a time
 class StoredArray:
     """An array of bytes in the file `path`. The array is called `name`, and its header gives the `shape`.
 
-    `open` opens the file, and moves to the first value behind the header. If the file is damaged, reading it must raise
-    an error.
+    `open` opens the file, and moves to the first value after the header. If the file has a checksum, reading the opened
+    file to its end must raise an error when the file is damaged.
     """
 
     path: Path

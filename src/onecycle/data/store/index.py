@@ -139,7 +139,8 @@ def ordered_index(
 def _around_splits(listings: Sequence[Listing], singles: Sequence[Parts]) -> list[Parts] | None:
     """For each listing, the folder that contains its splits, such as train/ and test/. None if there are no splits.
 
-    `singles` has a path for each listing: the folders, each the only one in the folder above it, down to the content.
+    `singles` is the result of `_single_folders`: for each listing, the path of the nested folders around its classes or
+    splits.
     """
     around = [_around_train_and_test(listing, single) for listing, single in zip(listings, singles, strict=True)]
     if not any(around):
@@ -296,7 +297,7 @@ def _require_no_class_called_like_a_split(
     """Refuse folders that have the names of splits, but may be classes.
 
     `beside` is a folder next to them. It has images but is not a split, so all of these folders may be classes. They
-    are accepted as splits if each of them with images has class folders, and if train/ and another split exist.
+    are accepted as splits if train/ and another split exist, and every split with images has class folders.
     """
     for split in counts:
         if split in loose and not counts[split]:
@@ -399,7 +400,7 @@ def _check(counts: _Counts, names: dict[str, str], source: Path, *, is_drawn: bo
 def require_different_names(classes: Iterable[str], where: Callable[[str], str], what: str, source: Path) -> None:
     """Refuse `classes` if two of them look alike.
 
-    In the message, a class is called `where(name)`, and all classes are called `what`, such as "labels".
+    The message shows each of the two classes as `where(name)`, and calls them `what`, for example "labels".
     """
     if alike := find_alike(sorted(classes)):
         here, there = map(where, alike.names)

@@ -139,7 +139,7 @@ def _splits(rows: dict[int, LabeledFile], images: _Images, labels: LabelFile) ->
 def _check(counts: dict[str, Counter[str]], labels: LabelFile) -> None:
     source = Path(labels.name)
     if "train" not in counts:
-        raise InputError(f"{source}: no row has the split train; give it to the training images")
+        raise InputError(f"{source}: no row has the split train; set the split of the training images to train")
     names = sorted(set().union(*counts.values()))
     require_different_names(names, str, "labels", source)
     for split, of_split in counts.items():

@@ -105,7 +105,10 @@ def _write(rows: RowSets, size: int, fingerprint: str, folder: Path) -> None:
 
 
 def _decoded(images: Iterator[RowImage], shape: Sequence[int], problems: list[str]) -> Iterator[NDArray[np.uint8]]:
-    """Yield `images` in arrays that have the shape `shape` together. An unusable image adds a reason to `problems`."""
+    """Yield the decoded `images` in parts, uint8 `[n,S,S,3]`. `shape` is the shape of all parts together.
+
+    An unusable image is yielded as zeros, and its reason is added to `problems`.
+    """
     squares = each_decoded(images, partial(decode_square, size=shape[1]))
     at_once = max(1, _AT_ONCE // math.prod(shape[1:]))
     while part := list(itertools.islice(squares, at_once)):

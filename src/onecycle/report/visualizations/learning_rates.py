@@ -29,8 +29,8 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ENDINGS = {"completed": "sweep completed", "diverged": "sweep stopped: the loss diverged"}
 
 
-# A run of at least twice as many steps is drawn without some of its steps. The curve looks the same, because it is
-# straight before and after its peak.
+# A run of at least `2 * _MOST_POINTS` steps is drawn without some of its steps. The curve looks the same, because it
+# is straight before and after its peak.
 _MOST_POINTS = 10_000
 
 
