@@ -44,8 +44,8 @@ LENIENCY = 0.9
 DISTURBED = 1.25
 # A choice from disturbed measurements is reused for this long, so that runs that start together use the same plan.
 DISTURBED_SECONDS = 600
-# A function that returns a changed plan. The first argument is the best plan so far. The second argument is a function
-# that takes a plan and returns the convolutions that Winograd's algorithm computes faster than this plan.
+# A function that returns a changed plan. The first argument is the best plan so far. The second argument is a function:
+# given a plan, it returns the convolutions that would be faster with Winograd's algorithm than with this plan.
 Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]
 
 

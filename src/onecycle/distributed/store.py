@@ -69,8 +69,8 @@ class StorePlace:
 
         - no address,
         - an address that this machine does not have, such as a router's, or
-        - a loopback address, unless `host` is "localhost" or this address itself. /etc/hosts may map a machine's own
-          name to a loopback address.
+        - a loopback address, because /etc/hosts may map a machine's own name to one. If `host` is "localhost" or a
+          loopback address, the store listens only there.
 
         Raises:
             RuntimeError: when the port is in use.

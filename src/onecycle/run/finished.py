@@ -106,8 +106,8 @@ def report_run(path: Path, data: str | None = None, *, network: str | None = Non
 
     Raises:
         InputError: when there is no such run. Also when the run cannot be interpreted, for example because its data
-            has changed or this machine lacks the device of the run. In this case, the report is written without the
-            interpretation.
+            has changed or this machine lacks the device of the run. The report is then written without the
+            interpretation, before the error is raised.
     """
     folder = RunFolder.open(path)
     missing = [path for path in (folder.weights, folder.training_margins) if not path.exists()]
