@@ -23,7 +23,8 @@ class PlanCheck:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._slower: list[float] = []  # for each step: its time per image, divided by the measured time
+        # For each step: its time per image, divided by the time per image that was measured to choose the plan.
+        self._slower: list[float] = []
         choice, config = experiment.choice, experiment.config
         self._applies = (
             choice is not None

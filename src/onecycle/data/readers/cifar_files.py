@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 class Layout:
     """One of the official formats: the names of its files, and the functions that read their content.
 
-    The functions also take the name of the file for messages.
+    Each function also takes the name of the file, to use it in error messages.
     """
 
     version: str  # "binary" or "python"

@@ -14,7 +14,7 @@ class ImageNames(Sequence[str]):
     """The file names of images, relative to the folder or the archive with the data.
 
     `text` is uint8 `[B]`: all names in UTF-8, each ended by a zero byte. It may be memory-mapped. `rows`, int64 `[N]`,
-    selects names by their position in `text`. None selects all names.
+    selects names by their number: the first name in `text` has number 0. None selects all names.
     """
 
     def __init__(self, text: NDArray[np.uint8], rows: NDArray[np.int64] | None = None) -> None:
