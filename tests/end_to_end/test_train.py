@@ -227,7 +227,8 @@ def test_the_result_has_the_accuracy_on_training_images_without_augmentation(run
 def test_a_network_that_is_worse_in_evaluation_than_in_training_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--recipe", "quick", "--widths", "16", "32", "32", "--data", "digits", "--out", tmp_path]
+    options = ["--recipe", "quick", "--widths", "16", "32", "32", "--sizes", "16", "--size", "16"]
+    options += ["--data", "digits", "--limit", "400", "--out", str(tmp_path)]
     trusted = onecycle("train", *options)
     assert "Do not trust" not in trusted.out and only_run(tmp_path).read_result().eval_accuracy > 0.5
 
