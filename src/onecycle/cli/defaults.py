@@ -35,7 +35,7 @@ def fill_in(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         return
     if "--resume" in given:
         is_study = "study" in commands
-        # A resumed study allows no other options. For a resumed run, a later check refuses changed values.
+        # Resuming a study allows only the options below. For a resumed run, a later check refuses changed values.
         allowed = {"--resume", "--engine", "--address", "--network"}
         if refused := given.keys() - allowed if is_study else given.keys() & {"--config"}:
             raise InputError(f"--resume uses the saved configuration; remove {', '.join(sorted(refused))}")

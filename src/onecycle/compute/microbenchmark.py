@@ -51,7 +51,7 @@ class Microbenchmark:
     def seconds(self, images: int, *plans: ComputePlan) -> list[float]:
         """Time forward and backward passes over `images` images. Returns the seconds of the fastest pass of each plan.
 
-        The plans take turns. Other load on the machine then slows all of them alike. On a CPU, a plan gets no
+        The plans take turns, so that other load on the machine slows each of them as much. On a CPU, a plan gets no
         second pass if its first pass takes more than `HOPELESS` times as long as the first pass of the first plan.
         """
         prepared = [self._prepare(plan) for plan in plans]

@@ -37,7 +37,7 @@ class ComputePlan:
     precision: str = "float32"  # precision of the forward and backward pass; parameters and optimizer are float32
     channels_last: bool = False
     im2col_gemm: bool = False  # compute convolutions on small maps by im2col and a matrix product
-    native_kernels: bool = False  # C kernels for this CPU compute max-pooling and batch norm with activation
+    native_kernels: bool = False  # compute max-pooling, and batch norm with the activation after it, in C for this CPU
     amx: bool = False  # compute convolutions in C with AMX, the matrix extensions of some x86 CPUs
     winograd: ChannelPairs = ()  # the 3×3 convolutions to compute by Winograd's algorithm, in C
     torch_compile: bool = False

@@ -124,7 +124,8 @@ def together() -> Iterator[None]:
 def held() -> Iterator[None]:
     """Inside the block, the process's first signal is recorded, but does not raise `Interrupted`.
 
-    The process is about to end anyway. A second signal still ends the process at once.
+    The process is about to end anyway. A second signal still ends the process at once. If a job has several
+    processes, a signal that comes within `FORWARDED_SECONDS` of the first has no effect.
     """
     if _watching:
         _watching._deferred = True

@@ -190,7 +190,7 @@ class Heartbeat:
             OnecycleError: always.
         """
         before: list[int] = []
-        # Only the second wait counts. During the first wait, the last heartbeat of a lost process may still arrive.
+        # Heartbeats count in the second wait. In the first, the last heartbeat of a lost process may still arrive.
         for periods in (1.5, 2.5):
             before = list(self._heartbeats)
             deadline = time.monotonic() + periods * HEARTBEAT_SECONDS

@@ -69,8 +69,8 @@ class StorePlace:
 
         - no address,
         - an address that this machine does not have, such as a router's, or
-        - a loopback address, because /etc/hosts may map a machine's own name to one. If `host` is "localhost" or a
-          loopback address, the store listens only there.
+        - a loopback address, but `host` is neither "localhost" nor this address. For example, /etc/hosts may map the
+          machine's own name to a loopback address.
 
         Raises:
             RuntimeError: when the port is in use.

@@ -103,7 +103,7 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         if not self.is_own:
-            # Earlier versions of onecycle did not write this field, and the networks in the package do not have it.
+            # Without this field, earlier versions of onecycle can load the file, too.
             del values["network_sha256"]
         return values
 

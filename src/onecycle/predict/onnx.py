@@ -24,8 +24,8 @@ from onecycle.data.preprocessing import to_gray
 from onecycle.predict.predictor import Predictor
 
 VERIFIED = 1000  # the file is compared with the network on this many images
-# `write_onnx` fails if the difference between the file and the network is larger than this. A small difference is
-# normal: the file and the network may add numbers in different orders, and then round differently.
+# `write_onnx` fails if the difference that it would return is larger than this. A small difference is normal: the file
+# and the network may add numbers in different orders, and then round differently.
 TOLERANCE = 1e-4
 _OPSET = 18
 _ADVICE = "the exporter is at fault: try other versions of torch, onnxscript and onnxruntime"

@@ -98,7 +98,7 @@ def files_of(sources: Iterable[str], left_out: LeftOut | None = None) -> Iterato
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the paths that match `pattern`, in order. If a folder matches, the paths inside it are skipped.
 
-    The longest start of `pattern` that is the path of an existing folder is taken literally: brackets in it are not
+    The folders at the start of `pattern` are taken literally as far as they exist: brackets in their names are not
     wildcards.
     """
     folder = pattern

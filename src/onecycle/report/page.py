@@ -22,7 +22,7 @@ from onecycle.storage.run_folder import RunFolder
 from onecycle.train.scheduler import peak_step
 
 MOST_IN_MATRIX = 20  # with more classes, the report shows the confusion matrix as a plot instead of a table
-WORST_CLASSES = 10  # number of classes shown if there are more than `MOST_IN_MATRIX`; the rest are collapsed
+WORST_CLASSES = 10  # number of classes shown if there are more than `MOST_IN_MATRIX`; the others are folded
 CONFUSIONS = 10  # number of confusions listed, most frequent first
 _NAMES = {
     "cifar10": "CIFAR-10",

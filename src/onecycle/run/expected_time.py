@@ -1,4 +1,4 @@
-"""Predict how long a run takes, from the duration of its first steps."""
+"""Predict how long a run takes, from the duration of some of its steps."""
 
 import statistics
 import time
@@ -15,8 +15,8 @@ MEASURED_STEPS = 5
 STEPS_TO_NEXT_ESTIMATE = 50
 CORRECTED_FROM = 1.2  # a later estimate is printed if it differs from the printed one by more than this factor
 FORWARD_SHARE = 1 / 3  # time for evaluating an image, relative to the time for training with it
-LONG_SECONDS = 20 * 60  # for a longer run, the times of faster recipes are printed, too
-FEWEST_SECONDS = 30  # the time of a shorter run is not printed
+LONG_SECONDS = 20 * 60  # if the first estimate is longer, the times of faster recipes are printed, too
+FEWEST_SECONDS = 30  # if the first estimate is shorter, no time is printed
 # The training time per image of each recipe, relative to the baseline. The measurements are in results/:
 # recipe_time.json and recipe_time_avx512.json. WITH_WINOGRAD has the times in float32 with Winograd's algorithm. Their
 # measurements are in recipe_time_avx2.json, which lacks `accurate`. The algorithm saves most time in the baseline.
@@ -79,6 +79,8 @@ class ExpectedTime:
 
     def _later_lines(self, seconds: float) -> list[str]:
         if self._printed is None or 1 / CORRECTED_FROM <= seconds / self._printed <= CORRECTED_FROM:
+            return []
+        if duration(seconds) == duration(self._printed):  # both may round to the same number of minutes
             return []
         before, self._printed = self._printed, seconds
         return [f"Expected time: {duration(seconds)} instead of {duration(before)}"]

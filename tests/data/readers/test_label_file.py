@@ -358,7 +358,7 @@ def test_a_table_here_and_another_one_in_the_data_are_refused(
         table.to_csv(folder / "labels.csv", index=False)
     assert len(load_dataset(photos, labels="labels.csv").train) == 12
     table[:6].to_csv(tmp_path / "labels.csv", index=False)
-    message = f"--labels: labels.csv is in the working folder and in {photos}, but the files differ; give the full path"
+    message = f"--labels: labels.csv names one file from here and another one from {photos}; give the full path"
     assert_refused(photos, message, "--labels", "labels.csv", capsys=capsys)
 
 

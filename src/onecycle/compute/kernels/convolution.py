@@ -4,7 +4,8 @@ Winograd's algorithm needs a quarter of the products of a direct convolution. It
 extensions. For bfloat16, oneDNN's convolution is slower than a matrix product (GEMM) of the same size in two cases. On
 feature maps up to 8×8, it computes the weight gradient far more slowly. On maps up to 4×4, it also computes the output
 and the gradient of the input more slowly. The matrix product needs unfolded patches (im2col), but unfolding costs less
-than the product saves. The AMX kernels do not unfold patches, so they are faster than oneDNN on larger maps, too.
+than the product saves. The AMX kernels do not unfold patches, so they are also faster on larger maps: for
+the weight gradient on maps of any size, and for the output and the gradient of the input on maps up to 8×8.
 docs/performance.md has the measurements.
 """
 

@@ -129,8 +129,8 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
     is_single = paths == [source]
     compute_fingerprint = partial(_fingerprint, is_single=is_single)
     sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
-    # If `labels` is not given, an archive is searched for a table below, and only if nothing is cached. The fingerprint
-    # of the archive covers this table.
+    # If `labels` is not given, an archive is searched for a table later, and only if nothing is cached. The
+    # fingerprint of the archive covers this table.
     table = find_labels(source, labels) if labels or source.is_dir() else None
     if table and table.inside and not is_single:
         beside.discount(table.inside)
@@ -151,7 +151,7 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
 
 
 def _key(*values: object) -> str:
-    version = _CACHE_VERSION, sorted(suffixes())  # the suffixes depend on the installed packages
+    version = _CACHE_VERSION, sorted(suffixes())  # the installed packages decide which suffixes are read
     return hashlib.sha256(json.dumps([*version, *values]).encode()).hexdigest()[:32]
 
 

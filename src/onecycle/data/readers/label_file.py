@@ -105,7 +105,7 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     contents = [_content(path) for path in paths]
     if len(paths) == 2 and contents[0] != contents[1]:
         raise InputError(
-            f"--labels: {given} is in the working folder and in {source}, but the files differ; give the full path"
+            f"--labels: {given} names one file from here and another one from {source}; give the full path"
         )
     if paths:
         return _from_file(paths[-1], contents[-1], source)

@@ -200,7 +200,7 @@ def _single_top(listing: Listing, around: set[Parts]) -> Parts:
 def _single_folders(listings: Sequence[Listing]) -> list[Parts]:
     """For each listing, the path of the nested folders around its classes or splits.
 
-    If one listing with images has no folder around its classes or splits, the path is () for all listings.
+    If any listing with images has no folder around its classes or splits, the path is () for all listings.
     """
     tops = [_single_path(listing.folders)[:1] for listing in listings]
     splits = {split_of(top[0]) for top in tops if top}

@@ -17,8 +17,8 @@ _announced: set[str] = set()  # letters for which `fallbacks` has already printe
 def fallbacks(letters: frozenset[str]) -> tuple[str, ...]:
     """A few families of installed fonts for the `letters` that `FONT` lacks.
 
-    A letter that is in no installed font appears as a box in plots. If a call finds new letters
-    of this kind, it names at most 20 of them in one line on stderr.
+    A letter that is in no installed font appears as a box in plots. If a call finds such letters that
+    no earlier call found, it names at most 20 of them in one line on stderr.
     """
     own = FT2Font(fontManager.findfont(FONT))
     missing = {letter for letter in letters if letter.isprintable() and not own.get_char_index(ord(letter))}
