@@ -76,7 +76,7 @@ def _arguments(command: str, run: Path, folders: Folders) -> list[str | Path]:
         "evaluate": ["evaluate", "--run", run],
         "predict": ["predict", "--run", run, "image.png"],
         "study": ["study", "--resume", run.parents[1]],
-        "repeat": ["train", "--config", run / "config.json"],
+        "repeat": ["train", "--config", run / "config.json", "--out", "runs"],  # config.json names a shared folder
         "resume": ["train", "--resume", run],
         "report stopped": ["report", "--run", run],
     }[command]

@@ -108,7 +108,8 @@ def exact(model: nn.Module, train: Batches) -> nn.Module:
 def test_a_short_run_is_as_good_as_with_the_statistics_of_all_images(recipe: Config, batch_size: int) -> None:
     epochs = 4 if batch_size < 1000 else 12  # 4 epochs would be too few steps to learn anything
     config = replace(recipe, data="digits", widths=(16, 32, 32), batch_size=batch_size, epochs=epochs, workers=0)
-    config = replace(config, size=16, sizes=(16,) if recipe.sizes else ())
+    small = {"size": 16, "sizes": (16,) if recipe.sizes else (), "augmentation": "batched", "padding": 2, "cutout": 0}
+    config = replace(config, **small)
     experiment = assemble(config, EAGER)
     rates = {"lr_min": 0.0, "lr_max": config.lr_max or 0.03, "peak_fraction": config.peak_fraction}
     history = fit(
