@@ -45,8 +45,8 @@ def run(config: Config, console: Console, path: Path | None = None, *, repeated:
     """Find the learning rates, train, evaluate, and write everything into a run folder.
 
     The folder is `path`, or a new one in `config.out`. If the run in the folder `repeated` is complete and has the same
-    configuration, the new run uses that run's compute plan, if possible. The new run also prints everything that may
-    still make the two results differ.
+    configuration, the new run uses that run's compute plan, if possible, and prints everything that may still make the
+    two results differ.
 
     Raises:
         OnecycleError: when the configuration cannot be run (no folder is left behind), or when training fails.

@@ -95,8 +95,8 @@ class InitialWeights:
         """The preprocessing of the run. The data gives the input size, and the trained network gives the normalization.
 
         The first layer of the trained network needs inputs with this normalization, above all if the layer has
-        whitening filters. This run converts its images to gray if all its training images are gray, or if the trained
-        network converts images to gray. Such a network has no filters for colors.
+        whitening filters. This run converts its images to gray if all its training images are gray. It also does so if
+        the trained network converts images to gray, because such a network has no filters for colors.
         """
         theirs = self.predictor.preprocessing
         return replace(theirs, input_size=of_data.input_size, gray=theirs.gray or of_data.gray)

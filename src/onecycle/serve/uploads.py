@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from onecycle.serve.limits import Limits
 
-# After a refusal, read the rest of the request for at most this long. Most clients send all of it before they read the
-# response.
+# Read the rest of a request that is too large for at most this long before the refusal. Most clients send the whole
+# request before they read the response.
 _LINGER_SECONDS = 2
 _NAME_LENGTH = 255
 _PARSED_AT_ONCE = 2**16  # bytes that are parsed before other requests run
@@ -119,7 +119,7 @@ async def read_uploads(request: Request, room: RequestRoom, limits: Limits) -> l
 async def _read(request: Request, room: RequestRoom, limits: Limits) -> bytes:
     body, stream = bytearray(), request.stream()
     if int(request.headers.get("content-length", 0)) > limits.request_bytes:
-        # A client that sent "Expect: 100-continue" waits for an answer before it sends the body: there is none to read.
+        # A client that sent "Expect: 100-continue" sends the body only after an answer: here there is no body to read.
         if "expect" not in request.headers:
             await _drain(stream)
         raise _too_large(limits)

@@ -28,7 +28,7 @@ from onecycle.study.run import StudyOutcome, StudyRun
 MOST_STARTS = 10  # start a run at most this many times; if its nodes keep dying, the run may be the cause
 IN_USE_SECONDS = 600  # wait this long for a process that lost its connection to Ray and still works on the run
 STOP_SECONDS = 120  # after Ctrl-C, wait this long for the runs to save a checkpoint
-VISIBLE_SECONDS = 60  # a network disk may take this long to show the files that a node has written
+VISIBLE_SECONDS = 60  # wait at most this long for a network disk to show the files that a node has written
 _POLL_SECONDS = 0.5
 
 

@@ -108,8 +108,9 @@ def read_curve(lrs: Sequence[float], losses: Sequence[float], *, stopped: str = 
     """Smooth the `losses` of a sweep over ascending `lrs`. Choose LR min, LR max and the other suggestions.
 
     The network learns between `lr_min` and `lr_max`. At `lr_min` the smoothed loss has completed the fraction `ONSET`
-    of its total decrease. From `lr_min` to its minimum, the smoothed loss does not rise above this level again. At
-    `lr_max` the smoothed loss has completed the fraction `PLATEAU`. Both rates are after the first tenth of the sweep.
+    of its total decrease. From `lr_min` on, the smoothed loss does not rise above this level again before its minimum.
+    At `lr_max` the smoothed loss has completed the fraction `PLATEAU`. Both rates are after the first tenth of the
+    sweep.
 
     The schedule has no annihilation phase: training ends at `lr_min`, so `lr_min` must be a rate at which the weights
     barely change. The smoothed loss lags about ten steps behind the raw loss. Both thresholds were chosen with this lag

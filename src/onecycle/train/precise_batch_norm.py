@@ -13,7 +13,7 @@ from onecycle.models import as_composite
 
 IMAGES = 2000  # images for the statistics after the last epoch
 _FEWEST_IMAGES = 256  # after each epoch but the last, use at least this many images
-_SHARE = 0.05  # after each epoch but the last, use this fraction of the images, within the two limits above
+_SHARE = 0.05  # after each epoch but the last, use this fraction of the training images, within the two limits above
 
 
 def images_after_epoch(epoch: int, epochs: int, images: int) -> int:

@@ -18,7 +18,7 @@ def require_trainable(model: nn.Module, batches: Batches) -> None:
 
     Batch norm cannot be trained on a single image whose feature map is one pixel, because one value per channel has no
     variance. The check tries to train a copy of `model` on one image. If that fails, it tries two images. If that
-    fails, too, the network has another fault. The check then passes, and the first training step raises the error.
+    fails, too, the network has another fault. The check then passes, and a later pass of the network raises the error.
     The model and all random states stay unchanged.
 
     Raises:
