@@ -339,6 +339,10 @@ def test_the_cost_of_data_and_the_start_times_are_recorded() -> None:
     )
     assert start["help"] <= 0.7
     assert start["first_run"] <= 10
+    before, now = recorded("setup_time")["seconds"].values()
+    assert f"with empty caches and packages from a local mirror, it takes {now['all']:.0f} seconds" in WORDS
+    assert f"{now['install']:.0f} to install, and {now['step']:.0f} until the first step" in WORDS
+    assert f"Before uv and the small installation, it took {before['all']:.0f} seconds" in WORDS
     assert epoch["albumentations"] <= 1.05
     assert max(scale.values()) <= 1.1
 
