@@ -4,7 +4,7 @@ For each class of CPU and each recipe, a process chooses a compute plan as a run
 step takes at each image size, and how long the evaluation of an image takes. It multiplies these times by the number of
 steps in the training and in the sweep of the LR finder, and by the number of images in the evaluations after each
 epoch. The estimate leaves out loading the data, the plots and the report, which take some seconds. With
---without-kernels, the compute plan is PyTorch in the channels-last format.
+--without-kernels, the compute plan is PyTorch in float32 and channels-last.
 cpu_classes.py says how an older CPU is simulated.
 """
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps to time for each image size")
     parser.add_argument("--classes", nargs="*", choices=cpu_classes.ENVIRONMENT, default=list(cpu_classes.ENVIRONMENT))
     parser.add_argument("--recipes", nargs="*", choices=FROM_SCRATCH, default=FROM_SCRATCH)
-    parser.add_argument("--without-kernels", action="store_true", help="use no code of this project in the network")
+    parser.add_argument("--without-kernels", action="store_true", help="use PyTorch's own kernels, in float32")
     parser.add_argument("--out", type=Path, default=Path("results/recipe_time.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

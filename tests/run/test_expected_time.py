@@ -102,6 +102,29 @@ def test_an_estimate_that_was_wrong_is_corrected_once(
         assert printed == {}
 
 
+def test_a_machine_whose_speed_alternates_gets_at_most_one_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    experiment = assemble(replace(SMALL, sizes=(16,), batch_size=50, epochs=10))
+    expected, lines = ExpectedTime(experiment), []
+    for step in range(10 * len(experiment.train)):
+        slower = 1.27 if step // STEPS_TO_NEXT_ESTIMATE % 2 else 1.0
+        clock.now += slower * SECONDS_PER_PIXEL * experiment.train.size(step % len(experiment.train)) * 16**2
+        lines += expected.after_step(step)
+    assert len(lines) <= 2
+
+
+def test_a_run_that_turns_out_to_be_long_then_names_the_faster_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    experiment = assemble(replace(SMALL, epochs=500))
+    monkeypatch.setattr("onecycle.run.expected_time.times_of_other_recipes", lambda *_, **__: {"quick": 600.0})
+    expected, lines = ExpectedTime(experiment), []
+    for step in range(WARM_UP_STEPS + MEASURED_STEPS + 2 * STEPS_TO_NEXT_ESTIMATE):
+        clock.now += 0.01 if step <= WARM_UP_STEPS + MEASURED_STEPS else 20
+        lines += expected.after_step(step)
+    assert len(lines) == 2 and lines[0].startswith("Expected time: ")
+    assert lines[1] == "Training would take about 10 minutes with --recipe quick"
+
+
 def test_a_short_run_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     expected = ExpectedTime(assemble(SMALL))

@@ -13,10 +13,10 @@ from onecycle.train.lr_finder import batches_of_sweep
 WARM_UP_STEPS = 2  # the first steps are not measured, because they also allocate memory
 MEASURED_STEPS = 5
 STEPS_TO_NEXT_ESTIMATE = 50
-CORRECTED_FROM = 1.2  # a later estimate is printed if it differs from the printed one by more than this factor
+CORRECTED_FROM = 1.2  # a later estimate is printed if it differs from the last printed one by more than this factor
 FORWARD_SHARE = 1 / 3  # time for evaluating an image, relative to the time for training with it
-LONG_SECONDS = 20 * 60  # if the first estimate is longer, the times of faster recipes are printed, too
-FEWEST_SECONDS = 30  # if the first estimate is shorter, no time is printed
+LONG_SECONDS = 20 * 60  # for a longer run, the times of faster recipes are printed, too
+FEWEST_SECONDS = 30  # no time is printed for a shorter run, and no correction if less time is left
 # The training time per image of each recipe, relative to the baseline. The measurements are in results/:
 # recipe_time.json and recipe_time_avx512.json. WITH_WINOGRAD has the times in float32 with Winograd's algorithm. Their
 # measurements are in recipe_time_avx2.json, which lacks `accurate`. The algorithm saves most time in the baseline.
@@ -57,33 +57,27 @@ class ExpectedTime:
         self._measured.append((time.perf_counter(), pixels))
         if len(self._measured) < self._steps_to_estimate:
             return []
-        is_first = self._steps_to_estimate == 1 + WARM_UP_STEPS + MEASURED_STEPS
-        measured = pairwise(self._measured[WARM_UP_STEPS:] if is_first else self._measured)
+        self._steps_to_estimate += STEPS_TO_NEXT_ESTIMATE
+        measured = pairwise(self._measured[WARM_UP_STEPS:])
         # An interval may include an evaluation. The median ignores these few long intervals.
         seconds_per_pixel = statistics.median((end - begin) / pixels for (begin, _), (end, pixels) in measured)
-        seconds = time.perf_counter() - self._began + seconds_per_pixel * pixels_left()
-        self._measured = self._measured[-1:]
-        self._steps_to_estimate = 1 + STEPS_TO_NEXT_ESTIMATE
-        return self._first_lines(seconds) if is_first else self._later_lines(seconds)
-
-    def _first_lines(self, seconds: float) -> list[str]:
-        if seconds < FEWEST_SECONDS:
-            return []
+        left = seconds_per_pixel * pixels_left()
+        seconds, before = time.perf_counter() - self._began + left, self._printed
+        if before is None:
+            if seconds < FEWEST_SECONDS:
+                return []
+            line = f"Expected time: {duration(seconds)}"
+        else:
+            is_near = 1 / CORRECTED_FROM <= seconds / before <= CORRECTED_FROM
+            if is_near or duration(seconds) == duration(before) or left < FEWEST_SECONDS:
+                return []
+            line = f"Expected time: {duration(seconds)} instead of {duration(before)}"
         self._printed = seconds
-        lines = [f"Expected time: {duration(seconds)}"]
         others = times_of_other_recipes(self._config, seconds, by_winograd=self._by_winograd)
-        if seconds > LONG_SECONDS and others:
-            times = " and ".join(f"about {duration(time)} with --recipe {name}" for name, time in others.items())
-            lines.append(f"Training would take {times}")
-        return lines
-
-    def _later_lines(self, seconds: float) -> list[str]:
-        if self._printed is None or 1 / CORRECTED_FROM <= seconds / self._printed <= CORRECTED_FROM:
-            return []
-        if duration(seconds) == duration(self._printed):  # both may round to the same number of minutes
-            return []
-        before, self._printed = self._printed, seconds
-        return [f"Expected time: {duration(seconds)} instead of {duration(before)}"]
+        if seconds <= LONG_SECONDS or not others:
+            return [line]
+        times = " and ".join(f"about {duration(time)} with --recipe {name}" for name, time in others.items())
+        return [line, f"Training would take {times}"]
 
     @property
     def _last_step(self) -> int:

@@ -20,7 +20,8 @@ REFRESH_SECONDS = 0.5
 class RunProgress:
     """Shows the progress of one run on `console`. Leaving the context removes the bar.
 
-    If `expected` is set, the expected time of the run is printed after its first steps.
+    If `expected` is set, the expected time of the run is printed after its first steps, and again if later steps
+    correct it.
     """
 
     def __init__(self, console: Console) -> None:
