@@ -240,7 +240,7 @@ def test_the_times_of_the_recipes_are_recorded() -> None:
     assert recorded("recipe_time_avx512")["environment"]["hardware"]["cpu"] == "AMD EPYC"
     pair = [f"{avx512[recipe]['minutes']:.0f}" for recipe in ("accurate", "baseline")]
     assert "with AVX-512 it takes {} minutes, and `baseline` takes {} (".format(*pair) in WORDS
-    assert f"and {avx512['baseline']['seconds_per_step']['32']:.1f} in the [record of these minutes]" in WORDS
+    assert f"took {avx512['baseline']['seconds_per_step']['32']:.1f} seconds when [these minutes]" in WORDS
     without = recorded("recipe_time_avx2_pytorch")["classes"]["AVX2"]
     pair = [f"{without[recipe]['minutes']:.1f}" for recipe in ("quick", "fast")]
     assert "take {} minutes for `quick`, and {} for `fast`".format(*pair) in WORDS

@@ -30,7 +30,7 @@ _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Pcx", "Png", "Ppm", "Psd", "Qo
 HEIF = "HEIF"  # many phones save photos in this format; it is read if `pillow_heif` is installed
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "needs pillow-heif: run pip install 'onecycle[heic]'"
-# A file is HEIF if its bytes 8 to 11 hold one of these values. Rare values are left out.
+# The brand of a HEIF file is in its bytes 8 to 11. These are the common brands.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _DEEP = ("I", "I;16", "I;16B")  # modes with more than 8 bits per channel

@@ -103,7 +103,7 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         if not self.is_own:
-            # Without this field, earlier versions of onecycle can load the file, too.
+            # Earlier versions of onecycle cannot load a file with this field.
             del values["network_sha256"]
         return values
 

@@ -382,9 +382,9 @@ def _conclude(
 
 
 def _evaluations(experiment: Experiment, last: Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
-    """The evaluation of `dataset.evaluation`, and the evaluation of the validation images or None.
+    """The evaluation of `dataset.evaluation`, which gives the result, and the evaluation of the validation images.
 
-    The result is measured in the first of these evaluations.
+    The second is None if there are no validation images.
 
     `last` is the evaluation of the last epoch. It is None if the run was interrupted after that epoch and then resumed.
     """

@@ -96,8 +96,8 @@ def prepare(model: nn.Module, batches: Batches, plan: ComputePlan) -> ModelCompo
             )
 
     prepared = plan.prepare(as_composite(model))
-    # Without this check, the loss would fail with an error about a class index. After such an error on a GPU, all later
-    # GPU operations of the process fail, too.
+    # Without this check, the loss would fail with an error about a class index. On a GPU, such an error makes all later
+    # operations of the process fail.
     prepared.register_forward_hook(require_logits)
     return prepared
 
@@ -119,8 +119,8 @@ def require_optimized(model: nn.Module, optimizer: Optimizer, *, epochs: int = 1
         )
     if all(group.get("epochs") is not None and group["epochs"] < epochs for group in groups):
         raise ValueError(
-            f"all parameter groups of the optimizer are frozen before the last of {epochs} epochs; raise or "
-            'remove the value of "epochs" in one of these groups'
+            f"all parameter groups of the optimizer are frozen before the last of {epochs} epochs; increase "
+            'or remove "epochs" in one of the groups'
         )
 
 

@@ -17,9 +17,9 @@ def require_trainable(model: nn.Module, batches: Batches) -> None:
     """Check that `model` can be trained on each batch or shard of `batches` that has only one image.
 
     Batch norm cannot be trained on a single image whose feature map is one pixel, because one value per channel has no
-    variance. The check tries to train a copy of `model` on one image. If that fails, it tries two images. If that
-    fails, too, the network has another fault. The check then passes, and a later pass of the network raises the error.
-    The model and all random states stay unchanged.
+    variance. The check trains a copy of `model` on one image. If that fails, it trains a copy on two images. If both
+    fail, the cause is not the single image: the check passes, and the run fails later with the network's own error. The
+    model and all random states stay unchanged.
 
     Raises:
         InputError: when `model` cannot be trained on a single image. The message says how to avoid such batches, for
