@@ -79,6 +79,7 @@ class Index:
         make_wheel(ordinary / "nvidia-cublas", "nvidia_cublas", "13.0")
         make_wheel(ordinary / "exporter", "exporter", "1.0")
         make_wheel(ordinary / "tester", "tester", "1.0")
+        make_wheel(ordinary / "pip", "pip", "1.0")
         make_wheel(ordinary / "uv", "uv", version("uv"), script=f'#!/bin/sh\nexec "{UV}" "$@"\n')
         make_wheel(self.cpu_wheels / "torch", "torch", f"{TORCH}+cpu")
         self.asked: list[str] = []
@@ -94,7 +95,7 @@ class Index:
         hashes = {
             wheel.parent.name: hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in ordinary.rglob("*.whl")
         }
-        pins = {"exporter": "1.0", "tester": "1.0", "uv": version("uv")}
+        pins = {"exporter": "1.0", "pip": "1.0", "tester": "1.0", "uv": version("uv")}
         entries = [f"{name}=={pin} \\\n    --hash=sha256:{hashes[name]}" for name, pin in pins.items()]
         self.lock = "\n".join(sorted([*entries, f"torch=={TORCH}"])) + "\n"
 
@@ -151,8 +152,7 @@ class Checkout:
 
     def packages(self) -> set[str]:
         found = self.path.glob(".venv/lib/python*/site-packages/*.dist-info")
-        names = {path.name.removesuffix(".dist-info") for path in found}
-        return {name for name in names if not name.startswith(("pip-", "setuptools-"))}
+        return {path.name.removesuffix(".dist-info") for path in found}
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def checkout(tmp_path: Path, index: Index) -> Checkout:
     return Checkout(tmp_path / "a checkout", index)
 
 
-TRAINING = {"onecycle-0", "exporter-1.0", f"uv-{version('uv')}"}
+TRAINING = {"onecycle-0", "exporter-1.0", "pip-1.0", f"uv-{version('uv')}"}
 
 
 @without_driver
@@ -247,6 +247,16 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_python_without_pip_installs_with_the_pip_of_the_new_environment(
+    checkout: Checkout, index: Index, tmp_path: Path
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "python"], check=True)
+    install = [tmp_path / "python" / "bin" / "python", "tools/install.py"]
+    environment = checkout.environment | {"PIP_FIND_LINKS": str(index.cpu_wheels / "torch")}
+    subprocess.run(install, cwd=checkout.path, env=environment, check=True, timeout=120)
+    assert checkout.packages() >= TRAINING
 
 
 def test_an_old_python_is_refused_in_one_clear_line(checkout: Checkout) -> None:

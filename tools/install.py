@@ -19,12 +19,17 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 LOCK = Path("requirements.lock")
 VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
+# The pip of the Python that runs this file, if it has one, can install packages into `.venv`. This saves the three
+# seconds that it takes to create `.venv` with a pip.
+HAS_PIP = find_spec("pip") is not None
+PIP = [sys.executable, "-m", "pip", "--python", str(PYTHON)] if HAS_PIP else [str(PYTHON), "-m", "pip"]
 STAMP = VENV / "installed"
 DEV_STAMP = VENV / "installed-dev"
 
@@ -40,7 +45,7 @@ def main(options: list[str]) -> None:
     print("Installing into .venv", flush=True)
     dev = "--dev" in options or DEV_STAMP.exists()
     if not STAMP.exists():
-        run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+        run([sys.executable, "-m", "venv", "--clear", *(["--without-pip"] if HAS_PIP else []), str(VENV)])
     for stamp in (STAMP, DEV_STAMP):
         stamp.unlink(missing_ok=True)
     install_uv()
@@ -48,7 +53,8 @@ def main(options: list[str]) -> None:
     if wants_cpu_build(uv):
         install_cpu_build(uv)
     onecycle = ".[dev]" if dev else ".[export,serve]"
-    uv.pip("install", "--constraint", str(LOCK), "--build-constraint", str(LOCK), "--editable", onecycle)
+    locked = ["--constraint", str(LOCK), "--build-constraint", str(LOCK)]
+    uv.pip("install", *locked, "pip", "--editable", onecycle)
     uv.pip("check")
     for stamp in (STAMP, DEV_STAMP) if dev else (STAMP,):
         stamp.touch()
@@ -67,24 +73,13 @@ def install_uv() -> None:
     assert locked, f"{LOCK} does not pin uv"
     only_uv = VENV / "uv.txt"
     only_uv.write_text(locked[0])
-    run(
-        [
-            str(PYTHON),
-            "-m",
-            "pip",
-            "install",
-            "-qq",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--requirement",
-            str(only_uv),
-        ]
-    )
+    quiet = ["-qq", "--disable-pip-version-check"]
+    run([*PIP, "install", *quiet, "--no-deps", "--requirement", str(only_uv)])
 
 
 def pip_settings() -> dict[str, str]:
     """pip's settings by option name, from its configuration files and `PIP_*` variables. Variables have priority."""
-    listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True)
     lines = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.+)$", listed.stdout, flags=re.MULTILINE)
     order = ["global", "install", ":env:"]
     return {name: str(ast.literal_eval(value)) for _, name, value in sorted(lines, key=lambda it: order.index(it[0]))}

@@ -35,7 +35,7 @@ def main(options: list[str]) -> None:
     written = ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", "--output-file", str(made)]
     subprocess.run(
         [str(UV), "pip", "compile", "pyproject.toml", "-", "--all-extras", *versions, *written],
-        input="\n".join([*build, "editables", TORCH]),
+        input="\n".join([*build, "editables", "pip", TORCH]),
         text=True,
         env=environment,
         check=True,

@@ -32,7 +32,7 @@ MOST_IMAGES = 512  # a timed pass on a CPU has at most this many images
 # A timed pass of a slow model on a CPU is not cut below this many images. With fewer images, fixed costs such as
 # transforming filters would dominate.
 FEWEST_IMAGES = 32
-PASS_SECONDS = 0.4  # target time of a pass on a CPU; a slower model is timed on fewer images
+PASS_SECONDS = 0.3  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
 # If the new plan adds the native kernels, `ADVANTAGE` is multiplied by this factor, so a plan that is timed 5 % slower
 # still wins. Native kernels need less memory, and they gain more on the batches of training than on the few images of a
@@ -259,8 +259,7 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
         images = min(wanted, fitting) if best.device == "cpu" else IMAGES_ON_GPU
         if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
-        best_seconds = benchmark.seconds(images, best)[0]
-        measured, failed = {str(best): best_seconds}, {}
+        best_seconds, measured, failed = images * seconds_per_image, dict[str, float](), dict[str, str]()
         for change in changes:
             if time.perf_counter() + 3 * best_seconds > deadline:
                 break
@@ -274,10 +273,14 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
             except Exception as error:
                 failed[str(challenger)] = type(error).__name__
                 continue
+            if not measured:
+                best_seconds = measured[str(best)] = at_the_same_time
             # Correct the time for changes in the machine's speed since the round's first plan was measured.
             measured[str(challenger)] = seconds * best_seconds / at_the_same_time
             if wins:
                 best, best_seconds = challenger, measured[str(challenger)]
+        if not measured:
+            best_seconds = measured[str(best)] = benchmark.seconds(images, best)[0]
         seconds_per_image = best_seconds / images
         milliseconds = {name: round(1000 * seconds, 3) for name, seconds in measured.items()}
         rounds.append(Round(images=images, milliseconds=milliseconds, best=str(best), failed=failed))

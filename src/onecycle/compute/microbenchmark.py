@@ -74,21 +74,33 @@ class Microbenchmark:
     def faster_by_winograd(self, plan: ComputePlan, images: int, *, advantage: float) -> ChannelPairs:
         """The 3×3 convolutions that are more than `advantage` times as fast by Winograd's algorithm as by `plan`.
 
+        The result is empty if Winograd's algorithm for them would not make all 3×3 convolutions together more than
+        `advantage` times as fast.
+
         Each convolution is timed by itself, forward and backward, on `images` images. If its maps are small, it is
-        timed on more images, because transforming the filters would otherwise take most of the time. The times of
-        convolutions with the same channels are added up.
+        timed on more images, because transforming the filters would otherwise take most of the time. Of convolutions
+        with equal inputs and channels, only the first is timed. The times of convolutions with the same channels are
+        added up.
         """
+        seconds: dict[tuple[int, torch.Size, bool], list[float]] = {}
         totals: dict[tuple[int, int], list[float]] = {}
         for layer, example in self._inputs(plan):
-            by_winograd = FastConv2d.sharing(layer, winograd=True, im2col_gemm=False, amx=False)
-            height, width = example.shape[2:]
-            enough = min(MOST_IMAGES, FEWEST_PIXELS // (height * width))
-            batch = torch.randn(max(images, enough), *example.shape[1:], dtype=example.dtype)
-            batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_(example.requires_grad)
+            key = layer.out_channels, example.shape, example.requires_grad
+            if key not in seconds:
+                by_winograd = FastConv2d.sharing(layer, winograd=True, im2col_gemm=False, amx=False)
+                height, width = example.shape[2:]
+                enough = min(MOST_IMAGES, FEWEST_PIXELS // (height * width))
+                batch = torch.randn(max(images, enough), *example.shape[1:], dtype=example.dtype)
+                batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_(example.requires_grad)
+                both = (layer, by_winograd)
+                seconds[key] = [min(self._pass_of(each, plan, batch) for _ in range(2)) for each in both]
             total = totals.setdefault((layer.in_channels, layer.out_channels), [0.0, 0.0])
-            for place, each in enumerate((layer, by_winograd)):
-                total[place] += min(self._pass_of(each, plan, batch) for _ in range(2))
-        return tuple(pair for pair, (theirs, ours) in totals.items() if ours * advantage < theirs)
+            for place, value in enumerate(seconds[key]):
+                total[place] += value
+        faster = [pair for pair, (theirs, ours) in totals.items() if ours * advantage < theirs]
+        before = sum(theirs for theirs, _ in totals.values())
+        after = before - sum(totals[pair][0] - totals[pair][1] for pair in faster)
+        return tuple(faster) if after * advantage < before else ()
 
     def _inputs(self, plan: ComputePlan) -> list[tuple[nn.Conv2d, torch.Tensor]]:
         """Prepare the model with `plan`, and return its 3×3 convolutions. Each comes with its input for two images."""
