@@ -38,7 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests fork processes from one server process, which imports the slow modules once.
 _IMPORTED = ("data.augment.albumentations", "report.plots", "run.experiment", "study.study", "cli")
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    [*(f"onecycle.{name}" for name in _IMPORTED), "sklearn.datasets", "torch._dynamo"]
+    [*(f"onecycle.{name}" for name in _IMPORTED), "torch._dynamo"]
 )
 
 _DATA = os.environ.get("ONECYCLE_DATA")

@@ -174,7 +174,7 @@ def test_the_pretrained_backbone_tells_photographs_apart(photos: Path, tmp_path:
 def test_a_run_that_trains_the_last_blocks_resumes_to_the_same_bits_and_is_used_as_others(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"backbone": "efficientnet_lite0", "size": 64, "epochs": 2, "lr-max": 1e-3}
+    options = {"backbone": "efficientnet_lite0", "size": 32, "epochs": 2, "lr-max": 1e-3}
     whole = train(photos, tmp_path / "whole", **options)  # computes the features; the others read them
     with monkeypatch.context() as patch:
         patch.setattr("onecycle.run.progress.RunProgress.epoch", lambda *_: signal.raise_signal(signal.SIGTERM))

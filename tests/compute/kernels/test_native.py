@@ -36,9 +36,9 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiler(native_kernels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A compiler that logs the arguments of each compilation."""
+    """A compiler that logs the arguments of each compilation. It is quick, because it does not optimize."""
     script = tmp_path / "logging-cc"
-    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled "$@" >> {tmp_path}/log\nexec cc "$@"\n')
+    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled "$@" >> {tmp_path}/log\nexec cc "$@" -O0\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
     monkeypatch.delenv("CFLAGS", raising=False)

@@ -1,6 +1,15 @@
 import numpy as np
+from sklearn import datasets
 
+from onecycle.data.readers import digits
 from onecycle.data.readers.digits import load_digits
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    expected = datasets.load_digits()
+    with np.load(digits._FILE) as file:
+        assert np.array_equal(file["images"], expected.images)
+        assert np.array_equal(file["labels"], expected.target)
 
 
 def test_the_digits_are_the_same_everywhere() -> None:
@@ -28,8 +37,6 @@ def test_the_split_is_stratified_and_keeps_every_digit() -> None:
 
 
 def test_enlarging_keeps_the_mean_of_the_pixels() -> None:
-    from sklearn import datasets
-
     train, test = load_digits().by_split.values()
     small = datasets.load_digits().images * 255 / 16
     enlarged = np.concatenate([train.images, test.images])[..., 0].mean()
