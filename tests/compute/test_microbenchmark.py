@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from onecycle.compute import microbenchmark
+from onecycle.compute.kernels.convolution import FastConv2d
 from onecycle.compute.microbenchmark import Microbenchmark
 from onecycle.compute.plan import ChannelPairs, ComputePlan
 from onecycle.models import CustomResNet, ModelComposite, as_composite
@@ -195,3 +196,23 @@ def test_frozen_convolutions_are_timed_too(frozen: int) -> None:
         layer.requires_grad_(False)
     # The first convolution has no gradient to compute. The last one, with channels (4, 4), is not frozen.
     assert (4, 4) in Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1e-9)
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_a_gain_of_a_few_convolutions_must_matter_for_all_and_equal_ones_are_timed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = [nn.Conv2d(channels, 4, 3, padding=1, bias=False) for channels in (3, 4, 4, 4)]
+    model = as_composite(nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 64, 2)))
+    seconds = {(3, False): 1.0, (3, True): 0.5, (4, False): 4.0, (4, True): 4.0}
+    timed = []
+
+    def pass_of(benchmark: Microbenchmark, layer: nn.Conv2d, plan: ComputePlan, images: torch.Tensor) -> float:
+        timed.append((layer.in_channels, isinstance(layer, FastConv2d)))
+        return seconds[timed[-1]]
+
+    monkeypatch.setattr(Microbenchmark, "_pass_of", pass_of)
+    # Together, the convolutions take 1 + 3 * 4 = 13 seconds, and 12.5 with Winograd's algorithm for the first.
+    assert Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1.03) == ((3, 4),)
+    assert timed == [key for key in seconds for _ in range(2)]
+    assert Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1.05) == ()
