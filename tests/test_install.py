@@ -228,7 +228,7 @@ def test_a_package_of_another_content_than_the_locks_is_refused(checkout: Checko
     assert not (checkout.path / ".venv" / "installed").exists()
 
 
-@pytest.mark.parametrize("reached", [pytest.param("lib/python*/site-packages/pip", marks=pytest.mark.long), "bin/uv"])
+@pytest.mark.parametrize("reached", [pytest.param("uv.txt", marks=pytest.mark.long), "bin/uv"])
 def test_an_installation_that_was_killed_is_completed_by_the_next(
     checkout: Checkout, index: Index, reached: str
 ) -> None:
@@ -249,12 +249,28 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_python_without_pip_installs_with_the_pip_of_the_new_environment(
-    checkout: Checkout, index: Index, tmp_path: Path
+@pytest.mark.parametrize("pip", [None, "22.0.2"])
+def test_a_python_without_a_usable_pip_installs_with_the_pip_of_the_new_environment(
+    checkout: Checkout, index: Index, tmp_path: Path, pip: str | None
 ) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "python"], check=True)
+    (packages,) = tmp_path.glob("python/lib/python*/site-packages")
+    if pip:
+        (packages / "pip").mkdir()
+        (packages / "pip" / "__init__.py").touch()
+        (packages / "pip" / "__main__.py").write_text("raise SystemExit('no such option: --python')")
+        (packages / f"pip-{pip}.dist-info").mkdir()
+        (packages / f"pip-{pip}.dist-info" / "METADATA").write_text(f"Name: pip\nVersion: {pip}\n")
     install = [tmp_path / "python" / "bin" / "python", "tools/install.py"]
     environment = checkout.environment | {"PIP_FIND_LINKS": str(index.cpu_wheels / "torch")}
+    subprocess.run(install, cwd=checkout.path, env=environment, check=True, timeout=120)
+    assert checkout.packages() >= TRAINING
+
+
+def test_an_incomplete_environment_that_is_active_is_created_again(checkout: Checkout, index: Index) -> None:
+    subprocess.run([sys.executable, "-m", "venv", checkout.path / ".venv"], check=True)
+    environment = checkout.environment | {"PIP_FIND_LINKS": str(index.cpu_wheels / "torch")}
+    install = [checkout.path / ".venv" / "bin" / "python", "tools/install.py"]
     subprocess.run(install, cwd=checkout.path, env=environment, check=True, timeout=120)
     assert checkout.packages() >= TRAINING
 

@@ -161,6 +161,10 @@ def test_the_lock_pins_the_torch_that_pip_finds_for_the_cpu() -> None:
     assert PINS["torch"] == "2.13.0"
 
 
+def test_the_lock_pins_what_only_the_installer_names() -> None:
+    assert {"editables", "pip", "uv"} <= PINS.keys()
+
+
 def test_every_lock_line_is_part_of_an_exact_version_with_hashes_but_torchs() -> None:
     lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
     assert len(lines) == sum(1 + hashes.count("--hash") for *_, hashes in ENTRIES)

@@ -19,22 +19,34 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LOCK = Path("requirements.lock")
 VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
-# The pip of the Python that runs this file, if it has one, can install packages into `.venv`. This saves the three
-# seconds that it takes to create `.venv` with a pip.
-HAS_PIP = find_spec("pip") is not None
-PIP = [sys.executable, "-m", "pip", "--python", str(PYTHON)] if HAS_PIP else [str(PYTHON), "-m", "pip"]
 STAMP = VENV / "installed"
 DEV_STAMP = VENV / "installed-dev"
 
 TORCH = "torch==2.13.0"  # without a hash in the lock, because each machine gets the build of torch that fits it
 TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
+
+
+def has_usable_pip() -> bool:
+    """Whether this Python has a pip that can install into another environment: 22.3 or newer, outside `.venv`."""
+    try:
+        found = [int(part) for part in re.findall(r"\d+", version("pip"))[:2]]
+    except PackageNotFoundError:
+        return False
+    is_inside = Path(sys.prefix).resolve() == (Path(__file__).resolve().parents[1] / VENV).resolve()
+    return found >= [22, 3] and not is_inside
+
+
+# This Python's pip installs uv into `.venv`. To create `.venv` with its own pip takes seconds, so that is done only if
+# this Python has no usable pip. uv installs the locked pip at the end, for people who use `.venv/bin/pip`.
+HAS_PIP = has_usable_pip()
+PIP = [sys.executable, "-m", "pip", "--python", str(PYTHON)] if HAS_PIP else [str(PYTHON), "-m", "pip"]
 
 
 def main(options: list[str]) -> None:

@@ -378,6 +378,21 @@ def test_a_plan_must_be_5_percent_faster_but_may_be_5_percent_slower_if_it_adds_
     assert (plan.im2col_gemm or plan.native_kernels) == wins
 
 
+def test_times_are_relative_to_the_first_time_of_the_rounds_first_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_only(monkeypatch, channels_last, im2col_gemm, advantage=1.0)
+    answers, asked = iter([[1.0], [2.0, 1.0], [4.0, 2.0]]), []
+
+    def seconds(benchmark: autotune.Microbenchmark, images: int, *plans: ComputePlan) -> list[float]:
+        asked.append(len(plans))
+        return next(answers)
+
+    monkeypatch.setattr(autotune.Microbenchmark, "seconds", seconds)
+    choice = choose(tiny(), 8, MACHINE, precision="float32")
+    assert asked == [1, 2, 2]
+    # In the second comparison, the machine takes four times as long for the same plan.
+    assert list(choice.rounds[0].milliseconds.values()) == [2000.0, 1000.0, 500.0]
+
+
 class Rectifying(ModelComposite):
     """A network that applies a ReLU after each layer for which the function `is_convolution` returns true."""
 
@@ -496,6 +511,7 @@ def test_a_plan_that_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_network_that_needs_contiguous_weights_gets_a_plan_without_channels_last() -> None:
     choice = choose(Strict(), 8, MACHINE, precision="float32")
+    assert list(choice.rounds[0].milliseconds) == ["float32"]
     assert not choice.plan.channels_last
     assert choice.rounds[0].failed == {"float32, channels-last": "RuntimeError"}
 

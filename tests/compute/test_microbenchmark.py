@@ -216,3 +216,20 @@ def test_a_gain_of_a_few_convolutions_must_matter_for_all_and_equal_ones_are_tim
     assert Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1.03) == ((3, 4),)
     assert timed == [key for key in seconds for _ in range(2)]
     assert Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1.05) == ()
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_a_frozen_convolution_is_not_timed_for_an_equal_one_that_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Conv2d(channels, 4, 3, padding=1, bias=False) for channels in (3, 4, 4)]
+    for layer in layers[:2]:
+        layer.requires_grad_(False)
+    timed = []
+
+    def pass_of(benchmark: Microbenchmark, layer: nn.Conv2d, plan: ComputePlan, images: torch.Tensor) -> float:
+        timed.append(layer.weight.requires_grad)
+        return 1.0
+
+    monkeypatch.setattr(Microbenchmark, "_pass_of", pass_of)
+    model = as_composite(nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 64, 2)))
+    Microbenchmark(model, 8, EAGER).faster_by_winograd(FLOAT32, 3, advantage=1)
+    assert timed == [False] * 8 + [True] * 4

@@ -45,12 +45,12 @@ DISTURBED = 1.25
 # A choice from disturbed measurements is reused for this long, so that runs that start together use the same plan.
 DISTURBED_SECONDS = 600
 # A function that returns a changed plan. The first argument is the best plan so far. The second argument is a function:
-# given a plan, it returns the convolutions that would be faster with Winograd's algorithm than with this plan.
+# given a plan, it returns the convolutions that Winograd's algorithm should compute instead.
 Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputePlan]
 
 
 def _with_winograd(best: ComputePlan, faster_by_winograd: Callable[[ComputePlan], ChannelPairs]) -> ComputePlan:
-    """`best`, but with Winograd's algorithm for the convolutions that this algorithm computes faster.
+    """`best`, but with Winograd's algorithm for the convolutions that it computes faster, if that gain matters.
 
     The changed plan is channels-last, because the kernels of Winograd's algorithm need channels-last maps.
     """
@@ -236,7 +236,8 @@ def _is_possible(plan: ComputePlan, precisions: Sequence[str]) -> bool:
 def _faster_by_winograd(benchmark: Microbenchmark, plan: ComputePlan, *, images: int) -> ChannelPairs:
     """The convolutions that Winograd's algorithm computes faster than `plan`.
 
-    The result is empty if `plan` can use AMX, because AMX is faster than Winograd's algorithm.
+    The result is empty if all 3×3 convolutions together would not become `ADVANTAGE` times as fast. It is also empty if
+    `plan` can use AMX, because AMX is faster than Winograd's algorithm.
     """
     with_amx = plan.precision == "bfloat16" and amx.is_available()
     if plan.device != "cpu" or not plan.channels_last or with_amx or native.compiled() is None:
@@ -259,7 +260,10 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
         images = min(wanted, fitting) if best.device == "cpu" else IMAGES_ON_GPU
         if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
-        best_seconds, measured, failed = images * seconds_per_image, dict[str, float](), dict[str, str]()
+        # An estimate, until the round's first challenger is timed in turns with the best plan.
+        best_seconds = images * seconds_per_image
+        measured: dict[str, float] = {}
+        failed: dict[str, str] = {}
         for change in changes:
             if time.perf_counter() + 3 * best_seconds > deadline:
                 break

@@ -78,14 +78,15 @@ class Microbenchmark:
         `advantage` times as fast.
 
         Each convolution is timed by itself, forward and backward, on `images` images. If its maps are small, it is
-        timed on more images, because transforming the filters would otherwise take most of the time. Of convolutions
-        with equal inputs and channels, only the first is timed. The times of convolutions with the same channels are
+        timed on more images, because transforming the filters would otherwise take most of the time. Of equal
+        convolutions with equal inputs, only the first is timed. The times of convolutions with the same channels are
         added up.
         """
-        seconds: dict[tuple[int, torch.Size, bool], list[float]] = {}
+        seconds: dict[tuple[object, ...], list[float]] = {}
         totals: dict[tuple[int, int], list[float]] = {}
         for layer, example in self._inputs(plan):
-            key = layer.out_channels, example.shape, example.requires_grad
+            is_trained = example.requires_grad, layer.weight.requires_grad
+            key = layer.out_channels, example.shape, example.dtype, is_trained
             if key not in seconds:
                 by_winograd = FastConv2d.sharing(layer, winograd=True, im2col_gemm=False, amx=False)
                 height, width = example.shape[2:]

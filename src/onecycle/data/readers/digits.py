@@ -14,8 +14,8 @@ _TEST_EVERY = 5  # every fifth image of each class is a test image
 def load_digits() -> Sets:
     """Handwritten digits as 32×32 RGB: 1,442 training and 355 test images, the same everywhere.
 
-    They come with this package, as 8×8 images, and are the ones that come with scikit-learn. They are resized with
-    integer arithmetic and split by a fixed rule, so the result does not depend on library versions.
+    The package contains the 8×8 images of scikit-learn. They are resized with integer arithmetic and split by a fixed
+    rule, so the result does not depend on library versions.
     Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
     license CC BY 4.0.
     """
