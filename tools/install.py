@@ -43,8 +43,8 @@ def has_usable_pip() -> bool:
     return found >= [22, 3] and not is_inside
 
 
-# This Python's pip installs uv into `.venv`. To create `.venv` with its own pip takes seconds, so that is done only if
-# this Python has no usable pip. uv installs the locked pip at the end, for people who use `.venv/bin/pip`.
+# If this Python has a usable pip, that pip installs uv into `.venv`. Otherwise `.venv` is created with its own pip,
+# which takes seconds. In both cases uv installs the locked pip at the end, for people who use `.venv/bin/pip`.
 HAS_PIP = has_usable_pip()
 PIP = [sys.executable, "-m", "pip", "--python", str(PYTHON)] if HAS_PIP else [str(PYTHON), "-m", "pip"]
 

@@ -50,7 +50,7 @@ Change = Callable[[ComputePlan, Callable[[ComputePlan], ChannelPairs]], ComputeP
 
 
 def _with_winograd(best: ComputePlan, faster_by_winograd: Callable[[ComputePlan], ChannelPairs]) -> ComputePlan:
-    """`best`, but with Winograd's algorithm for the convolutions that it computes faster, if that gain matters.
+    """`best`, but with Winograd's algorithm for the convolutions that gain by it.
 
     The changed plan is channels-last, because the kernels of Winograd's algorithm need channels-last maps.
     """
