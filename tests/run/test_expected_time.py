@@ -6,6 +6,7 @@ from statistics import fmean
 
 import pytest
 
+from onecycle.compute.plan import EAGER
 from onecycle.core.recipes import BASELINE, FAST, QUICK, RECIPES, TRANSFER
 from onecycle.run.build import Experiment, assemble
 from onecycle.run.expected_time import (
@@ -57,7 +58,8 @@ def simulated(experiment: Experiment, clock: Clock, *, finder_steps: int) -> tup
 def test_the_expected_time_covers_finder_steps_of_all_sizes_and_evaluations(
     finder_steps: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = assemble(replace(SMALL, batch_size=batch_size))  # the finder leaves a last batch of 37 images out
+    # The finder leaves out a last batch of 37 images.
+    experiment = assemble(replace(SMALL, batch_size=batch_size), EAGER)
     lines, seconds = simulated(experiment, Clock(monkeypatch), finder_steps=finder_steps)
     assert len(lines) == 1
     minutes = float(lines[0].removeprefix("Expected time: ").removesuffix(" minutes"))
@@ -66,7 +68,7 @@ def test_the_expected_time_covers_finder_steps_of_all_sizes_and_evaluations(
 
 def test_it_is_printed_once_after_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    expected = ExpectedTime(assemble(SMALL))
+    expected = ExpectedTime(assemble(SMALL, EAGER))
     printed = []
     for step in range(12):
         clock.now += 100
@@ -80,7 +82,7 @@ def test_an_estimate_that_was_wrong_is_corrected_once(
 ) -> None:
     clock = Clock(monkeypatch)
     config = replace(SMALL, sizes=(16,), batch_size=50, epochs=10)
-    experiment = assemble(config)
+    experiment = assemble(config, EAGER)
     expected, first = ExpectedTime(experiment), 1 + WARM_UP_STEPS + MEASURED_STEPS
     printed, began = {}, clock.now
     steps = config.epochs * len(experiment.train)
@@ -104,7 +106,7 @@ def test_an_estimate_that_was_wrong_is_corrected_once(
 
 def test_a_machine_whose_speed_alternates_gets_at_most_one_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    experiment = assemble(replace(SMALL, sizes=(16,), batch_size=50, epochs=10))
+    experiment = assemble(replace(SMALL, sizes=(16,), batch_size=50, epochs=10), EAGER)
     expected, lines = ExpectedTime(experiment), []
     for step in range(10 * len(experiment.train)):
         slower = 1.27 if step // STEPS_TO_NEXT_ESTIMATE % 2 else 1.0
@@ -115,7 +117,7 @@ def test_a_machine_whose_speed_alternates_gets_at_most_one_correction(monkeypatc
 
 def test_a_run_that_turns_out_to_be_long_then_names_the_faster_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    experiment = assemble(replace(SMALL, epochs=500))
+    experiment = assemble(replace(SMALL, epochs=500), EAGER)
     monkeypatch.setattr("onecycle.run.expected_time.times_of_other_recipes", lambda *_, **__: {"quick": 600.0})
     expected, lines = ExpectedTime(experiment), []
     for step in range(WARM_UP_STEPS + MEASURED_STEPS + 2 * STEPS_TO_NEXT_ESTIMATE):
@@ -127,7 +129,7 @@ def test_a_run_that_turns_out_to_be_long_then_names_the_faster_recipes(monkeypat
 
 def test_a_short_run_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    expected = ExpectedTime(assemble(SMALL))
+    expected = ExpectedTime(assemble(SMALL, EAGER))
     for step in range(60):
         clock.now += 0.001
         assert expected.after_step(step) == []
