@@ -139,6 +139,13 @@ def test_impossible_seeds_and_thresholds_are_refused(quick: Config, name: str, v
         study.plan(quick, **{"seeds": 1, name: value})  # type: ignore[arg-type]
 
 
+def test_the_last_seed_of_a_study_is_one_that_a_run_can_have(quick: Config) -> None:
+    largest = replace(quick, seed=2**63 - 1)
+    assert study.plan(largest, seeds=1)
+    with pytest.raises(InputError, match=r"^--seeds is 2; .* the last seed must be below 2\*\*63$"):
+        study.plan(largest, seeds=2)
+
+
 def test_a_study_is_a_folder_of_run_folders_with_a_summary(quick: Config) -> None:
     planned = study.plan(quick, seeds=2, vary=["lr_max=5e-4"], threshold=0.05)
     path = study.start(planned, silent())

@@ -14,6 +14,7 @@ LARGEST_SIZE = 1024  # pixels; a network for larger images would need many GiB
 WIDEST = 4096  # limit for each number of channels in `widths`
 MOST_WORKERS = 1024
 MOST_STEPS = 1_000_000  # `epochs` and `batch_size` may each be at most this
+LARGEST_SEED = 2**63 - 1
 SMALLEST_SIZE = 9  # pixels; the whitened network cannot take smaller images
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
@@ -99,7 +100,7 @@ class TrainingConfig(OptionGroup):
         self._require("lr_min", self.lr_min is None or 0 <= self.lr_min < infinity, "a number of at least 0")
         if self.lr_min is not None and self.lr_max is not None:
             self._require("lr_min", self.lr_min <= self.lr_max, f"at most --lr-max, which is {self.lr_max}")
-        self._require("seed", 0 <= self.seed < 2**64, "from 0 to below 2**64")
+        self._require("seed", 0 <= self.seed <= LARGEST_SEED, "from 0 to below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

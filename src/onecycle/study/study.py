@@ -18,7 +18,7 @@ from onecycle.core.config import Config
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
-from onecycle.core.option_groups import FromData
+from onecycle.core.option_groups import LARGEST_SEED, FromData
 from onecycle.core.own_network import option_of, require_consent
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular
@@ -93,8 +93,8 @@ class Study:
         Raises:
             InputError: when a value is not allowed, or two runs would be the same.
         """
-        if seeds < 1 or config.seed + seeds > 2**64:
-            raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed must be below 2**64")
+        if seeds < 1 or config.seed + seeds - 1 > LARGEST_SEED:
+            raise InputError(f"--seeds is {seeds}; it must be at least 1, and the last seed must be below 2**63")
         if not 0 < threshold < 1:
             raise InputError(f"--threshold is {threshold}; it must be an accuracy between 0 and 1")
         if cores is not None and cores < 1:
