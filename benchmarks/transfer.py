@@ -5,8 +5,8 @@ from CIFAR-10, scaled to 256 pixels. --signs is an archive with a folder for eac
 same for all seeds, and the seed draws the training photographs. Of `cats and dogs`, the seed draws all photographs, and
 onecycle draws a fifth of them for testing.
 
-`again` is the same run with another seed, which finds the features in the cache. The record in --out is written after
-each run. The same command continues it. No run starts after --minutes.
+With a frozen backbone, `again` is the same run with another seed, which finds the features in the cache. The record in
+--out is written after each run. The same command continues it. No run starts after --minutes.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from onecycle.storage.run_folder import RunFolder
 
 VARIANTS = {
     "transfer": "--recipe transfer",
+    "transfer with a frozen backbone": "--recipe transfer --freeze-backbone",
     **{
         f"{recipe} at {size} pixels": f"--recipe {recipe} --size {size}"
         for recipe in ("quick", "fast")
@@ -115,9 +116,9 @@ def write_cats_and_dogs(folder: Path, seed: int) -> None:
 
 
 def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
-    """The accuracy, and the seconds from the command to the report, of a run and of the same run with another seed.
+    """The accuracy of a run, and the seconds from the command to the report.
 
-    The cache has no features and no decoded images at first. Its compute plans and kernels are those of the user.
+    With a frozen backbone, also those of the same run with another seed. The cache has no features and no decoded images at first. Its compute plans and kernels are those of the user.
     """
     cache = folder / "cache" / "onecycle"
     cache.mkdir(parents=True)
@@ -127,7 +128,8 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
         (cache / name).symlink_to(users / name)
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
     figures: dict[str, Any] = {}
-    for prefix, of_run in (("", seed), ("again: ", seed + 1000)):
+    seeds = {"": seed, "again: ": seed + 1000} if "--freeze-backbone" in options else {"": seed}
+    for prefix, of_run in seeds.items():
         out = folder / f"runs{of_run}"
         command = ["train", "--data", str(folder / "photos"), *options.split(), "--seed", str(of_run)]
         started, before = time.perf_counter(), processor_seconds()
@@ -161,8 +163,8 @@ def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     for run in runs.values():
         groups.setdefault(f"{run['data']}, {run['variant']}", []).append(run)
 
-    def median(group: Sequence[Mapping[str, Any]], field: str) -> float:
-        return round(statistics.median(run[field] for run in group), 1)
+    def median(group: Sequence[Mapping[str, Any]], field: str) -> float | None:
+        return round(statistics.median(run[field] for run in group), 1) if field in group[0] else None
 
     return {
         name: {

@@ -90,8 +90,11 @@ def test_images_of_another_size_have_scaled_sizes_and_batches_with_no_more_pixel
         ("baseline", 1_442, (64, 24)),
         ("baseline", 243, (64, 96)),
         ("baseline", 2, (1, 192)),
-        ("transfer", 243, (32, 20)),
-        ("transfer", 20, (10, 20)),
+        ("transfer", 501, (16, 10)),
+        ("transfer", 200, (16, 20)),
+        ("transfer", 101, (16, 20)),
+        ("transfer", 100, (16, 40)),
+        ("transfer", 20, (10, 40)),
     ],
 )
 def test_smaller_sets_have_smaller_batches_and_then_more_epochs(

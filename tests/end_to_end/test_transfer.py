@@ -1,4 +1,4 @@
-"""Train a new head for a pretrained backbone. The backbone is a tiny one of the stand-in for timm."""
+"""Train a pretrained backbone with a new head. The backbone is a tiny one of the stand-in for timm."""
 
 import signal
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ SHORT = {
     "batch-size": 8,
     "lr-max": 0.1,  # the recipe's is for a backbone with more than six channels
 }
+FREEZE = "--freeze-backbone"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,11 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train(photos, tmp_path_factory.mktemp("run"))
 
 
+@pytest.fixture(scope="module")
+def frozen_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train(photos, tmp_path_factory.mktemp("frozen"), FREEZE)
+
+
 def command(name: str, photos: Path, out: Path, **options: object) -> list[str]:
     """The command `name` for a short run on `photos`, with other `options`."""
     values = {**SHORT, "data": photos, "out": out, **options}
@@ -57,9 +63,11 @@ def train(photos: Path, out: Path, *flags: str, **options: object) -> RunFolder:
     return RunFolder(next(out.iterdir()))
 
 
+@pytest.mark.parametrize("which", ["run", "frozen_run"])
 def test_a_run_has_everything_that_other_runs_have(
-    run: RunFolder, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    which: str, request: pytest.FixtureRequest, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run: RunFolder = request.getfixturevalue(which)
     assert run.is_complete and run.report.exists() and run.interpretation.exists()
     result = run.read_result()
     assert (result.recipe, result.train_images, result.eval_images) == ("transfer", 24, 10)
@@ -75,17 +83,17 @@ def test_a_run_has_everything_that_other_runs_have(
 
 
 def test_a_run_with_another_seed_computes_no_features(
-    run: RunFolder, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    frozen_run: RunFolder, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    second = train(photos, tmp_path, "--no-report", seed=1)
+    second = train(photos, tmp_path, FREEZE, "--no-report", seed=1)
     assert "Computing the features" not in capsys.readouterr().out
-    (one, other) = (Predictor.load(each.weights).model.state_dict() for each in (run, second))
-    assert all(one[name].equal(other[name]) for name in one if name.startswith("frozen."))
+    (one, other) = (Predictor.load(each.weights).model.state_dict() for each in (frozen_run, second))
+    assert all(one[name].equal(other[name]) for name in one if name.startswith("backbone."))
     assert not one["head.linear.weight"].equal(other["head.linear.weight"])
 
 
 def test_a_full_disk_costs_only_the_cache_and_the_features_have_the_same_bits(
-    run: RunFolder,
+    frozen_run: RunFolder,
     photos: Path,
     cache_home: Path,
     tmp_path: Path,
@@ -98,23 +106,32 @@ def test_a_full_disk_costs_only_the_cache_and_the_features_have_the_same_bits(
         (own / name).symlink_to(cache_home / "onecycle" / name)
     (own / "features").write_bytes(b"")  # a file where the folder should be
     monkeypatch.setenv("XDG_CACHE_HOME", str(own.parent))
-    second = train(photos, tmp_path / "out", "--no-report")
+    second = train(photos, tmp_path / "out", FREEZE, "--no-report")
     out = capsys.readouterr().out
     assert "Computing the features of 24 images, 8 views each; later runs read them from the cache" in out
     assert "Computing the features of 10 images; later" in out
     assert "!!! The features were not saved for later runs: " in out
-    assert second.weights.read_bytes() == run.weights.read_bytes()
+    assert second.weights.read_bytes() == frozen_run.weights.read_bytes()
 
 
+@pytest.mark.parametrize("which", ["run", "frozen_run"])
 def test_a_stopped_run_resumes_to_the_same_bits_if_the_backbone_has_the_same_weights(
-    run: RunFolder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    which: str,
+    request: pytest.FixtureRequest,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    run: RunFolder = request.getfixturevalue(which)
+    flags = [FREEZE] if which == "frozen_run" else []
     with monkeypatch.context() as patch:
         patch.setattr("onecycle.run.progress.RunProgress.epoch", lambda *_: signal.raise_signal(signal.SIGTERM))
-        assert main([*command("train", photos, tmp_path), "--no-report"]) == 128 + signal.SIGTERM
+        assert main([*command("train", photos, tmp_path), "--no-report", *flags]) == 128 + signal.SIGTERM
     stopped = RunFolder(next(tmp_path.iterdir()))
     assert stopped.has_checkpoint and not stopped.is_complete
-    assert not any(name.startswith("model.frozen") for name in load_tensors(stopped.checkpoint)[0])
+    saves_backbone = any(name.startswith("model.backbone") for name in load_tensors(stopped.checkpoint)[0])
+    assert saves_backbone == (which == "run")
     with monkeypatch.context() as patch:
         patch.setattr("timm.PRETRAINED_SEED", 3)
         capsys.readouterr()
@@ -164,30 +181,17 @@ needs_weights = pytest.mark.skipif(
 
 
 @needs_weights
-def test_the_pretrained_backbone_tells_photographs_apart(photos: Path, tmp_path: Path) -> None:
+def test_the_pretrained_network_tells_photographs_apart_and_all_its_filters_are_tuned(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {"backbone": "efficientnet_lite0", "size": 32, "epochs": 6, "lr-max": 1e-3}
     run = train(photos, tmp_path, "--no-report", **options)
     assert run.read_result().eval_accuracy == 1
-
-
-@needs_weights
-def test_a_run_that_trains_the_last_blocks_resumes_to_the_same_bits_and_is_used_as_others(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = {"backbone": "efficientnet_lite0", "size": 32, "epochs": 2, "lr-max": 1e-3}
-    whole = train(photos, tmp_path / "whole", **options)  # computes the features; the others read them
-    with monkeypatch.context() as patch:
-        patch.setattr("onecycle.run.progress.RunProgress.epoch", lambda *_: signal.raise_signal(signal.SIGTERM))
-        assert main([*command("train", photos, tmp_path / "stopped", **options), "--no-report"]) == 128 + signal.SIGTERM
-    stopped = RunFolder(next((tmp_path / "stopped").iterdir()))
-    assert main(["train", "--resume", str(stopped.path)]) == 0
-    assert stopped.weights.read_bytes() == whole.weights.read_bytes()
-    before = build("efficientnet_lite0", pretrained=True).tuned.state_dict()
-    tuned = Predictor.load(whole.weights).model.state_dict()
-    changed = {name for name, value in before.items() if not value.equal(tuned[f"head.tuned.{name}"])}
-    assert any("branch" in name for name in changed) and not any("running" in name for name in changed)
+    before = build("efficientnet_lite0", pretrained=True).network
+    tuned = Predictor.load(run.weights).model.state_dict()
+    changed = {name for name, value in before.state_dict().items() if not value.equal(tuned[f"backbone.{name}"])}
+    assert changed == dict(before.named_parameters()).keys()
     capsys.readouterr()
-    assert main(["evaluate", "--run", str(whole.path)]) == 0
+    assert main(["evaluate", "--run", str(run.path)]) == 0
     assert "agrees with the recorded result" in capsys.readouterr().out
-    assert main(["export", "--run", str(whole.path), "--out", str(tmp_path / "net.onnx")]) == 0
-    assert whole.report.exists() and whole.interpretation.exists()
+    assert main(["export", "--run", str(run.path), "--out", str(tmp_path / "net.onnx")]) == 0

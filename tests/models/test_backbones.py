@@ -32,17 +32,6 @@ def test_efficientnet_lite0_has_the_published_number_of_parameters_and_maps() ->
             assert network(torch.zeros(1, 3, size, size)).shape == (1, 1280, side, side)
 
 
-def test_the_parts_of_a_backbone_give_the_map_of_the_whole_network() -> None:
-    torch.manual_seed(0)
-    backbone = build("efficientnet_lite0")
-    torch.manual_seed(0)
-    whole, images = EfficientNetLite0().eval(), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        maps = backbone.frozen.eval()(images)
-        assert maps.shape == (2, 112, 4, 4)
-        torch.testing.assert_close(backbone.tuned.eval()(maps), whole(images))
-
-
 @pytest.mark.parametrize(
     ("size", "kernel", "before", "after"), [(8, 3, 0, 1), (7, 3, 1, 1), (8, 5, 1, 2), (9, 5, 2, 2)]
 )
@@ -56,10 +45,10 @@ def test_strided_convolutions_pad_as_tensorflow_does(size: int, kernel: int, bef
 def test_the_pretrained_weights_are_converted_once_and_read_from_the_cache_after_that(
     weights: None, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build("efficientnet_lite0", pretrained=True).frozen.state_dict()
+    first = build("efficientnet_lite0", pretrained=True).network.state_dict()
     assert own_cache.stat().st_mode & 0o077 == 0 or own_cache.parent.stat().st_mode & 0o077 == 0
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the package is not read again"))
-    again = build("efficientnet_lite0", pretrained=True).frozen.state_dict()
+    again = build("efficientnet_lite0", pretrained=True).network.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -67,13 +56,13 @@ def test_the_pretrained_weights_are_converted_once_and_read_from_the_cache_after
 def test_weights_in_the_cache_that_are_not_the_pinned_ones_are_replaced(
     damage: str, weights: None, own_cache: Path
 ) -> None:
-    first = build("efficientnet_lite0", pretrained=True).frozen
+    first = build("efficientnet_lite0", pretrained=True).network
     intact = own_cache.read_bytes()
     if damage == "truncated":
         own_cache.write_bytes(intact[:100_000])
     else:
         backbones.save_tensors(own_cache, EfficientNetLite0().state_dict(), {})
-    again = build("efficientnet_lite0", pretrained=True).frozen
+    again = build("efficientnet_lite0", pretrained=True).network
     assert all(map(torch.equal, again.parameters(), first.parameters()))
     assert own_cache.read_bytes() == intact
 

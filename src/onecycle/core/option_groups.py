@@ -153,6 +153,9 @@ class PretrainedNetworkConfig(OptionGroup):
     backbone: str = EFFICIENTNET_LITE0
     """The pretrained backbone: efficientnet_lite0, or timm:NAME for a network of timm."""
 
+    freeze_backbone: bool = False
+    """Train only the last layer, on features that are computed once and cached."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(

@@ -64,21 +64,23 @@ ACCURATE = replace(
 TRANSFER = Config(
     recipe="transfer",
     network="pretrained",
-    size=160,
-    epochs=20,
-    batch_size=32,
+    size=128,
+    epochs=10,
+    batch_size=16,
+    label_smoothing=0.1,
     augmentation="batched",
-    padding=20,
+    padding=16,
     cutout=0,
     flip="alternating",
     brightness=0.1,
     contrast=0.2,
-    lr_max=1e-3,
+    lr_max=4e-4,
     lr_min=0.0,
 )
 """A network that is pretrained on ImageNet, with a new last layer, for a few hundred photographs of one's own.
 
 Its learning rate is fixed. The learning rate of the LR finder suits new layers, but is too high for pretrained layers.
+A higher rate is better for images that resemble nothing in ImageNet, and a lower one for photographs of its classes.
 """
 
 RECIPES: Mapping[str, Config] = {
@@ -96,6 +98,9 @@ MOST_HALVINGS = 3
 SMALLEST_SHARD = 16  # images per shard; batch norm needs several
 SMALLEST_LAST_BATCH = 0.25  # limit as a fraction of the batch size; the LR finder leaves out a smaller last batch
 ENOUGH_STEPS = 300  # three times the steps of the LR finder
+# The limits for `transfer`. On two cores, the pretrained network takes about a minute for this many images.
+MOST_SEEN = 4000
+MOST_EPOCHS = 40
 
 
 def fitted(config: Config, images: int) -> Config:
@@ -116,7 +121,8 @@ def fitted(config: Config, images: int) -> Config:
     - An epoch has two batches or more. If the batch size differs from the recipe's, the last batch has at least the
       fraction `SMALLEST_LAST_BATCH` of the batch size.
 
-    `transfer` was made for few images, so the first two points do not apply to it.
+    `transfer` was made for few images, so the first two points do not apply to it. Its epochs are doubled, up to
+    `MOST_EPOCHS`, as long as the images of all epochs are at most `MOST_SEEN`.
 
     The LR finder also uses the smaller batches, but its number of steps does not change. The number of classes has no
     influence on the values. results/fitted_recipes.json has the measurements.
@@ -125,7 +131,10 @@ def fitted(config: Config, images: int) -> Config:
     batch_size, epochs, sizes = config.batch_size, config.epochs, config.sizes
     if "batch_size" in config.from_data:
         batch_size = _batch_size(recipe, images, config.size, shards=config.shards)
-    if "epochs" in config.from_data and recipe is not TRANSFER:
+    if "epochs" in config.from_data and recipe is TRANSFER:
+        while epochs < MOST_EPOCHS and 2 * epochs * images <= MOST_SEEN:
+            epochs *= 2
+    elif "epochs" in config.from_data:
         enough = min(ENOUGH_STEPS, recipe.epochs * MADE_FOR_IMAGES / recipe.batch_size / 2)
         while epochs * images / batch_size <= enough:
             epochs *= 2

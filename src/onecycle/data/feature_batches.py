@@ -1,4 +1,4 @@
-"""Batches of features. The frozen layers of a backbone compute the features from the views of images."""
+"""Batches of features, which a frozen backbone computes from the views of images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +19,7 @@ _VIEWS = 2**36
 
 
 class FeatureBatches(Batches):
-    """Batches with features of `images`, float32 `[B,c,h,w]`, instead of the images.
+    """Batches with features of `images`, float32 `[B,channels,1,1]`, instead of the images.
 
     If `shuffle` is true, each epoch uses the next view of an image, and the seed chooses the view of the first epoch.
     If `shuffle` is false, all epochs use the first view, which is the image itself.
@@ -56,11 +56,11 @@ class FeatureBatches(Batches):
         self._source = self._features
 
     def fill(self, compute: Callable[[NDArray[np.uint8], Views], torch.Tensor]) -> None:
-        """Compute and store the features of all views of the images. `compute` returns them as `[N,V,c,h,w]`."""
+        """Compute and store the features of all views of the images. `compute` returns them as `[N,V,channels,1,1]`."""
         self._features.features = compute(self.images.images, self.views).to(self._features.device)
 
     def sizes_of_single_images(self) -> set[int]:
-        """Returns no sizes. The head can be trained on single images: the batch norm of its tuned layers is fixed."""
+        """Returns no sizes. The head has no batch norm, so it can be trained on single images."""
         return set()
 
     def of_evaluation(self, images: ImageSet) -> "FeatureBatches":
@@ -86,7 +86,7 @@ class FeatureBatches(Batches):
 
 
 class FeatureSource:
-    """A `BatchSource` of features `[B,c,h,w]` instead of images."""
+    """A `BatchSource` of features `[B,channels,1,1]` instead of images."""
 
     def __init__(self, images: ImageSet, order: Order, views: Views, *, seed: int | None, device: str) -> None:
         self._images = images
@@ -94,7 +94,7 @@ class FeatureSource:
         self._views = views
         self._seed = seed
         self.device = device
-        self.features = torch.empty(0)  # [N,V,c,h,w], float32 or bfloat16
+        self.features = torch.empty(0)  # [N,V,channels,1,1], float32 or bfloat16
 
     def epoch(self, epoch: int, parts: Sequence[range]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self._order.of_epoch(epoch)

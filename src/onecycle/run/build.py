@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from onecycle.data.augment.degradation import Degradation
 
 STEPS_SUGGESTED = 4  # an error suggests a batch size with at least this many steps per epoch, if possible
-VIEWS = 8  # a pretrained network sees at most this many views of each training image: the image and augmented copies
-# Limit on the number of feature values, for all views of all training images. A pretrained network sees fewer than
-# `VIEWS` views per image if `VIEWS` views would exceed this limit, but always at least one.
+# The head of a frozen backbone is trained on at most this many views of each image: the image and augmented copies.
+VIEWS = 8
+# Limit on the number of feature values, for all views of all training images. There are fewer than `VIEWS` views per
+# image if `VIEWS` views would exceed this limit, but always at least one.
 MOST_FEATURES = 2**28
 # The whitening filters are computed from this many images of 32×32 pixels. With images of another size, the total
 # number of pixels is the same.
@@ -75,14 +76,14 @@ class Experiment:
     """The images on which the result is measured."""
     epoch_evaluation: Batches
     """The images on which `trained` is evaluated after every epoch: the validation images if there are any, otherwise
-    the images of `evaluation`. For a pretrained network, these batches hold features of the images."""
+    the images of `evaluation`. For a frozen backbone, these batches hold features of the images."""
     plan: ComputePlan
     choice: Choice | None
     """The measurements behind the plan; None if the plan was given."""
 
     @property
     def trained(self) -> ModelComposite:
-        """The part of the model that training changes: all of it, or the head of a pretrained network."""
+        """The part of the model that training changes: all of it, or the head of a frozen backbone."""
         return _trained(self.model)
 
     @property
@@ -149,15 +150,14 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes, own)))
     augment, augment_batch = _augmentation(config, preprocessing)
     degrade = _degradation(config)
-    views = _views(model, preprocessing.input_size, len(train)) if isinstance(model, BackboneClassifier) else 0
 
     def training_batches(device: str) -> Batches:
-        if backbone:
+        if backbone and config.freeze_backbone:
             assert isinstance(augment_batch, BatchedAugmentation), "as the configuration requires"
             return FeatureBatches(
                 train,
                 preprocessing,
-                Views(augment_batch, views, degrade),
+                Views(augment_batch, _views(backbone.channels, len(train)), degrade),
                 batch_size=config.batch_size,
                 shuffle=True,
                 epochs=config.epochs,
@@ -255,14 +255,12 @@ def _choose_plan(
 
 
 def _trained(model: ModelComposite) -> ModelComposite:
-    return model.head if isinstance(model, BackboneClassifier) else model
+    return model.head if isinstance(model, BackboneClassifier) and model.has_frozen_backbone else model
 
 
-def _views(model: BackboneClassifier, size: int, images: int) -> int:
-    """The number of views per image, from 1 to `VIEWS`, for `images` training images of `size`×`size` pixels."""
-    with torch.no_grad():
-        values = model.inputs_of_head(torch.zeros(1, 3, size, size)).numel()
-    return min(VIEWS, max(1, MOST_FEATURES // (values * images)))
+def _views(channels: int, images: int) -> int:
+    """The number of views per image, from 1 to `VIEWS`, for `images` training images with `channels` features each."""
+    return min(VIEWS, max(1, MOST_FEATURES // (channels * images)))
 
 
 def _preprocessing(train: ImageSet, backbone: Backbone | None) -> Preprocessing:
@@ -285,7 +283,10 @@ def _network(
 ) -> ModelComposite:
     classes = len(dataset.train.classes)
     if backbone:
-        model: ModelComposite = BackboneClassifier(backbone.frozen, backbone.tuned, backbone.channels, classes)
+        classifier = BackboneClassifier(backbone.network, backbone.channels, classes)
+        if config.freeze_backbone:
+            classifier.freeze_backbone()
+        model: ModelComposite = classifier
     else:
         model = Architecture.of(config).build(classes, preprocessing.input_size, own)
     if isinstance(model, WhitenedConvNet):

@@ -11,6 +11,7 @@ from onecycle.data.augment.views import Views
 from onecycle.data.feature_batches import FeatureBatches
 from onecycle.data.store.features import Compute, FeatureCache, remove_oldest
 from onecycle.models import BackboneClassifier
+from onecycle.models.backbone_classifier import channel_means
 from onecycle.models.backbones import fingerprint
 from onecycle.run import environment
 from onecycle.run.build import Experiment
@@ -18,9 +19,9 @@ from onecycle.run.progress import RunProgress
 
 
 def compute_features(experiment: Experiment, progress: RunProgress) -> None:
-    """Fill the batches of `experiment` with features, if its network is pretrained."""
+    """Fill the batches of `experiment` with features, if it trains only the head of a pretrained network."""
     model = experiment.model
-    if not isinstance(model, BackboneClassifier):
+    if not isinstance(model, BackboneClassifier) or not model.has_frozen_backbone:
         return
     cache = FeatureCache(_computing(experiment, model), _key(experiment, model))
 
@@ -37,7 +38,7 @@ def compute_features(experiment: Experiment, progress: RunProgress) -> None:
         return features
 
     for batches in (experiment.train, experiment.epoch_evaluation):
-        assert isinstance(batches, FeatureBatches), "a pretrained network is trained on features"
+        assert isinstance(batches, FeatureBatches), "a head is trained on features"
         batches.fill(compute)
     remove_oldest(kept=2)  # keep both folders of this run: for training and for evaluation
 
@@ -49,7 +50,7 @@ def _computing(experiment: Experiment, model: BackboneClassifier) -> Compute:
     @torch.no_grad()
     def compute(images: torch.Tensor) -> torch.Tensor:
         with plan.autocast():
-            return prepared.inputs_of_head(preprocessing.normalize(images.to(plan.device))).cpu()
+            return channel_means(prepared.features(preprocessing.normalize(images.to(plan.device)))).cpu()
 
     return compute
 
@@ -58,7 +59,7 @@ def _key(experiment: Experiment, model: BackboneClassifier) -> dict[str, object]
     """All values that the bits of the features depend on, except the images and their views."""
     machine = hardware.detect()
     return {
-        "backbone": fingerprint(experiment.config.backbone, model.frozen),
+        "backbone": fingerprint(experiment.config.backbone, model.backbone),
         "preprocessing": experiment.preprocessing.to_json(),
         "compute_plan": experiment.plan.to_json(),
         "machine": [machine.cpu, machine.cpu_features, machine.gpu, environment.kernels_of(experiment.plan)],

@@ -28,11 +28,11 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def _of_backbone(experiment: Experiment) -> dict[str, str]:
-    """The fingerprint of frozen pretrained layers. They come from outside the run and are not in its checkpoints."""
+    """The fingerprint of pretrained layers. They come from outside the run."""
     model = experiment.model
     if not isinstance(model, BackboneClassifier):
         return {}
-    return {"backbone_weights": fingerprint(experiment.config.backbone, model.frozen)}
+    return {"backbone_weights": fingerprint(experiment.config.backbone, model.backbone)}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
