@@ -118,7 +118,8 @@ def write_cats_and_dogs(folder: Path, seed: int) -> None:
 def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
     """The accuracy of a run, and the seconds from the command to the report.
 
-    With a frozen backbone, also those of the same run with another seed. The cache has no features and no decoded images at first. Its compute plans and kernels are those of the user.
+    With a frozen backbone, also those of the same run with another seed. The cache has no features and no decoded
+    images at first. Its compute plans and kernels are those of the user.
     """
     cache = folder / "cache" / "onecycle"
     cache.mkdir(parents=True)
@@ -164,7 +165,7 @@ def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         groups.setdefault(f"{run['data']}, {run['variant']}", []).append(run)
 
     def median(group: Sequence[Mapping[str, Any]], field: str) -> float | None:
-        return round(statistics.median(run[field] for run in group), 1) if field in group[0] else None
+        return round(statistics.median(run[field] for run in group), 1) if all(field in run for run in group) else None
 
     return {
         name: {

@@ -493,17 +493,23 @@ def test_the_figures_of_your_own_images_are_recorded() -> None:
 
 def test_the_accuracies_of_transfer_on_few_photographs_are_recorded() -> None:
     summary = recorded("transfer")["summary"]
+    names = ("transfer", "transfer with a frozen backbone", "quick at 32 pixels", "quick at 64 pixels")
     for data, shown in (
         ("signs 5", "hand signs, 5 of each"),
         ("signs 20", "hand signs, 20 of each"),
         ("cats and dogs", "cats and dogs, 96 of each"),
     ):
-        variants = [summary[f"{data}, {variant}"] for variant in ("transfer", "quick at 32 pixels")]
+        variants = [summary[f"{data}, {name}"] for name in names]
         means = " | ".join(f"{100 * variant['mean accuracy']:.1f} %" for variant in variants)
         assert f"| {shown} | {means} |" in TEXT
-        assert [len(variant["accuracies"]) for variant in variants] == [2, 1 if data == "cats and dogs" else 2]
-    seconds = [variant["median seconds"] for variant in summary.values()]
-    assert f"took {min(seconds):.0f} to {max(seconds):.0f} seconds from the command to the report" in WORDS
+        assert [len(variant["accuracies"]) for variant in variants] == [2] * 4
+    for name, seconds in (
+        (name, [summary[f"{data}, {name}"]["median seconds"] for data in ("signs 5", "signs 20", "cats and dogs")])
+        for name in names
+    ):
+        assert f"| {name} | {min(seconds):.0f} to {max(seconds):.0f} |" in TEXT
+    again = [each["median seconds of another seed"] for name, each in summary.items() if "frozen" in name]
+    assert f"{min(again):.0f} to {max(again):.0f} seconds with another seed" in WORDS
 
 
 def test_the_figures_of_fitted_recipes_are_recorded() -> None:

@@ -234,6 +234,15 @@ def test_without_a_writable_cache_every_choice_is_measured(tmp_path: Path, monke
         assert str(choice.plan) in names(choice)
 
 
+def test_the_same_network_with_frozen_layers_is_another_choice(choices: Path) -> None:
+    choose(tiny(), 8, MACHINE)
+    frozen = tiny()
+    next(frozen.parameters()).requires_grad_(False)
+    assert str(frozen) == str(tiny())
+    assert not choose(frozen, 8, MACHINE).remembered
+    assert len(list(choices.iterdir())) == 2
+
+
 def test_another_model_size_machine_thread_count_or_precision_is_another_choice(choices: Path) -> None:
     for number, (model, size, machine, options) in enumerate(
         [

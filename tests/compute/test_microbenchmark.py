@@ -127,6 +127,11 @@ def test_a_gradient_of_rounding_noise_decides_nothing() -> None:
         assert benchmark.agrees(plan)
 
 
+@pytest.mark.parametrize(("size", "images"), [(8, 512), (32, 512), (128, 32), (224, 16)])
+def test_a_pass_on_a_gpu_has_fewer_images_if_they_are_large(size: int, images: int) -> None:
+    assert Microbenchmark(CustomResNet(), size, EAGER).images_on_gpu == images
+
+
 def test_frozen_parameters_need_no_gradient() -> None:
     torch.manual_seed(0)
     model = CustomResNet(input_size=8)

@@ -80,6 +80,21 @@ def test_wrong_values_of_options_of_the_other_recipes_are_refused(field: str, va
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--freeze-backbone is True; it must be False with a network that is not pretrained"),
+        ({"network": "pretrained"}, "--augmentation is 'albumentations'; it must be batched with a frozen backbone"),
+    ],
+)
+def test_a_frozen_backbone_needs_a_pretrained_network_and_batched_augmentation(
+    options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Config(freeze_backbone=True, **options)  # type: ignore[arg-type]
+    assert dataclasses.replace(RECIPES["transfer"], freeze_backbone=True).freeze_backbone
+
+
+@pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
         ("widths", (8, 8, 8), "(64, 256, 256) with a pretrained network"),

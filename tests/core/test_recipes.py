@@ -104,6 +104,10 @@ def test_smaller_sets_have_smaller_batches_and_then_more_epochs(
     assert (config.batch_size, config.epochs) == values
 
 
+def test_larger_images_leave_the_batches_of_transfer_as_they_are() -> None:
+    assert fitted(asked("transfer", size=224), 300).batch_size == RECIPES["transfer"].batch_size
+
+
 def test_a_named_number_of_epochs_leaves_the_batch_size_as_it_is() -> None:
     assert fitted(asked("baseline", ("batch_size",), epochs=1), 50_000).batch_size == 512
 

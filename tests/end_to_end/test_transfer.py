@@ -143,11 +143,18 @@ def test_a_stopped_run_resumes_to_the_same_bits_if_the_backbone_has_the_same_wei
     assert stopped.predictions.read_bytes() == run.predictions.read_bytes()
 
 
+def test_a_frozen_backbone_keeps_the_weights_of_another_run(run: RunFolder, photos: Path, tmp_path: Path) -> None:
+    later = train(photos, tmp_path, FREEZE, "--no-report", init=run.path)
+    one, other = (Predictor.load(each.weights).model.state_dict() for each in (run, later))
+    assert {name for name in one if not one[name].equal(other[name])} == {"head.linear.weight", "head.linear.bias"}
+
+
+@pytest.mark.parametrize("flags", [[], [FREEZE]])
 def test_find_lr_and_a_study_work_as_for_other_networks(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command("find-lr", photos, tmp_path / "rates")) == 0
-    assert main([*command("study", photos, tmp_path / "study", seeds=2), "--no-report"]) == 0
+    assert main([*command("find-lr", photos, tmp_path / "rates"), *flags]) == 0
+    assert main([*command("study", photos, tmp_path / "study", seeds=2), "--no-report", *flags]) == 0
     assert "transfer     2  " in capsys.readouterr().out
 
 
@@ -181,7 +188,7 @@ needs_weights = pytest.mark.skipif(
 
 
 @needs_weights
-def test_the_pretrained_network_tells_photographs_apart_and_all_its_filters_are_tuned(
+def test_the_pretrained_network_tells_photographs_apart_and_all_its_parameters_are_tuned(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"backbone": "efficientnet_lite0", "size": 32, "epochs": 6, "lr-max": 1e-3}

@@ -1,3 +1,5 @@
+from typing import Self
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,16 @@ class SmallNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.norm(self.convolution(images)).flatten(1)) * self.scale
+
+
+class FixedNorm(nn.BatchNorm2d):
+    """A batch norm that stays in evaluation mode."""
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
 
 
 def train_step(network: nn.Module, images: Batches, number: int = 0) -> tuple[StepResult, dict[str, torch.Tensor]]:
@@ -87,6 +99,19 @@ def test_each_shard_is_normalized_by_itself_and_running_statistics_are_averaged(
         assert torch.allclose(getattr(network.norm, name), mean), name
     assert network.norm.num_batches_tracked == 1
     assert torch.equal(network.scale, torch.full((3,), 1 / 3)), "a constant buffer keeps its exact value"
+
+
+def test_a_norm_in_evaluation_mode_keeps_its_statistics_and_shards_give_the_gradients_of_the_whole_batch() -> None:
+    def trained(shards: int) -> dict[str, torch.Tensor]:
+        network = SmallNetwork()
+        network.norm = fixed = FixedNorm(5)
+        _, gradients = train_step(network, batches(12, shards=shards))
+        assert torch.equal(fixed.running_mean, torch.zeros(5)) and torch.equal(fixed.running_var, torch.ones(5))
+        return gradients
+
+    expected, found = trained(1), trained(4)
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
 
 
 def test_a_last_batch_with_fewer_images_than_shards_is_trained_on() -> None:

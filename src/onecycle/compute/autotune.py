@@ -18,7 +18,7 @@ import torch
 from onecycle.compute import microbenchmark
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import amx, native
-from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
+from onecycle.compute.microbenchmark import Microbenchmark
 from onecycle.compute.plan import ChannelPairs, ComputePlan, release_memory, require_device
 from onecycle.core.cache import cache_folder, create_folder
 from onecycle.core.errors import StorageError
@@ -153,9 +153,9 @@ def choose(
     in the same precision. For a plan that adds the native kernels, `ADVANTAGE` is multiplied by `LENIENCY`.
 
     The result is cached in the folder `autotune` of the user's cache. It is reused for the same arguments, with the
-    same number of threads and the same versions. Two models count as the same if they have the same printed structure.
-    If other load on the machine disturbed the measurements, they are reused for ten minutes only. Remove the folder to
-    measure again.
+    same number of threads and the same versions. Two models count as the same if they have the same printed structure
+    and the same trainable parameters. If other load on the machine disturbed the measurements, they are reused for ten
+    minutes only. Remove the folder to measure again.
 
     The model and all random states stay unchanged. The plan's number of threads and allocator settings are applied to
     this process.
@@ -257,7 +257,7 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
     for each, changes in ROUNDS:
         wanted = min(each * (best.threads or 1), MOST_IMAGES)
         fitting = max(FEWEST_IMAGES, int(PASS_SECONDS / seconds_per_image))
-        images = min(wanted, fitting) if best.device == "cpu" else IMAGES_ON_GPU
+        images = min(wanted, fitting) if best.device == "cpu" else benchmark.images_on_gpu
         if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
         # An estimate, until the round's first challenger is timed in turns with the best plan.
@@ -305,6 +305,7 @@ def _cache_file(
         versions,
         type(model).__module__,
         str(model),
+        [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         input_size,
         start.to_json(),
         precisions,

@@ -20,7 +20,9 @@ IMAGES_COMPARED = 16
 # If `MOST_IMAGES` allows, a convolution is timed on at least this many pixels: 128 tiles of Winograd's algorithm.
 FEWEST_PIXELS = 128 * 4 * 4
 MOST_IMAGES = 256  # on small maps, the number of images is raised to reach `FEWEST_PIXELS`, but to at most this number
-IMAGES_ON_GPU = 512  # with fewer images, kernel launches would dominate the time
+# On a GPU, passes have this many images of 32×32 pixels: with fewer, kernel launches would dominate the time. Larger
+# images are fewer, so that they need about as much memory.
+IMAGES_ON_GPU = 512
 # The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
 # because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1
 # or more.
@@ -39,6 +41,11 @@ class Microbenchmark:
         self._eager_gradients: list[torch.Tensor] = []
         self._errors_by_precision: dict[str, list[float]] = {}
         self._passes: dict[tuple[ComputePlan, int], list[float]] = {}
+
+    @property
+    def images_on_gpu(self) -> int:
+        """How many images a pass has on a GPU, at least 16."""
+        return max(16, min(IMAGES_ON_GPU, IMAGES_ON_GPU * 32**2 // self._input_size**2))
 
     @property
     def spread(self) -> float:
@@ -147,7 +154,7 @@ class Microbenchmark:
     def _gradients(self, plan: ComputePlan) -> list[torch.Tensor]:
         prepared = self._prepare(plan)
         # On a GPU, use as many images as when timing, because compiled code is specialized for the batch size.
-        images = IMAGES_COMPARED if plan.device == "cpu" else IMAGES_ON_GPU
+        images = IMAGES_COMPARED if plan.device == "cpu" else self.images_on_gpu
         self._pass(prepared, plan, self._batch(images, plan.device))
         return [p.grad.double().cpu() for p in prepared.parameters() if p.grad is not None]
 

@@ -78,10 +78,10 @@ class Config(  # the groups are in reverse order, because a dataclass puts the f
             )
             self._require("optimizer", self.optimizer == "adam", f"adam with {name}")
             self._require_defaults(name, WhitenedNetworkConfig())
-        if self.freeze_backbone:
-            self._require("augmentation", self.augmentation == "batched", "batched with a frozen backbone")
         if self.network != "pretrained":
             self._require_defaults("a network that is not pretrained", PretrainedNetworkConfig())
+        elif self.freeze_backbone:
+            self._require("augmentation", self.augmentation == "batched", "batched with a frozen backbone")
         if not is_own_network(self.network):
             self._require("network_sha256", self.network_sha256 is None, "unset without a network of your own")
         is_last = not self.sizes or self.sizes[-1] == self.size or "sizes" in self.from_data

@@ -176,7 +176,7 @@ def _continue(
 
 
 def _begin(experiment: Experiment, progress: RunProgress) -> None:
-    """Check that all processes agree, announce the run, and compute the features for a pretrained network."""
+    """Check that all processes agree, announce the run, and compute the features for a frozen backbone."""
     _require_consistent(experiment)
     setup.announce(experiment, progress)
     compute_features(experiment, progress)

@@ -1,4 +1,4 @@
-"""Compute the features on which the head of a pretrained network is trained, or read them from the cache."""
+"""Compute the features on which the head of a frozen backbone is trained, or read them from the cache."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from onecycle.run.progress import RunProgress
 
 
 def compute_features(experiment: Experiment, progress: RunProgress) -> None:
-    """Fill the batches of `experiment` with features, if it trains only the head of a pretrained network."""
+    """Fill the batches of `experiment` with features, if its backbone is frozen."""
     model = experiment.model
     if not isinstance(model, BackboneClassifier) or not model.has_frozen_backbone:
         return

@@ -28,7 +28,7 @@ IMAGES_PER_FILE = 64
 MOST_BYTES = 4 * 2**30  # limit for all folders together; folders in use may exceed it
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
-"""Computes the features `[V,c,h,w]` of uint8 images `[V,S,S,3]`."""
+"""Computes the features `[V,c,1,1]` of uint8 images `[V,S,S,3]`."""
 
 
 class FeatureCache:
@@ -51,7 +51,7 @@ class FeatureCache:
         start: Callable[[int], object] = lambda missing: None,
         advance: Callable[[], object] = lambda: None,
     ) -> tuple[torch.Tensor, str | None]:
-        """The features `[N,V,c,h,w]` of the `views` of `images`, uint8 `[N,S,S,3]`.
+        """The features `[N,V,c,1,1]` of the `views` of `images`, uint8 `[N,S,S,3]`.
 
         `start` is called with the number of images whose features must be computed. `advance` is called after each
         of these images. The second returned value is None, or the reason why the cache could not be written. The
@@ -71,7 +71,7 @@ class FeatureCache:
         for place in range(0, len(missing), IMAGES_PER_FILE):
             computed: dict[bytes, torch.Tensor] = {}
             for row in missing[place : place + IMAGES_PER_FILE]:
-                # Features from the cache are contiguous. In another layout, convolutions would round differently.
+                # Features from the cache are contiguous, so computed ones must be, too.
                 computed[digests[row]] = self._compute(views.of(images[row])).contiguous()
                 advance()
             found |= computed
@@ -129,5 +129,5 @@ def _write(folder: Path, computed: Mapping[bytes, torch.Tensor]) -> None:
         create_folder(folder)
     digests = torch.tensor([list(digest) for digest in computed], dtype=torch.uint8)  # [n,32]
     name = hashlib.sha256(b"".join(computed)).hexdigest()[:16]
-    features = torch.stack(list(computed.values()))  # [n,V,c,h,w]
+    features = torch.stack(list(computed.values()))  # [n,V,c,1,1]
     save_tensors(folder / f"{name}.safetensors", {"digests": digests, "features": features}, {})
