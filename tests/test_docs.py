@@ -496,6 +496,7 @@ def test_the_accuracies_of_transfer_on_few_photographs_are_recorded() -> None:
     names = ("transfer", "transfer with a frozen backbone", "quick at 32 pixels", "quick at 64 pixels")
     for data, shown in (
         ("signs 5", "hand signs, 5 of each"),
+        ("signs 10", "hand signs, 10 of each"),
         ("signs 20", "hand signs, 20 of each"),
         ("cats and dogs", "cats and dogs, 96 of each"),
     ):
@@ -504,7 +505,13 @@ def test_the_accuracies_of_transfer_on_few_photographs_are_recorded() -> None:
         assert f"| {shown} | {means} |" in TEXT
         assert [len(variant["accuracies"]) for variant in variants] == [2] * 4
     for name, seconds in (
-        (name, [summary[f"{data}, {name}"]["median seconds"] for data in ("signs 5", "signs 20", "cats and dogs")])
+        (
+            name,
+            [
+                summary[f"{data}, {name}"]["median seconds"]
+                for data in ("signs 5", "signs 10", "signs 20", "cats and dogs")
+            ],
+        )
         for name in names
     ):
         assert f"| {name} | {min(seconds):.0f} to {max(seconds):.0f} |" in TEXT
