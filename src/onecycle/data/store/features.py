@@ -71,7 +71,7 @@ class FeatureCache:
         for place in range(0, len(missing), IMAGES_PER_FILE):
             computed: dict[bytes, torch.Tensor] = {}
             for row in missing[place : place + IMAGES_PER_FILE]:
-                # Features from the cache are contiguous, so computed ones must be, too.
+                # Make the features contiguous, as those read from the cache are.
                 computed[digests[row]] = self._compute(views.of(images[row])).contiguous()
                 advance()
             found |= computed
