@@ -30,7 +30,7 @@ train: $(TRAINING) ## train on CIFAR-10 and write a report, e.g. make train RECI
 	$(BIN)/onecycle train $(if $(filter --data% --resume% --config%,$(ARGS)),,--data auto)$(if $(RECIPE), --recipe $(RECIPE)) $(ARGS)
 
 test: $(ALL) ## run the tests without the long ones, e.g. make test ARGS="-k scheduler"
-	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 # The long tests, whole, each set one after another: some measure, and some need the machine for themselves.
 faults: $(ALL) ## kill and damage hundreds of runs, fill their disks, and write results/reliability.json

@@ -103,7 +103,7 @@ def test_first_use_installs_what_the_command_needs_before_it_runs_anything(bare_
     ("target", "steps"),
     [
         ("train", [".venv/bin/onecycle train --data auto"]),
-        ("test", [".venv/bin/pytest --numprocesses 2 --dist worksteal"]),
+        ("test", [".venv/bin/pytest --numprocesses 3 --dist worksteal"]),
         ("notebook", [".venv/bin/jupyter-execute --inplace S10.ipynb"]),
     ],
 )
