@@ -5,8 +5,9 @@ from CIFAR-10, scaled to 256 pixels. --signs is an archive with a folder for eac
 same for all seeds, and the seed draws the training photographs. Of `cats and dogs`, the seed draws all photographs, and
 onecycle draws a fifth of them for testing.
 
-With a frozen backbone, `again` is the same run with another seed, which finds the features in the cache. The record in
---out is written after each run. The same command continues it. No run starts after --minutes.
+With a frozen backbone, `again` is the same run with another seed, which finds the features in the cache. The variant
+`Lightning` tunes the same network with lightning_transfer.py (pip install lightning). The record in --out is written
+after each run. The same command continues it. No run starts after --minutes.
 """
 
 import argparse
@@ -29,6 +30,9 @@ from PIL import Image
 from studies import write
 
 import onecycle
+from onecycle.compute import hardware
+from onecycle.compute.plan import EAGER
+from onecycle.run import environment
 from onecycle.storage.run_folder import RunFolder
 
 VARIANTS = {
@@ -40,6 +44,7 @@ VARIANTS = {
         for size in (32, 64)
     },
 }
+LIGHTNING = "Lightning"
 UPSCALED = 256  # pixels
 PHOTOGRAPHS = 120  # cats, and as many dogs
 
@@ -51,7 +56,9 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=40, help="photographs of each sign for testing")
     parser.add_argument("--no-cats-and-dogs", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--variants", nargs="*", default=["transfer"], help=f"of {', '.join(VARIANTS)}, or options")
+    parser.add_argument(
+        "--variants", nargs="*", default=["transfer"], help=f"of {', '.join([*VARIANTS, LIGHTNING])}, or options"
+    )
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path("results/transfer.json"))
     options = parser.parse_args()
@@ -68,7 +75,10 @@ def main() -> int:
                     return 0
                 with tempfile.TemporaryDirectory() as folder:
                     make(Path(folder) / "photos", seed)
-                    result = measure(Path(folder), VARIANTS.get(variant, variant), seed)
+                    if variant == LIGHTNING:
+                        result = measure_lightning(Path(folder), seed)
+                    else:
+                        result = measure(Path(folder), VARIANTS.get(variant, variant), seed)
                 record["runs"][key] = {"data": name, "variant": variant, "seed": seed, **result}
                 record["summary"] = summary(record["runs"])
                 write(options.out, record)
@@ -127,7 +137,7 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
     for name in ("autotune", "kernels", "weights"):
         (users / name).mkdir(parents=True, exist_ok=True)
         (cache / name).symlink_to(users / name)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
+    variables = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
     figures: dict[str, Any] = {}
     seeds = {"": seed, "again: ": seed + 1000} if "--freeze-backbone" in options else {"": seed}
     for prefix, of_run in seeds.items():
@@ -136,7 +146,7 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
         started, before = time.perf_counter(), processor_seconds()
         subprocess.run(
             [sys.executable, "-m", "onecycle", *command, "--out", str(out)],
-            env=environment,
+            env=variables,
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -150,6 +160,21 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
             figures["environment"] = run.read_json(run.environment) | {"command": f"onecycle train {options}"}
         shutil.rmtree(out)
     return figures
+
+
+def measure_lightning(folder: Path, seed: int) -> dict[str, Any]:
+    """The accuracy of lightning_transfer.py, and the seconds from its command to its end."""
+    script = Path(__file__).with_name("lightning_transfer.py")
+    started, before = time.perf_counter(), processor_seconds()
+    done = subprocess.run(
+        [sys.executable, script, folder / "photos", "--seed", str(seed)], check=True, stdout=subprocess.PIPE
+    )
+    return {
+        **json.loads(done.stdout.splitlines()[-1]),
+        "seconds": round(time.perf_counter() - started, 1),
+        "processor seconds": round(processor_seconds() - before, 1),
+        "environment": environment.describe(hardware.detect(), EAGER) | {"command": script.name},
+    }
 
 
 def processor_seconds() -> float:
