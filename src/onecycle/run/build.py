@@ -1,6 +1,7 @@
 """Build the parts of a run from its configuration: data, model, optimizer, batches and compute plan."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,42 +149,9 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
     model = _network(config, dataset, preprocessing, backbone, own, whiten=config.whitening and not initial)
     if initial:
         dataset = replace(dataset, notes=(*dataset.notes, initial.load_into(model, train.classes, own)))
-    augment, augment_batch = _augmentation(config, preprocessing)
-    degrade = _degradation(config)
-
-    def training_batches(device: str) -> Batches:
-        if backbone and config.freeze_backbone:
-            assert isinstance(augment_batch, BatchedAugmentation), "as the configuration requires"
-            return FeatureBatches(
-                train,
-                preprocessing,
-                Views(augment_batch, _views(backbone.channels, len(train)), degrade),
-                batch_size=config.batch_size,
-                shuffle=True,
-                epochs=config.epochs,
-                shards=config.shards,
-                seed=config.seed,
-                device=device,
-                group=group,
-            )
-        return Batches(
-            train,
-            preprocessing,
-            batch_size=config.batch_size,
-            shuffle=True,
-            augment=augment,
-            augment_batch=augment_batch,
-            degrade=degrade,
-            sizes=config.sizes,
-            epochs=config.epochs,
-            shards=config.shards,
-            seed=config.seed,
-            workers=config.workers,
-            device=device,
-            group=group,
-        )
-
-    require_trainable(_trained(model), training_batches("cpu"))  # check this first: measuring plans takes seconds
+    training_batches = partial(_training_batches, config, train, preprocessing, backbone, group=group)
+    # Check this first, because measuring plans takes seconds.
+    require_trainable(_trained(model), training_batches(device="cpu"))
     choice = None
     if plan is None:
         choice = _choose_plan(config, model, preprocessing.input_size, machine, group)
@@ -192,7 +160,7 @@ def assemble(config: Config, plan: ComputePlan | None = None, *, group: ProcessG
         raise InputError(f"several processes can only train on CPUs, and this run uses {plan.device}; use --device cpu")
     plan.apply()
     model.to(plan.device)
-    training = training_batches(plan.device)
+    training = training_batches(device=plan.device)
 
     def evaluation_batches(images: ImageSet) -> Batches:
         return Batches(images, preprocessing, batch_size=config.batch_size, device=plan.device, group=group)
@@ -337,6 +305,50 @@ def _optimizer(config: Config, model: ModelComposite, precision: str) -> Optimiz
             {"params": others, **sgd},
             {"params": whitening, **sgd_of_biases, "epochs": config.whitening_epochs},
         ]
+    )
+
+
+def _training_batches(
+    config: Config,
+    train: ImageSet,
+    preprocessing: Preprocessing,
+    backbone: Backbone | None,
+    *,
+    device: str,
+    group: ProcessGroup,
+) -> Batches:
+    """The batches of augmented training images, or of their features if the backbone is frozen."""
+    augment, augment_batch = _augmentation(config, preprocessing)
+    degrade = _degradation(config)
+    if backbone and config.freeze_backbone:
+        assert isinstance(augment_batch, BatchedAugmentation), "as the configuration requires"
+        return FeatureBatches(
+            train,
+            preprocessing,
+            Views(augment_batch, _views(backbone.channels, len(train)), degrade),
+            batch_size=config.batch_size,
+            shuffle=True,
+            epochs=config.epochs,
+            shards=config.shards,
+            seed=config.seed,
+            device=device,
+            group=group,
+        )
+    return Batches(
+        train,
+        preprocessing,
+        batch_size=config.batch_size,
+        shuffle=True,
+        augment=augment,
+        augment_batch=augment_batch,
+        degrade=degrade,
+        sizes=config.sizes,
+        epochs=config.epochs,
+        shards=config.shards,
+        seed=config.seed,
+        workers=config.workers,
+        device=device,
+        group=group,
     )
 
 
