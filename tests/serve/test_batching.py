@@ -6,10 +6,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
+import onecycle
+from onecycle.serve.app import _Service
 from onecycle.serve.batching import MOST_AT_ONCE, Batcher, BusyError
+from onecycle.serve.limits import LIMITS
 
 Squares = Batcher[int, int]
 
@@ -46,6 +50,27 @@ def test_items_within_milliseconds_are_computed_together_and_in_order() -> None:
         assert time.perf_counter() - started < 1
 
     run_test(test, Batcher(squares, room=1000))
+
+
+def test_a_batch_has_at_most_the_given_number_of_items() -> None:
+    sizes: list[int] = []
+
+    def squares(items: Sequence[int]) -> list[int]:
+        sizes.append(len(items))
+        return [item**2 for item in items]
+
+    async def test(batcher: Squares) -> None:
+        assert await asyncio.gather(*map(batcher.submit, range(7))) == [item**2 for item in range(7)]
+        assert sizes == [3, 3, 1]
+
+    run_test(test, Batcher(squares, room=1000, most=3))
+
+
+@pytest.mark.parametrize(("size", "most"), [(32, 64), (128, 15), (512, 1)])
+def test_large_images_are_computed_in_smaller_batches(size: int, most: int) -> None:
+    predictor = onecycle.load()
+    large = replace(predictor, preprocessing=replace(predictor.preprocessing, input_size=size))
+    assert _Service(large, LIMITS).batcher.most == most
 
 
 def test_a_full_queue_refuses_an_item_and_answers_the_others() -> None:

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -471,3 +473,21 @@ def test_a_malformed_request_is_answered_once_and_not_logged(service: Service, p
         while received := client.recv(1000):
             answer += received
     assert answer.count(b"HTTP/1.1 ") == (2 if b"/health" in pieces[0] else 1)
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_a_request_for_another_protocol_is_answered_and_not_logged(service: Service, protocol: str) -> None:
+    # `service` checks at its end that nothing was printed.
+    answer = requests.get(service.url + "health", headers={"Connection": "Upgrade", "Upgrade": protocol}, timeout=10)
+    assert answer.json()["status"] == "ok"
+
+
+def test_a_run_folder_whose_name_is_not_text_is_served_with_an_escaped_name(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"caf\xe9")
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    shutil.copy(SHIPPED, run / "weights.safetensors")
+    with started("-m", "onecycle", "serve", "--port", "0", "--run", str(run)) as service:
+        for page in ("", "docs", "openapi.json", "health"):
+            answer = requests.get(service.url + page, timeout=10)
+            assert (answer.status_code, r"caf\udce9" in answer.text.replace("\\\\", "\\")) == (200, True), page

@@ -224,7 +224,7 @@ def serve(
     from onecycle.core.signals import Interrupted
     from onecycle.predict.predictor import load
 
-    name = "CIFAR-10" if run is None else run.resolve().name
+    name = "CIFAR-10" if run is None else printable(run.resolve().name)
     with suppress(Interrupted):
         service.serve(load(run, network=network), name, host=host, port=port, allowed_hosts=allowed_host)
     print("Stopped")

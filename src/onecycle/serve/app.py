@@ -22,7 +22,7 @@ from onecycle.predict.predictor import Predictor
 from onecycle.serve import pages
 from onecycle.serve.access import AccessControl
 from onecycle.serve.answers import ClassProbability, Explanation, Health, ImagePrediction, Predictions, Problem
-from onecycle.serve.batching import Batcher, BusyError
+from onecycle.serve.batching import MOST_AT_ONCE, Batcher, BusyError
 from onecycle.serve.decoder import FORMATS
 from onecycle.serve.decoders import PROCESSES, Decoders
 from onecycle.serve.headers import SecureHeaders
@@ -153,7 +153,8 @@ class _Service:
         self.predictor = predictor
         self.limits = limits
         self.room = Room(limits)
-        self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_images)
+        most = min(MOST_AT_ONCE, predictor.batch_size)  # fewer images if they are large
+        self.batcher: Batcher[Question, Answer] = Batcher(Inference(predictor), room=limits.waiting_images, most=most)
         self.decoders = Decoders(predictor.preprocessing.input_size, limits)
 
     @asynccontextmanager

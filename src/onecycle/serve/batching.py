@@ -17,10 +17,14 @@ class BusyError(Exception):
 
 
 class Batcher(Generic[T, R]):
-    """Calls `compute` with batches of items in a separate thread. At most `room` items wait in the queue."""
+    """Calls `compute` in a separate thread, with batches of at most `most` items.
 
-    def __init__(self, compute: Callable[[Sequence[T]], Sequence[R]], *, room: int) -> None:
+    At most `room` items wait in the queue.
+    """
+
+    def __init__(self, compute: Callable[[Sequence[T]], Sequence[R]], *, room: int, most: int = MOST_AT_ONCE) -> None:
         self._compute = compute
+        self.most = most
         self._waiting: asyncio.Queue[tuple[T, asyncio.Future[R]]] = asyncio.Queue(room)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
 
@@ -54,7 +58,7 @@ class Batcher(Generic[T, R]):
         taken = [await self._waiting.get()]
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                while len(taken) < MOST_AT_ONCE:
+                while len(taken) < self.most:
                     taken.append(await self._waiting.get())
         except TimeoutError:
             pass

@@ -24,6 +24,13 @@ from onecycle.serve.limits import LIMITS, Limits
 _STOP_SECONDS = 1  # active requests have this long to finish when the service stops
 _KEEP_ALIVE_SECONDS = 5
 _LOG_SECONDS = 60  # wait this long before the message about the connection limit is printed again
+# The beginnings of messages of uvicorn that are hidden.
+_HIDDEN = (
+    "Cancel %s running task(s)",
+    "Invalid HTTP request",
+    "Unsupported upgrade request",
+    "No supported WebSocket library",
+)
 _LINGER_SECONDS = 1  # a client has this long to send the rest of a request that is already answered
 
 
@@ -74,11 +81,11 @@ def run(
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether to show a log record of uvicorn.
 
-    uvicorn's usual messages at shutdown are hidden. Messages about malformed requests are also hidden, because a client
-    could fill the disk with them.
+    uvicorn's usual messages at shutdown are hidden. Messages about malformed requests, and about requests for another
+    protocol, are also hidden, because a client could fill the disk with them.
     """
     is_end = bool(record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-    return not is_end and not str(record.msg).startswith(("Cancel %s running task(s)", "Invalid HTTP request"))
+    return not is_end and not str(record.msg).startswith(_HIDDEN)
 
 
 class _Server(uvicorn.Server):
