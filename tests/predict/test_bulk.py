@@ -165,6 +165,26 @@ def test_missing_and_damaged_sources_are_listed_as_unreadable_with_the_reason(im
     assert files == [ascii(str(odd)), str(images / "00.png")], "a name that is not text is escaped"
 
 
+@pytest.mark.parametrize("name", [b"\xff.zip", b"a" * 300 + b".zip"], ids=["not text", "too long"])
+def test_an_archive_with_a_bad_name_is_unreadable_and_the_others_are_predicted(
+    images: Path, tmp_path: Path, name: bytes
+) -> None:
+    archive = tmp_path / os.fsdecode(name)
+    if len(name) < 256:
+        archive.write_bytes(b"no archive")
+    assert predict(archive, images / "00.png", "--out", tmp_path / "out") == 2
+    (row,) = pq.read_table(tmp_path / "out" / "unreadable").to_pylist()
+    assert row["reason"].isprintable()
+    assert pq.read_table(tmp_path / "out" / "predictions")["file"].to_pylist() == [str(images / "00.png")]
+
+
+def test_a_removed_part_is_predicted_again(images: Path, tmp_path: Path) -> None:
+    assert predict(images, "--out", tmp_path / "out") == 2
+    shutil.rmtree(tmp_path / "out" / "unreadable")
+    assert predict(images, "--out", tmp_path / "out") == 2
+    assert pq.read_table(tmp_path / "out" / "unreadable").num_rows == 2
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_the_same_command_goes_on_where_it_was_stopped(archives: dict[str, Path], tmp_path: Path) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"

@@ -184,7 +184,7 @@ def _write_listing(out: Path, settings: dict[str, Any], predictor: ChunkPredicto
 
 def _predict_remaining(out: Path, predictor: ChunkPredictor, engine: PredictionEngine, console: Console) -> None:
     chunks = list(read_listing(out / "listing.parquet"))
-    remaining = [chunk for chunk in chunks if not _files(out, chunk.number)[1].exists()]
+    remaining = [chunk for chunk in chunks if not all(file.exists() for file in _files(out, chunk.number))]
     bar = Progress(
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         BarColumn(bar_width=None),

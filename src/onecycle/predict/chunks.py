@@ -67,7 +67,7 @@ def split_into_chunks(sources: Iterable[str], batch_size: int, left_out: LeftOut
     number = 0
     files: list[ChunkFile] = []
     for path, problem in files_of(sources, left_out):
-        if problem is None and path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file():
+        if problem is None and path.name.lower().endswith(ARCHIVE_SUFFIXES) and os.path.isfile(path):
             slices = list(_slices(path, left_out))
         else:
             if problem is None and not os.path.lexists(path):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onecycle.core.files import printable, reading, replacing
+from onecycle.core.formatting import without_controls
 from onecycle.data.readers.left_out import LeftOut
 from onecycle.predict.chunks import Chunk, ChunkFile, ChunkImage
 from onecycle.predict.predictor import Prediction
@@ -62,7 +63,7 @@ def unreadable_table(rows: Sequence[tuple[ChunkImage, str]]) -> bytes:
     """The content of a parquet file that lists unreadable images, each with the reason."""
     columns: dict[str, list[Any]] = {
         **_sources([image for image, _ in rows]),
-        "reason": [reason for _, reason in rows],
+        "reason": [without_controls(reason) for _, reason in rows],
     }
     return _parquet(columns, UNREADABLE)
 
@@ -102,7 +103,8 @@ def write_listing(path: Path, chunks: Iterable[Chunk], settings: Mapping[str, An
     schema = _LISTING.with_metadata({_KEY: json.dumps(settings)})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for chunk in chunks:
-            values = [(chunk.number, os.fsencode(file.path), *file[1:]) for file in chunk.files]
+            files = [file._replace(reason=file.reason and without_controls(file.reason)) for file in chunk.files]
+            values = [(chunk.number, os.fsencode(file.path), *file[1:]) for file in files]
             rows = [dict(zip(_LISTING.names, row, strict=True)) for row in values]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         writer.add_key_value_metadata({_LEFT_OUT_KEY: json.dumps(left_out.lines())})
