@@ -48,6 +48,19 @@ def test_the_images_on_which_they_disagree_are_shown_with_their_pixels(runs: tup
         assert is_correct(runs[0])[image] != is_correct(runs[1])[image]
 
 
+def test_images_of_another_size_are_left_out(runs: tuple[RunFolder, RunFolder], copy_of: RunFolder) -> None:
+    other = RunFolder(copy_of.path.parent / "other")
+    shutil.copytree(runs[1].path, other.path)
+    arrays = other.read_arrays(other.interpretation)
+    for name, values in arrays.items():
+        if name.endswith("images"):
+            arrays[name] = np.zeros((*values.shape[:-3], 16, 16, 3), np.uint8)
+    other.write_arrays(other.interpretation, **arrays)
+    count, gallery = Comparison([copy_of.path, other.path]).disagreements()
+    assert count == Comparison([run.path for run in runs]).disagreements()[0]
+    assert gallery is not None and 0 < len(gallery.tiles) < count
+
+
 def test_settings_that_differ_are_listed(runs: tuple[RunFolder, RunFolder]) -> None:
     assert Comparison([run.path for run in runs]).settings() == [("seed", [0, 1])]
 

@@ -152,6 +152,8 @@ def changed(path: Path, **values: object) -> None:
         ("result", {"energy_threshold": 10**400}),
         ("result", {"seconds": float("inf")}),
         ("result", {"seconds": -1}),
+        ("result", {"lr_max": float("nan")}),
+        ("result", {"lr_min": float("inf")}),
         ("result", {"tta_seconds": 10**400}),
         ("result", {ESCAPES: 0}),
         ("network", {"layers": [{"layer": "Linear-1", "output_shape": ["x"], "parameters": 0}]}),
@@ -174,7 +176,16 @@ def test_deeply_nested_json_is_refused(copy_of: RunFolder, refused: Refused, nam
 
 
 @pytest.mark.parametrize(
-    "values", [{"epoch": "one"}, {"train_accuracy": 2}, {"eval_loss": None}, {"train_loss": 10**150}, {"extra": 0}]
+    "values",
+    [
+        {"epoch": "one"},
+        {"epoch": 10**9},
+        {"lr": float("nan")},
+        {"train_accuracy": 2},
+        {"eval_loss": None},
+        {"train_loss": 10**150},
+        {"extra": 0},
+    ],
 )
 def test_a_history_with_a_wrong_value_is_refused(
     copy_of: RunFolder, refused: Refused, values: dict[str, object]
@@ -208,7 +219,12 @@ def test_a_report_shows_a_loss_of_any_size(copy_of: RunFolder, loss: float) -> N
         ("misclassified", {"classes": np.array(["\u202etxt", *"bcdefghij"])}),
         ("augmentations", {"originals": np.zeros((2, 8, 8), np.uint8)}),
         ("interpretation", {"label_issues": np.array([10**6])}),
+        ("augmentations", {name: np.zeros((0, 8, 8, 3), np.uint8) for name in ("originals", "augmented")}),
+        ("augmentations", {name: np.zeros((2, 0, 8, 3), np.uint8) for name in ("originals", "augmented")}),
+        ("predictions", {"logits": np.zeros((0, 10), np.float32), "labels": np.zeros(0, np.int64)}),
         ("interpretation", {"misclassified": np.array([], np.int64)}),
+        ("interpretation", {"train_label_issue_images": np.zeros((0, 32, 32, 3), np.uint8)}),
+        ("interpretation", {"duplicate_images": np.zeros((0, 2, 32, 32, 3), np.uint8)}),
     ],
 )
 def test_arrays_of_another_shape_or_meaning_are_refused(

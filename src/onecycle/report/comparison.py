@@ -104,14 +104,17 @@ class Comparison:
         )
 
     def _kept(self) -> dict[int, NDArray[np.uint8]]:
-        """The stored pixels of the images that at least one run misclassified. The keys are the image indices."""
+        """The stored pixels of the images that at least one run misclassified. The keys are the image indices.
+
+        If runs stored images of different sizes, only the size of the first of these runs is used.
+        """
+        found = [page.interpretation for page in self.pages if page.interpretation]
+        size = found[0].misclassified_images.shape[1:] if found else None
         return {
             int(image): pixels
-            for page in self.pages
-            if page.interpretation
-            for image, pixels in zip(
-                page.interpretation.misclassified, page.interpretation.misclassified_images, strict=False
-            )
+            for each in found
+            if each.misclassified_images.shape[1:] == size
+            for image, pixels in zip(each.misclassified, each.misclassified_images, strict=False)
         }
 
     @staticmethod

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.core.class_names import require_class_names
+from onecycle.core.option_groups import MOST_STEPS
 from onecycle.core.out_of_distribution import LARGEST_SCORE
 from onecycle.core.temperature import HIGHEST, LOWEST
 from onecycle.core.validated import AtLeastOne, Between, Count, Fraction, Shape, validated
@@ -20,6 +21,8 @@ Seconds = Annotated[float, Between(0, 1e9)]  # up to 30 years
 SAMPLE_MARGIN = 0.02  # the accuracy on the training sample may be this much below the training accuracy
 
 _Rate = Annotated[float, Between(1e-30, 1e30)]  # a learning rate of a sweep; positive, because the axis is logarithmic
+_RateOfRun = Annotated[float, Between(0, 1e30)]
+_Epoch = Annotated[int, Between(1, MOST_STEPS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class EpochRecord:
     `RunResult.epoch_evaluated_on`. The training values are collected during the epoch, on augmented images.
     """
 
-    epoch: Count  # the first epoch is 1
-    lr: float
+    epoch: _Epoch  # the first epoch is 1
+    lr: _RateOfRun
     train_loss: float
     train_accuracy: Fraction
     eval_loss: float
@@ -113,8 +116,8 @@ class RunResult:
     notes: tuple[str, ...]  # warnings about the data, such as an unverified archive
     seed: int
     parameters: Count
-    lr_min: float
-    lr_max: float
+    lr_min: _RateOfRun
+    lr_max: _RateOfRun
     epochs: Count
     train_accuracy: Fraction
     eval_loss: float
@@ -244,6 +247,7 @@ class Misclassified:
         classes = require_class_names(arrays["classes"].tolist())
         found = validated(cls, {**arrays, "classes": classes})
         _require_below(len(classes), "classes", found.labels, found.predictions)
+        _require_pixels(found.images)
         if found.probabilities.shape[1] != len(classes):
             raise ValueError(f"it has probabilities for {found.probabilities.shape[1]} classes, not {len(classes)}")
         return found
@@ -260,6 +264,8 @@ class EvaluatedLogits:
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         found = validated(cls, arrays)
         _require_below(found.logits.shape[1], "classes", found.labels)
+        if not found.labels.size:
+            raise ValueError("it has no images")
         return found
 
 
@@ -287,6 +293,13 @@ class AugmentedImages:
 
     originals: Annotated[NDArray[np.uint8], Shape("N H W 3")]
     augmented: Annotated[NDArray[np.uint8], Shape("N H W 3")]
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        found = validated(cls, arrays)
+        if not found.originals.size:
+            raise ValueError("it has no images")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -331,6 +344,10 @@ class Interpretation:
         ):
             if len(images) > listed:
                 raise ValueError(f"it has {len(images)} images for {listed} entries")
+        # Every run has training images and pairs to list, but perhaps no incorrect prediction.
+        if not found.train_label_issue_images.size or not found.duplicate_images.size:
+            raise ValueError("it has no images of training label issues, or none of duplicates")
+        _require_pixels(found.misclassified_images, found.heatmaps[..., None])
         return found
 
     def require_match(self, images: int, train_images: int, classes: int) -> None:
@@ -393,6 +410,12 @@ def require_environment(values: dict[str, Any]) -> None:
 def _require_fields(record: type, values: dict[str, Any]) -> None:
     known = [field.name for field in fields(record)]
     validated(record, {name: values[name] for name in known if name in values})
+
+
+def _require_pixels(*images: NDArray[np.uint8]) -> None:
+    """Raise a ValueError if `images` `[N,H,W,C]` have no pixels. There may be no images."""
+    if any(0 in each.shape[1:] for each in images):
+        raise ValueError("its images have no pixels")
 
 
 def _require_below(end: int, what: str, *indices: NDArray[np.int64]) -> None:

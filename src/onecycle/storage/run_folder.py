@@ -263,7 +263,7 @@ class RunFolder:
 
     def read_augmentations(self) -> AugmentedImages:
         with reading(self.augmentations):
-            return validated(AugmentedImages, self.read_arrays(self.augmentations))
+            return AugmentedImages.from_arrays(self.read_arrays(self.augmentations))
 
     def read_interpretation(self) -> Interpretation | None:
         """The interpretation, or None if there is none yet."""
