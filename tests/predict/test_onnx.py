@@ -240,12 +240,14 @@ def test_special_characters_of_yaml_and_markdown_in_names_are_escaped(run: RunFo
             (odd.path / path.name).write_bytes(path.read_bytes())
     environment = odd.read_json(odd.environment)
     environment["dataset"]["name"] = 'photos: "a|b" # no'
+    environment["dataset"]["notes"] = ["Starts from runs/caf\udce9"]  # how Python represents a byte that is not UTF-8
     odd.write_json(odd.environment, environment)
     card = write_card(odd, Predictor.load(odd.weights), tmp_path / "model.onnx").read_text()
     metadata = yaml.safe_load(card.split("---\n", 2)[1])
     assert "datasets" not in metadata and metadata["license"] == "unknown"
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == 'photos: "a|b" # no'
     assert "Not stated: the owner of the images decides" in card
+    assert r"Starts from runs/caf\udce9" in card
 
 
 def test_an_incomplete_run_is_not_exported(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def write_card(
     )
     path = file.parent / CARD
     with replacing(path) as temporary:
-        temporary.write_text(card, encoding="utf-8")
+        temporary.write_text(card, encoding="utf-8", errors="backslashreplace")  # a file name may not be valid text
     return path
 
 
