@@ -11,6 +11,7 @@ from torch.nn import functional
 from onecycle.data import ImageSet
 from onecycle.data.preprocessing import Preprocessing
 from onecycle.models import Batch, CustomResNet, ModelComposite, TrainingCrossEntropy, as_composite
+from onecycle.storage.records import LayerSummary
 
 
 def small_network() -> nn.Sequential:
@@ -244,3 +245,22 @@ def test_each_class_has_the_same_share_of_the_loss_at_every_batch_size(batch_siz
         of_images = logits.grad.abs().sum(1)
         share += torch.stack([of_images[batch == label].sum() for label in (0, 1)])
     assert (share / share.sum()).tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
+class OfRows(nn.Module):
+    """A network that reads the rows of an image 8 pixels wide one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.GRU(24, 5, batch_first=True)
+        self.linear = nn.Linear(5, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs, _ = self.rows(images.permute(0, 2, 1, 3).flatten(2))
+        return self.linear(outputs[:, -1])
+
+
+def test_a_summary_has_the_first_output_of_a_layer_with_several_outputs() -> None:
+    rows, linear = as_composite(OfRows()).summary((3, 8, 8)).layers
+    assert rows == LayerSummary(layer="GRU-1", output_shape=(8, 5), parameters=3 * 5 * (24 + 5 + 2))
+    assert linear.output_shape == (10,)

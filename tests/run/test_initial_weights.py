@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from onecycle.compute import autotune
 from onecycle.compute.plan import EAGER
 from onecycle.core.config import Config
 from onecycle.core.errors import InputError
-from onecycle.core.recipes import FAST
+from onecycle.core.recipes import FAST, TRANSFER
+from onecycle.models import Architecture
 from onecycle.predict.predictor import SHIPPED, Predictor
 from onecycle.run.build import Experiment, assemble
-from onecycle.run.initial_weights import digest_of
+from onecycle.run.initial_weights import InitialWeights, digest_of
 from onecycle.storage.run_folder import RunFolder
 
 SMALL = replace(NARROW_CONFIG, limit=20, batch_size=10, epochs=2, augmentation="batched", lr_min=1e-5, lr_max=1e-3)
@@ -128,6 +130,17 @@ def test_the_included_network_is_called_shipped() -> None:
     source = Predictor.load(SHIPPED).model.state_dict()
     assert torch.equal(experiment.model.state_dict()["groups.0.0.weight"], source["groups.0.0.weight"])
     assert "the head is new, because the classes are not airplane, automobile, bird, …" in line_of(experiment)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("timm:test_resnet", "efficientnet_lite0"), ("efficientnet_lite0", "timm:test_resnet")]
+)
+def test_the_error_names_another_backbone(theirs: str, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = Architecture.of(replace(TRANSFER, backbone=theirs))
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: SimpleNamespace(architecture=architecture))
+    expected = f"--network pretrained --backbone {ours}; use --network pretrained --backbone {theirs}$"
+    with pytest.raises(InputError, match=expected):
+        InitialWeights.of(replace(TRANSFER, backbone=ours, init="shipped"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,11 @@ from rich.table import Table
 
 from onecycle.cli.app import app
 from onecycle.cli.options import OwnNetwork, Run
+from onecycle.core.errors import InputError
 from onecycle.core.option_groups import RecipeName
 from onecycle.core.recipes import RECIPES
+
+MOST_CLASSES = 1_000_000  # of a network in `onecycle summary`; more would need many GiB
 
 
 @app.command
@@ -118,7 +122,9 @@ def summary(
     """
     from onecycle.models import Architecture, WhitenedConvNet
 
-    config = RECIPES[recipe]
+    if classes > MOST_CLASSES:
+        raise InputError(f"--classes is {classes}; it must be at most {MOST_CLASSES:,}")
+    config = replace(RECIPES[recipe], size=size, sizes=())
     model = Architecture.of(config).build(classes, size)
     if isinstance(model, WhitenedConvNet) and config.whitening:
         model.freeze_filters()

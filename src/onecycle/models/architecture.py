@@ -94,6 +94,8 @@ class Architecture:
 
     def __str__(self) -> str:
         """The command-line options that select this network."""
+        if self.network == "pretrained":
+            return f"--network {self.network} --backbone {self.backbone}"
         if self.network != "whitened_convnet":
             return f"--network {shlex.quote(self.network)}"
         widths = " ".join(map(str, self.widths))

@@ -1,6 +1,6 @@
 """The base class of every model: training step, evaluation step, prediction and summary."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -77,11 +77,12 @@ class ModelComposite(nn.Module):
         """The layers in execution order, with output shapes and parameters, for an input of `input_shape` (C,H,W)."""
         layers: list[LayerSummary] = []
 
-        def note(module: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def note(module: nn.Module, _: tuple[torch.Tensor, ...], output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output  # some layers, such as nn.GRU, have more outputs
             layers.append(
                 LayerSummary(
                     layer=f"{type(module).__name__}-{len(layers) + 1}",
-                    output_shape=tuple(output.shape[1:]),
+                    output_shape=tuple(getattr(first, "shape", ())[1:]),
                     parameters=sum(p.numel() for p in module.parameters()),
                 )
             )

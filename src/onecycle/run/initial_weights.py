@@ -84,11 +84,9 @@ class InitialWeights:
         predictor = Predictor.load(_path(config.init), network=own)
         theirs, ours = predictor.architecture, Architecture.of(config)
         if theirs != ours:
-            same = next((name for name, recipe in RECIPES.items() if Architecture.of(recipe) == theirs), None)
-            raise InputError(
-                f"--init {config.init} is a network of {theirs}, and this run trains {ours}; "
-                f"use {f'--recipe {same}' if same else theirs}"
-            )
+            recipes = (name for name, recipe in RECIPES.items() if Architecture.of(recipe) == theirs)
+            same = next((f"--recipe {name}" for name in recipes if name != config.recipe), str(theirs))
+            raise InputError(f"--init {config.init} is a network of {theirs}, and this run trains {ours}; use {same}")
         return cls(config=config, predictor=predictor)
 
     def preprocessing(self, of_data: Preprocessing) -> Preprocessing:
