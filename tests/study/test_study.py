@@ -1,5 +1,6 @@
 """Plan, run, interrupt, resume and summarize studies on the embedded digits."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from networks import NARROW_CONFIG
@@ -18,7 +20,7 @@ from onecycle.core.config import Config
 from onecycle.core.errors import InputError
 from onecycle.core.recipes import FAST, QUICK
 from onecycle.storage.run_folder import RunFolder
-from onecycle.study import study
+from onecycle.study import run, study
 from onecycle.study.summary import summarize, table
 
 
@@ -26,6 +28,17 @@ from onecycle.study.summary import summarize, table
 def quick(tmp_path: Path) -> Config:
     short = {"limit": 40, "epochs": 1, "batch_size": 20, "lr_max": 1e-3, "lr_min": 1e-4}
     return replace(NARROW_CONFIG, **short, report=False, out=tmp_path)
+
+
+NETWORKS = """
+from torch import nn
+
+def small(classes, size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, classes))
+
+def wide(classes, size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, 9), nn.ReLU(), nn.Linear(9, classes))
+"""
 
 
 def silent() -> Console:
@@ -68,6 +81,15 @@ def test_another_recipe_is_a_variant_on_the_same_data(quick: Config) -> None:
     assert (other.data, other.limit, other.out) == (quick.data, quick.limit, quick.out)
 
 
+def test_another_recipe_has_the_size_that_the_user_names_and_otherwise_its_own() -> None:
+    named = {"data": "photos", "labels": "mine.csv", "coarse": True, "shards": 2, "size": 64}
+    config = replace(QUICK, **named, from_data=("epochs", "sizes"))
+    (_, fast) = study.plan(config, seeds=1, vary=["recipe=fast"]).runs()[1]
+    assert fast.recipe == "fast" and {name: getattr(fast, name) for name in named} == named
+    (_, transfer) = study.plan(replace(QUICK, data="photos"), seeds=1, vary=["recipe=transfer"]).runs()[1]
+    assert (transfer.recipe, transfer.size) == ("transfer", 128)
+
+
 def test_a_single_size_is_a_list_of_one() -> None:
     planned = study.plan(replace(FAST, data="digits"), seeds=1, vary=["sizes=32,16-32"])
     assert [config.sizes for _, config in planned.runs()] == [FAST.sizes, (32,), (16, 32)]
@@ -92,11 +114,20 @@ def test_an_impossible_variation_is_refused_before_any_run(quick: Config, text: 
         study.plan(quick, seeds=1, grid=[text])
 
 
-@pytest.mark.parametrize("field", ["data", "out", "seed", "../../data"])
+@pytest.mark.parametrize("field", ["data", "labels", "out", "seed", "../../data"])
 def test_a_study_of_someone_else_cannot_name_folders_outside_of_its_own(quick: Config, field: str) -> None:
     planned = study.plan(quick, seeds=1).to_json()
     with pytest.raises(InputError, match="variants cannot differ in"):
         study.Study.from_json({**planned, "variants": {f"{field}=../../x": {field: "../../x"}}})
+
+
+def test_the_folder_of_a_variant_is_in_the_study_even_if_a_value_is_a_path(quick: Config, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    network = f"{tmp_path}/../{tmp_path.name}/nets.py:small"
+    planned = study.plan(replace(quick, widths=Config().widths), seeds=1, grid=[f"network=custom_resnet,{network}"])
+    folders = [run.folder for run in planned.runs_in(Path("study"))]
+    assert [folder.parent.parent for folder in folders] == [Path("study")] * 2
+    assert study.Study.from_json(planned.to_json()) == planned
 
 
 def test_a_study_of_more_runs_than_anyone_would_start_is_refused(quick: Config) -> None:
@@ -218,6 +249,23 @@ def test_a_run_that_fails_does_not_prevent_the_others(quick: Config) -> None:
     assert summary["variants"].keys() == {"baseline", "lr_max=0.0005"}
 
 
+def test_a_run_that_runs_out_of_memory_does_not_prevent_the_others(
+    quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = run.experiment.run
+
+    def fails_for_seed_0(config: Config, *arguments: Any) -> RunFolder:
+        if config.seed == 0:
+            raise RuntimeError("DefaultCPUAllocator:\n can't allocate memory")
+        return train(config, *arguments)
+
+    monkeypatch.setattr(run.experiment, "run", fails_for_seed_0)
+    with pytest.raises(InputError, match="1 of 2 runs failed; the first is baseline, seed 0: RuntimeError: Default"):
+        study.start(study.plan(quick, seeds=2), silent())
+    (path,) = quick.out.glob("study-*")
+    assert RunFolder(path / "baseline" / "seed-1").is_complete
+
+
 @pytest.mark.parametrize("name", ["studies [old]", "studies [/old]", ":cat:", "[red]"])
 def test_the_screen_shows_paths_and_reasons_as_they_are(quick: Config, name: str) -> None:
     console, out = silent(), quick.out / name
@@ -235,6 +283,12 @@ def test_runs_with_different_seeds_are_evaluated_on_the_same_images(quick: Confi
     assert runs[0].read_result().fingerprint == runs[1].read_result().fingerprint
     labels = [folder.read_arrays(folder.predictions)["labels"] for folder in runs]
     assert (labels[0] == labels[1]).all()
+
+
+def test_variants_on_images_of_different_sizes_are_compared(quick: Config) -> None:
+    path = study.start(study.plan(quick, seeds=1, vary=["size=16"]), silent())
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["variants"]["size=16"]["against_the_first"].keys() == {"accuracy"}
 
 
 def test_runs_on_different_data_are_not_summarized(quick: Config) -> None:
@@ -362,8 +416,9 @@ def test_a_run_of_a_study_with_fitted_values_is_done_once(quick: Config) -> None
 def test_a_study_imports_no_code_that_only_its_folder_names(quick: Config, tmp_path: Path) -> None:
     network = f"{tmp_path}/nets.py:small"
     marker = tmp_path / "imported"
-    (tmp_path / "nets.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    (tmp_path / "nets.py").write_text(NETWORKS)
     planned = study.plan(replace(quick, network=network, widths=Config().widths), seeds=1)
+    (tmp_path / "nets.py").write_text(f"open({str(marker)!r}, 'w').close()")
     path = tmp_path / "study"
     path.mkdir()
     (path / "study.json").write_text(json.dumps(planned.to_json()))
@@ -373,6 +428,31 @@ def test_a_study_imports_no_code_that_only_its_folder_names(quick: Config, tmp_p
     with pytest.raises(InputError, match=r"1 of 1 runs failed; .* cannot be loaded: AttributeError"):
         study.resume(path, silent(), network=network)
     assert marker.exists()
+
+
+def test_all_runs_of_a_study_train_the_same_code(quick: Config, tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text(NETWORKS)
+    own = replace(quick, network=f"{file}:small", widths=Config().widths)
+    planned = study.plan(own, seeds=1, vary=[f"network={file}:wide"])
+    _, (_, wide) = planned.runs()
+    assert wide.network_sha256 == hashlib.sha256(NETWORKS.encode()).hexdigest()
+    file.write_text(NETWORKS + "# changed")
+    assert study.plan(own, seeds=1, vary=[f"network={file}:wide"]) != planned
+    with pytest.raises(InputError, match=r"2 of 2 runs failed; .* restore that code"):
+        study.start(planned, silent())
+
+
+def test_a_study_of_several_own_networks_is_resumed_by_its_command(quick: Config, tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text(NETWORKS)
+    own = replace(quick, network=f"{file}:small", widths=Config().widths)
+    planned = study.plan(own, seeds=1, vary=[f"network={file}:wide"])
+    path = tmp_path / "study"
+    path.mkdir()
+    (path / "study.json").write_text(json.dumps(planned.to_json()))
+    with pytest.raises(InputError, match="trains several networks of your own, .*; repeat the command that started"):
+        study.resume(path, silent(), network=own.network)
 
 
 def test_all_runs_of_a_study_start_from_the_same_weights(quick: Config, tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ class LocalStudyEngine:
                 run.carry_out(console)
             except OnecycleError as error:
                 yield StudyOutcome(run, str(error))
+            except Exception as error:  # out of memory, an error in the user's own network, …
+                yield StudyOutcome(run, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             else:
                 yield StudyOutcome(run)
 

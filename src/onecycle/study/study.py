@@ -19,10 +19,11 @@ from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
 from onecycle.core.option_groups import LARGEST_SEED, FromData
-from onecycle.core.own_network import option_of, require_consent
+from onecycle.core.own_network import is_own_network, option_of, require_consent
 from onecycle.core.recipes import RECIPES
 from onecycle.core.regular_files import read_regular
 from onecycle.core.signals import Interrupted
+from onecycle.models import OwnNetwork
 from onecycle.run.initial_weights import with_digest
 from onecycle.storage.run_folder import MOST_JSON_BYTES, RunFolder, new_folder
 from onecycle.study import summary
@@ -30,9 +31,10 @@ from onecycle.study.run import LOCAL_STUDY_ENGINE, StudyEngine, StudyRun
 
 # These fields keep the values of the study's configuration, even if a variant changes the recipe.
 _SHARED = (
-    *("data", "validation", "limit", "out", "device", "precision", "workers", "report", "tensorboard"),
-    *("init", "init_sha256"),
+    *("data", "coarse", "labels", "validation", "limit", "init", "init_sha256"),
+    *("out", "device", "precision", "workers", "shards", "report", "tensorboard"),
 )
+_VARIABLE = ("precision", "shards")  # variants may differ in these shared fields
 
 _TABLE_WIDTH = 140  # characters, when the output does not go to a terminal
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes
@@ -48,6 +50,7 @@ class Study:
     variants: dict[str, dict[str, Any]]  # changes to `config` by variant name; the first variant is the reference
     threshold: float  # an accuracy, as a fraction; the summary shows the share of runs that reach it
     cores: int  # CPU cores for each run; their number affects the last bits of the results
+    own_networks: dict[str, str]  # the SHA-256 of the source file of each network of the user's own, by its name
 
     def runs(self) -> list[tuple[str, Config]]:
         """The variant name and the configuration of every run. The runs with the same seed are consecutive."""
@@ -61,11 +64,15 @@ class Study:
             InputError: when a changed value is not allowed.
         """
         start = self.config
+        named_size = {"size": start.size} if start.size != RECIPES[start.recipe].size else {}
         if isinstance(other := changes.get("recipe"), str) and other in RECIPES:
-            shared = {field: getattr(start, field) for field in _SHARED}
+            shared = {field: getattr(start, field) for field in _SHARED} | named_size
             start = replace(RECIPES[other], from_data=get_args(FromData) if start.from_data else (), **shared)
         from_data = [field for field in start.from_data if field not in changes]
-        return Config.from_json({**start.to_json(), "from_data": from_data, **changes, "seed": seed})
+        values = {**start.to_json(), "from_data": from_data, **changes, "seed": seed}
+        if "network" in changes or not values["network_sha256"]:
+            values["network_sha256"] = self.own_networks.get(str(values["network"]))
+        return Config.from_json(values)
 
     def runs_in(self, path: Path) -> list[StudyRun]:
         """All runs, with their folders in the study folder `path`."""
@@ -86,9 +93,18 @@ class Study:
 
     @classmethod
     def of(
-        cls, config: Config, changes: Sequence[dict[str, Any]], *, seeds: int, threshold: float, cores: int | None
+        cls,
+        config: Config,
+        changes: Sequence[dict[str, Any]],
+        *,
+        seeds: int,
+        threshold: float,
+        cores: int | None,
+        own_networks: dict[str, str],
     ) -> Self:
         """A study with one variant for each of the `changes` to `config`. If `cores` is None, runs use all cores.
+
+        `own_networks` has the SHA-256 of the source file of each network of the user's own, by the network's name.
 
         Raises:
             InputError: when a value is not allowed, or two runs would be the same.
@@ -107,8 +123,11 @@ class Study:
             _require_variable(field)
         variants = {_name(change) or config.recipe: change for change in changes}
         cores = cores or hardware.usable_cores()
-        study = cls(config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores)
-        if len({study.config_of(change, config.seed) for change in changes}) < max(1, len(changes)):
+        study = cls(
+            config=config, seeds=seeds, variants=variants, threshold=threshold, cores=cores, own_networks=own_networks
+        )
+        different = {study.config_of(change, config.seed) for change in changes}
+        if min(len(different), len(variants)) < max(1, len(changes)):
             raise InputError(
                 "two variants are the same run; list each value once, and do not list the recipe's own value in --vary"
             )
@@ -125,8 +144,16 @@ class Study:
             AttributeError, KeyError, TypeError, ValueError: when `values` does not describe a study.
         """
         config, changes = Config.from_json(values["config"]), list(values["variants"].values())
-        cores = values.get("cores")  # missing in studies of an earlier version
-        study = cls.of(config, changes, seeds=values["seeds"], threshold=values["threshold"], cores=cores)
+        # Studies of an earlier version have neither `cores` nor `own_networks`.
+        cores, own_networks = values.get("cores"), values.get("own_networks", {})
+        study = cls.of(
+            config,
+            changes,
+            seeds=values["seeds"],
+            threshold=values["threshold"],
+            cores=cores,
+            own_networks=own_networks,
+        )
         if study.variants != values["variants"] or not (isinstance(study.seeds, int) and isinstance(study.cores, int)):
             raise ValueError("a variant's name does not match its changes, or seeds or cores is not an integer")
         return study
@@ -148,7 +175,8 @@ def plan(
     cores, by default all cores of this machine.
 
     Raises:
-        InputError: for a malformed string, an unknown field or value, two identical runs, or missing initial weights.
+        InputError: for a malformed string, an unknown field or value, two identical runs, missing initial weights, or
+            a network of the user's own that cannot be loaded.
     """
     if grid and vary:
         raise InputError("--grid combines values, but --vary changes one value at a time; use only one of them")
@@ -157,9 +185,11 @@ def plan(
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
         raise InputError("--grid lists a field twice; give all values of a field in one --grid")
-    # Record the digest of the initial weights, so that all runs start from the same weights. A run fails if the file
-    # has changed in the meantime.
-    return Study.of(with_digest(config), changes, seeds=seeds, threshold=threshold, cores=cores)
+    # Record the digests of the initial weights and of the code of the user's own networks. A run fails if one of these
+    # files has changed in the meantime, so all runs of a variant train the same network from the same weights.
+    networks = {str(change.get("network", config.network)) for change in [{}, *changes]}
+    own = {name: OwnNetwork.load(name).sha256 for name in sorted(networks) if is_own_network(name)}
+    return Study.of(with_digest(config), changes, seeds=seeds, threshold=threshold, cores=cores, own_networks=own)
 
 
 def start(study: Study, console: Console, engine: StudyEngine = LOCAL_STUDY_ENGINE) -> Path:
@@ -199,6 +229,11 @@ def resume(
         OnecycleError: when there is no such study. If a run fails, the error is raised after all runs have ended.
     """
     study = _read(path)
+    if len(study.own_networks) > 1:
+        raise InputError(
+            f"{path} trains several networks of your own, and --network can name only one; repeat the command that "
+            "started the study"
+        )
     for _, config in study.runs():
         require_consent(config.network, network, str(path))
     _run(path, study, console, engine)
@@ -217,7 +252,9 @@ def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> Non
         try:
             _run_all(path, study, console, engine)
         except Interrupted as stopped:
-            (own, *_) = [option for _, config in study.runs() if (option := option_of(config.network))] or [""]
+            if len(study.own_networks) > 1:
+                raise Interrupted(stopped.number, "repeat the command to go on") from None
+            own = "".join(map(option_of, study.own_networks))
             command = f"onecycle study --resume {shlex.quote(str(path))}{own}"
             raise Interrupted(stopped.number, f"`{command}` continues the study") from None
 
@@ -286,8 +323,8 @@ def _require_variable(field: str) -> None:
     Raises:
         InputError: when variants may not differ in `field`.
     """
-    fixed = ("seed", "init", "init_sha256", "from_data", *_SHARED)
-    allowed = [f.name for f in fields(Config) if f.name == "precision" or f.name not in fixed]
+    fixed = {"seed", "from_data", "network_sha256", *_SHARED} - {*_VARIABLE}
+    allowed = [f.name for f in fields(Config) if f.name not in fixed]
     if field not in allowed:
         raise InputError(f"variants cannot differ in {field!r}; they can differ in {', '.join(allowed)}")
 
@@ -307,4 +344,5 @@ def _name(changes: Mapping[str, Any]) -> str:
     def word(value: Any) -> str:
         return "-".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    return ",".join(f"{field}={word(value)}" for field, value in changes.items())
+    name = ",".join(f"{field}={word(value)}" for field, value in changes.items())
+    return name.replace("/", "%2F").replace("\\", "%5C")  # the name is that of a folder

@@ -19,12 +19,7 @@ def summarize(runs: Mapping[str, Sequence[RunFolder]], threshold: float) -> dict
         InputError: when the runs have different data.
     """
     results = {name: [folder.read_result() for folder in folders] for name, folders in runs.items() if folders}
-    found = {result.fingerprint for several in results.values() for result in several}
-    if len(found) > 1:
-        raise InputError(
-            f"the runs of this study have different data (fingerprints {', '.join(sorted(found))}); repeat them on the "
-            "same data"
-        )
+    _require_same_data([folder for folders in runs.values() for folder in folders])
     first = next(iter(runs))
     variants: dict[str, Any] = {}
     for name, several in results.items():
@@ -33,6 +28,26 @@ def summarize(runs: Mapping[str, Sequence[RunFolder]], threshold: float) -> dict
             variant["against_the_first"] = _differences(several, results[first])
         variants[name] = variant
     return {"threshold": threshold, "variants": variants}
+
+
+def _require_same_data(folders: Sequence[RunFolder]) -> None:
+    """Check that all runs have the same images. Images of different sizes must have the same labels.
+
+    Raises:
+        InputError: when they do not.
+    """
+    fingerprints: dict[int, set[str]] = {}  # by the size of the images, because a fingerprint depends on the size
+    labels = set()
+    for folder in folders:
+        result = folder.read_result()
+        fingerprints.setdefault(folder.read_config().size, set()).add(result.fingerprint)
+        labels.add((result.train_images, folder.read_predictions().labels.tobytes()))
+    if len(labels) > 1 or any(len(found) > 1 for found in fingerprints.values()):
+        found = sorted(set().union(*fingerprints.values()))
+        raise InputError(
+            f"the runs of this study have different data (fingerprints {', '.join(found)}); repeat them on the same "
+            "data"
+        )
 
 
 def _variant(results: Sequence[RunResult], folders: Sequence[RunFolder], threshold: float) -> dict[str, Any]:
