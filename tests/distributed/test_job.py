@@ -1,5 +1,6 @@
 import pytest
 
+from onecycle.cli import main
 from onecycle.distributed import job
 
 
@@ -28,3 +29,28 @@ def test_a_job_may_have_started_before_if_it_has_a_name_or_was_restarted(
     assert job.is_part()
     assert job.name() == name
     assert job.may_have_started_before() is may_have_started_before
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "message"),
+    [
+        ({"WORLD_SIZE": "1"}, ["--processes", "4"], "--processes is 4, but RANK and WORLD_SIZE are set"),
+        ({"WORLD_SIZE": "1"}, ["--processes", "-3"], "--processes is -3, but RANK and WORLD_SIZE are set"),
+        ({"WORLD_SIZE": "2"}, [], "but not both MASTER_ADDR and MASTER_PORT; start the processes with torchrun"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "x"}, [], "but not both MASTER_ADDR and"),
+    ],
+)
+def test_variables_of_a_launcher_that_do_not_fit_are_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    options: list[str],
+    message: str,
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "ONECYCLE_STORE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--data", "digits", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -48,7 +48,12 @@ def train(
     processes
         Processes on this machine; they share the --shards.
     """
-    if processes != 1 and not job.is_part():
+    if processes != 1 and not job.is_part_of_launch():
+        if job.is_part():
+            raise InputError(
+                f"--processes is {processes}, but RANK and WORLD_SIZE are set, so another launcher has started this "
+                "process; remove --processes, or unset these variables"
+            )
         from onecycle.distributed.launch import launch
 
         return launch(processes, settings.config().shards)

@@ -11,6 +11,11 @@ def is_part() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_part_of_launch() -> bool:
+    """Whether `onecycle train --processes` started this process."""
+    return STORE_FILE in os.environ
+
+
 def name() -> str | None:
     """The name of the job, or None without torchrun. A restarted job keeps its name."""
     return os.environ.get("TORCHELASTIC_RUN_ID")

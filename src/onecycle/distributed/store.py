@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 
+from onecycle.core.errors import InputError
 from onecycle.distributed.job import STORE_FILE
 
 
@@ -28,12 +29,21 @@ class StorePlace:
 
     @classmethod
     def of_job(cls, rank: int) -> Self:
-        """The place of the store, from the environment variables of this process, which has the rank `rank`."""
+        """The place of the store, from the environment variables of this process, which has the rank `rank`.
+
+        Raises:
+            InputError: when the address of the store is missing.
+        """
         if file := os.environ.get(STORE_FILE):
             return cls(file=file, launcher=os.getppid())
         is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return cls(host=host, port=port, is_hosted_here=rank == 0 and not is_agents)
+        host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+        if not (host and port.isdecimal()):
+            raise InputError(
+                "RANK and WORLD_SIZE are set, but not both MASTER_ADDR and MASTER_PORT; start the processes with "
+                "torchrun, or unset RANK and WORLD_SIZE"
+            )
+        return cls(host=host, port=int(port), is_hosted_here=rank == 0 and not is_agents)
 
     def __str__(self) -> str:
         return self.file or f"{self.host}:{self.port}"
