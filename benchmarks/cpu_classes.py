@@ -15,12 +15,12 @@ AVX2 = "AVX2"
 # Environment variables for PyTorch (oneDNN, ATen, MKL), for the compiler of the kernels, and for JAX.
 ENVIRONMENT: dict[str, dict[str, str]] = {
     THIS_CPU: {},
-    AVX512: {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "CFLAGS": "-mno-amx-tile -mno-amx-bf16"},
+    AVX512: {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ONECYCLE_CFLAGS": "-mno-amx-tile -mno-amx-bf16"},
     AVX2: {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "CFLAGS": "-march=x86-64-v3",
+        "ONECYCLE_CFLAGS": "-march=x86-64-v3",
         "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
     },
 }

@@ -11,8 +11,8 @@ from onecycle.compute.kernels import amx, native
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine without a C compiler."""
     monkeypatch.setenv("CC", "no-such-compiler")
-    native.compiled.cache_clear()
+    native._compiled_or_reason.cache_clear()
     amx.is_available.cache_clear()
     yield
-    native.compiled.cache_clear()
+    native._compiled_or_reason.cache_clear()
     amx.is_available.cache_clear()

@@ -1,11 +1,13 @@
 """Tests that choose compute plans by timing small networks on this machine. Each test has its own cache."""
 
 import copy
+import importlib.util
 import itertools
 import json
 import math
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -240,6 +242,31 @@ def test_the_same_network_with_frozen_layers_is_another_choice(choices: Path) ->
     next(frozen.parameters()).requires_grad_(False)
     assert str(frozen) == str(tiny())
     assert not choose(frozen, 8, MACHINE).remembered
+    assert len(list(choices.iterdir())) == 2
+
+
+def test_a_network_whose_code_has_changed_is_another_choice(
+    choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images)
+"""
+
+    def network(source: str) -> ModelComposite:
+        (tmp_path / "own_net.py").write_text(source)
+        spec = importlib.util.spec_from_file_location("own_net", tmp_path / "own_net.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "own_net", module)
+        spec.loader.exec_module(module)
+        return as_composite(module.Net(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 3)))
+
+    choose(network(code), 8, MACHINE)
+    assert choose(network(code), 8, MACHINE).remembered
+    assert not choose(network(code + "# changed, and of another length"), 8, MACHINE).remembered
     assert len(list(choices.iterdir())) == 2
 
 

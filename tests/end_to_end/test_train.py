@@ -250,12 +250,12 @@ def test_a_run_prints_its_expected_time_once_and_says_which_kernels_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onecycle.run.expected_time.FEWEST_SECONDS", 0)
-    monkeypatch.setattr("onecycle.compute.kernels.native.compiled", lambda: None)
+    monkeypatch.setattr("onecycle.compute.kernels.native._compiled_or_reason", lambda: (None, "there is no compiler"))
     options = ["--recipe", "quick", *NARROW[2:], "--data", "digits", "--limit", "60", "--batch-size", "12"]
     printed = onecycle("train", *options, "--no-report", "--out", tmp_path).out
     assert len(re.findall(r"^Expected time: \d+ seconds$", printed, flags=re.MULTILINE)) == 1
-    assert "The kernels in C are missing, because there is no C compiler with OpenMP" in printed
-    assert "install gcc" in printed
+    assert "The kernels in C are missing, because there is no compiler. A step takes two to five times" in printed
+    assert "apt install gcc" in printed
 
 
 def test_the_misclassified_images_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:

@@ -1,6 +1,7 @@
 """Choose the fastest compute plan for a model on this machine. Only this module decides precision and kernels."""
 
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -15,10 +16,9 @@ from typing import Any
 
 import torch
 
-from onecycle.compute import microbenchmark
 from onecycle.compute.hardware import Hardware
 from onecycle.compute.kernels import amx, native
-from onecycle.compute.microbenchmark import Microbenchmark
+from onecycle.compute.microbenchmark import IMAGES_ON_GPU, Microbenchmark
 from onecycle.compute.plan import ChannelPairs, ComputePlan, release_memory, require_device
 from onecycle.core.cache import cache_folder, create_folder
 from onecycle.core.errors import StorageError
@@ -28,9 +28,10 @@ from onecycle.models import ModelComposite
 
 # The time limit for all measurements on a CPU. If one pass over `MOST_IMAGES` takes longer, its time is the limit.
 BUDGET_SECONDS = 5.0
-MOST_IMAGES = 512  # a timed pass on a CPU has at most this many images
-# A timed pass of a slow model on a CPU is not cut below this many images. With fewer images, fixed costs such as
-# transforming filters would dominate.
+# A timed pass on a CPU has at most this many images of 32×32 pixels, or as many larger images as need the same memory.
+MOST_IMAGES = 512
+# A timed pass of a slow model on a CPU is not cut below this many images of 32×32 pixels. With fewer images, fixed
+# costs such as transforming filters would dominate.
 FEWEST_IMAGES = 32
 PASS_SECONDS = 0.3  # target time of a pass on a CPU; a slower model is timed on fewer images
 ADVANTAGE = 1.05  # a new plan must be more than this many times as fast as the best plan so far
@@ -153,9 +154,9 @@ def choose(
     in the same precision. For a plan that adds the native kernels, `ADVANTAGE` is multiplied by `LENIENCY`.
 
     The result is cached in the folder `autotune` of the user's cache. It is reused for the same arguments, with the
-    same number of threads and the same versions. Two models count as the same if they have the same printed structure
-    and the same trainable parameters. If other load on the machine disturbed the measurements, they are reused for ten
-    minutes only. Remove the folder to measure again.
+    same number of threads and the same versions. Two models count as the same if they have the same printed structure,
+    the same trainable parameters, and classes from the same source files. If other load on the machine disturbed the
+    measurements, they are reused for ten minutes only. Remove the folder to measure again.
 
     The model and all random states stay unchanged. The plan's number of threads and allocator settings are applied to
     this process.
@@ -255,9 +256,12 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
     deadline = started + budget
     rounds: list[Round] = []
     for each, changes in ROUNDS:
-        wanted = min(each * (best.threads or 1), MOST_IMAGES)
-        fitting = max(FEWEST_IMAGES, int(PASS_SECONDS / seconds_per_image))
-        images = min(wanted, fitting) if best.device == "cpu" else benchmark.images_on_gpu
+        if best.device == "cpu":
+            wanted = benchmark.images_at_size(min(each * (best.threads or 1), MOST_IMAGES))
+            fitting = max(benchmark.images_at_size(FEWEST_IMAGES), int(PASS_SECONDS / seconds_per_image))
+            images = min(wanted, fitting)
+        else:
+            images = benchmark.images_at_size(IMAGES_ON_GPU)
         if rounds and time.perf_counter() + 3 * images * seconds_per_image > deadline:
             break
         # An estimate, until the round's first challenger is timed in turns with the best plan.
@@ -291,19 +295,36 @@ def _measure(benchmark: Microbenchmark, best: ComputePlan, precisions: Sequence[
     return Choice(plan=best, rounds=tuple(rounds), disturbed=benchmark.spread > DISTURBED)
 
 
+def _code_of(model: ModelComposite) -> list[str]:
+    """The SHA-256 digests of the source files of the classes in `model`, without those of torch.
+
+    The code may compute with the outputs of layers in a way that the printed structure does not show.
+    """
+    sources = set()
+    for module in {type(module) for module in model.modules()}:
+        if not module.__module__.startswith("torch."):
+            with suppress(OSError, TypeError):  # the class was defined in an interactive session
+                sources.add(inspect.getfile(module))
+    return [_sha256(Path(source)) for source in sorted(sources)]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _cache_file(
     model: ModelComposite, input_size: int, hardware: Hardware, start: ComputePlan, precisions: Sequence[str]
 ) -> Path:
     """The file that caches the chosen compute plan. Its name is a hash of everything that the choice depends on."""
     processor = [hardware.cpu_features, hardware.fast_bfloat16] if start.device == "cpu" else hardware.gpu
     kernels = native.build_id() if start.device == "cpu" else None
-    code = [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in (__file__, microbenchmark.__file__)]
+    code = [_sha256(source) for source in sorted(Path(__file__).parent.rglob("*.py"))]
     versions = [torch.__version__, version("onecycle"), code, kernels, amx.is_available()]
     key = [
         hardware.cpu,
         processor,
         versions,
-        type(model).__module__,
+        _code_of(model),
         str(model),
         [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         input_size,

@@ -16,13 +16,12 @@ from onecycle.models import Batch, ModelComposite
 PASSES = 6  # timed passes after a warm-up; the fastest counts, because disturbances only slow a pass down
 PASSES_SECONDS = 0.2  # no further pass starts after this time
 HOPELESS = 3.0  # a plan gets no second pass if its first pass takes this many times as long as the first plan's
-IMAGES_COMPARED = 16
+IMAGES_COMPARED = 16  # of 32×32 pixels, as all numbers of images here; `images_at_size` reduces them for larger images
+FEWEST_IMAGES = 4
 # If `MOST_IMAGES` allows, a convolution is timed on at least this many pixels: 128 tiles of Winograd's algorithm.
 FEWEST_PIXELS = 128 * 4 * 4
 MOST_IMAGES = 256  # on small maps, the number of images is raised to reach `FEWEST_PIXELS`, but to at most this number
-# On a GPU, passes have this many images of 32×32 pixels: with fewer, kernel launches would dominate the time. Larger
-# images are fewer, so that they need about as much memory.
-IMAGES_ON_GPU = 512
+IMAGES_ON_GPU = 512  # a pass on a GPU has this many images: with fewer, kernel launches would dominate the time
 # The limit of the median relative error. In bfloat16, the gradients of an untrained network have an error of about 0.3,
 # because rounding makes max-pooling select other pixels and switches ReLUs off. Unrelated gradients have an error of 1
 # or more.
@@ -42,10 +41,13 @@ class Microbenchmark:
         self._errors_by_precision: dict[str, list[float]] = {}
         self._passes: dict[tuple[ComputePlan, int], list[float]] = {}
 
-    @property
-    def images_on_gpu(self) -> int:
-        """How many images a pass has on a GPU, at least 16."""
-        return max(16, min(IMAGES_ON_GPU, IMAGES_ON_GPU * 32**2 // self._input_size**2))
+    def images_at_size(self, count: int) -> int:
+        """How many images of the model's size need about as much time and memory as `count` images of 32×32 pixels.
+
+        The result is at most `count`, and at least `FEWEST_IMAGES` or `count`.
+        """
+        of_size = min(count, count * 32**2 // self._input_size**2)
+        return max(min(count, FEWEST_IMAGES), of_size)
 
     @property
     def spread(self) -> float:
@@ -154,7 +156,7 @@ class Microbenchmark:
     def _gradients(self, plan: ComputePlan) -> list[torch.Tensor]:
         prepared = self._prepare(plan)
         # On a GPU, use as many images as when timing, because compiled code is specialized for the batch size.
-        images = IMAGES_COMPARED if plan.device == "cpu" else self.images_on_gpu
+        images = self.images_at_size(IMAGES_COMPARED if plan.device == "cpu" else IMAGES_ON_GPU)
         self._pass(prepared, plan, self._batch(images, plan.device))
         return [p.grad.double().cpu() for p in prepared.parameters() if p.grad is not None]
 

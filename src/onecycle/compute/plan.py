@@ -70,8 +70,8 @@ class ComputePlan:
             raise InputError("this run computes with torch.compile, which needs triton; pip install triton")
         if self.compiled_kernels and native.compiled() is None:
             raise InputError(
-                "this run computes with native kernels, which need Linux, a C compiler with OpenMP (gcc) and a "
-                "writable cache folder; install gcc, or set CC to a compiler"
+                f"this run computes with kernels in C, which are missing here, because {native.why_missing()}; install "
+                "gcc, or set CC to a compiler with OpenMP"
             )
         if self.amx and not amx.is_available():
             raise InputError(

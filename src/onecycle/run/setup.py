@@ -51,8 +51,8 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
     if plan.device == "cpu" and native.compiled() is None:
         progress.say(
-            "The kernels in C are missing, because there is no C compiler with OpenMP: a step takes two to five "
-            "times as long. On Linux, install gcc; on Debian and Ubuntu with `apt install gcc libc6-dev`"
+            f"The kernels in C are missing, because {native.why_missing()}. A step takes two to five times as long "
+            "without them. A C compiler with OpenMP is needed: on Debian and Ubuntu, `apt install gcc libc6-dev`"
         )
 
 

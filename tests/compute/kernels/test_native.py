@@ -1,3 +1,4 @@
+import ctypes
 import os
 import shutil
 import subprocess
@@ -25,8 +26,10 @@ KERNELS = [f"{name}_{dtype}" for name in OF_EACH_DTYPE for dtype in ("float32", 
 KERNELS += ["has_amx"]
 AMX_KERNELS = ["amx_convolve_bfloat16", "amx_weight_gradient_bfloat16"]  # only on a CPU with these extensions
 
-# `compiled` caches the library for the life of the process; this function does not.
-find_library = native.compiled.__wrapped__
+
+def find_library() -> ctypes.CDLL | None:
+    """As `native.compiled`, which caches the library for the life of the process."""
+    return native._compiled_or_reason.__wrapped__()[0]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,7 @@ def compiler(native_kernels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled "$@" >> {tmp_path}/log\nexec cc "$@" -O0\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
-    monkeypatch.delenv("CFLAGS", raising=False)
+    monkeypatch.delenv("ONECYCLE_CFLAGS", raising=False)
     return script
 
 
@@ -83,7 +86,7 @@ def test_another_source_flag_or_compiler_makes_another_library(
     if changed == "flags":
         monkeypatch.setattr(native, "_FLAGS", [*native._FLAGS, "-DNOTHING"])
     elif changed == "environment":
-        monkeypatch.setenv("CFLAGS", "-DNOTHING")
+        monkeypatch.setenv("ONECYCLE_CFLAGS", "-DNOTHING")
     elif changed == "compiler":
         compiler.write_text(compiler.read_text().replace("exec cc", '[ "$1" = --version ] && echo newer; exec cc'))
     else:
@@ -97,7 +100,7 @@ def test_another_source_flag_or_compiler_makes_another_library(
 def test_flags_of_the_environment_follow_the_projects_flags(
     compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CFLAGS", "-O1 -DNAME='a name'")  # the last -O wins, so this one replaces the project's -O3
+    monkeypatch.setenv("ONECYCLE_CFLAGS", "-O1 -DNAME='a name'")  # the last -O wins, and replaces -O3
     assert find_library() is not None
     ((*arguments,),) = arguments_of_compilations(tmp_path)
     count = len(native._FLAGS)
@@ -112,22 +115,46 @@ def test_without_flags_of_the_environment_the_compiler_gets_only_the_projects(co
     assert [*flags, output] == [*native._FLAGS, "-o"]
 
 
-@pytest.mark.parametrize("flags", ["-no-such-option", "'not closed"])
-def test_without_usable_flags_there_is_no_library(
-    flags: str, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CFLAGS", flags)
-    assert find_library() is None
-    assert cached(tmp_path) == []
-
-
-@pytest.mark.parametrize("name", ["no-such-compiler", "false", ""])
-def test_without_a_working_compiler_there_is_no_library(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "flags", "reason"),
+    [
+        ("no-such-compiler", "", "there is no C compiler no-such-compiler"),
+        ("false", "", "false fails: exit code 1"),
+        ("", "", "$CC or $ONECYCLE_CFLAGS cannot be used: $CC is empty"),
+        ("cc", "-no-such-option", "cc fails: cc: error: unrecognized command-line option"),
+        ("cc", "'not closed", "$CC or $ONECYCLE_CFLAGS cannot be used: No closing quotation"),
+    ],
+)
+def test_without_a_working_compiler_there_is_no_library_and_the_reason_is_known(
+    name: str, flags: str, reason: str, native_kernels: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", name)
-    assert find_library() is None
+    monkeypatch.setenv("ONECYCLE_CFLAGS", flags)
+    library, why = native._compiled_or_reason.__wrapped__()
+    assert library is None and why.startswith(reason) and why.isprintable()
     assert cached(tmp_path) == []
+
+
+def test_kernels_are_compiled_elsewhere_if_the_cache_allows_no_libraries(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ctypes.CDLL
+
+    def load_outside_of_the_cache(path: str) -> ctypes.CDLL:
+        if path.startswith(str(tmp_path / "cache")):
+            raise OSError("failed to map segment from shared object")
+        return load(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", load_outside_of_the_cache)
+    assert find_library() is not None
+
+
+def test_flags_that_an_environment_sets_for_other_builds_are_not_used(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", "-march=nocona")
+    assert find_library() is not None
+    assert "-march=nocona" not in arguments_of_compilations(tmp_path)[0]
 
 
 def test_a_compiler_that_cannot_be_started_makes_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,9 +79,9 @@ def test_a_variant_that_the_cpu_does_not_support_is_not_loaded(
 ) -> None:
     monkeypatch.setattr(native, "_FOLDER", compiled[0].parents[1])
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert native.compiled.__wrapped__() is not None
+    assert native._compiled_or_reason.__wrapped__()[0] is not None
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert native.compiled.__wrapped__() is None
+    assert native._compiled_or_reason.__wrapped__()[0] is None
 
 
 def test_a_damaged_variant_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_a_damaged_variant_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
         (folder / f"{name}.so").write_bytes(b"not a library")
     monkeypatch.setattr(native, "_FOLDER", tmp_path)
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert native.compiled.__wrapped__() is None
+    assert native._compiled_or_reason.__wrapped__()[0] is None
 
 
 def test_a_compiler_is_preferred_because_it_compiles_for_this_very_cpu(compiled: list[Path]) -> None:

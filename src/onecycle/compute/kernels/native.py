@@ -7,8 +7,9 @@ AMX, the matrix extensions of some x86 CPUs.
 
 On first use, a C compiler with OpenMP compiles these files into the user's cache, in a few seconds. If the cache is not
 writable, or other users could write to it, each process compiles the files for itself. `$CC` selects another compiler,
-and `$CFLAGS` adds options. Without a compiler, this module loads kernels that were compiled when the package was built.
-If the package has no compiled kernels, PyTorch's own kernels are used.
+and `$ONECYCLE_CFLAGS` adds options. `$CFLAGS` is not read: environments of conda set it to build for old CPUs. Without
+a compiler, this module loads kernels that were compiled when the package was built. If the package has no compiled
+kernels, PyTorch's own kernels are used.
 """
 
 import ctypes
@@ -19,8 +20,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from onecycle.compute.hardware import cpu_features, cpu_name
 from onecycle.compute.kernels.variants import FLAGS, VARIANTS
 from onecycle.compute.kernels.variants import FOLDER as PREBUILT
 from onecycle.core.cache import cache_folder, create_folder, is_private
+from onecycle.core.formatting import without_controls
 
 _TIMEOUT_SECONDS = 60
 MOST_CHANNELS = 8192  # a limit is needed, because each thread keeps two sums per channel on its stack
@@ -41,51 +42,85 @@ if platform.system() == "Darwin":
     _FLAGS = ["-O3", "-fPIC", "-shared", "-mcpu=native", "-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
 
 
-@functools.cache
 def compiled() -> ctypes.CDLL | None:
     """The kernels that are compiled for this machine, or else the best variant that came with the package.
 
-    Returns None if this machine has no C compiler with OpenMP, and the package was installed without compiled kernels
-    for this CPU. On Windows, the result is always None. On macOS, compiling is untested.
+    Returns None if the kernels cannot be compiled here, and the package was installed without compiled kernels for this
+    CPU. `why_missing` then says why. On Windows, the result is always None. On macOS, compiling is untested.
     """
+    return _compiled_or_reason()[0]
+
+
+def why_missing() -> str:
+    """Why the kernels could not be compiled here, for a message."""
+    return _compiled_or_reason()[1]
+
+
+@functools.cache
+def _compiled_or_reason() -> tuple[ctypes.CDLL | None, str]:
     if os.name != "posix":
-        return None
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        return _compiled_here()
+        return None, "they cannot be compiled on Windows"
+    try:
+        return _compiled_here(), ""
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        reason = _in_words(error)
     with suppress(OSError):
-        return _prebuilt()
-    return None
+        return _prebuilt(), reason
+    return None, reason
+
+
+def _in_words(error: Exception) -> str:
+    """Why compiling failed with `error`, in one line."""
+    compiler = os.environ.get("CC", "cc")
+    if isinstance(error, ValueError):
+        return f"$CC or $ONECYCLE_CFLAGS cannot be used: {error}"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no C compiler {compiler}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{compiler} took more than {_TIMEOUT_SECONDS} seconds"
+    if isinstance(error, subprocess.CalledProcessError):
+        said = without_controls(" ".join(error.stderr.decode(errors="replace").split()))
+        return f"{compiler} fails: {said[:200] or f'exit code {error.returncode}'}"
+    return f"{compiler} cannot be used, or its library cannot be loaded: {getattr(error, 'strerror', None) or error}"
 
 
 def _compiled_here() -> ctypes.CDLL:
-    compiler, flags = os.environ.get("CC", "cc"), os.environ.get("CFLAGS", "")
+    """Load the kernels from the user's cache, or compile them.
+
+    The cache may be read-only, or full, or may allow no libraries. Then the kernels are compiled in a temporary folder.
+
+    Raises:
+        OSError, ValueError, SubprocessError: when the kernels cannot be compiled or loaded.
+    """
+    compiler, flags = os.environ.get("CC", "cc"), os.environ.get("ONECYCLE_CFLAGS", "")
     command = [*shlex.split(compiler), *_FLAGS, *shlex.split(flags)]
+    if not compiler.split():
+        raise ValueError("$CC is empty")
     name = _library_name(command)
-    with _private_folder() as folder:
+    if folder := _private_folder():
         path = folder / name
         if path.exists():
             with suppress(OSError):  # a library that was compiled for another system does not load
                 return ctypes.CDLL(str(path))
-        _compile(command, path)
-        # With gcc, the kernels use the OpenMP library that PyTorch has loaded, so they share PyTorch's thread pool.
-        return ctypes.CDLL(str(path))
+        with suppress(OSError, subprocess.CalledProcessError):
+            return _compiled_into(path, command)
+    with tempfile.TemporaryDirectory(prefix="onecycle-") as temporary:
+        return _compiled_into(Path(temporary) / name, command)
 
 
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder to which no other user can write.
+def _compiled_into(path: Path, command: list[str]) -> ctypes.CDLL:
+    _compile(command, path)
+    # With gcc, the kernels use the OpenMP library that PyTorch has loaded, so they share PyTorch's thread pool.
+    return ctypes.CDLL(str(path))
 
-    The folder is in the user's cache. If the cache is not private or not writable, the folder is temporary.
-    """
-    folder, is_usable = cache_folder() / "kernels", False
+
+def _private_folder() -> Path | None:
+    """The folder of the kernels in the user's cache. None if it is not writable, or other users can write to it."""
+    folder = cache_folder() / "kernels"
     with suppress(OSError):
         create_folder(folder)
-        is_usable = is_private(folder) and os.access(folder, os.W_OK)
-    if is_usable:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="onecycle-") as temporary:
-        yield Path(temporary)
+        return folder if is_private(folder) and os.access(folder, os.W_OK) else None
+    return None
 
 
 def _prebuilt() -> ctypes.CDLL | None:
