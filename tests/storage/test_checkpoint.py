@@ -156,6 +156,16 @@ def test_a_checkpoint_before_the_first_step_is_restored_too(tmp_path: Path) -> N
     assert torch.equal(model[3].weight, other[3].weight)
 
 
+def test_the_weights_of_a_layer_that_is_used_twice_are_saved_under_both_names(tmp_path: Path) -> None:
+    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+    network = nn.Sequential(block, block, nn.Flatten())
+    save_tensors(tmp_path / "shared.safetensors", network.state_dict(), {})
+    loaded, _ = load_tensors(tmp_path / "shared.safetensors")
+    assert loaded.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded[name], tensor)
+
+
 def test_nothing_is_pickled_the_file_is_a_json_header_and_plain_numbers(state: Path) -> None:
     content = state.read_bytes()
     length = int.from_bytes(content[:8], "little")

@@ -68,6 +68,10 @@ def test_a_shell_reads_the_command_that_resumes_a_run_as_it_is_meant(tmp_path: P
     assert shlex.split(folder.resume_command(replace(Config(), network=own))) == [*command, "--network", own]
 
 
+def test_a_folder_that_cannot_be_looked_into_has_no_checkpoint(tmp_path: Path) -> None:
+    assert not RunFolder(tmp_path / ("a" * 300)).has_checkpoint  # as for a folder that the user may not enter
+
+
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

@@ -42,7 +42,7 @@ def save_tensors(
     """
     # safetensors refuses channels-last tensors. It would write several metadata keys in random order, so all metadata
     # is under one key.
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = _unshared({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     described = {"checksum": _NO_CHECKSUM, **json.loads(json.dumps(metadata, sort_keys=True))}
     content = memoryview(safetensors.torch.save(contiguous, {"onecycle": json.dumps(described)}))
     place = _place_of_checksum(content)
@@ -50,6 +50,20 @@ def save_tensors(
     checksum = hashlib.sha256(content).hexdigest()
     with replacing(path, keep=keep, check=_checked) as temporary, temporary.open("wb") as file:
         file.writelines([content[: place.start], checksum.encode(), content[place.stop :]])
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors`, with a copy of each tensor that shares its memory with an earlier one.
+
+    safetensors refuses shared memory. A network that uses a layer twice has the layer's tensors under two names.
+    """
+    seen: set[int] = set()
+    unshared = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        unshared[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return unshared
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

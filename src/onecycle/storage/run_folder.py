@@ -118,7 +118,8 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        return self.checkpoint.exists() or self.checkpoint_before.exists()
+        # `Path.exists` raises an error if the folder may not be entered.
+        return os.path.exists(self.checkpoint) or os.path.exists(self.checkpoint_before)
 
     def resume_command(self, config: NetworkConfig) -> str:
         """The shell command that resumes the run. `config` is the configuration of the run."""
