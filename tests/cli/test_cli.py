@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from networks import NARROW
 from rich.console import Console
 
 from onecycle.cli import app, main
@@ -203,6 +204,8 @@ def test_help_and_prediction_do_not_import_slow_libraries() -> None:
         (["compare"], "run"),
         (["evaluate", "a-run"], "a-run"),
         (["evaluate", "--run", "no-such-run"], "there is no run folder no-such-run"),
+        (["evaluate", "--network", "nets.py:small"], "leave out --network"),
+        (["evaluate", "--labels", "labels.csv"], "--labels is for a run; add --run, or leave out --labels"),
         (["summary", "--classes", "1"], "at least 2 classes, not 1"),
         (["summary", "--classes", str(10**11)], "--classes is 100000000000; it must be at most 1,000,000"),
         (["summary", "--size", "4"], "4×4"),
@@ -315,6 +318,24 @@ def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path: Path) -> None:
         writer.stdout.close()
         assert writer.wait() == 0
     assert (tmp_path / "errors").read_text() == ""
+
+
+def test_a_training_whose_reader_ends_stops_as_after_ctrl_c_and_can_be_resumed(tmp_path: Path) -> None:
+    options = [*NARROW, "--data", "digits", "--limit", "50", "--batch-size", "10", "--epochs", "3", "--workers", "0"]
+    options += ["--lr-min", "1e-5", "--lr-max", "1e-3", "--no-report", "--out", str(tmp_path / "runs")]
+    with (tmp_path / "errors").open("w") as errors:
+        command = [sys.executable, "-m", "onecycle", "train", *options]
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        assert writer.stdout
+        while not writer.stdout.readline().startswith(b"Run folder: "):
+            pass
+        writer.stdout.close()
+        assert writer.wait() == 128 + signal.SIGPIPE
+    (run,) = (tmp_path / "runs").iterdir()
+    command_to_resume = f"onecycle train --resume {run}"
+    (line,) = (tmp_path / "errors").read_text().splitlines()
+    assert line == f"onecycle: interrupted; `{command_to_resume}` continues the run"
+    assert main(command_to_resume.split()[1:]) == 0
 
 
 @pytest.mark.parametrize(("closed", "code"), [(">&-", 2), ("2>&-", 0), ("<&-", 0), (">&- 2>&-", 2)])

@@ -130,11 +130,11 @@ def test_the_table_of_predictions_agrees_with_the_logits(of_files: RunFolder) ->
 
 def test_the_table_has_names_as_they_are(tmp_path: Path) -> None:
     dataset = load_dataset("digits", limit=10)
-    names = ["=1+1.png", 'a,"b".png', "line\nbreak.png", "caf\udce9.png", *map(str, range(6))]
+    names = ["=1+1.png", 'a,"b".png', "line\nbreak.png", "carriage\rreturn.png", "caf\udce9.png", *map(str, range(5))]
     named = replace(dataset, evaluation=replace(dataset.evaluation, names=ImageNames.of(names)))
     run = RunFolder(tmp_path)
     predictions_table.write(run, np.zeros((10, 10), np.float32), named)
-    assert [row["file"] for row in table_of(run)] == [*names[:3], r"caf\udce9.png", *names[4:]]
+    assert [row["file"] for row in table_of(run)] == [*names[:4], r"caf\udce9.png", *names[5:]]
 
 
 def test_images_without_names_have_their_number_in_the_table(runs: tuple[RunFolder, RunFolder]) -> None:

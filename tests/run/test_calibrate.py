@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from networks import NARROW_CONFIG
 from rich.console import Console
 
 from onecycle.cli import main
+from onecycle.core.config import Config
 from onecycle.core.errors import InputError, StorageError
 from onecycle.core.metrics import probabilities_of
 from onecycle.core.signals import Interrupted
@@ -28,7 +30,7 @@ from onecycle.storage.run_folder import RunFolder
 
 QUIET = Console(quiet=True)
 SHORT = replace(NARROW_CONFIG, augmentation="batched", limit=60, batch_size=30, epochs=2, lr_min=1e-4, lr_max=2e-3)
-SECOND_CONFIG_TAKES = ("validation", "batch_size", "lr_min", "lr_max", "report", "out")
+SECOND_CONFIG_TAKES = ("validation", "limit", "batch_size", "lr_min", "lr_max", "report", "out")
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +246,44 @@ def test_a_run_of_an_earlier_version_is_calibrated_on_its_validation_images(
     assert fitted.temperature == pytest.approx(recorded.calibration.temperature, rel=1e-3)
     assert len(run.weights.read_bytes()) == pytest.approx(len(weights), abs=100)
     assert not run.report.exists()
+
+
+def test_labels_and_initial_weights_that_have_moved_are_named(
+    uncalibrated: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "photos", {"ant": 14, "bee": 15}, seed=1)
+    names = sorted(path.relative_to(tmp_path / "photos") for path in (tmp_path / "photos").rglob("*.png"))
+    labels, weights = tmp_path / "labels.csv", tmp_path / "start.safetensors"
+    labels.write_text("file,label\n" + "".join(f"{name},{name.parent}\n" for name in names))
+    shutil.copy(uncalibrated.weights, weights)
+    config = replace(
+        SHORT, data=str(tmp_path / "photos"), labels=str(labels), init=str(weights), limit=None, batch_size=10
+    )
+    run = experiment.run(replace(config, report=False), QUIET, tmp_path / "run")
+    moved = [path.rename(tmp_path / f"moved-{path.name}") for path in (labels, weights)]
+    assert main(["evaluate", "--run", str(run.path)]) == 2
+    assert f"--labels: there is no file {labels}" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(run.path), "--labels", str(moved[0])]) == 0
+    assert main(["report", "--run", str(run.path), "--labels", str(moved[0])]) == 0
+    options = ["--labels", str(moved[0]), "--init", str(moved[1])]
+    assert main(["calibrate", "--run", str(run.path), *options]) == 0
+    assert run.read_result().calibration
+
+
+def test_a_second_network_of_a_limited_run_is_trained_on_fewer_images(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Config] = []
+    train = experiment.run
+
+    def noted(config: Config, *arguments: Any) -> RunFolder:
+        trained.append(config)
+        return train(config, *arguments)
+
+    monkeypatch.setattr(experiment, "run", noted)
+    calibrate_run(run.path, QUIET)
+    (config,) = trained
+    assert (config.limit, config.validation) == (50, 10), "of 60 training images"
 
 
 def test_a_run_on_few_images_has_batches_that_fit(tmp_path: Path) -> None:

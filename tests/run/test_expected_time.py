@@ -127,6 +127,16 @@ def test_a_run_that_turns_out_to_be_long_then_names_the_faster_recipes(monkeypat
     assert lines[1] == "Training would take about 10 minutes with --recipe quick"
 
 
+def test_a_resumed_run_names_no_other_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("onecycle.run.expected_time.times_of_other_recipes", lambda *_, **__: {"quick": 600.0})
+    expected, lines = ExpectedTime(assemble(replace(SMALL, epochs=500), EAGER)), []
+    for step in range(100, 100 + STEPS_TO_NEXT_ESTIMATE):
+        clock.now += 20
+        lines += expected.after_step(step)
+    assert len(lines) == 1 and lines[0].startswith("Expected time: ")
+
+
 def test_a_short_run_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     expected = ExpectedTime(assemble(SMALL, EAGER))

@@ -74,8 +74,8 @@ def test_with_the_same_classes_all_weights_and_the_normalization_are_loaded(weig
     digest = digest_of(weights)
     assert experiment.config.init_sha256 == digest
     assert line_of(experiment) == (
-        f"Starts from {weights} (SHA-256 {digest[:12]}…) with all weights; the normalization is that of its training "
-        "images, and every image is converted to gray"
+        f"Starts from {weights.name} (SHA-256 {digest[:12]}…) with all weights; the normalization is that of its "
+        "training images, and every image is converted to gray"
     )
 
 
@@ -201,7 +201,7 @@ def test_a_run_starts_from_another_run_records_that_and_is_repeated(
 
     first = run("first", *options)
     second = run("second", *options, "--init", str(first.path))
-    assert f"Starts from {first.path} (SHA-256 " in " ".join(capsys.readouterr().out.split())
+    assert f"Starts from {first.path.name} (SHA-256 " in " ".join(capsys.readouterr().out.split())
     digest = digest_of(first.weights)
     config = second.read_config()
     assert (config.init, config.init_sha256) == (str(first.path), digest)

@@ -20,7 +20,7 @@ MOST_CLASSES = 1_000_000  # of a network in `onecycle summary`; more would need 
 
 
 @app.command
-def evaluate(*, run: Run = None, network: OwnNetwork = None, data: str | None = None) -> int:
+def evaluate(*, run: Run = None, network: OwnNetwork = None, data: str | None = None, labels: str | None = None) -> int:
     """Evaluate a network again, and compare the result with the recorded one.
 
     The exit code is 1 if the result of a run differs from its record in any digit.
@@ -31,10 +31,17 @@ def evaluate(*, run: Run = None, network: OwnNetwork = None, data: str | None = 
     ----------
     data
         The data set, if it has moved since the run.
+    labels
+        The file with the labels, if it has moved since the run.
     """
     from onecycle.run.finished import evaluate_run, evaluate_shipped
 
-    recorded, now, agrees = evaluate_shipped(data) if run is None else evaluate_run(run, data, network=network)
+    if run is None and labels is not None:
+        raise InputError("--labels is for a run; add --run, or leave out --labels")
+    if run is None:
+        recorded, now, agrees = evaluate_shipped(data, network=network)
+    else:
+        recorded, now, agrees = evaluate_run(run, data, labels=labels, network=network)
     print(now)
     if agrees:
         print("agrees with the recorded result")
@@ -44,7 +51,7 @@ def evaluate(*, run: Run = None, network: OwnNetwork = None, data: str | None = 
 
 
 @app.command
-def report(*, run: Path, network: OwnNetwork = None, data: str | None = None) -> int:
+def report(*, run: Path, network: OwnNetwork = None, data: str | None = None, labels: str | None = None) -> int:
     """Write the HTML report of a run again.
 
     Parameters
@@ -53,10 +60,12 @@ def report(*, run: Path, network: OwnNetwork = None, data: str | None = None) ->
         The run folder.
     data
         The data set, if it has moved since the run. It is needed only if the run has no interpretation yet.
+    labels
+        The file with the labels, if it has moved since the run.
     """
     from onecycle.run.finished import report_run
 
-    print(report_run(run, data, network=network))
+    print(report_run(run, data, labels=labels, network=network))
     return 0
 
 
@@ -138,7 +147,10 @@ def summary(
     table.add_column("Parameters", justify="right")
     for layer in network.layers:
         table.add_row(layer.layer, str(list(layer.output_shape)), f"{layer.parameters:,}")
-    Console().print(table, highlight=False)
+    console = Console()
+    with console.capture() as captured:
+        console.print(table, highlight=False)
+    print(captured.get(), end="")  # as in all commands that only print, it is no error if the reader ends early
     print(f"\nTotal params: {network.parameters:,}")
     print(f"Trainable params: {network.trainable_parameters:,}")
     print(f"Non-trainable params: {network.parameters - network.trainable_parameters:,}\n")

@@ -1,6 +1,5 @@
 """The commands that use a trained network: `onecycle predict | export | serve`."""
 
-import csv
 import json
 import os
 import sys
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from onecycle.cli.app import app
 from onecycle.cli.options import DEFAULT_ENGINE, EngineOptions, EngineSettings, OwnNetwork, Run
+from onecycle.core.console import OutputConsole
+from onecycle.core.csv_rows import CsvRows
 from onecycle.core.errors import InputError
 from onecycle.core.extras import require
 from onecycle.core.files import printable
@@ -122,7 +122,9 @@ def _predict_into(
     from onecycle.predict.ray import RayPredictionEngine
 
     chosen = RayPredictionEngine(engine.address) if engine.engine == "ray" else LOCAL_PREDICTION_ENGINE
-    counts = predict_into(out, images, weights_of(run), Console(), tta=tta, top=top, network=network, engine=chosen)
+    counts = predict_into(
+        out, images, weights_of(run), OutputConsole(), tta=tta, top=top, network=network, engine=chosen
+    )
     print(f"the results of {counts.images:,} images are in {out}")
     _print_left_out(counts.left_out)
     if counts.unreadable:
@@ -136,27 +138,16 @@ def _print_left_out(lines: Iterable[str]) -> None:
         print(f"onecycle: left out {line}", file=sys.stderr)
 
 
-class _CsvRows:
-    r"""Writes the rows of a csv writer to standard output. Each row ends with "\n" instead of "\r\n".
-
-    The csv writer itself must end rows with "\r\n". If the writer ended rows with "\n", Python before 3.13 would not
-    quote a name that contains "\r".
-    """
-
-    def write(self, row: str) -> None:
-        sys.stdout.write(row.removesuffix("\r\n") + "\n")
-
-
 def _writer(form: Form, top: int) -> Callable[[Path, "Prediction"], None]:
     """A function that prints one line per file: the `top` most likely classes and their probabilities.
 
     The line also says whether the image is like those that the network was trained on.
     """
-    table = csv.writer(_CsvRows())
+    table = CsvRows(sys.stdout)
     if form == "csv":
         numbers = range(1, top + 1)
         ranks = (name for n in numbers for name in (f"class_{n}", f"probability_{n}"))
-        table.writerow(["file", *ranks, "in_distribution", "energy_score"])
+        table.write_row(["file", *ranks, "in_distribution", "energy_score"])
 
     def text(path: Path, prediction: "Prediction") -> None:
         ranked = (f"{name}\t{percent(probability)}" for name, probability in prediction.top(top))
@@ -168,7 +159,7 @@ def _writer(form: Form, top: int) -> Callable[[Path, "Prediction"], None]:
         name_of_file = without_controls(str(path)) if sys.stdout.isatty() else path
         ranked = (value for name, probability in prediction.top(top) for value in (name, f"{probability:.6f}"))
         known = "" if prediction.in_distribution is None else json.dumps(prediction.in_distribution)
-        table.writerow([name_of_file, *ranked, known, f"{prediction.energy_score:.6f}"])
+        table.write_row([name_of_file, *ranked, known, f"{prediction.energy_score:.6f}"])
 
     def line(path: Path, prediction: "Prediction") -> None:
         ranked = [{"class_name": name, "probability": round(share, 6)} for name, share in prediction.top(top)]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from onecycle.cli.app import app
 from onecycle.cli.options import (
@@ -17,6 +16,7 @@ from onecycle.cli.options import (
     RunOptions,
     Settings,
 )
+from onecycle.core.console import OutputConsole
 from onecycle.core.errors import InputError
 from onecycle.core.formatting import percent
 from onecycle.core.own_network import option_of
@@ -61,7 +61,7 @@ def train(
         raise InputError("--allow-code-changes is for resuming a run; add --resume RUN, or remove --allow-code-changes")
     from onecycle.run import experiment
 
-    console = Console()
+    console = OutputConsole()
     if resume:
         # If the run folder is on another machine, that machine provides the configuration.
         given = settings.config() if resume.exists() else None
@@ -97,7 +97,7 @@ def find_lr(*, settings: Settings = _DEFAULTS, config: SavedConfig = None) -> in
     """
     from onecycle.run import experiment
 
-    folder = experiment.find_rates(settings.config(), Console())
+    folder = experiment.find_rates(settings.config(), OutputConsole())
     if not folder.lr_finder.exists():
         return 0  # only the main process prints the result
     print(f"{folder.lr_finder}\n{folder.plots / 'lr_finder.png'}")
@@ -142,15 +142,22 @@ def study(
 
     chosen = RayStudyEngine(engine.address) if engine.engine == "ray" else LOCAL_STUDY_ENGINE
     if resume:
-        studies.resume(resume, Console(), chosen, network=settings.network.network)
+        studies.resume(resume, OutputConsole(), chosen, network=settings.network.network)
     else:
         planned = studies.plan(settings.config(), seeds=seeds, grid=grid, vary=vary, threshold=threshold, cores=cores)
-        studies.start(planned, Console(), chosen)
+        studies.start(planned, OutputConsole(), chosen)
     return 0
 
 
 @app.command
-def calibrate(*, run: Path, network: OwnNetwork = None, data: str | None = None) -> int:
+def calibrate(
+    *,
+    run: Path,
+    network: OwnNetwork = None,
+    data: str | None = None,
+    labels: str | None = None,
+    init: str | None = None,
+) -> int:
     """Calibrate the probabilities of a finished run. Its predictions stay the same.
 
     Trains a second network on nine tenths of the training images, and fits a temperature to the other tenth.
@@ -163,9 +170,13 @@ def calibrate(*, run: Path, network: OwnNetwork = None, data: str | None = None)
         The run folder.
     data
         The data set, if it has moved since the run.
+    labels
+        The file with the labels, if it has moved since the run.
+    init
+        The initial weights of the run, if they have moved since the run.
     """
     from onecycle.run.calibrate import calibrate_run
 
-    fitted = calibrate_run(run, Console(), data, network=network)
+    fitted = calibrate_run(run, OutputConsole(), data, labels=labels, init=init, network=network)
     print(f"The temperature is {fitted.temperature:.3f}, fitted on {fitted.fitted_on}; it is saved in {run}")
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from onecycle.core.config import Config
 from onecycle.core.option_groups import SMALLEST_SIZE, OpenConfig
+from onecycle.core.own_network import is_own_network
 
 BASELINE = Config()
 """The recipe of docs/specification.md: custom ResNet, CIFAR-10, batch size 512, 24 epochs with the peak at epoch 5."""
@@ -189,8 +190,11 @@ def changed_options(config: Config) -> str:
         for name, value in config.defining_values().items()
         if name not in left_out and value != recipe[name]
     }
+    # Show only the names of files, because their paths may be private.
     if config.init:
-        changed["init"] = Path(config.init).name  # only the file name, because the path may be private
+        changed["init"] = Path(config.init).name
+    if is_own_network(config.network):
+        changed["network"] = Path(config.network).name
     return " ".join(
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {_in_words(value)}"
         for name, value in changed.items()

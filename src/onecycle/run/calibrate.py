@@ -31,7 +31,13 @@ HELD_OUT_SHARE = 0.1  # the share of the training images that is held out
 
 
 def calibrate_run(
-    path: Path, console: Console, data: str | None = None, *, network: str | None = None
+    path: Path,
+    console: Console,
+    data: str | None = None,
+    *,
+    labels: str | None = None,
+    init: str | None = None,
+    network: str | None = None,
 ) -> FittedTemperature:
     """Fit the temperature of a finished run, and save it in the run's weights and result. Returns the temperature.
 
@@ -39,7 +45,8 @@ def calibrate_run(
     run's folder `calibration`. If a call is interrupted, the next call resumes this training. The folder is removed at
     the end, because only the temperature is needed. A run that is already calibrated stays as it is.
 
-    If the data has moved, `data` is its new location. `network` names the code of the user's own network.
+    If the data, the file with the labels or the initial weights have moved, `data`, `labels` or `init` is the new
+    location. `network` names the code of the user's own network.
 
     Raises:
         OnecycleError: when there is no such run, when it is not complete, when its data is missing or differs, when no
@@ -56,28 +63,30 @@ def calibrate_run(
         fitted = folder.read_result().calibration
         # The second network is removed last. If it is still there, an earlier call was interrupted.
         if fitted is None or second.is_complete:
-            fitted = _fit(folder, second, console, data, network)
+            config = folder.read_config()
+            moved = replace(config, data=data or config.data, labels=labels or config.labels, init=init or config.init)
+            fitted = _fit(folder, second, console, moved, network)
         second.discard()
     return fitted
 
 
 def _fit(
-    folder: RunFolder, second: RunFolder, console: Console, data: str | None, network: str | None
+    folder: RunFolder, second: RunFolder, console: Console, config: Config, network: str | None
 ) -> FittedTemperature:
-    config, result = folder.read_config(), folder.read_result()
+    result = folder.read_result()
     require_consent(config.network, network, str(folder.path))
     predictor = Predictor.load(folder.weights, network=network)  # on the CPU, even if the run was trained on a GPU
-    dataset = finished.recorded_data(folder, config, data)
+    dataset = finished.recorded_data(folder, config, config.data, config.labels)
     with reading(folder.weights):
         if predictor.classes != dataset.train.classes:
             raise ValueError("its classes are not those of the run's data")
     if dataset.epoch_evaluated_on == "validation":
         fitted = _fitted_on_validation(predictor, dataset, config)
     else:
-        smaller = _with_held_out_images(config, result, dataset, folder, data)
+        smaller = _with_held_out_images(config, result, dataset, folder)
         del dataset  # the second network loads the data again
         fitted = _fitted_on_second_network(second, smaller, result, console, network)
-        dataset = finished.recorded_data(folder, config, data)
+        dataset = finished.recorded_data(folder, config, config.data, config.labels)
     _save(folder, predictor, dataset, fitted)
     return fitted
 
@@ -88,9 +97,7 @@ def _fitted_on_validation(predictor: Predictor, dataset: Dataset, config: Config
     return results.fitted_temperature(evaluate(predictor.model, batches, evaluated_on="validation"))
 
 
-def _with_held_out_images(
-    config: Config, result: RunResult, dataset: Dataset, folder: RunFolder, data: str | None
-) -> Config:
+def _with_held_out_images(config: Config, result: RunResult, dataset: Dataset, folder: RunFolder) -> Config:
     """The configuration of the run, changed for the second network: a tenth of the training images is held out.
 
     Raises:
@@ -106,8 +113,8 @@ def _with_held_out_images(
     held_out = max(len(classes), round(HELD_OUT_SHARE * images))
     return replace(
         config,
-        data=data or config.data,
         validation=held_out,
+        limit=config.limit and images - held_out,
         batch_size=min(config.batch_size, images - held_out),
         lr_min=result.lr_min,
         lr_max=result.lr_max,

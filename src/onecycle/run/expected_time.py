@@ -42,6 +42,7 @@ class ExpectedTime:
         self._measured: list[tuple[float, int]] = []  # for each step: when it ended, and its pixels
         self._steps_to_estimate = 1 + WARM_UP_STEPS + MEASURED_STEPS
         self._printed: float | None = None  # seconds
+        self._is_resumed = False
 
     def after_finder_step(self, step: int, steps: int) -> list[str]:
         """The lines to print after step `step` (0-based) of the LR finder, which takes `steps` steps."""
@@ -51,6 +52,7 @@ class ExpectedTime:
 
     def after_step(self, step: int) -> list[str]:
         """The lines to print after the global training step `step` (0-based)."""
+        self._is_resumed |= bool(step and not self._measured)
         return self._after_step(self._pixels(step), lambda: self._pixels_from(step + 1))
 
     def _after_step(self, pixels: int, pixels_left: Callable[[], float]) -> list[str]:
@@ -74,7 +76,7 @@ class ExpectedTime:
             line = f"Expected time: {duration(seconds)} instead of {duration(before)}"
         self._printed = seconds
         others = times_of_other_recipes(self._config, seconds, by_winograd=self._by_winograd)
-        if seconds <= LONG_SECONDS or not others:
+        if seconds <= LONG_SECONDS or self._is_resumed or not others:
             return [line]
         times = " and ".join(f"about {duration(time)} with --recipe {name}" for name, time in others.items())
         return [line, f"Training would take {times}"]

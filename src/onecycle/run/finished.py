@@ -34,10 +34,13 @@ class Reevaluation(NamedTuple):
     agrees: bool
 
 
-def evaluate_run(path: Path, data: str | None = None, *, network: str | None = None) -> Reevaluation:
-    """Evaluate a finished run again, from its weights and its data. If the data has moved, `data` is its new location.
+def evaluate_run(
+    path: Path, data: str | None = None, *, labels: str | None = None, network: str | None = None
+) -> Reevaluation:
+    """Evaluate a finished run again, from its weights and its data.
 
-    If the network is the user's own, `network` names its code.
+    If the data or the file with the labels has moved, `data` or `labels` is the new location. If the network is the
+    user's own, `network` names its code.
 
     Raises:
         InputError: when there is no such run, or the data differs from the data of the run.
@@ -46,20 +49,21 @@ def evaluate_run(path: Path, data: str | None = None, *, network: str | None = N
     config, recorded = folder.read_config(), folder.read_result()
     plan = _recorded_plan(folder)
     predictor = Predictor.load(folder.weights, plan, network=network)
-    dataset = recorded_data(folder, config, data)
+    dataset = recorded_data(folder, config, data, labels)
     now = _evaluate(predictor, dataset, batch_size=config.batch_size, tta=config.test_time_augmentation)
     then = recorded.eval_accuracy, recorded.eval_loss, recorded.tta_accuracy
     split = recorded.evaluated_on
     return Reevaluation(_in_words(split, *then), _in_words(split, *now), now == then)
 
 
-def evaluate_shipped(data: str | None = None) -> Reevaluation:
+def evaluate_shipped(data: str | None = None, *, network: str | None = None) -> Reevaluation:
     """Evaluate the network that comes with the package on the test set of CIFAR-10.
 
     Raises:
-        InputError: when `data` has other classes than CIFAR-10.
+        InputError: when `data` has other classes than CIFAR-10, or `network` names code, which this network does not
+            have.
     """
-    predictor = load()
+    predictor = load(network=network)
     dataset = load_data(replace(BASELINE, data=data or "cifar10"))
     if dataset.evaluation.classes != predictor.classes:
         raise InputError(
@@ -97,12 +101,13 @@ def _in_words(split: str, accuracy: float, loss: float | None, tta_accuracy: flo
     return ", ".join(parts)
 
 
-def report_run(path: Path, data: str | None = None, *, network: str | None = None) -> Path:
+def report_run(path: Path, data: str | None = None, *, labels: str | None = None, network: str | None = None) -> Path:
     """Write the report of a run again from its folder, and return its path.
 
     If a complete run has no interpretation yet (heatmaps, label issues, near-duplicates), first compute one from the
-    weights and the data. If the data has moved, `data` is its new location. If the network is the user's own, `network`
-    names its code. The report of an unfinished run shows the progress of the run.
+    weights and the data. If the data or the file with the labels has moved, `data` or `labels` is the new location. If
+    the network is the user's own, `network` names its code. The report of an unfinished run shows the progress of the
+    run.
 
     Raises:
         InputError: when there is no such run. Also when the run cannot be interpreted, for example because its data
@@ -115,7 +120,7 @@ def report_run(path: Path, data: str | None = None, *, network: str | None = Non
         try:
             with locked(folder.path):
                 predictor = Predictor.load(folder.weights, _recorded_plan(folder), network=network)
-                interpret_run(folder, predictor, recorded_data(folder, folder.read_config(), data))
+                interpret_run(folder, predictor, recorded_data(folder, folder.read_config(), data, labels))
         except OnecycleError as error:
             raise InputError(f"{write_report(folder)} is written without the interpretation: {error}") from error
     return write_report(folder)
@@ -167,13 +172,15 @@ def _recorded_plan(folder: RunFolder) -> ComputePlan:
     return plan
 
 
-def recorded_data(folder: RunFolder, config: Config, data: str | None) -> Dataset:
-    """The data of the run in `folder`. If the data has moved, `data` is its new location.
+def recorded_data(folder: RunFolder, config: Config, data: str | None, labels: str | None) -> Dataset:
+    """The data of the run in `folder`.
+
+    If the data or the file with the labels has moved, `data` or `labels` is the new location.
 
     Raises:
         InputError: when the data is missing, or differs from that of the run.
     """
-    config = config if data is None else replace(config, data=data)
+    config = replace(config, data=data or config.data, labels=labels or config.labels)
     environment.require_data(folder, config)
     dataset = load_data(config)
     environment.require_same_data(folder, dataset)

@@ -102,6 +102,8 @@ class InitialWeights:
     def load_into(self, model: ModelComposite, classes: tuple[str, ...], own: OwnNetwork | None) -> str:
         """Copy the weights into `model`, a network for `classes`. Returns a line that says what was loaded.
 
+        The line has only the name of the file or folder, because the model card shows it, and the path may be private.
+
         If only the order of the classes differs, the rows of the loaded head are reordered. If the classes themselves
         differ, no head is loaded, and `model` keeps its new head.
 
@@ -124,8 +126,9 @@ class InitialWeights:
             )
         load_weights(model, tensors, _path(str(self.config.init)))
         gray = ", and every image is converted to gray" if theirs.preprocessing.gray else ""
+        name, digest = Path(str(self.config.init)).name, str(self.config.init_sha256)[:12]
         return (
-            f"Starts from {self.config.init} (SHA-256 {(self.config.init_sha256 or '')[:12]}…) with {what}; "
+            f"Starts from {name} (SHA-256 {digest}…) with {what}; "
             f"the normalization is that of its training images{gray}"
         )
 

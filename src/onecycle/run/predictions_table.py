@@ -1,10 +1,9 @@
 """Write the predictions of a run as a table for people and other programs: `predictions.csv`."""
 
-import csv
-
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.core.csv_rows import CsvRows
 from onecycle.core.files import replacing
 from onecycle.core.metrics import probabilities_of
 from onecycle.data import Dataset
@@ -31,14 +30,14 @@ def write(folder: RunFolder, logits: NDArray[np.float32], dataset: Dataset, temp
         # As in the output of `onecycle predict --csv`, bytes that are not UTF-8 are written as escapes.
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
-        table = csv.writer(file, lineterminator="\n")
+        table = CsvRows(file)
         every = [f"probability_{name}" for name in images.classes] if has_all else []
-        table.writerow(["file", "label", "predicted", "probability", *every])
+        table.write_row(["file", "label", "predicted", "probability", *every])
         for start in range(0, len(images), _AT_ONCE):
             probabilities = probabilities_of(logits[start : start + _AT_ONCE], temperature)
             for row, shares in enumerate(probabilities.tolist(), start):
                 predicted = int(logits[row].argmax())
-                table.writerow(
+                table.write_row(
                     [
                         f"{dataset.evaluated_on} image {row}" if images.names is None else images.names[row],
                         images.classes[images.labels[row]],

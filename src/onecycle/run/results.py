@@ -82,7 +82,8 @@ def write(
         evaluated_on=dataset.evaluated_on,
         train_images=len(dataset.train),
         eval_images=len(dataset.evaluation),
-        notes=dataset.notes,
+        # Not those of `dataset`: a resumed run loads "digits", and not "auto", which may be noted.
+        notes=tuple(folder.read_json(folder.environment)["dataset"]["notes"]),
         seed=config.seed,
         parameters=sum(parameter.numel() for parameter in experiment.model.parameters()),
         lr_min=rates[0],

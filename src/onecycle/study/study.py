@@ -15,6 +15,7 @@ from rich.console import Console
 
 from onecycle.compute import hardware
 from onecycle.core.config import Config
+from onecycle.core.console import OutputConsole
 from onecycle.core.errors import InputError, OnecycleError
 from onecycle.core.files import locked, reading, replacing
 from onecycle.core.older_records import with_current_names
@@ -281,7 +282,7 @@ def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) ->
         with suppress(OnecycleError):  # the summary at the end reports this error
             _write(path / "summary.json", _summary(path, study))
     _write(path / "summary.json", _summary(path, study))
-    wide = console if console.is_terminal else Console(file=console.file, width=_TABLE_WIDTH)
+    wide = console if console.is_terminal else OutputConsole(file=console.file, width=_TABLE_WIDTH)
     wide.print(summary.table(_summary(path, study)))
     if failed:
         raise InputError(

@@ -1,0 +1,25 @@
+"""The console that commands print to."""
+
+import os
+import signal
+import sys
+
+from rich.console import Console
+
+from onecycle.core.signals import Interrupted
+
+
+class OutputConsole(Console):
+    """Rich's console. If the program that reads the output has ended, printing interrupts the command, as Ctrl-C does.
+
+    Rich itself would end the process silently.
+
+    Raises:
+        Interrupted: raised by printing, when the reader has ended. Later calls print nothing.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python writes what is left in the buffer of standard output when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Interrupted(signal.SIGPIPE)
