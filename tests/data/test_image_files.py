@@ -149,6 +149,33 @@ def test_gray_of_16_bits_is_scaled_to_8(kind: str) -> None:
     assert (square == np.arange(256).reshape(16, 16, 1)).all()
 
 
+def test_gray_of_16_bits_with_the_high_byte_first_is_scaled_to_8() -> None:
+    values = (np.arange(256) * 257).astype(">u2").reshape(16, 16)
+    tags = {256: 16, 257: 16, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 16, 279: 512}  # tags of a TIFF
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
+    file = b"MM\0*" + struct.pack(">I", 520) + values.tobytes() + struct.pack(">H", len(tags)) + entries + bytes(4)
+    image = open_image(file, "scan.tif")
+    assert image.mode == "I;16B"
+    assert (to_square(image, 16) == np.arange(256).reshape(16, 16, 1)).all()
+
+
+def test_gray_with_premultiplied_alpha_is_blended_with_white() -> None:
+    image = Image.new("LA", (4, 4), (0, 128)).convert("La")
+    assert to_square(image, 4)[0, 0].tolist() == [127] * 3
+
+
+def test_an_image_that_pillow_cannot_convert_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("image has\nwrong mode")
+
+    monkeypatch.setattr(image_files, "_to_rgb", fails)
+    message = (
+        r"^scan.tif: the image has the mode L, which cannot be converted \(image has wrong mode\); save it as RGB$"
+    )
+    with pytest.raises(InputError, match=message):
+        to_square(Image.new("L", (4, 4)), 4, "scan.tif")
+
+
 def test_a_dark_image_of_16_bits_stays_dark() -> None:
     image = reopened(Image.fromarray(np.full((8, 8), 200, np.uint16)), "PNG")
     assert to_square(image, 8).max() <= 1  # 200 of 65,535 is less than 1 of 255

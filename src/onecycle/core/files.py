@@ -14,7 +14,8 @@ from tokenize import TokenError
 from onecycle.core.errors import InputError, OnecycleError, StorageError
 from onecycle.core.regular_files import open_regular
 
-_DAMAGE_ERRORS = (
+# The errors that libraries raise for a damaged file.
+DAMAGE_ERRORS = (
     OSError,
     EOFError,
     ArithmeticError,
@@ -144,7 +145,7 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path.parent} has no {path.name}: the run did not get this far; resume it, or give another folder"
         ) from None
-    except _DAMAGE_ERRORS as error:
+    except DAMAGE_ERRORS as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"{path} is damaged or of another kind ({reason}); restore it from a copy") from error
 

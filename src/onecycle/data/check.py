@@ -273,7 +273,7 @@ def _check_image(encoded: Encoded, size: int) -> tuple[bytes, tuple[str, ...]] |
     """The digest of an image's pixels and the conversions that the image needs, or `Unreadable` if it is unusable."""
     try:
         image = open_encoded(encoded)
-        return _digest(to_square(image, size)), conversions(image, encoded.where)
+        return _digest(to_square(image, size, encoded.where)), conversions(image, encoded.where)
     except InputError as error:
         return Unreadable(str(error))
 

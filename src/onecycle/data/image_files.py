@@ -160,29 +160,38 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation)
 
 
-def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """An image of any size and mode as uint8 `[size,size,3]`.
+def to_square(image: Image.Image, size: int, where: str = "this image") -> NDArray[np.uint8]:
+    """An image of any size and mode as uint8 `[size,size,3]`. `where` is the name of its file in messages.
 
     The short side is resized to `size` with antialiasing, then the center is cropped. An image that already has this
     size is not resized. The EXIF orientation is applied, and transparent pixels are blended with white. If
     every pixel is fully transparent and the hidden colors differ, transparency is ignored. If the ICC profile is not
     sRGB, the colors are converted to sRGB.
+
+    Raises:
+        InputError: when Pillow cannot convert the image.
     """
-    profile = profile_of(image)
-    if (turn := _turn(image)) is not None:
-        image = image.transpose(turn)
-    image = _to_rgb(image)
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
-    # Convert the colors after resizing. Converting all pixels of a photograph would take as long as decoding them.
-    return np.asarray(to_srgb(image, profile))
+    try:
+        profile = profile_of(image)
+        if (turn := _turn(image)) is not None:
+            image = image.transpose(turn)
+        image = _to_rgb(image)
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+        # Convert the colors after resizing. Converting all pixels of a photograph would take as long as decoding them.
+        return np.asarray(to_srgb(image, profile))
+    except (LookupError, OSError, TypeError, ValueError) as error:  # Pillow does not convert every mode to every other
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{where}: the image has the mode {image.mode}, which cannot be converted ({reason}); save it as RGB"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     convert: Callable[[Image.Image], Image.Image] = _without_alpha
     if image.mode in _DEEP:
-        extrema: Any = image.getextrema()
-        largest = 65535 if image.mode.startswith("I;16") or extrema[1] > 255 else 255
+        extrema: Any = image.getextrema() if image.mode == "I" else (0, 65535)  # Pillow has no extrema of I;16B
+        largest = 65535 if extrema[1] > 255 else 255
         convert = functools.partial(_deep_to_rgb, largest=largest)
     elif image.has_transparency_data and not _hides_all(image):
         convert = _blended_with_white
@@ -222,6 +231,8 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def _rgba(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # gray with premultiplied alpha, which Pillow converts only to LA
+        image = image.convert("LA")
     return image if image.mode == "RGBA" else image.convert("RGBA")
 
 

@@ -37,7 +37,7 @@ def serve(requests: BinaryIO, responses: BinaryIO, *, size: int, most_pixels: in
         content = requests.read(*REQUEST.unpack(head))
         try:
             image = open_image(content, "this file", most_pixels=most_pixels, only=FORMATS)
-            is_decoded, answer = True, to_square(image, size).tobytes()
+            is_decoded, answer = True, to_square(image, size, "this file").tobytes()
         except InputError as error:
             is_decoded, answer = False, str(error).encode()
         except MemoryError:

@@ -2,6 +2,7 @@ import hashlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -100,11 +101,32 @@ def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_
     process.kill()
     process.join()
     server.pauses_at = None
-    assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz.part"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".set.tar.gz.lock", "set.tar.gz.part"]
     have = part.stat().st_size
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, f"bytes={have}-"]
     assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz"]
+
+
+def test_of_two_downloads_at_once_the_second_waits_for_the_first(
+    server: Server, remote: RemoteFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.pauses_at = 100_000
+    process = multiprocessing.get_context("spawn").Process(target=download, args=(remote, tmp_path))
+    process.start()
+    part = tmp_path / "set.tar.gz.part"
+    while not part.exists() or part.stat().st_size < 65_536:
+        assert process.is_alive()
+        time.sleep(0.01)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(download, remote, tmp_path)
+        while "another process is downloading set.tar.gz; waiting for it" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        assert server.ranges == [None]
+        process.kill()
+        server.pauses_at = None
+        assert second.result().read_bytes() == CONTENT
+    process.join()
 
 
 def test_the_download_starts_again_if_the_server_ignores_ranges(

@@ -237,6 +237,35 @@ def test_a_table_beside_archives_of_images_is_read(photos: Path, folders: Path, 
     assert not any("Left out" in note for note in found.notes)
 
 
+def test_a_table_beside_one_archive_is_read(photos: Path, folders: Path, table: pandas.DataFrame) -> None:
+    competition = photos.parent / "competition"
+    competition.mkdir()
+    (photos / "notes.csv").write_text("a,b")
+    shutil.make_archive(str(competition / "train"), "zip", photos)
+    table.to_csv(competition / "trainLabels.csv", index=False)
+    found = load_dataset(competition)
+    assert_same(found, load_dataset(folders))
+    (note,) = [note for note in found.notes if "Left out" in note]
+    assert "notes.csv" in note, "the table is not counted in its place"
+
+
+def test_a_hidden_table_is_read(photos: Path, folders: Path, table: pandas.DataFrame) -> None:
+    (photos / ".labels").mkdir()
+    table.to_csv(photos / ".labels" / "mine.csv", index=False)
+    assert_same(load_dataset(photos, labels=str(photos / ".labels" / "mine.csv")), load_dataset(folders))
+
+
+def test_a_table_in_a_renamed_archive_is_named_by_its_path_inside(
+    photos: Path, folders: Path, table: pandas.DataFrame
+) -> None:
+    table.to_csv(photos / "labels.csv", index=False)
+    archive = _zip(photos)
+    before = load_dataset(archive)
+    after = load_dataset(archive.rename(archive.with_name("renamed.zip")))
+    assert before.fingerprint == after.fingerprint
+    assert "renamed.zip with labels from labels.csv" in after.source
+
+
 def test_a_changed_table_is_read_again(photos: Path, table: pandas.DataFrame) -> None:
     table.to_csv(photos / "labels.csv", index=False)
     before = load_dataset(photos)
@@ -360,6 +389,25 @@ def test_a_table_here_and_another_one_in_the_data_are_refused(
     table[:6].to_csv(tmp_path / "labels.csv", index=False)
     message = f"--labels: labels.csv names one file from here and another one from {photos}; give the full path"
     assert_refused(photos, message, "--labels", "labels.csv", capsys=capsys)
+
+
+def test_a_table_here_and_another_one_in_an_archive_are_refused(
+    photos: Path, table: pandas.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    table.to_csv(photos / "labels.csv", index=False)
+    archive = _zip(photos)
+    table.assign(label="ant").to_csv("labels.csv", index=False)
+    assert_refused(archive, "names one file from here and another one from", "--labels", "labels.csv", capsys=capsys)
+    table.to_csv("labels.csv", index=False)
+    assert main(["check", str(archive), "--labels", "labels.csv"]) == 0
+
+
+def test_a_damaged_archive_is_no_fault_of_a_table(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = _tar(photos)
+    archive.write_bytes(archive.read_bytes()[:-700])
+    assert main(["check", str(archive)]) == 2
+    assert "--labels none ignores" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10"])

@@ -6,6 +6,7 @@ import pytest
 
 from onecycle.core.cache import cache_folder
 from onecycle.core.errors import InputError
+from onecycle.data import load_dataset
 from onecycle.data.readers.registry import DEFAULT
 from onecycle.data.readers.search import find_named, locate
 
@@ -117,6 +118,13 @@ def test_a_path_without_images_in_folders_is_refused_with_what_it_holds(tmp_path
     )
     with pytest.raises(InputError, match=message):
         locate(folder)
+
+
+def test_a_link_that_leads_nowhere_does_not_hide_the_images(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder, tmp_path / "photos")
+    for name in ("x", "y"):
+        (tmp_path / "photos" / name).symlink_to({"x": "y", "y": "x"}[name])
+    assert load_dataset(tmp_path / "photos").fingerprint == load_dataset(image_folder).fingerprint
 
 
 def test_a_path_without_data_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
+import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onecycle.core.errors import InputError, StorageError
@@ -34,6 +37,27 @@ def test_a_damaged_entry_is_written_again(damage: str | None) -> None:
     value.write_text(damage) if damage else value.unlink()
     assert cached("key", _write, _read) == 7
     assert value.read_text() == "7"
+
+
+def test_an_entry_with_an_empty_array_is_written_again() -> None:
+    def write(folder: Path) -> None:
+        np.save(folder / "labels.npy", np.arange(3))
+
+    def read(folder: Path) -> list[int]:
+        return np.load(folder / "labels.npy").tolist()
+
+    cached("key", write, read)
+    (cache_folder() / "images" / "key" / "labels.npy").write_bytes(b"")
+    assert cached("key", write, read) == [0, 1, 2]
+
+
+def test_what_a_killed_process_left_long_ago_is_removed() -> None:
+    images = cache_folder() / "images"
+    for name, days in (("partial-old", 8), ("partial-new", 1)):
+        (images / name).mkdir(parents=True)
+        os.utime(images / name, (time.time() - days * 86400,) * 2)
+    cached("key", _write, _read)
+    assert sorted(entry.name for entry in images.iterdir()) == ["key", "partial-new"]
 
 
 @pytest.mark.parametrize("failure", [InputError("a broken image"), KeyboardInterrupt()])

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from onecycle.data.store.decode import each_decoded
@@ -12,7 +13,7 @@ from onecycle.data.store.decode import each_decoded
 
 class File(NamedTuple):
     number: int
-    content: bytes
+    content: bytes | np.ndarray
     where: str = "a file"
 
 
@@ -31,6 +32,19 @@ def test_large_files_are_decoded_at_the_same_time() -> None:
     together = threading.Barrier(2, timeout=30)
     results = each_decoded(files(2, 60_000), lambda _: together.wait(), threads=2)
     assert {result for _, result in results} == {0, 1}
+
+
+def test_large_arrays_are_decoded_at_the_same_time_and_only_a_few_are_read() -> None:
+    together, read = threading.Barrier(2, timeout=30), []
+
+    def arrays() -> Iterator[File]:
+        for number in range(64):
+            read.append(number)
+            yield File(number, np.zeros(8_000_000, np.uint8))
+
+    results = each_decoded(arrays(), lambda _: together.wait(), threads=2)
+    next(results)
+    assert len(read) < 10
 
 
 @pytest.mark.parametrize("size", [10, 60_000])

@@ -8,7 +8,7 @@ from onecycle.data import ImageSet, load_dataset
 from onecycle.data.preprocessing import Preprocessing, channel_sums
 from onecycle.data.store import mapped
 from onecycle.data.store.cache import images_folder
-from onecycle.data.store.mapped import read_set, subset_of, write_set
+from onecycle.data.store.mapped import read_set, resized, subset_of, write_set
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,19 @@ def test_a_damaged_set_is_refused(damage, tiny: tuple[ImageSet, ImageSet], tmp_p
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError):
         read_set(tmp_path, "some")
+
+
+def test_a_large_resized_set_is_cached_and_equals_a_small_one(
+    tiny: tuple[ImageSet, ImageSet], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = resized(tiny[0], 40)
+    assert not own_cache.exists() and small.images.shape == (50, 40, 40, 3)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 1000)
+    for _ in range(2):
+        large = resized(tiny[0], 40)
+        assert large.fingerprint == small.fingerprint and (large.images == small.images).all()
+    assert len(list(own_cache.iterdir())) == 1
+    assert resized(tiny[0], 32) is tiny[0]
 
 
 def test_a_set_larger_than_memory_can_be_read(tmp_path: Path) -> None:

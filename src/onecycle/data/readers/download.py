@@ -4,13 +4,14 @@ import hashlib
 import http.client
 import os
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from onecycle.core.errors import InputError, StorageError
-from onecycle.core.files import flush
+from onecycle.core.files import flush, waiting_for_lock
 
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 20
@@ -41,7 +42,8 @@ def matches(path: Path, remote: RemoteFile) -> bool:
 def download(remote: RemoteFile, folder: Path) -> Path:
     """Download `remote` into `folder`, with a progress bar.
 
-    The file is called NAME.part until it is complete and verified. A second call continues an interrupted download.
+    The file is called NAME.part until it is complete and verified. A second call continues an interrupted download. If
+    another process downloads the file, wait for it.
 
     Raises:
         InputError: when there is no connection, when the download is interrupted, or when the file is not the expected
@@ -49,25 +51,16 @@ def download(remote: RemoteFile, folder: Path) -> Path:
         StorageError: when the folder cannot be written.
     """
     whole, part = folder / remote.name, folder / f"{remote.name}.part"
+
+    def say_waiting() -> None:
+        print(f"onecycle: another process is downloading {remote.name}; waiting for it", file=sys.stderr)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if part.exists() and part.stat().st_size > remote.size:
-            part.unlink()
-        if not part.exists() or part.stat().st_size < remote.size:
-            _fetch(remote, part)
-        if part.stat().st_size < remote.size:
-            raise InputError(
-                f"the download of {remote.url} stopped at {part.stat().st_size:,} of {remote.size:,} bytes; "
-                "repeat the command to continue"
-            )
-        if not matches(part, remote):
-            part.unlink()
-            raise InputError(
-                f"the download of {remote.url} is not the expected file (size or sha256 differ), so it was deleted; "
-                "try again later"
-            )
-        flush(part)
-        part.replace(whole)
+        with waiting_for_lock(folder / f".{remote.name}.lock", say_waiting):
+            if not whole.exists():
+                _complete(remote, part)
+                part.replace(whole)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
         kept = (
@@ -76,6 +69,31 @@ def download(remote: RemoteFile, folder: Path) -> Path:
         kind = InputError if isinstance(error, _NETWORK_ERRORS) else StorageError
         raise kind(f"{remote.url} could not be downloaded into {folder} ({reason}){kept}") from error
     return whole
+
+
+def _complete(remote: RemoteFile, part: Path) -> None:
+    """Download what is missing of the file `part`, and verify it.
+
+    Raises:
+        InputError: when the download stops early, or the file is not the expected one.
+        OSError, HTTPException: when the download fails, or the file cannot be written.
+    """
+    if part.exists() and part.stat().st_size > remote.size:
+        part.unlink()
+    if not part.exists() or part.stat().st_size < remote.size:
+        _fetch(remote, part)
+    if part.stat().st_size < remote.size:
+        raise InputError(
+            f"the download of {remote.url} stopped at {part.stat().st_size:,} of {remote.size:,} bytes; "
+            "repeat the command to continue"
+        )
+    if not matches(part, remote):
+        part.unlink()
+        raise InputError(
+            f"the download of {remote.url} is not the expected file (size or sha256 differ), so it was deleted; "
+            "try again later"
+        )
+    flush(part)
 
 
 def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:

@@ -46,8 +46,9 @@ class ImageFolder(Format):
     def find(self, files: FileNames) -> list[Path]:
         top = files.top
         with one_line_errors(top), os.scandir(top) as scan:
-            visible = [item for item in scan if not is_ignored(item.name, is_folder=item.is_dir())]
-            folders = sorted((item for item in visible if item.is_dir()), key=lambda item: item.name)
+            visible = [item for item in scan if not is_ignored(item.name, is_folder=os.path.isdir(item.path))]
+            # Unlike `item.is_dir()`, `isdir` is false for a link that leads nowhere.
+            folders = sorted((item for item in visible if os.path.isdir(item.path)), key=lambda item: item.name)
             around = [
                 Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{split}") for split in ALWAYS_SPLITS)
             ]

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -95,26 +96,41 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
     if given == NO_LABELS:
         return None
     if given is None:
-        try:
-            return _found_in_folder(source) if source.is_dir() else _found_in_archive(source)
-        except InputError as error:
-            raise InputError(f"{error}; --labels {NO_LABELS} ignores the file") from error
+        return _found_in_folder(source) if source.is_dir() else _found_in_archive(source)
     here = Path(os.path.expanduser(given))
-    there = source / given if source.is_dir() else None
-    paths = [path for path in (here, there) if path is not None and os.path.isfile(path)]
-    contents = [_content(path) for path in paths]
-    if len(paths) == 2 and contents[0] != contents[1]:
+    content_here = _content(here) if os.path.isfile(here) else None
+    there = _given_in_folder(source, given) if source.is_dir() else _given_in_archive(source, given)
+    if there and content_here is not None and hashlib.sha256(content_here).hexdigest() != there.digest:
         raise InputError(
             f"--labels: {given} names one file from here and another one from {source}; give the full path"
         )
-    if paths:
-        return _from_file(paths[-1], contents[-1], source)
-    if there is None:
-        wanted = os.path.normpath(given)
-        for entry in entries_of(source):
-            if not entry.is_folder and "/".join(entry.parts) == wanted:
-                return _from_archive(entry.parts, entry.read(), source)
-    raise InputError(f"--labels: there is no file {given}, neither here nor in {source}; check the path")
+    if there is None and content_here is None:
+        raise InputError(f"--labels: there is no file {given}, neither here nor in {source}; check the path")
+    return there or _from_file(here, content_here or b"", source)
+
+
+def _given_in_folder(source: Path, given: str) -> LabelFile | None:
+    path = source / given
+    return _from_file(path, _content(path), source) if os.path.isfile(path) else None
+
+
+def _given_in_archive(source: Path, given: str) -> LabelFile | None:
+    wanted = os.path.normpath(given)
+    if os.path.isabs(wanted) or wanted.startswith(".."):
+        return None
+    for entry in entries_of(source):
+        if not entry.is_folder and "/".join(entry.parts) == wanted:
+            return _from_archive(entry.parts, entry.read(), source)
+    return None
+
+
+@contextmanager
+def _with_way_out() -> Iterator[None]:
+    """Add to an error about a table that was found, and not given, how to ignore the table."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; --labels {NO_LABELS} ignores the file") from error
 
 
 def _found_in_folder(source: Path) -> LabelFile | None:
@@ -123,9 +139,10 @@ def _found_in_folder(source: Path) -> LabelFile | None:
         paths = [path for place in places for path in sorted(place.iterdir()) if _is_found(path.name)]
     except OSError:
         return None  # the error is reported later, when the images are read
-    for path in paths:
-        if path.is_file() and _has_columns(content := _content(path)):
-            return _from_file(path, content, source)
+    with _with_way_out():
+        for path in paths:
+            if path.is_file() and _has_columns(content := _content(path)):
+                return _from_file(path, content, source)
     return None
 
 
@@ -136,11 +153,13 @@ def _found_in_archive(source: Path) -> LabelFile | None:
         if entry.is_folder or len(entry.parts) > 1:
             tops.add(entry.parts[0])
         if len(entry.parts) <= 2 and not entry.is_folder and _is_found(entry.parts[-1]):
-            content = entry.read()
+            with _with_way_out():
+                content = entry.read()
             if _has_columns(content):
                 found[entry.parts] = content
     parts = min((parts for parts in found if len(parts) == 1 or len(tops) == 1), key=len, default=None)
-    return None if parts is None else _from_archive(parts, found[parts], source)
+    with _with_way_out():
+        return None if parts is None else _from_archive(parts, found[parts], source)
 
 
 def _only_folder(source: Path) -> list[Path]:

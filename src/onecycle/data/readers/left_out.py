@@ -44,9 +44,11 @@ class LeftOut:
             self.add(reason, "/".join(entry.parts))
 
     def discount(self, name: str) -> None:
-        """Remove the file `name` from the counts. It was added before, and is not an image."""
+        """Remove the file `name`, which is not an image, from the counts. A hidden file is in no count."""
         reason = _not_an_image(name)
         reason = reason if reason in self.counts else OTHER
+        if reason not in self.counts:
+            return
         self.counts[reason] -= 1
         self.names[reason] = [other for other in self.names[reason] if other != name]
         if not self.counts[reason]:

@@ -8,12 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from onecycle.core.errors import InputError
 from onecycle.data import splits
-from onecycle.data.image_files import to_square
 from onecycle.data.readers.formats import Format, ReadOptions
 from onecycle.data.readers.image_set import ImageSet
 from onecycle.data.readers.named import NamedSet, UnavailableError
@@ -21,6 +17,7 @@ from onecycle.data.readers.registry import DEFAULT, EMBEDDED, NAMED
 from onecycle.data.readers.search import find_named, locate
 from onecycle.data.readers.sets import Sets
 from onecycle.data.splits import DRAWN_SHARE
+from onecycle.data.store.mapped import resized
 from onecycle.storage.records import Split
 
 _ALL_GRAY = "All training images are gray, so the network converts every image to gray"
@@ -99,7 +96,7 @@ def load_dataset(
     if input_size < 1:
         raise InputError(f"input_size is {input_size}; it must be 1 or more")
     sets = _sets(data, ReadOptions(size=input_size, labels=labels, coarse=coarse))
-    dataset = _changed(_dataset(sets, _safe_name(Path(data or ""))), lambda images: _resized(images, input_size))
+    dataset = _changed(_dataset(sets, _safe_name(Path(data or ""))), lambda images: resized(images, input_size))
     if validation:
         if dataset.epoch_evaluated_on == "validation":
             raise InputError(
@@ -200,12 +197,3 @@ def _changed(dataset: Dataset, change: Callable[[ImageSet], ImageSet]) -> Datase
     """`dataset` with each of its sets changed."""
     validation = None if dataset.validation is None else change(dataset.validation)
     return replace(dataset, train=change(dataset.train), evaluation=change(dataset.evaluation), validation=validation)
-
-
-def _resized(images: ImageSet, size: int) -> ImageSet:
-    if images.images.shape[1:3] == (size, size):
-        return images
-    pixels = np.empty((len(images), size, size, 3), np.uint8)
-    for row, image in enumerate(images.images):
-        pixels[row] = to_square(Image.fromarray(image), size)
-    return ImageSet(pixels, images.labels, images.classes, names=images.names)

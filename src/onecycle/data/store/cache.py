@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -12,10 +13,12 @@ from rich.console import Console
 
 from onecycle.core.cache import cache_folder, create_folder
 from onecycle.core.errors import StorageError
-from onecycle.core.files import flush, waiting_for_lock
+from onecycle.core.files import DAMAGE_ERRORS, flush, waiting_for_lock
 from onecycle.core.signals import Interrupted
 
 T = TypeVar("T")
+
+_ABANDONED_SECONDS = 7 * 24 * 3600  # no process writes to a temporary folder for longer than this
 
 
 def images_folder() -> Path:
@@ -26,14 +29,14 @@ def images_folder() -> Path:
 def look_up(key: str, read: Callable[[Path], T]) -> T | None:
     """Read the cached folder `key` with `read`. Returns None if the folder is missing or damaged.
 
-    `read` must raise OSError, ValueError or KeyError for a damaged folder.
+    `read` may raise any of `DAMAGE_ERRORS` for a damaged folder.
     """
     folder = images_folder() / key
     if not folder.exists():
         return None
     try:
         return read(folder)
-    except (OSError, ValueError, KeyError):  # the folder was complete when it was named `key`, but was damaged later
+    except DAMAGE_ERRORS:  # the folder was complete when it was named `key`, but was damaged later
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -52,6 +55,7 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
     folder = images_folder() / key
     with writing_cache():
         create_folder(folder.parent)
+        _remove_abandoned(folder.parent)
         beside = within or folder.parent
         with tempfile.TemporaryDirectory(prefix="partial-", dir=beside, ignore_cleanup_errors=True) as temporary:
             whole = Path(temporary) / key
@@ -65,6 +69,14 @@ def cached(key: str, write: Callable[[Path], None], read: Callable[[Path], T], *
                 if not folder.is_dir():  # if the folder exists, another process has completed it
                     raise
         return read(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders of processes that were killed long ago."""
+    for left in folder.glob("partial-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def open_encoded(file: Encoded) -> Image.Image:
 def decode_square(file: Encoded, size: int) -> NDArray[np.uint8] | Unreadable:
     """The image in `file` as uint8 `[size,size,3]`, or why the image cannot be used."""
     try:
-        return to_square(open_encoded(file), size)
+        return to_square(open_encoded(file), size, file.where)
     except InputError as error:
         return Unreadable(str(error))
 
@@ -166,4 +166,6 @@ def _chunk(files: Iterator[E_co]) -> list[E_co]:
 
 
 def _size(chunk: Sequence[Encoded]) -> int:
-    return sum(len(file.content) for file in chunk if isinstance(file.content, bytes))
+    """The number of bytes that the contents of `chunk` occupy."""
+    contents = (file.content for file in chunk if not isinstance(file.content, Unreadable))
+    return sum(content.nbytes if isinstance(content, np.ndarray) else len(content) for content in contents)

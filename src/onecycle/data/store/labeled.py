@@ -69,9 +69,14 @@ def index_by_labels(listings: Sequence[Listing], labels: LabelFile, source: Path
         groups,
         list(counts),
         classes,
-        left_out=_left_out(listings, groups, labels),
-        layout=f"labels from {labels.name} (columns {in_words(labels.columns)})",
+        left_out=_left_out(listings, groups, labels, source),
+        layout=f"labels from {_place_of(labels)} (columns {in_words(labels.columns)})",
     )
+
+
+def _place_of(labels: LabelFile) -> str:
+    """The path of the table. In an archive, it is the path inside, because the archive may be renamed later."""
+    return labels.inside if labels.root is None and labels.inside else labels.name
 
 
 class _Images:
@@ -151,12 +156,12 @@ def _check(counts: dict[str, Counter[str]], labels: LabelFile) -> None:
     require_two_classes(counts["train"], source, is_drawn=len(counts) == 1)
 
 
-def _left_out(listings: Sequence[Listing], groups: NDArray[np.int32], labels: LabelFile) -> LeftOut:
+def _left_out(listings: Sequence[Listing], groups: NDArray[np.int32], labels: LabelFile, source: Path) -> LeftOut:
     """The files in `listings` that are not images, or that have no label."""
     found = LeftOut()
     for listing in listings:
         found.include(listing.left_out, f"{listing.source.name}:" if len(listings) > 1 else "")
-    if labels.inside is not None and len(listings) == 1:
+    if labels.inside is not None and [listing.source for listing in listings] == [source]:
         found.discount(labels.inside)
     for listing, path in located(listings, np.flatnonzero(groups < 0)):
         found.add(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import mmap
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from onecycle.data.image_files import to_square
 from onecycle.data.preprocessing import channel_sums
 from onecycle.data.readers.image_names import ImageNames
 from onecycle.data.readers.image_set import ImageSet, ImageStatistics, fingerprint_of
@@ -45,6 +48,30 @@ def subset_of(images: ImageSet, rows: NDArray[np.integer[Any]]) -> ImageSet:
     subset = cached(digest.hexdigest()[:32], write, lambda folder: read_set(folder, "subset"))
     # The cached files contain no names, because image sets that differ only in their names share these files.
     return subset if images.names is None else replace(subset, names=images.names.subset(rows))
+
+
+def resized(images: ImageSet, size: int) -> ImageSet:
+    """`images` with `size`×`size` pixels. A large set is in the cache, a small one in memory.
+
+    Raises:
+        StorageError: when the cache cannot be written.
+    """
+    if images.images.shape[1:3] == (size, size):
+        return images
+    shape = len(images), size, size, 3
+    parts = (
+        np.stack([to_square(Image.fromarray(image), size) for image in images.images[part]])
+        for part in portions(len(images), size * size * 3)
+    )
+    if math.prod(shape) <= IN_MEMORY:
+        return ImageSet(np.concatenate(list(parts)), images.labels, images.classes, names=images.names)
+    digest = hashlib.sha256(json.dumps([_VERSION, "resized", size, images.fingerprint]).encode())
+
+    def write(folder: Path) -> None:
+        write_set(folder, "resized", parts, shape, images.labels, images.classes)
+
+    larger = cached(digest.hexdigest()[:32], write, lambda folder: read_set(folder, "resized"))
+    return larger if images.names is None else replace(larger, names=images.names)
 
 
 def portions(count: int, nbytes: int) -> Iterator[slice]:
