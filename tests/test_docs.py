@@ -668,8 +668,8 @@ def test_the_figures_of_scaling_are_recorded() -> None:
     assert (worst["processes"], worst["megabits_per_second"]) == (4, 1000) and worst["predicted"] < worst["seconds"]
     pays = record["prediction"]["twice_as_many_pay_up_to"]
     assert (
-        f"at least a tenth faster up to about {pays['10000']} machines with 10 Gbit/s between them, "
-        f"and up to about {pays['1000']} with 1 Gbit/s"
+        f"doubling the machines gains at least 10 % up to about {pays['10000']} machines at 10 Gbit/s, "
+        f"and up to about {pays['1000']} at 1 Gbit/s"
     ) in WORDS
     slowest = record["prediction"]["images_per_second"]["100"]
     assert slowest[1] < slowest[0]  # docs/distributed.md: "With 100 Mbit/s, a second machine slows the first one down"
@@ -698,10 +698,10 @@ def test_the_figures_of_killed_nodes_are_recorded() -> None:
     assert record["nodes"] == 3 and study["exit_code"] == 0
     assert study["nodes_killed"] == 4
     assert (
-        f"four times one was killed and replaced during a study of {study['runs']} runs: "
-        f"{study['done']} were completed, {same} with the same bits"
+        f"We ran a study of {study['runs']} runs on three Ray nodes of one machine, and killed and replaced a node four "
+        f"times. {study['done']} runs finished, {same} of them with the same bits"
     ) in WORDS
-    assert f"Of {images['images']:,} images, half of them in archives" in WORDS
+    assert f"We predicted {images['images']:,} images, half of them in archives" in WORDS
     assert 2 * images["in_archives"] == images["exactly_once"] == images["images"]
     assert images["lost"] == images["doubled"] == 0 and images["identical_to_the_local_engine"]
     assert 2 * images["parts_done_when_the_node_was_killed"] == images["parts"]
