@@ -42,10 +42,10 @@ fuzz: $(ALL) ## generate hostile files and requests, e.g. make fuzz ARGS="--minu
 cluster-test: $(ALL) ## try Ray, and docs/distributed.md on Slurm and machines made of network namespaces (root, Linux)
 	$(BIN)/pytest -m "" --cluster tests/cluster tests/study/test_study_on_ray.py tests/predict/test_bulk_on_ray.py $(ARGS)
 
-benchmarks-test: $(ALL) ## run every benchmark on little data, and the long tests of training, export and kernels
+benchmarks-test: $(ALL) ## run benchmarks on little data, and the long tests of training, export and kernels
 	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/predict/test_onnx.py tests/predict/test_stream.py tests/compute $(ARGS)
 
-lock: $(ALL) ## renew requirements.lock, e.g. make lock ARGS=--upgrade
+lock: | $(BIN)/uv ## renew requirements.lock, e.g. make lock ARGS=--upgrade
 	$(BIN)/python tools/lock.py $(ARGS)
 
 newest-test: $(ALL) ## install onecycle as a package with the newest allowed versions, and try it
@@ -59,6 +59,9 @@ lint: $(ALL) ## check style, types, and which package uses which
 
 notebook: $(ALL) ## run every cell of S10.ipynb again, in place
 	$(BIN)/jupyter-execute --inplace S10.ipynb
+
+$(BIN)/uv:
+	@$(PYTHON) tools/install.py --dev
 
 $(TRAINING): requirements.lock pyproject.toml tools/install.py
 	@$(PYTHON) tools/install.py

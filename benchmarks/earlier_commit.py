@@ -41,7 +41,7 @@ PLANS = ("compute/plan.py", "acceleration.py")  # the module of the compute plan
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commit", default="HEAD", help="the earlier commit")
+    parser.add_argument("--commit", required=True, help="the earlier commit")
     parser.add_argument("--data", default="cifar10", help="as in `onecycle train`")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=40)
@@ -67,7 +67,9 @@ def main() -> int:
     ratios = [now / earlier for earlier, now in zip(seconds["earlier"], seconds["now"], strict=True)]
     interval = estimate(ratios).interval_95
     record = {
-        "earlier": options.commit,
+        "earlier": subprocess.run(
+            ["git", "rev-parse", options.commit], cwd=HERE, capture_output=True, text=True, check=True
+        ).stdout.strip(),
         "ratio": rounded(statistics.median(ratios)),
         "mean_ratio": rounded(statistics.fmean(ratios)),
         "interval_95": interval and [rounded(end) for end in interval],  # confidence interval of the mean ratio

@@ -46,7 +46,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=40, help="start no further run after this time")
     parser.add_argument("--out", type=Path, default=Path("results/fitted_recipes.json"))
     options = parser.parse_args()
-    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"cells": []}
+    record: dict[str, Any] = {"environments": [], "cells": []}
+    if options.out.exists():
+        record = json.loads(options.out.read_text())
     end = time.monotonic() + 60 * options.minutes
     plans: dict[str, ComputePlan] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,11 +68,13 @@ def main() -> int:
             if any(cell.items() <= other.items() for other in record["cells"]) or time.monotonic() > end:
                 continue
             result, plans[recipe] = measured(config, plans.get(recipe))
-            record["cells"].append({**cell, **result})
-            print(json.dumps(record["cells"][-1]), flush=True)
             described = environment.describe(hardware.detect(), plans[recipe])
             command = f"fitted_recipes.py --recipes {recipe} --sets {name} --values {values}"  # without local paths
-            write(options.out, {"environment": {**described, "command": command}, "cells": record["cells"]})
+            record["environments"].append({**described, "command": command})
+            # A later call may have other code or another plan, so each cell has its own environment.
+            record["cells"].append({**cell, **result, "environment": len(record["environments"]) - 1})
+            print(json.dumps(record["cells"][-1]), flush=True)
+            write(options.out, record)
     return 0
 
 

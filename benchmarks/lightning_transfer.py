@@ -7,11 +7,13 @@ layers. Each image is cropped at random and mirrored. The program prints one JSO
 import argparse
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks the web for a newer version
 import albumentations
 import lightning
 import torch
@@ -51,7 +53,7 @@ def main() -> int:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(classifier, DataLoader(Augmented(dataset.train, backbone), BATCH_SIZE, shuffle=True))
+    trainer.fit(classifier, DataLoader(Augmented(dataset.train, backbone, options.seed), BATCH_SIZE, shuffle=True))
     images = normalized(torch.from_numpy(dataset.evaluation.images[:]), backbone)
     tests = TensorDataset(images, torch.from_numpy(dataset.evaluation.labels))
     [tested] = trainer.test(classifier, DataLoader(tests, BATCH_SIZE), verbose=False)
@@ -68,11 +70,11 @@ def normalized(images: torch.Tensor, backbone: backbones.Backbone) -> torch.Tens
 class Augmented(TorchDataset[tuple[torch.Tensor, int]]):
     """The images of a set, each augmented at random whenever it is read."""
 
-    def __init__(self, images: ImageSet, backbone: backbones.Backbone) -> None:
+    def __init__(self, images: ImageSet, backbone: backbones.Backbone, seed: int) -> None:
         self._images = images
         self._backbone = backbone
         self._augment = albumentations.Compose(
-            [albumentations.RandomResizedCrop((SIZE, SIZE), scale=(0.6, 1)), albumentations.HorizontalFlip()]
+            [albumentations.RandomResizedCrop((SIZE, SIZE), scale=(0.6, 1)), albumentations.HorizontalFlip()], seed=seed
         )
 
     def __len__(self) -> int:

@@ -131,13 +131,7 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
     With a frozen backbone, also those of the same run with another seed. The cache has no features and no decoded
     images at first. Its compute plans and kernels are those of the user.
     """
-    cache = folder / "cache" / "onecycle"
-    cache.mkdir(parents=True)
-    users = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "onecycle"
-    for name in ("autotune", "kernels", "weights"):
-        (users / name).mkdir(parents=True, exist_ok=True)
-        (cache / name).symlink_to(users / name)
-    variables = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
+    variables = with_own_cache(folder)
     figures: dict[str, Any] = {}
     seeds = {"": seed, "again: ": seed + 1000} if "--freeze-backbone" in options else {"": seed}
     for prefix, of_run in seeds.items():
@@ -162,12 +156,26 @@ def measure(folder: Path, options: str, seed: int) -> dict[str, Any]:
     return figures
 
 
+def with_own_cache(folder: Path) -> dict[str, str]:
+    """The environment variables for a command with a cache in `folder`, which has no features and no decoded images."""
+    cache = folder / "cache" / "onecycle"
+    cache.mkdir(parents=True)
+    users = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "onecycle"
+    for name in ("autotune", "kernels", "weights"):
+        (users / name).mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(users / name)
+    return {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
+
+
 def measure_lightning(folder: Path, seed: int) -> dict[str, Any]:
     """The accuracy of lightning_transfer.py, and the seconds from its command to its end."""
-    script = Path(__file__).with_name("lightning_transfer.py")
+    script, variables = Path(__file__).with_name("lightning_transfer.py"), with_own_cache(folder)
     started, before = time.perf_counter(), processor_seconds()
     done = subprocess.run(
-        [sys.executable, script, folder / "photos", "--seed", str(seed)], check=True, stdout=subprocess.PIPE
+        [sys.executable, script, folder / "photos", "--seed", str(seed)],
+        env=variables,
+        check=True,
+        stdout=subprocess.PIPE,
     )
     return {
         **json.loads(done.stdout.splitlines()[-1]),

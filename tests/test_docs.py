@@ -698,8 +698,8 @@ def test_the_figures_of_killed_nodes_are_recorded() -> None:
     assert record["nodes"] == 3 and study["exit_code"] == 0
     assert study["nodes_killed"] == 4
     assert (
-        f"We ran a study of {study['runs']} runs on three Ray nodes of one machine, and killed and replaced a node four "
-        f"times. {study['done']} runs finished, {same} of them with the same bits"
+        f"We ran a study of {study['runs']} runs on three Ray nodes of one machine, and killed and replaced a node "
+        f"four times. {study['done']} runs finished, {same} of them with the same bits"
     ) in WORDS
     assert f"We predicted {images['images']:,} images, half of them in archives" in WORDS
     assert 2 * images["in_archives"] == images["exactly_once"] == images["images"]

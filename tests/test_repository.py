@@ -56,7 +56,8 @@ def bare_checkout(tmp_path: Path) -> Path:
 
 def put_stamps(checkout: Path) -> float:
     """Create the stamp files that tell make that the checkout is installed. Returns their modification time."""
-    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "uv").touch()
     installed = max(path.stat().st_mtime for path in checkout.rglob("*") if path.is_file()) + 10
     for name in ("installed", "installed-dev"):
         (checkout / ".venv" / name).touch()

@@ -98,9 +98,12 @@ def pip_settings() -> dict[str, str]:
 
 
 class Uv:
-    """The uv of `.venv`, with pip's settings. The user's environment variables for uv have priority."""
+    """The uv of `.venv`, with pip's settings. The user's environment variables for uv have priority.
 
-    def __init__(self, settings: dict[str, str]) -> None:
+    It installs into the environment `venv`.
+    """
+
+    def __init__(self, settings: dict[str, str], venv: Path = VENV) -> None:
         self.options: list[str] = []
         if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
             self.options.append("--no-index")
@@ -122,7 +125,7 @@ class Uv:
             "HTTPS_PROXY": proxy,
         }
         passed = {name: value for name, value in variables.items() if value}
-        self.environment = {**passed, **os.environ, "VIRTUAL_ENV": str(VENV.resolve())}
+        self.environment = {**passed, **os.environ, "VIRTUAL_ENV": str(venv.resolve())}
 
     def pip(self, command: str, *arguments: str) -> None:
         options = self.options if command == "install" else []

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from install import TORCH, UV, Uv, pip_settings
+from install import TORCH, Uv, install_cpu_build, pip_settings, wants_cpu_build
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
@@ -33,14 +33,14 @@ print("kernels", native.build_id())
 
 
 def main() -> None:
-    uv = Uv(pip_settings())
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder, "venv", "bin", "python")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", python.parents[1]], check=True)
-        environment = {**uv.environment, "VIRTUAL_ENV": str(python.parents[1])}
-        newest = [*uv.options, f"{ROOT}[export,serve]", TORCH]
-        subprocess.run([UV.resolve(), "pip", "install", "--quiet", *newest], env=environment, check=True)
-        subprocess.run([UV.resolve(), "pip", "list"], env=environment, check=True)
+        uv = Uv(pip_settings(), python.parents[1])
+        if wants_cpu_build(uv):
+            install_cpu_build(uv)
+        uv.pip("install", f"{ROOT}[export,serve]", TORCH)
+        uv.pip("list")
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         onecycle = python.with_name("onecycle")
         for command in ([onecycle, *TRAIN.split()], [python, "-c", USE]):
