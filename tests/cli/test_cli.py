@@ -321,14 +321,15 @@ def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_training_whose_reader_ends_stops_as_after_ctrl_c_and_can_be_resumed(tmp_path: Path) -> None:
-    options = [*NARROW, "--data", "digits", "--limit", "50", "--batch-size", "10", "--epochs", "3", "--workers", "0"]
+    options = [*NARROW, "--data", "digits", "--limit", "50", "--batch-size", "10", "--epochs", "50", "--workers", "0"]
     options += ["--lr-min", "1e-5", "--lr-max", "1e-3", "--no-report", "--out", str(tmp_path / "runs")]
     with (tmp_path / "errors").open("w") as errors:
         command = [sys.executable, "-m", "onecycle", "train", *options]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert writer.stdout
-        while not writer.stdout.readline().startswith(b"Run folder: "):
-            pass
+        for line in writer.stdout:
+            if line.startswith(b"Run folder: "):
+                break
         writer.stdout.close()
         assert writer.wait() == 128 + signal.SIGPIPE
     (run,) = (tmp_path / "runs").iterdir()

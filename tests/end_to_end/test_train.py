@@ -254,7 +254,8 @@ def test_a_run_prints_its_expected_time_once_and_says_which_kernels_are_missing(
     options = ["--recipe", "quick", *NARROW[2:], "--data", "digits", "--limit", "60", "--batch-size", "12"]
     printed = onecycle("train", *options, "--no-report", "--out", tmp_path).out
     assert len(re.findall(r"^Expected time: \d+ seconds$", printed, flags=re.MULTILINE)) == 1
-    assert "The kernels in C are missing, because there is no compiler. A step takes two to five times" in printed
+    assert "Without kernels in C, a step takes up to five times as long" in printed
+    assert "They are missing, because there is no compiler; install a C compiler" in " ".join(printed.split())
     assert "apt install gcc" in printed
 
 

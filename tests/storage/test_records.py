@@ -12,11 +12,13 @@ from onecycle.core.errors import InputError
 from onecycle.core.validated import AtLeastOne, Count, Fraction
 from onecycle.data import ImageSet
 from onecycle.storage.records import (
+    EpochNumber,
     EpochRecord,
     LayerSummary,
     LRCurve,
     Misclassified,
     NetworkSummary,
+    RateOfRun,
     RunResult,
     Seconds,
 )
@@ -59,6 +61,8 @@ def number_fields(record: type) -> dict[str, st.SearchStrategy[float]]:
         float: numbers,
         Fraction: st.floats(0, 1),
         Seconds: st.floats(0, 1e9),
+        RateOfRun: st.floats(0, 1e30),
+        EpochNumber: st.integers(1, 1_000_000),
     }
     return {name: strategies[type] for name, type in types.items() if type in strategies}
 

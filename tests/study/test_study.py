@@ -86,6 +86,9 @@ def test_another_recipe_has_the_size_that_the_user_names_and_otherwise_its_own()
     config = replace(QUICK, **named, from_data=("epochs", "sizes"))
     (_, fast) = study.plan(config, seeds=1, vary=["recipe=fast"]).runs()[1]
     assert fast.recipe == "fast" and {name: getattr(fast, name) for name in named} == named
+    exact = replace(config, from_data=(), sizes=(64,))
+    (_, fast) = study.plan(exact, seeds=1, vary=["recipe=fast"]).runs()[1]
+    assert fast.size == 64 and "sizes" in fast.from_data
     (_, transfer) = study.plan(replace(QUICK, data="photos"), seeds=1, vary=["recipe=transfer"]).runs()[1]
     assert (transfer.recipe, transfer.size) == ("transfer", 128)
 

@@ -74,14 +74,13 @@ def train(
     result = folder.read_result()
     if not result.calibration:
         command = f"onecycle calibrate --run {shlex.quote(str(folder.path))}{option_of(folder.read_config().network)}"
-        console.out(f"The probabilities are not calibrated; `{command}` calibrates them", highlight=False)
+        print(f"The probabilities are not calibrated; `{command}` calibrates them")
     tta = "" if result.tta_accuracy is None else f"{percent(result.tta_accuracy)} with test-time augmentation, "
     validation = "" if result.validation_accuracy is None else f"validation {percent(result.validation_accuracy)}, "
-    console.out(
+    print(  # not by `console`: the run is complete, so it is no interruption if nobody reads this
         f"\n{result.evaluated_on} accuracy {percent(result.eval_accuracy)} at the last epoch "
         f"({validation}best {percent(result.best_eval_accuracy)}, epoch {result.best_epoch}), "
-        f"{tta}train {percent(result.train_accuracy)}, {result.seconds / 60:.1f} minutes, in {folder.path}",
-        highlight=False,
+        f"{tta}train {percent(result.train_accuracy)}, {result.seconds / 60:.1f} minutes, in {folder.path}"
     )
     return 0
 

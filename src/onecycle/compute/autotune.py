@@ -300,12 +300,12 @@ def _code_of(model: ModelComposite) -> list[str]:
 
     The code may compute with the outputs of layers in a way that the printed structure does not show.
     """
-    sources = set()
+    digests = set()
     for module in {type(module) for module in model.modules()}:
         if not module.__module__.startswith("torch."):
-            with suppress(OSError, TypeError):  # the class was defined in an interactive session
-                sources.add(inspect.getfile(module))
-    return [_sha256(Path(source)) for source in sorted(sources)]
+            with suppress(OSError, TypeError):  # the class has no source file, for example in an interactive session
+                digests.add(_sha256(Path(inspect.getfile(module))))
+    return sorted(digests)
 
 
 def _sha256(path: Path) -> str:

@@ -44,7 +44,7 @@ class Microbenchmark:
     def images_at_size(self, count: int) -> int:
         """How many images of the model's size need about as much time and memory as `count` images of 32×32 pixels.
 
-        The result is at most `count`, and at least `FEWEST_IMAGES` or `count`.
+        The result is at most `count`, and at least the smaller of `count` and `FEWEST_IMAGES`.
         """
         of_size = min(count, count * 32**2 // self._input_size**2)
         return max(min(count, FEWEST_IMAGES), of_size)

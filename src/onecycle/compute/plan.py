@@ -70,8 +70,7 @@ class ComputePlan:
             raise InputError("this run computes with torch.compile, which needs triton; pip install triton")
         if self.compiled_kernels and native.compiled() is None:
             raise InputError(
-                f"this run computes with kernels in C, which are missing here, because {native.why_missing()}; install "
-                "gcc, or set CC to a compiler with OpenMP"
+                f"this run computes with kernels in C, which are missing here, because {native.why_missing()}"
             )
         if self.amx and not amx.is_available():
             raise InputError(

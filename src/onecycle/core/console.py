@@ -3,10 +3,13 @@
 import os
 import signal
 import sys
+import threading
 
 from rich.console import Console
 
 from onecycle.core.signals import Interrupted
+
+_SIGPIPE = getattr(signal, "SIGPIPE", signal.SIGTERM)  # Windows has no SIGPIPE
 
 
 class OutputConsole(Console):
@@ -22,4 +25,6 @@ class OutputConsole(Console):
         self.quiet = True
         # Python writes what is left in the buffer of standard output when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Interrupted(signal.SIGPIPE)
+        if threading.current_thread() is threading.main_thread():
+            raise Interrupted(_SIGPIPE)
+        signal.raise_signal(signal.SIGINT)  # a progress bar prints in a thread of its own

@@ -203,7 +203,7 @@ def _predict_remaining(out: Path, predictor: ChunkPredictor, engine: PredictionE
 
 
 def _save(out: Path, result: ChunkResult) -> None:
-    """Write the two files of a chunk. The predictions are written last, because they mark the chunk as done."""
+    """Write the two files of a chunk. A chunk with both files is done."""
     for file, content in zip(_files(out, result.number), (result.unreadable, result.predictions), strict=True):
         with writing(file):
             make_folder(file.parent)

@@ -82,7 +82,7 @@ def write(
         evaluated_on=dataset.evaluated_on,
         train_images=len(dataset.train),
         eval_images=len(dataset.evaluation),
-        # Not those of `dataset`: a resumed run loads "digits", and not "auto", which may be noted.
+        # The recorded notes: a resumed run of "auto" loads the data set that "auto" chose, and has no note about this.
         notes=tuple(folder.read_json(folder.environment)["dataset"]["notes"]),
         seed=config.seed,
         parameters=sum(parameter.numel() for parameter in experiment.model.parameters()),

@@ -51,8 +51,8 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
     if plan.device == "cpu" and native.compiled() is None:
         progress.say(
-            f"The kernels in C are missing, because {native.why_missing()}. A step takes two to five times as long "
-            "without them. A C compiler with OpenMP is needed: on Debian and Ubuntu, `apt install gcc libc6-dev`"
+            f"Without kernels in C, a step takes up to five times as long. They are missing, because "
+            f"{native.why_missing()}"
         )
 
 

@@ -21,8 +21,8 @@ Seconds = Annotated[float, Between(0, 1e9)]  # up to 30 years
 SAMPLE_MARGIN = 0.02  # the accuracy on the training sample may be this much below the training accuracy
 
 _Rate = Annotated[float, Between(1e-30, 1e30)]  # a learning rate of a sweep; positive, because the axis is logarithmic
-_RateOfRun = Annotated[float, Between(0, 1e30)]
-_Epoch = Annotated[int, Between(1, MOST_STEPS)]
+RateOfRun = Annotated[float, Between(0, 1e30)]
+EpochNumber = Annotated[int, Between(1, MOST_STEPS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class EpochRecord:
     `RunResult.epoch_evaluated_on`. The training values are collected during the epoch, on augmented images.
     """
 
-    epoch: _Epoch  # the first epoch is 1
-    lr: _RateOfRun
+    epoch: EpochNumber  # the first epoch is 1
+    lr: RateOfRun
     train_loss: float
     train_accuracy: Fraction
     eval_loss: float
@@ -116,8 +116,8 @@ class RunResult:
     notes: tuple[str, ...]  # warnings about the data, such as an unverified archive
     seed: int
     parameters: Count
-    lr_min: _RateOfRun
-    lr_max: _RateOfRun
+    lr_min: RateOfRun
+    lr_max: RateOfRun
     epochs: Count
     train_accuracy: Fraction
     eval_loss: float
@@ -347,7 +347,7 @@ class Interpretation:
         # Every run has training images and pairs to list, but perhaps no incorrect prediction.
         if not found.train_label_issue_images.size or not found.duplicate_images.size:
             raise ValueError("it has no images of training label issues, or none of duplicates")
-        _require_pixels(found.misclassified_images, found.heatmaps[..., None])
+        _require_pixels(found.heatmaps[..., None])
         return found
 
     def require_match(self, images: int, train_images: int, classes: int) -> None:

@@ -96,6 +96,7 @@ class LocalStudyEngine:
             except OnecycleError as error:
                 yield StudyOutcome(run, str(error))
             except Exception as error:  # out of memory, an error in the user's own network, …
+                console.print_exception()
                 yield StudyOutcome(run, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             else:
                 yield StudyOutcome(run)

@@ -68,7 +68,8 @@ class Study:
         named_size = {"size": start.size} if start.size != RECIPES[start.recipe].size else {}
         if isinstance(other := changes.get("recipe"), str) and other in RECIPES:
             shared = {field: getattr(start, field) for field in _SHARED} | named_size
-            start = replace(RECIPES[other], from_data=get_args(FromData) if start.from_data else (), **shared)
+            fits = bool(start.from_data or named_size)  # the sizes of the other recipe must end with the named size
+            start = replace(RECIPES[other], from_data=get_args(FromData) if fits else (), **shared)
         from_data = [field for field in start.from_data if field not in changes]
         values = {**start.to_json(), "from_data": from_data, **changes, "seed": seed}
         if "network" in changes or not values["network_sha256"]:
@@ -155,6 +156,8 @@ class Study:
             cores=cores,
             own_networks=own_networks,
         )
+        if any("/" in name for name in values["variants"]):
+            raise InputError("an earlier version of onecycle planned this study; start it again")
         if study.variants != values["variants"] or not (isinstance(study.seeds, int) and isinstance(study.cores, int)):
             raise ValueError("a variant's name does not match its changes, or seeds or cores is not an integer")
         return study
@@ -188,7 +191,7 @@ def plan(
         raise InputError("--grid lists a field twice; give all values of a field in one --grid")
     # Record the digests of the initial weights and of the code of the user's own networks. A run fails if one of these
     # files has changed in the meantime, so all runs of a variant train the same network from the same weights.
-    networks = {str(change.get("network", config.network)) for change in [{}, *changes]}
+    networks = {str(change.get("network", config.network)) for change in changes}
     own = {name: OwnNetwork.load(name).sha256 for name in sorted(networks) if is_own_network(name)}
     return Study.of(with_digest(config), changes, seeds=seeds, threshold=threshold, cores=cores, own_networks=own)
 
@@ -251,16 +254,24 @@ def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> Non
     console.out(f"Study folder: {path}", highlight=False)
     with locked(path):
         try:
-            _run_all(path, study, console, engine)
+            failed = _run_all(path, study, console, engine)
         except Interrupted as stopped:
             if len(study.own_networks) > 1:
                 raise Interrupted(stopped.number, "repeat the command to go on") from None
-            own = "".join(map(option_of, study.own_networks))
+            (own, *_) = [option for _, config in study.runs() if (option := option_of(config.network))] or [""]
             command = f"onecycle study --resume {shlex.quote(str(path))}{own}"
             raise Interrupted(stopped.number, f"`{command}` continues the study") from None
+        wide = console if console.is_terminal else OutputConsole(file=console.file, width=_TABLE_WIDTH)
+        wide.print(summary.table(_summary(path, study)))
+        if failed:
+            raise InputError(
+                f"{len(failed)} of {len(study.runs())} runs failed; the first is {failed[0]}; start the study again to "
+                "repeat them"
+            )
 
 
-def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) -> None:
+def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) -> list[str]:
+    """Carry out the runs that are left, and write the summary. Returns a line for each run that failed."""
     runs = study.runs_in(path)
     failed: list[str] = []
     left: list[StudyRun] = []
@@ -282,12 +293,7 @@ def _run_all(path: Path, study: Study, console: Console, engine: StudyEngine) ->
         with suppress(OnecycleError):  # the summary at the end reports this error
             _write(path / "summary.json", _summary(path, study))
     _write(path / "summary.json", _summary(path, study))
-    wide = console if console.is_terminal else OutputConsole(file=console.file, width=_TABLE_WIDTH)
-    wide.print(summary.table(_summary(path, study)))
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(runs)} runs failed; the first is {failed[0]}; start the study again to repeat them"
-        )
+    return failed
 
 
 def folder_of(path: Path, variant: str, seed: int) -> Path:
@@ -319,7 +325,7 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
 
 
 def _require_variable(field: str) -> None:
-    """Check that variants may differ in `field`. Path fields are refused, because folder names contain the values.
+    """Check that variants may differ in `field`. All variants have the same data, initial weights and output.
 
     Raises:
         InputError: when variants may not differ in `field`.

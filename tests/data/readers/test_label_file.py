@@ -251,8 +251,11 @@ def test_a_table_beside_one_archive_is_read(photos: Path, folders: Path, table: 
 
 def test_a_hidden_table_is_read(photos: Path, folders: Path, table: pandas.DataFrame) -> None:
     (photos / ".labels").mkdir()
+    (photos / "notes.csv").write_text("a,b")
     table.to_csv(photos / ".labels" / "mine.csv", index=False)
-    assert_same(load_dataset(photos, labels=str(photos / ".labels" / "mine.csv")), load_dataset(folders))
+    found = load_dataset(photos, labels=str(photos / ".labels" / "mine.csv"))
+    assert_same(found, load_dataset(folders))
+    assert any("notes.csv" in note for note in found.notes)
 
 
 def test_a_table_in_a_renamed_archive_is_named_by_its_path_inside(

@@ -52,14 +52,16 @@ def compiled() -> ctypes.CDLL | None:
 
 
 def why_missing() -> str:
-    """Why the kernels could not be compiled here, for a message."""
-    return _compiled_or_reason()[1]
+    """Why the kernels could not be compiled here, and what to do, for a message."""
+    reason = _compiled_or_reason()[1]
+    advice = "; install a C compiler with OpenMP, on Debian and Ubuntu with `apt install gcc libc6-dev`"
+    return reason if os.name != "posix" else reason + advice
 
 
 @functools.cache
 def _compiled_or_reason() -> tuple[ctypes.CDLL | None, str]:
     if os.name != "posix":
-        return None, "they cannot be compiled on Windows"
+        return None, "onecycle cannot compile them on Windows"
     try:
         return _compiled_here(), ""
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -74,7 +76,7 @@ def _in_words(error: Exception) -> str:
     compiler = os.environ.get("CC", "cc")
     if isinstance(error, ValueError):
         return f"$CC or $ONECYCLE_CFLAGS cannot be used: {error}"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and error.filename == shlex.split(compiler)[0]:
         return f"there is no C compiler {compiler}"
     if isinstance(error, subprocess.TimeoutExpired):
         return f"{compiler} took more than {_TIMEOUT_SECONDS} seconds"

@@ -50,7 +50,7 @@ def _file_names(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
     try:
         with os.scandir(folder) as scan:
             for item in scan:
-                is_folder = os.path.isdir(item.path)  # unlike `item.is_dir()`, false for a link that leads nowhere
+                is_folder = os.path.isdir(item.path)  # `item.is_dir()` raises an error for a loop of links
                 if is_ignored(item.name, is_folder=is_folder):
                     continue
                 if is_folder:

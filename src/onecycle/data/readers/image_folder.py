@@ -47,7 +47,7 @@ class ImageFolder(Format):
         top = files.top
         with one_line_errors(top), os.scandir(top) as scan:
             visible = [item for item in scan if not is_ignored(item.name, is_folder=os.path.isdir(item.path))]
-            # Unlike `item.is_dir()`, `isdir` is false for a link that leads nowhere.
+            # `item.is_dir()` would raise an error for a loop of links.
             folders = sorted((item for item in visible if os.path.isdir(item.path)), key=lambda item: item.name)
             around = [
                 Path(item) for item in folders if any(os.path.isdir(f"{item.path}/{split}") for split in ALWAYS_SPLITS)
@@ -132,7 +132,7 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
     sources = [DecodeSource(path, compute_fingerprint(path), compute_fingerprint) for path in paths]
     # If `labels` is not given, an archive is searched for a table later, and only if nothing is cached. The
     # fingerprint of the archive covers this table.
-    table = find_labels(source, labels) if labels or source.is_dir() else None
+    table = find_labels(source, labels, compare=False) if labels or source.is_dir() else None
     if table and table.inside and not is_single:
         beside.discount(table.inside)
     about_labels = (table.name, table.folder, table.digest) if table else (labels,)
@@ -145,7 +145,7 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
     # next call therefore still finds the other archives decoded.
     unfinished_key = _key(input_size, os.fspath(source.resolve()))
     with unfinished_folder(unfinished_key, source, keep=not is_single) as unfinished:
-        table = table or find_labels(source, labels)
+        table = find_labels(source, labels)
         index = partial(indexed, source=source, labels=table, is_given=labels is not None)
         write = partial(_write, source, sources, beside, index, input_size, unfinished)
         return cached(key, write, read, within=unfinished)

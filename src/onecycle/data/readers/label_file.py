@@ -83,15 +83,18 @@ class LabelFile:
         return InputError(f"{self.name}, line {line}: {what}")
 
 
-def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
+def find_labels(source: Path, given: str | None = None, *, compare: bool = True) -> LabelFile | None:
     """The table of labels for the images in `source`, a folder or an archive.
 
     `given` is the path of the table, relative to the working folder or to `source`. Without `given`, a file with one
     of `FOUND_NAMES` is used. This file must be at the top of `source`, or in the only folder there. It must have the
     columns of a table of labels. Returns None if there is no such file, or if `given` is "none".
 
+    There may be a file `given` in the working folder and another one in an archive. With `compare`, the archive is then
+    searched, which takes long, and the files must be equal. Otherwise, the file in the working folder is used.
+
     Raises:
-        InputError: when there is no file `given`, or the file is not a table of labels.
+        InputError: when there is no file `given`, two files `given` differ, or the file is not a table of labels.
     """
     if given == NO_LABELS:
         return None
@@ -99,6 +102,8 @@ def find_labels(source: Path, given: str | None = None) -> LabelFile | None:
         return _found_in_folder(source) if source.is_dir() else _found_in_archive(source)
     here = Path(os.path.expanduser(given))
     content_here = _content(here) if os.path.isfile(here) else None
+    if content_here is not None and not (compare or source.is_dir()):
+        return _from_file(here, content_here, source)
     there = _given_in_folder(source, given) if source.is_dir() else _given_in_archive(source, given)
     if there and content_here is not None and hashlib.sha256(content_here).hexdigest() != there.digest:
         raise InputError(

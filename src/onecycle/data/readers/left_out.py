@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from onecycle.core.files import printable
 from onecycle.data.image_files import HEIF_ADVICE, HEIF_SUFFIXES
-from onecycle.data.readers.entries import Entry
+from onecycle.data.readers.entries import Entry, is_ignored
 
 BESIDE_CLASSES = "image beside the class folders"
 OTHER = "file of another kind"
@@ -45,10 +45,11 @@ class LeftOut:
 
     def discount(self, name: str) -> None:
         """Remove the file `name`, which is not an image, from the counts. A hidden file is in no count."""
+        *folders, file = name.split("/")
+        if is_ignored(file, is_folder=False) or any(is_ignored(folder, is_folder=True) for folder in folders):
+            return
         reason = _not_an_image(name)
         reason = reason if reason in self.counts else OTHER
-        if reason not in self.counts:
-            return
         self.counts[reason] -= 1
         self.names[reason] = [other for other in self.names[reason] if other != name]
         if not self.counts[reason]:

@@ -123,7 +123,7 @@ def read_set(folder: Path, name: str) -> ImageSet:
     The memory map is copy-on-write, because torch warns about read-only arrays.
 
     Raises:
-        OSError, ValueError, KeyError: when the set is missing or damaged.
+        OSError, EOFError, ValueError, KeyError: when the set is missing or damaged.
     """
     description = json.loads((folder / f"{name}.json").read_text())
     names = folder / f"{name}_names.npy"
