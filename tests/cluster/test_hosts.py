@@ -38,10 +38,10 @@ print(time.perf_counter() - began)
 """
 # One host waits for data. The other host connects and sends nothing.
 WAIT = """
-import socket
+import socket, sys
 connection, _ = socket.create_server(("", 9000)).accept()
 print("connected", flush=True)
-connection.settimeout(1)
+connection.settimeout(float(sys.argv[1]))
 try:
     print("connection closed" if connection.recv(1) == b"" else "data received")
 except ConnectionResetError:
@@ -118,10 +118,16 @@ def test_a_limited_cable_carries_as_much_as_configured(
     start_hosts: StartHosts, megabits_per_second: int, megabytes: int
 ) -> None:
     first, second = start_hosts(2, megabits_per_second=megabits_per_second)
-    receiving = first.start(sys.executable, "-c", RECEIVE)
-    seconds = float(second.run(sys.executable, "-c", SEND, first.address, str(megabytes * 10**6)))
-    assert receiving.end(5) == 0
-    assert 0.8 * megabits_per_second < megabytes * 8 / seconds <= megabits_per_second
+    carried = 0.0
+    for _ in range(10):  # a busy machine may be slower than the cable
+        receiving = first.start(sys.executable, "-c", RECEIVE)
+        seconds = float(second.run(sys.executable, "-c", SEND, first.address, str(megabytes * 10**6)))
+        assert receiving.end(60) == 0
+        carried = megabytes * 8 / seconds
+        assert carried <= megabits_per_second
+        if carried > 0.8 * megabits_per_second:
+            return
+    raise AssertionError(f"the cable carried {carried} Mbit/s")
 
 
 def test_an_unplugged_cable_carries_nothing_until_it_is_reconnected(start_hosts: StartHosts) -> None:
@@ -136,27 +142,29 @@ def test_an_unplugged_cable_carries_nothing_until_it_is_reconnected(start_hosts:
 def test_data_sent_while_the_cable_is_unplugged_arrives_later(start_hosts: StartHosts) -> None:
     first, second = start_hosts(2, megabits_per_second=100)
     receiving = first.start(sys.executable, "-c", RECEIVE)
-    sending = second.start(sys.executable, "-c", SEND, first.address, str(10 * 10**6))
+    sending = second.start(sys.executable, "-c", SEND, first.address, str(30 * 10**6))
     time.sleep(0.5)
     second.cut()
     time.sleep(0.5)
     assert sending.process.poll() is None
     second.join()
-    assert sending.end(20) == receiving.end(20) == 0, sending.output
+    assert sending.end(60) == receiving.end(60) == 0, sending.output
 
 
-@pytest.mark.parametrize(("end", "neighbor"), [(Host.crash, "connection closed"), (Host.lose_power, "no notification")])
+@pytest.mark.parametrize(
+    ("end", "neighbor", "seconds"), [(Host.crash, "connection closed", 60), (Host.lose_power, "no notification", 1)]
+)
 def test_a_host_that_ends_takes_its_processes_with_it_and_notifies_others_unless_it_loses_power(
-    start_hosts: StartHosts, tmp_path: Path, end: Callable[[Host], None], neighbor: str
+    start_hosts: StartHosts, tmp_path: Path, end: Callable[[Host], None], neighbor: str, seconds: int
 ) -> None:
     first, second = start_hosts(2)
-    waiting = first.start(sys.executable, "-c", WAIT)
+    waiting = first.start(sys.executable, "-c", WAIT, str(seconds))
     second.start(sys.executable, "-c", CONNECT, first.address)
     second.run("sh", "-c", daemon(tmp_path / "second"))
     wait_until(lambda: "connected" in waiting.output and bool(processes_of(tmp_path / "second")))
     end(second)
     assert processes_of(tmp_path / "second") == []
-    assert waiting.end(5) == 0
+    assert waiting.end(60) == 0
     assert waiting.output.splitlines() == ["connected", neighbor]
 
 

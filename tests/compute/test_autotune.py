@@ -492,14 +492,17 @@ def test_a_plan_with_another_gradient_is_never_chosen_however_fast(
 
 
 class Slow(ModelComposite):
-    """A network that takes `seconds` for each image under any plan."""
+    """A network that takes `seconds` for each image under any plan, on a clock that only it advances."""
 
-    def __init__(self, seconds: float) -> None:
+    now = 0.0
+
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.seconds, self.linear = seconds, nn.Linear(3 * 64, 3)
+        monkeypatch.setattr(time, "perf_counter", lambda: Slow.now)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.seconds * len(images))
+        Slow.now += self.seconds * len(images)
         return self.linear(images.flatten(1))
 
 
@@ -510,10 +513,10 @@ def test_a_slow_machine_keeps_the_time_budget_and_still_tries_channels_last(
 ) -> None:
     monkeypatch.setattr(autotune, "MOST_IMAGES", most_images)
     monkeypatch.setattr(autotune, "FEWEST_IMAGES", 8)
-    started = time.perf_counter()
-    choice = choose(Slow(seconds_per_image), 8, MACHINE, precision="float32")
+    started = Slow.now
+    choice = choose(Slow(seconds_per_image, monkeypatch), 8, MACHINE, precision="float32")
     budget = max(autotune.BUDGET_SECONDS, most_images * seconds_per_image)
-    assert time.perf_counter() - started < 1.5 * budget
+    assert Slow.now - started < 1.5 * budget
     assert "float32, channels-last" in names(choice)
     assert autotune.FEWEST_IMAGES <= choice.rounds[0].images < 20
     if seconds_per_image == 0.3:
@@ -523,7 +526,7 @@ def test_a_slow_machine_keeps_the_time_budget_and_still_tries_channels_last(
 def test_the_time_budget_grows_where_many_images_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "BUDGET_SECONDS", 0.01)
     monkeypatch.setattr(autotune, "FEWEST_IMAGES", 2)
-    assert len(choose(Slow(0.05), 8, MACHINE, precision="float32").rounds) == len(autotune.ROUNDS)
+    assert len(choose(Slow(0.05, monkeypatch), 8, MACHINE, precision="float32").rounds) == len(autotune.ROUNDS)
 
 
 class Strict(ModelComposite):

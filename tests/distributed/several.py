@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from onecycle.core.errors import OnecycleError, ReportedElsewhere
 from onecycle.core.signals import watched
 from onecycle.distributed import heartbeat, process_group
 
-PATIENCE, SOON = 60.0, 5.0  # seconds to wait for the first result and for each later result
+PATIENCE = 60.0  # seconds to wait for each result
 SILENT = "reported elsewhere"  # the result of a process that leaves the error to the main process
 _context = multiprocessing.get_context("forkserver")
 
@@ -25,11 +25,12 @@ def in_processes(
     *arguments: Any,
     silent_seconds: float = 8.0,  # the default outside tests is 55
     environment: Mapping[str, str] = MappingProxyType({}),
+    wanted: Collection[int] | None = None,
 ) -> list[Any]:
     """Call `work` with the process group and `arguments` in each of `count` processes. Returns one result per rank.
 
     A result is the value that `work` returns, the error that the process reports, or `SILENT`. It is None if the
-    process was killed or does not answer.
+    process was killed. If only the results of the ranks `wanted` are needed, the others are None.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,11 +46,12 @@ def in_processes(
         processes[-1].start()
         sender.close()
     results: list[Any] = []
-    for pipe in pipes:
+    for rank, pipe in enumerate(pipes):
         result = None
-        with suppress(EOFError):  # the process was killed
-            if pipe.poll(SOON if results else PATIENCE):  # a suspended process never sends a result
-                result = pipe.recv()
+        if wanted is None or rank in wanted:
+            with suppress(EOFError):  # the process was killed
+                if pipe.poll(PATIENCE):
+                    result = pipe.recv()
         results.append(result)
     for process in processes:
         process.kill()

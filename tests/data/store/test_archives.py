@@ -28,6 +28,15 @@ READ = """
 import sys
 from onecycle.data import load_dataset
 from onecycle.data.store import parallel_decode
+
+run, most = parallel_decode._Task.run, int(sys.argv[3])
+
+def run_or_wait(task, *arguments):
+    if len(list(task.folder.glob("?" * 32))) >= most:  # so many archives are decoded
+        sys.stdin.read()  # until the test goes on
+    run(task, *arguments)
+
+parallel_decode._Task.run = run_or_wait
 parallel_decode.usable_cores = lambda: int(sys.argv[2])
 print(load_dataset(sys.argv[1]).fingerprint)
 """
@@ -79,9 +88,11 @@ def fingerprints(source: Path) -> list[str]:
     return [train.fingerprint, test.fingerprint]
 
 
-def start(source: Path, processes: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", READ, str(source), str(processes)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(source: Path, processes: int = 1, *, wait_after: int = ARCHIVES) -> subprocess.Popen[str]:
+    """Read `source` in a process. After `wait_after` archives, it waits until its standard input is closed."""
+    command = [sys.executable, "-c", READ, str(source), str(processes), str(wait_after)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True)
 
 
 def decoded_in(cache: Path) -> set[Path]:
@@ -166,7 +177,7 @@ def test_check_accepts_a_folder_of_archives(folder: Path, archives: Path) -> Non
 def test_after_an_interruption_archives_that_were_decoded_are_not_decoded_again(
     stop_signal: signal.Signals, archives: Path, own_cache: Path
 ) -> None:
-    process = start(archives)
+    process = start(archives, wait_after=2)
     wait_for_decoded(own_cache, process, 2)
     process.send_signal(stop_signal)
     process.communicate()
@@ -181,7 +192,7 @@ def test_helpers_end_with_the_process_that_started_them(archives: Path, own_cach
         lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
         return [line for line in lines if str(archives).encode() in line]
 
-    process = start(archives, processes=3)
+    process = start(archives, processes=3, wait_after=1)
     wait_for_decoded(own_cache, process)
     process.kill()
     process.communicate()
@@ -192,18 +203,14 @@ def test_helpers_end_with_the_process_that_started_them(archives: Path, own_cach
 
 
 def test_a_second_process_waits_for_the_first(archives: Path, own_cache: Path) -> None:
-    first = start(archives)
+    first = start(archives, wait_after=1)
     wait_for_decoded(own_cache, first)
-    first.send_signal(signal.SIGSTOP)
     second = start(archives)
-    try:
-        assert second.stderr
-        assert second.stderr.readline() == f"another process is reading {archives}; waiting for it\n"
-        before = decoded_in(own_cache)
-        time.sleep(0.1)
-        assert decoded_in(own_cache) == before
-    finally:
-        first.send_signal(signal.SIGCONT)
+    assert second.stderr
+    assert second.stderr.readline() == f"another process is reading {archives}; waiting for it\n"
+    before = decoded_in(own_cache)
+    time.sleep(0.1)
+    assert decoded_in(own_cache) == before
     printed = [process.communicate()[0] for process in (first, second)]
     assert printed[0] == printed[1] != ""
     assert len(list(own_cache.iterdir())) == 1
