@@ -247,6 +247,14 @@ def connected(service: Service, sent: bytes) -> socket.socket:
     return client
 
 
+def wait_for_requests(service: Service, count: int) -> None:
+    """Wait until `count` requests are in progress. A request to /health is not counted."""
+    deadline = time.monotonic() + 30
+    while requests.get(service.url + "health", timeout=10).json()["requests"] != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def form(content: bytes) -> bytes:
     before = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
     return before + content + b"\r\n--b--\r\n"
@@ -290,18 +298,17 @@ def test_a_client_that_does_not_finish_its_upload_gets_408(strict: Service) -> N
 def test_slow_clients_do_not_block_others_and_too_many_get_503(strict: Service, image_files: list[Path]) -> None:
     assert post(strict, image_files[0].read_bytes()).status_code == 200  # warm-up: a first request takes longer
     slow = [connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n") for _ in range(5)]
-    time.sleep(0.3)
+    wait_for_requests(strict, 5)
     assert post(strict, image_files[0].read_bytes()).status_code == 200
     slow.append(connected(strict, HEAD + b"Content-Length: 1000\r\n\r\n--b\r\n"))
-    time.sleep(0.3)
+    wait_for_requests(strict, 6)
     busy = post(strict, image_files[0].read_bytes())
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
     assert requests.get(strict.url + "health", timeout=10).status_code == 200
     for client in slow:
         client.close()
-    time.sleep(1)
+    wait_for_requests(strict, 0)
     assert post(strict, image_files[0].read_bytes()).status_code == 200
-    assert requests.get(strict.url + "health", timeout=10).json()["requests"] == 0
 
 
 def test_a_full_queue_gets_503(strict: Service, image_files: list[Path]) -> None:
@@ -327,17 +334,16 @@ def test_a_flood_of_connections_does_not_stop_the_service(strict: Service) -> No
 
 
 def test_a_client_that_is_refused_before_its_body_keeps_its_connection(
-    strict: Service, image_files: list[Path]
+    service: Service, image_files: list[Path]
 ) -> None:
     """The client sends its body after the refusal, as most clients do, and then sends more requests."""
     body = form(image_files[0].read_bytes())
     refused = HEAD.replace(b"multipart/form-data", b"text/plain") + b"Content-Length: %d\r\n\r\n" % len(body)
-    with connected(strict, refused) as client:
+    with connected(service, refused) as client:
         assert status_of(client) == 415
-        time.sleep(0.2)
         client.sendall(body)
-        for _ in range(4):
-            time.sleep(0.5)
+        for _ in range(2):  # together longer than the time that the service waits for the rest of a refused request
+            time.sleep(0.6)
             client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert status_of(client) == 200
 
@@ -399,8 +405,8 @@ def test_requests_of_closed_connections_end(strict: Service, image_files: list[P
     body = form(image_files[0].read_bytes())
     for _ in range(20):
         connected(strict, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body).close()
-    time.sleep(1)
-    assert requests.get(strict.url + "health", timeout=10).json()["requests"] == 0
+    time.sleep(0.1)
+    wait_for_requests(strict, 0)
 
 
 # The command
