@@ -46,7 +46,7 @@ benchmarks-test: $(ALL) ## run benchmarks on little data, and the long tests of 
 	$(BIN)/pytest -m "" tests/test_benchmarks.py tests/end_to_end tests/predict/test_onnx.py tests/predict/test_stream.py tests/compute $(ARGS)
 
 lock: | $(BIN)/uv ## renew requirements.lock, e.g. make lock ARGS=--upgrade
-	$(BIN)/python tools/lock.py $(ARGS)
+	$(PYTHON) tools/lock.py $(ARGS)
 
 newest-test: $(ALL) ## install onecycle as a package with the newest allowed versions, and try it
 	$(BIN)/python tools/try_newest.py

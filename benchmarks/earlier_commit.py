@@ -89,7 +89,7 @@ def take_turns(trees: dict[str, Path], plan: ComputePlan, options: argparse.Name
     for name, tree in trees.items():
         script = [str(tree / SCRIPT), "--serve", json.dumps(plan_for(tree, plan))]
         contenders[name] = Contender(
-            [*script, "--data", options.data, "--batch-size", str(options.batch_size)],
+            [*script, "--commit", options.commit, "--data", options.data, "--batch-size", str(options.batch_size)],
             {**os.environ, "PYTHONPATH": str(tree / "src")},
         )
         contenders[name].take_turn(WARM_UP)

@@ -249,7 +249,7 @@ COMPILED = [{"native_kernels": True}, {"amx": True}, {"winograd": ((3, 64),)}]
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("kernels", COMPILED, ids=str)
 def test_compiled_kernels_without_a_compiler_are_refused_with_a_way_out(kernels: dict[str, Any]) -> None:
-    message = r"kernels in C, which are missing here, because .*; install a C compiler with OpenMP"
+    message = r"kernels in C, which are missing here, because .*; install one with OpenMP"
     with pytest.raises(InputError, match=message):
         dataclasses.replace(FAST, **kernels).require(LAPTOP)
     FAST.require(LAPTOP)

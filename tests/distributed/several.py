@@ -30,7 +30,8 @@ def in_processes(
     """Call `work` with the process group and `arguments` in each of `count` processes. Returns one result per rank.
 
     A result is the value that `work` returns, the error that the process reports, or `SILENT`. It is None if the
-    process was killed. If only the results of the ranks `wanted` are needed, the others are None.
+    process was killed, or does not answer for `PATIENCE` seconds. If only the results of the ranks `wanted` are needed,
+    the others are None.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

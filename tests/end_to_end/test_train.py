@@ -255,8 +255,7 @@ def test_a_run_prints_its_expected_time_once_and_says_which_kernels_are_missing(
     printed = onecycle("train", *options, "--no-report", "--out", tmp_path).out
     assert len(re.findall(r"^Expected time: \d+ seconds$", printed, flags=re.MULTILINE)) == 1
     assert "Without kernels in C, a step takes up to five times as long" in printed
-    assert "They are missing, because there is no compiler; install a C compiler" in " ".join(printed.split())
-    assert "apt install gcc" in printed
+    assert "They are missing, because there is no compiler" in " ".join(printed.split())
 
 
 def test_the_misclassified_images_are_the_most_confident_ones_with_their_pixels(run: RunFolder) -> None:

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(tokens: list[str], debug: bool) -> int:
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # so that an error in writing the last lines is caught here
         return result if isinstance(result, int) else 0
     except (OnecycleError, CycloptsError) as error:
         if debug:

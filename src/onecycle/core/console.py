@@ -7,7 +7,7 @@ import threading
 
 from rich.console import Console
 
-from onecycle.core.signals import Interrupted
+from onecycle.core.signals import Interrupted, received
 
 _SIGPIPE = getattr(signal, "SIGPIPE", signal.SIGTERM)  # Windows has no SIGPIPE
 
@@ -18,7 +18,7 @@ class OutputConsole(Console):
     Rich itself would end the process silently.
 
     Raises:
-        Interrupted: raised by printing, when the reader has ended. Later calls print nothing.
+        Interrupted: raised by printing in the main thread, when the reader has ended. Later calls print nothing.
     """
 
     def on_broken_pipe(self) -> None:
@@ -27,4 +27,5 @@ class OutputConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if threading.current_thread() is threading.main_thread():
             raise Interrupted(_SIGPIPE)
-        signal.raise_signal(signal.SIGINT)  # a progress bar prints in a thread of its own
+        if not received():  # a second signal would end the process at once
+            signal.raise_signal(signal.SIGINT)  # a progress bar prints in a thread of its own

@@ -68,8 +68,9 @@ class Study:
         named_size = {"size": start.size} if start.size != RECIPES[start.recipe].size else {}
         if isinstance(other := changes.get("recipe"), str) and other in RECIPES:
             shared = {field: getattr(start, field) for field in _SHARED} | named_size
-            fits = bool(start.from_data or named_size)  # the sizes of the other recipe must end with the named size
-            start = replace(RECIPES[other], from_data=get_args(FromData) if fits else (), **shared)
+            # The sizes of the other recipe must end with the named size.
+            open_fields = get_args(FromData) if start.from_data else ("sizes",) if named_size else ()
+            start = replace(RECIPES[other], from_data=open_fields, **shared)
         from_data = [field for field in start.from_data if field not in changes]
         values = {**start.to_json(), "from_data": from_data, **changes, "seed": seed}
         if "network" in changes or not values["network_sha256"]:
@@ -262,7 +263,8 @@ def _run(path: Path, study: Study, console: Console, engine: StudyEngine) -> Non
             command = f"onecycle study --resume {shlex.quote(str(path))}{own}"
             raise Interrupted(stopped.number, f"`{command}` continues the study") from None
         wide = console if console.is_terminal else OutputConsole(file=console.file, width=_TABLE_WIDTH)
-        wide.print(summary.table(_summary(path, study)))
+        with suppress(Interrupted):  # all runs have ended, so it is no interruption if nobody reads the table
+            wide.print(summary.table(_summary(path, study)))
         if failed:
             raise InputError(
                 f"{len(failed)} of {len(study.runs())} runs failed; the first is {failed[0]}; start the study again to "

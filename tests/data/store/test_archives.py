@@ -25,7 +25,7 @@ from onecycle.data.store.cache import images_folder
 
 ARCHIVES = 6
 READ = """
-import sys
+import multiprocessing, sys, time
 from onecycle.data import load_dataset
 from onecycle.data.store import parallel_decode
 
@@ -33,6 +33,10 @@ run, most = parallel_decode._Task.run, int(sys.argv[3])
 
 def run_or_wait(task, *arguments):
     if len(list(task.folder.glob("?" * 32))) >= most:  # so many archives are decoded
+        if multiprocessing.parent_process():
+            while True:  # until this helper finds that its parent has ended
+                arguments[1]()
+                time.sleep(0.01)
         sys.stdin.read()  # until the test goes on
     run(task, *arguments)
 
@@ -89,7 +93,10 @@ def fingerprints(source: Path) -> list[str]:
 
 
 def start(source: Path, processes: int = 1, *, wait_after: int = ARCHIVES) -> subprocess.Popen[str]:
-    """Read `source` in a process. After `wait_after` archives, it waits until its standard input is closed."""
+    """Read `source` in a process. After `wait_after` archives, it waits until its standard input is closed.
+
+    Its helpers then wait until it ends.
+    """
     command = [sys.executable, "-c", READ, str(source), str(processes), str(wait_after)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, **pipes, text=True)

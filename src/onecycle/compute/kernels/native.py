@@ -34,6 +34,7 @@ from onecycle.core.formatting import without_controls
 _TIMEOUT_SECONDS = 60
 MOST_CHANNELS = 8192  # a limit is needed, because each thread keeps two sums per channel on its stack
 _FOLDER = Path(__file__).parent
+_ADVICE = "install one with OpenMP (on Debian and Ubuntu, `apt install gcc libc6-dev`), or set CC to another one"
 _FLAGS = [*FLAGS, "-shared", "-march=native"]
 if platform.machine() == "x86_64":
     _FLAGS.append("-mprefer-vector-width=512")
@@ -53,9 +54,7 @@ def compiled() -> ctypes.CDLL | None:
 
 def why_missing() -> str:
     """Why the kernels could not be compiled here, and what to do, for a message."""
-    reason = _compiled_or_reason()[1]
-    advice = "; install a C compiler with OpenMP, on Debian and Ubuntu with `apt install gcc libc6-dev`"
-    return reason if os.name != "posix" else reason + advice
+    return _compiled_or_reason()[1]
 
 
 @functools.cache
@@ -77,12 +76,12 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, ValueError):
         return f"$CC or $ONECYCLE_CFLAGS cannot be used: {error}"
     if isinstance(error, FileNotFoundError) and error.filename == shlex.split(compiler)[0]:
-        return f"there is no C compiler {compiler}"
+        return f"there is no C compiler {compiler}; {_ADVICE}"
     if isinstance(error, subprocess.TimeoutExpired):
         return f"{compiler} took more than {_TIMEOUT_SECONDS} seconds"
     if isinstance(error, subprocess.CalledProcessError):
         said = without_controls(" ".join(error.stderr.decode(errors="replace").split()))
-        return f"{compiler} fails: {said[:200] or f'exit code {error.returncode}'}"
+        return f"{compiler} fails: {said[:200] or f'exit code {error.returncode}'}; {_ADVICE}"
     return f"{compiler} cannot be used, or its library cannot be loaded: {getattr(error, 'strerror', None) or error}"
 
 

@@ -145,7 +145,11 @@ def read_image_folder(source: Path, input_size: int, labels: str | None = None) 
     # next call therefore still finds the other archives decoded.
     unfinished_key = _key(input_size, os.fspath(source.resolve()))
     with unfinished_folder(unfinished_key, source, keep=not is_single) as unfinished:
-        table = find_labels(source, labels)
+        if table is None or not (table.inside or source.is_dir()):  # `find_labels` has not searched the archive
+            found_again = find_labels(source, labels)
+            if table and found_again and found_again.digest != table.digest:
+                raise InputError(f"{table.name} changed while it was read; try again")
+            table = found_again
         index = partial(indexed, source=source, labels=table, is_given=labels is not None)
         write = partial(_write, source, sources, beside, index, input_size, unfinished)
         return cached(key, write, read, within=unfinished)
