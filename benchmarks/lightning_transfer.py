@@ -13,11 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks the web for a newer version
-import albumentations
-import lightning
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -38,12 +34,15 @@ def main() -> int:
     parser.add_argument("photographs", type=Path, help="a folder of class folders, perhaps in train/ and test/")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    import lightning
+    from lightning.pytorch.callbacks import BackboneFinetuning
+
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(options.seed, verbose=False)
     dataset = onecycle.load_dataset(options.photographs, input_size=SIZE)
     backbone = backbones.build("efficientnet_lite0", pretrained=True)
-    classifier = Classifier(backbone, len(dataset.train.classes))
+    classifier = make_classifier(backbone, len(dataset.train.classes))
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
@@ -71,6 +70,9 @@ class Augmented(TorchDataset[tuple[torch.Tensor, int]]):
     """The images of a set, each augmented at random whenever it is read."""
 
     def __init__(self, images: ImageSet, backbone: backbones.Backbone, seed: int) -> None:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks the web for a newer version
+        import albumentations
+
         self._images = images
         self._backbone = backbone
         self._augment = albumentations.Compose(
@@ -85,29 +87,33 @@ class Augmented(TorchDataset[tuple[torch.Tensor, int]]):
         return normalized(image[None], self._backbone)[0], int(self._images.labels[index])
 
 
-class Classifier(lightning.LightningModule):
-    """A backbone and a linear layer. `BackboneFinetuning` finds the backbone by the name `backbone`."""
+def make_classifier(backbone: backbones.Backbone, classes: int) -> Any:
+    """A module of Lightning with a backbone and a linear layer."""
+    import lightning
 
-    def __init__(self, backbone: backbones.Backbone, classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone.network
-        self.head = nn.Linear(backbone.channels, classes)
+    class Classifier(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone.network  # `BackboneFinetuning` finds it by this name
+            self.head = nn.Linear(backbone.channels, classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The logits `[B,classes]` of images `[B,3,S,S]`."""
-        logits: torch.Tensor = self.head(self.backbone(images).mean((2, 3)))
-        return logits
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.backbone(images).mean((2, 3)))
+            return logits
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        images, labels = batch
-        return functional.cross_entropy(self(images), labels)
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            images, labels = batch
+            return functional.cross_entropy(self(images), labels)
 
-    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        images, labels = batch
-        self.log("accuracy", (self(images).argmax(1) == labels).float().mean(), on_epoch=True, batch_size=len(labels))
+        def test_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+            images, labels = batch
+            right = (self(images).argmax(1) == labels).float().mean()
+            self.log("accuracy", right, on_epoch=True, batch_size=len(labels))
 
-    def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(filter(lambda parameter: parameter.requires_grad, self.parameters()), lr=LR)
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(filter(lambda parameter: parameter.requires_grad, self.parameters()), lr=LR)
+
+    return Classifier()
 
 
 if __name__ == "__main__":
