@@ -521,6 +521,19 @@ def test_the_accuracies_of_transfer_on_few_photographs_are_recorded() -> None:
     assert f"{min(again):.0f} to {max(again):.0f} seconds with another seed" in WORDS
 
 
+def test_the_figures_of_transfer_beside_lightning_are_recorded() -> None:
+    runs = recorded("transfer_beside_lightning")["runs"]
+
+    def figures(variant: str, field: str, scale: int, digits: int) -> str:
+        values = (runs[f"cats and dogs, {variant}, seed {seed}"][field] for seed in (0, 1))
+        return " and ".join(f"{scale * value:.{digits}f}" for value in values)
+
+    both = ("transfer", "Lightning")
+    ours, theirs = ([figures(name, "accuracy", 100, 1), figures(name, "seconds", 1, 0)] for name in both)
+    assert "`transfer` reaches {} % in {} seconds with its report".format(*ours) in WORDS
+    assert "Lightning {} % in {} seconds".format(*theirs) in WORDS
+
+
 def test_the_figures_of_fitted_recipes_are_recorded() -> None:
     names = {
         "two classes of CIFAR-10": "cifar10-automobile-horse",
