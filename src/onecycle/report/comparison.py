@@ -106,7 +106,7 @@ class Comparison:
     def _kept(self) -> dict[int, NDArray[np.uint8]]:
         """The stored pixels of the images that at least one run misclassified. The keys are the image indices.
 
-        If runs stored images of different sizes, only the size of the first of these runs is used.
+        If the runs stored images of different sizes, only the images of the first run's size are kept.
         """
         found = [page.interpretation for page in self.pages if page.interpretation]
         size = found[0].misclassified_images.shape[1:] if found else None

@@ -50,10 +50,7 @@ def announce(experiment: Experiment, progress: RunProgress) -> None:
     threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'}"
     progress.say(f"Computing on {plan.device} with {threads}: {experiment.choice or plan}")
     if plan.device == "cpu" and native.compiled() is None:
-        progress.say(
-            f"Without kernels in C, a step takes up to five times as long. They are missing, because "
-            f"{native.why_missing()}"
-        )
+        progress.say(f"The kernels in C are missing, so training takes longer. The reason: {native.why_missing()}")
 
 
 def _suggestion(config: Config, dataset: Dataset) -> str | None:

@@ -190,8 +190,8 @@ def plan(
     changes = [*combined, *({field: value} for field, values in map(_parsed, vary) for value in values)]
     if any(len(choice) < len(grid) for choice in combined):
         raise InputError("--grid lists a field twice; give all values of a field in one --grid")
-    # Record the digests of the initial weights and of the code of the user's own networks. A run fails if one of these
-    # files has changed in the meantime, so all runs of a variant train the same network from the same weights.
+    # Record the digests of the initial weights and of the user's own networks. A run fails if these have changed since.
+    # So all runs of a variant train the same network from the same weights.
     networks = {str(change.get("network", config.network)) for change in changes}
     own = {name: OwnNetwork.load(name).sha256 for name in sorted(networks) if is_own_network(name)}
     return Study.of(with_digest(config), changes, seeds=seeds, threshold=threshold, cores=cores, own_networks=own)

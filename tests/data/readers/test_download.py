@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from threading import Thread
 
@@ -90,19 +91,25 @@ def test_an_interrupted_download_is_continued(server: Server, remote: RemoteFile
     assert server.ranges == [None, "bytes=100000-"]
 
 
-def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+def half_done(server: Server, remote: RemoteFile, folder: Path) -> SpawnProcess:
+    """A process that downloads `remote` into `folder`, and waits for the second half of the file."""
     server.pauses_at = 100_000
-    process = multiprocessing.get_context("spawn").Process(target=download, args=(remote, tmp_path))
+    process = multiprocessing.get_context("spawn").Process(target=download, args=(remote, folder))
     process.start()
-    part = tmp_path / "set.tar.gz.part"
+    part = folder / "set.tar.gz.part"
     while not part.exists() or part.stat().st_size < 65_536:
         assert process.is_alive()
         time.sleep(0.01)
+    return process
+
+
+def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_path: Path) -> None:
+    process = half_done(server, remote, tmp_path)
     process.kill()
     process.join()
     server.pauses_at = None
     assert [path.name for path in sorted(tmp_path.iterdir())] == [".set.tar.gz.lock", "set.tar.gz.part"]
-    have = part.stat().st_size
+    have = (tmp_path / "set.tar.gz.part").stat().st_size
     assert download(remote, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, f"bytes={have}-"]
     assert [path.name for path in tmp_path.iterdir()] == ["set.tar.gz"]
@@ -111,13 +118,7 @@ def test_a_killed_download_is_continued(server: Server, remote: RemoteFile, tmp_
 def test_of_two_downloads_at_once_the_second_waits_for_the_first(
     server: Server, remote: RemoteFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.pauses_at = 100_000
-    process = multiprocessing.get_context("spawn").Process(target=download, args=(remote, tmp_path))
-    process.start()
-    part = tmp_path / "set.tar.gz.part"
-    while not part.exists() or part.stat().st_size < 65_536:
-        assert process.is_alive()
-        time.sleep(0.01)
+    process = half_done(server, remote, tmp_path)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(download, remote, tmp_path)
         while "another process is downloading set.tar.gz; waiting for it" not in capsys.readouterr().err:

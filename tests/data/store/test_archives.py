@@ -32,12 +32,12 @@ from onecycle.data.store import parallel_decode
 run, most = parallel_decode._Task.run, int(sys.argv[3])
 
 def run_or_wait(task, *arguments):
-    if len(list(task.folder.glob("?" * 32))) >= most:  # so many archives are decoded
+    if len(list(task.folder.glob("?" * 32))) >= most:  # the wanted number of archives is decoded
         if multiprocessing.parent_process():
             while True:  # until this helper finds that its parent has ended
                 arguments[1]()
                 time.sleep(0.01)
-        sys.stdin.read()  # until the test goes on
+        sys.stdin.read()  # until the test closes the pipe
     run(task, *arguments)
 
 parallel_decode._Task.run = run_or_wait
